@@ -1,0 +1,76 @@
+"""The command `edgevit`: finds a command's file on demand, and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from edgevit import __version__
+from edgevit.cli.exit_codes import exit_codes
+from edgevit.errors import EdgevitError
+
+COMMANDS = ("build", "profile", "report", "verify", "targets", "models", "doctor")
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+EXAMPLE = """\b
+Example:
+  edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-onnxruntime -o out/deit
+  edgevit profile out/deit --images photos/
+  edgevit report out/deit
+"""
+
+
+class LazyGroup(click.Group):
+    """Commands are files beside this one, each exposing `command`; a file is imported only when its turn comes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        folder = Path(__file__).parent
+        return [name for name in COMMANDS if (folder / f"{name}.py").is_file()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"edgevit.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(known)}."
+            raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _epilog() -> str:
+    rows = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in exit_codes())
+    return f"{EXAMPLE}\n\b\nExit codes:\n{rows}"
+
+
+@click.group(cls=LazyGroup, epilog=_epilog(), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgevit")
+def cli() -> None:
+    """Compile Vision Transformers into small, input-adaptive, quantized bundles for edge devices."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; every error raised on purpose is one message on stderr."""
+    try:
+        result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
+    except click.Abort:
+        click.echo("edgevit: stopped; nothing half-written was left.", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EdgevitError as error:
+        click.echo(f"edgevit: {error}", err=True)
+        return error.exit_code
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,20 @@
+"""Progress bars on stderr: shown to a person at a terminal, silent for a script."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield from `iterable` under a progress bar that vanishes when done; `total` where the iterable has no length."""
+    if not sys.stderr.isatty():
+        yield from iterable
+        return
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    yield from rich_track(iterable, description, total=total, console=Console(stderr=True), transient=True)
