@@ -1,0 +1,109 @@
+"""Every error a user can meet, one class and one exit code each.
+
+A message says what happened, the value that was got, what is allowed, and what to do.
+Exit code 1 is an unexpected fault (a bug), 2 is wrong usage of the command line (click's own).
+"""
+
+from __future__ import annotations
+
+
+class EdgevitError(Exception):
+    """Base of every error edgevit raises on purpose; `exit_code` is the process status."""
+
+    exit_code = 3
+
+
+class UnknownModelError(EdgevitError):
+    """No model of that name; the message offers the nearest names."""
+
+    exit_code = 10
+
+
+class UnsupportedModelError(EdgevitError):
+    """The model exists but is not a plain pre-norm ViT; the message gives the reason."""
+
+    exit_code = 11
+
+
+class WeightsError(EdgevitError):
+    """Weights missing, corrupt, or with missing, unexpected or wrong-shaped keys."""
+
+    exit_code = 12
+
+
+class ProgramError(EdgevitError):
+    """A Program folder is missing, corrupt or inconsistent."""
+
+    exit_code = 13
+
+
+class TargetError(EdgevitError):
+    """Unknown target (nearest names offered) or a target file with faults (all of them listed)."""
+
+    exit_code = 14
+
+
+class ImagesError(EdgevitError):
+    """No images, too many unreadable ones, images of the wrong kind, or labels that do not fit."""
+
+    exit_code = 15
+
+
+class OutputError(EdgevitError):
+    """The output exists already, or cannot be written."""
+
+    exit_code = 16
+
+
+class BudgetError(EdgevitError):
+    """A pruning or gating budget that cannot be met."""
+
+    exit_code = 17
+
+
+class RuntimeMissingError(EdgevitError):
+    """A package that this command needs is not installed; the message says how to install it."""
+
+    exit_code = 18
+
+
+class BundleError(EdgevitError):
+    """A bundle is missing, damaged, or of another schema version."""
+
+    exit_code = 19
+
+
+class VerificationError(EdgevitError):
+    """Base of the verifiers' errors: a claim about the build did not hold."""
+
+    exit_code = 30
+
+
+class ParityError(VerificationError):
+    """Two forms of the same function differ by more than the stated tolerance."""
+
+    exit_code = 31
+
+
+class SkipError(VerificationError):
+    """A closed gate does not save the work of its branch."""
+
+    exit_code = 32
+
+
+class CoverageError(VerificationError):
+    """A Gemm that the plan says is int8 does not run as int8."""
+
+    exit_code = 33
+
+
+class BoundError(VerificationError):
+    """Measured memory is above the proven bound, or a run under an arena capped at it fails."""
+
+    exit_code = 34
+
+
+class AccuracyError(VerificationError):
+    """Top-1 or agreement with the float model is below the limit."""
+
+    exit_code = 35

@@ -1,0 +1,1 @@
+"""Models: the Program, and what turns foreign models into one."""

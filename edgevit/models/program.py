@@ -1,0 +1,219 @@
+"""`Program`: the value between the torch side and the numpy side, and its folder on disk.
+
+A Program is a `ProgramSpec` and named float32 arrays. Linear weights are `[in, out]` (x @ weight + bias). LayerScale is
+folded into `proj` and `fc2`, class token and position embedding into `stem.prefix` and `stem.pos`.
+On disk: `program.json` and `weights.safetensors` (float32 or, if asked for, float16 storage).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from edgevit import serial
+from edgevit.errors import OutputError, ProgramError
+from edgevit.spec import BranchSpec, ProgramSpec
+
+SCHEMA = 1
+Storage = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A model as data. `weights` are float32 and read-only; use `dataclasses.replace` or `with_weights` to derive."""
+
+    spec: ProgramSpec
+    weights: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        arrays = {}
+        for name, value in self.weights.items():
+            array = np.ascontiguousarray(value, dtype=np.float32)
+            if array is value and array.flags.writeable:
+                array = array.view()
+            array.flags.writeable = False
+            arrays[name] = array
+        faults = _shape_faults(self.spec, arrays)
+        if faults:
+            raise ProgramError(f"Program {self.spec.name!r} is inconsistent:\n  " + "\n  ".join(faults))
+        object.__setattr__(self, "weights", MappingProxyType(arrays))
+
+    def with_weights(self, changed: Mapping[str, np.ndarray], spec: ProgramSpec | None = None) -> Program:
+        """The same Program with some arrays replaced or added; arrays the new spec does not name are dropped."""
+        spec = spec or self.spec
+        names = expected_shapes(spec)
+        merged = {**self.weights, **changed}
+        return Program(spec=spec, weights={n: merged[n] for n in names if n in merged})
+
+
+def expected_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array a Program of this spec holds, in the order they are stored."""
+    shapes: dict[str, tuple[int, ...]] = dict(_stem_shapes(spec))
+    for branch in spec.branches:
+        shapes.update(branch_shapes(spec, branch))
+    head = spec.head
+    if head.norm:
+        shapes |= {"head.norm.weight": (spec.dim,), "head.norm.bias": (spec.dim,)}
+    pooled = spec.dim * (head.prefix if head.pool == "prefix" else 1)
+    if head.pooled_norm:
+        shapes |= {"head.pooled_norm.weight": (pooled,), "head.pooled_norm.bias": (pooled,)}
+    if head.linear:
+        shapes |= {"head.weight": (pooled, head.classes), "head.bias": (head.classes,)}
+    return shapes
+
+
+def _stem_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
+    stem, dim = spec.stem, spec.dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    if stem.kind == "patch":
+        inner = stem.patch * stem.patch * 3
+    else:
+        inner = 9 * stem.token_dim
+        for index, width in ((1, 7 * 7 * 3), (2, 9 * stem.token_dim)):
+            shapes.update(_t2t_shapes(f"stem.attention{index}", width, stem.token_dim, stem.kind == "t2t_performer"))
+    shapes |= {"stem.weight": (inner, dim), "stem.bias": (dim,)}
+    shapes |= {"stem.prefix": (stem.prefix, dim), "stem.pos": (spec.patches, dim)}
+    if stem.norm:
+        shapes |= {"stem.norm.weight": (dim,), "stem.norm.bias": (dim,)}
+    return shapes
+
+
+def _t2t_shapes(prefix: str, width: int, token_dim: int, performer: bool) -> dict[str, tuple[int, ...]]:
+    """One T2T stage. `qkv` is q, k, v in this order whatever upstream's order is; a performer has features `w`."""
+    shapes = {
+        f"{prefix}.norm1.weight": (width,),
+        f"{prefix}.norm1.bias": (width,),
+        f"{prefix}.qkv.weight": (width, 3 * token_dim),
+        f"{prefix}.qkv.bias": (3 * token_dim,),
+        f"{prefix}.proj.weight": (token_dim, token_dim),
+        f"{prefix}.proj.bias": (token_dim,),
+        f"{prefix}.norm2.weight": (token_dim,),
+        f"{prefix}.norm2.bias": (token_dim,),
+        f"{prefix}.fc1.weight": (token_dim, token_dim),
+        f"{prefix}.fc1.bias": (token_dim,),
+        f"{prefix}.fc2.weight": (token_dim, token_dim),
+        f"{prefix}.fc2.bias": (token_dim,),
+    }
+    if performer:
+        shapes[f"{prefix}.w"] = (token_dim // 2, token_dim)
+    return shapes
+
+
+def branch_shapes(spec: ProgramSpec, branch: BranchSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array of one branch, gate and skip rows included."""
+    dim, name, shapes = spec.dim, branch.name, {}
+    if not branch.removed:
+        shapes = {f"{name}.norm.weight": (dim,), f"{name}.norm.bias": (dim,)}
+        if branch.kind == "mhsa":
+            shapes |= {f"{name}.qkv.weight": (dim, 3 * branch.width), f"{name}.qkv.bias": (3 * branch.width,)}
+            if branch.qk_norm:
+                for part in ("q_norm", "k_norm"):
+                    shapes |= {f"{name}.{part}.weight": (branch.head_dim,), f"{name}.{part}.bias": (branch.head_dim,)}
+            shapes |= {f"{name}.proj.weight": (branch.width, dim), f"{name}.proj.bias": (dim,)}
+        else:
+            shapes |= {f"{name}.fc1.weight": (dim, branch.units), f"{name}.fc1.bias": (branch.units,)}
+            shapes |= {f"{name}.fc2.weight": (branch.units, dim), f"{name}.fc2.bias": (dim,)}
+    if branch.gate is not None:
+        shapes |= {f"{name}.gate.weight": (dim,), f"{name}.gate.bias": (1,)}
+    if branch.skip:
+        shapes[f"{name}.skip"] = (spec.stem.prefix + 1, dim)
+    return shapes
+
+
+def _shape_faults(spec: ProgramSpec, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    shapes = expected_shapes(spec)
+    faults = [f"missing array {name} {list(shape)}" for name, shape in shapes.items() if name not in arrays]
+    faults += [f"unexpected array {name} {list(a.shape)}" for name, a in arrays.items() if name not in shapes]
+    for name, array in arrays.items():
+        if name in shapes and array.shape != shapes[name]:
+            faults.append(f"{name} has shape {list(array.shape)}, expected {list(shapes[name])}")
+        elif not np.isfinite(array).all():
+            faults.append(f"{name} holds values that are not finite")
+    for branch in spec.branches:
+        if branch.gate is not None and branch.removed:
+            faults.append(f"{branch.name} is removed and cannot have a gate")
+        if branch.gate is not None and branch.gate.pool == "prefix" and spec.stem.prefix == 0:
+            faults.append(f"{branch.name}: a gate on the class token needs one, and the stem has no prefix tokens")
+        if list(branch.kept) != sorted(set(branch.kept)) or any(not 0 <= k < branch.units_total for k in branch.kept):
+            faults.append(f"{branch.name}: kept units must be increasing and below {branch.units_total}")
+    if len({b.name for b in spec.branches}) != len(spec.branches):
+        faults.append("branch names repeat")
+    return faults
+
+
+def save_program(program: Program, folder: Path, *, storage: Storage = "float32", force: bool = False) -> None:
+    """Write a Program as a folder, by rename: an interrupted save leaves what was there.
+
+    Raises:
+        OutputError: the folder exists and `force` is false, or the disk refuses.
+    """
+    if folder.exists() and not force:
+        raise OutputError(f"{folder} exists already; choose another folder or pass --force to replace it")
+    document = {"schema": SCHEMA, "storage": storage, "spec": serial.to_data(program.spec)}
+    arrays = {n: a.astype(storage) for n, a in program.weights.items()}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            temporary.chmod(0o755)
+            (temporary / "program.json").write_text(serial.dumps(document))
+            (temporary / "weights.safetensors").write_bytes(save(arrays))
+            replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def replace_folder(source: Path, destination: Path) -> None:
+    """Put `source` where `destination` is by renames; the old folder is deleted only after the new one stands."""
+    if not destination.exists():
+        source.rename(destination)
+        return
+    aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
+    os.replace(destination, aside)
+    try:
+        source.rename(destination)
+    except BaseException:
+        os.replace(aside, destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_program(folder: Path) -> Program:
+    """Read a Program folder.
+
+    Raises:
+        ProgramError: no such folder, unreadable or inconsistent files, or another schema version.
+    """
+    try:
+        document = json.loads((folder / "program.json").read_text())
+        arrays = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ProgramError(
+            f"{folder} is not a readable Program ({error}); it needs program.json and weights.safetensors"
+        ) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        got = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise ProgramError(f"{folder}/program.json has schema {got!r}; this edgevit reads schema {SCHEMA}")
+    faults: list[str] = []
+    spec = serial.from_data(ProgramSpec, document.get("spec"), faults, "spec")
+    if spec is None:
+        raise ProgramError(f"{folder}/program.json has faults:\n  " + "\n  ".join(faults))
+    return Program(spec=spec, weights=arrays)
+
+
+def is_program(path: Path) -> bool:
+    """Whether `path` looks like a Program folder."""
+    return (path / "program.json").is_file()

@@ -1,0 +1,143 @@
+"""The frozen description of a Program: what the model is, without its numbers.
+
+A ViT is `stem -> branches in order (b00_mhsa, b00_ffn, b01_mhsa, ...) -> head`; every branch is `x + f(norm(x))`.
+The residual stream is `[tokens, dim]`: prefix tokens (class, distillation, registers) first, then patches row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BranchKind = Literal["mhsa", "ffn"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+StemKind = Literal["patch", "t2t_performer", "t2t_transformer"]
+PoolKind = Literal["prefix", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How an image becomes the input `image`: uint8 RGB `[1, height, width, 3]`.
+
+    `mean` and `std` are per channel on pixels scaled to 0..1. `crop_pct` and `interpolation` describe the resize
+    (short side to `round(size / crop_pct)`) and centre crop that precede the network.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float
+    interpolation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemSpec:
+    """Image to tokens. `patch`: non-overlapping patches; `t2t_*`: T2T-ViT's soft split (patch is then 16).
+
+    `prefix` is the number of prefix tokens; `norm` says whether a LayerNorm follows the position embedding
+    (timm's `norm_pre`). `token_dim` is T2T-ViT's inner width (0 for `patch`).
+    """
+
+    kind: StemKind
+    patch: int
+    prefix: int
+    norm: bool
+    token_dim: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """An input-dependent gate: open when `logit + effort > threshold`, logit = LN(pool(x)) . weight + bias.
+
+    LN has no affine part (it is folded into the gate's weight) and uses the model's eps. `pool` is the class token
+    (`prefix`, row 0) or the mean of all patch tokens.
+    """
+
+    pool: PoolKind
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchSpec:
+    """One residual branch. Units are attention heads (`mhsa`, of `head_dim` columns) or FFN neurons (`ffn`).
+
+    `kept` are the indices, in the model it came from, of the units that are left; `units_total` how many there were.
+    No unit left means the branch is gone (it only adds its `skip` rows, if it has them).
+    `skip` says that the branch has rows `[prefix + 1, dim]` that are added to the prefix tokens and to every patch
+    token when the branch does not run: the mean of what is missing.
+    """
+
+    name: str
+    kind: BranchKind
+    kept: tuple[int, ...]
+    units_total: int
+    head_dim: int = 0
+    scale: float = 0.0
+    qk_norm: bool = False
+    activation: Activation = "gelu"
+    gate: GateSpec | None = None
+    skip: bool = False
+
+    @property
+    def units(self) -> int:
+        return len(self.kept)
+
+    @property
+    def removed(self) -> bool:
+        return not self.kept
+
+    @property
+    def width(self) -> int:
+        """Columns of the branch's inner activation: heads x head_dim, or neurons."""
+        return self.units * self.head_dim if self.kind == "mhsa" else self.units
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """Tokens to logits: [norm over tokens] -> pool -> [norm over the pooled row] -> linear.
+
+    Pool `prefix` flattens the first `prefix` tokens (2 for distilled models, whose two heads are averaged into one
+    linear over both tokens); `mean` averages the patch tokens. `classes` is the length of the output; with
+    `linear` false there is no classifier and the output is the pooled row.
+    """
+
+    pool: PoolKind
+    prefix: int
+    norm: bool
+    pooled_norm: bool
+    classes: int
+    linear: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramSpec:
+    """Everything about a model except its arrays. `origin` tells where it came from and under which licence."""
+
+    name: str
+    image: ImageSpec
+    dim: int
+    norm_eps: float
+    qk_norm_eps: float
+    stem: StemSpec
+    branches: tuple[BranchSpec, ...]
+    head: HeadSpec
+    origin: dict[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image.height // self.stem.patch, self.image.width // self.stem.patch
+
+    @property
+    def patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def tokens(self) -> int:
+        return self.stem.prefix + self.patches
+
+    @property
+    def gated(self) -> bool:
+        return any(b.gate is not None for b in self.branches)
