@@ -1,0 +1,57 @@
+"""timm, importable whatever torchvision wheel is installed: `from edgevit.models.ops import timm`.
+
+A torchvision wheel whose compiled library does not load beside the installed torch (the default wheel next to a CPU
+build of torch) fails on import, because it registers shapes for `torchvision::nms` without the operator. Declaring the
+two operators, without kernels, is enough: timm uses neither.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from edgevit.errors import RuntimeMissingError
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+# A library's definitions live as long as the object.
+_declared: list[torch.library.Library] = []
+
+
+def compiled_ops_load(folder: Path) -> bool:
+    """Whether torchvision's own compiled operators load from its package folder."""
+    for library in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd")):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def declare_ops() -> None:
+    """Declare torchvision's operators where its compiled library does not; calling it again does nothing."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeMissingError("torchvision is not installed; install the training extra: pip install edgevit[train]")
+    if _declared or compiled_ops_load(Path(spec.submodule_search_locations[0])):
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    _declared.append(library)
+
+
+declare_ops()
+try:
+    import timm  # noqa: E402
+except ModuleNotFoundError as error:
+    raise RuntimeMissingError(
+        f"{error.name} is not installed; install the training extra: pip install edgevit[train]"
+    ) from error
+
+__all__ = ["timm"]
