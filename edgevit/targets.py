@@ -1,0 +1,136 @@
+"""Targets: what a device can do and what edgevit chooses for it, read from TOML, each choice with its reason."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from edgevit import serial
+from edgevit.errors import TargetError
+from edgevit.resources import shipped
+
+Backend = Literal["onnxruntime", "openvino"]
+Format = Literal["onnx", "ort", "ir"]
+
+# Choices that a target file must give a reason for: a reader should learn why, not only what.
+EXPLAINED = ("backend", "weight_bits", "activations", "inference_precision", "range_method", "smoothing", "threads")
+FORMATS: dict[Backend, tuple[Format, ...]] = {"onnxruntime": ("onnx", "ort"), "openvino": ("ir",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One kind of device with one runtime.
+
+    Attributes:
+        name: the file's stem, as given to `--target`.
+        description: one sentence.
+        backend: the runtime that runs the bundle.
+        arch: machine name as `platform.machine()` gives it.
+        isa: instruction sets the choices below count on, for the reader.
+        requires_flags: CPU flags as /proc/cpuinfo names them, all needed; `a|b` means one of both.
+        int8: whether Linears are quantized at all.
+        weight_bits: bits of the weights' int8 range; 7 keeps two products in 16 bits where the CPU adds them there.
+        activations: type of a quantized Linear's input.
+        inference_precision: type of what stays float (bf16 is OpenVINO's hint; ONNX Runtime knows f32 only).
+        range_method: how an activation's range is chosen from what calibration images show.
+        percentile: percentile of absolute values kept by `percentile` (50..100).
+        smoothing: SmoothQuant's alpha folded into LayerNorm and V (0 = off, at most 1).
+        min_agreement: fraction of calibration images on which int8 must name the float model's class (verifier).
+        max_top1_drop: fraction of top-1 that int8 may lose on labelled images (verifier).
+        threads: threads a run uses.
+        formats: files of the bundle's model: `onnx` with external data, `ort`, OpenVINO `ir`.
+        reasons: why, per choice; EXPLAINED names those that are required.
+    """
+
+    name: str
+    description: str
+    backend: Backend
+    arch: str
+    isa: tuple[str, ...]
+    requires_flags: tuple[str, ...]
+    int8: bool
+    weight_bits: Literal[7, 8]
+    activations: Literal["uint8", "int8"]
+    inference_precision: Literal["f32", "bf16"]
+    range_method: Literal["minmax", "percentile", "mse"]
+    percentile: float
+    smoothing: float
+    min_agreement: float
+    max_top1_drop: float
+    threads: int
+    formats: tuple[Format, ...]
+    reasons: dict[str, str]
+
+
+def list_targets(folder: Path | None = None) -> tuple[str, ...]:
+    """Names of the targets in `folder` (default: those that ship with edgevit), sorted."""
+    return tuple(sorted(path.stem for path in (folder or shipped("targets")).glob("*.toml")))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a target by shipped name or by the path of a TOML file.
+
+    Raises:
+        TargetError: the name is unknown (the nearest names are offered), or the file has faults (all are listed).
+    """
+    if str(name_or_path).endswith(".toml"):
+        return _read(Path(name_or_path))
+    name, known = str(name_or_path), list_targets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
+        raise TargetError(
+            f"unknown target {name!r}; {offer}. `edgevit targets` lists all; a path ending in .toml is read"
+        )
+    return _read(shipped("targets") / f"{name}.toml")
+
+
+def missing_flags(target: Target, cpu_flags: Collection[str]) -> tuple[str, ...]:
+    """Which of the target's required CPU flags a machine with `cpu_flags` lacks."""
+    return tuple(need for need in target.requires_flags if not any(one in cpu_flags for one in need.split("|")))
+
+
+def _read(path: Path) -> Target:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TargetError(f"target file {path} does not exist; `edgevit targets` lists the shipped names") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TargetError(f"target file {path} cannot be read as TOML: {error}") from None
+    faults: list[str] = []
+    target = serial.from_data(Target, data, faults, "target")
+    if target is not None:
+        faults = _faults(target, path)
+    if target is None or faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults)
+        raise TargetError(f"target file {path} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n{listed}")
+    return target
+
+
+def _faults(target: Target, path: Path) -> list[str]:
+    """What types cannot say: ranges, and choices that contradict each other."""
+    allowed = FORMATS[target.backend]
+    known = {f.name for f in fields(Target)}
+    checks = (
+        (target.name == path.stem, f"name: got {target.name!r}, must be the file's stem {path.stem!r}"),
+        (50 <= target.percentile <= 100, f"percentile: got {target.percentile}, allowed: 50 to 100"),
+        (0 <= target.smoothing <= 1, f"smoothing: got {target.smoothing}, allowed: 0 (off) to 1"),
+        (0 <= target.min_agreement <= 1, f"min_agreement: got {target.min_agreement}, allowed: 0 to 1"),
+        (0 <= target.max_top1_drop <= 1, f"max_top1_drop: got {target.max_top1_drop}, allowed: 0 to 1"),
+        (target.threads >= 1, f"threads: got {target.threads}, allowed: 1 or more"),
+        (
+            bool(target.formats) and set(target.formats) <= set(allowed),
+            f"formats: got {list(target.formats)}, allowed for {target.backend}: {list(allowed)}, at least one",
+        ),
+        (
+            target.inference_precision == "f32" or target.backend == "openvino",
+            "inference_precision: got 'bf16', allowed for onnxruntime: 'f32'",
+        ),
+        *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
+        *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),
+    )
+    return [fault for held, fault in checks if not held]
