@@ -31,7 +31,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         WeightsError: no such file, another suffix, unreadable or unsafe content, no tensors, or values not finite.
     """
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path} is not a weights file: got {path.suffix or 'no suffix'}, allowed: {', '.join(SUFFIXES)}")
+        raise WeightsError(
+            f"{path} is not a weights file: got {path.suffix or 'no suffix'}, allowed: {', '.join(SUFFIXES)}"
+        )
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist; pass --weights with an existing file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)

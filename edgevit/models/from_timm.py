@@ -271,7 +271,9 @@ def _head_arrays(model: Any, spec: ProgramSpec) -> dict[str, Tensor]:
     if not hasattr(model, "head_dist"):
         return arrays | _linear("head", model.head)
     # The mean of two heads, each on its own token, is one Linear on both tokens.
-    parts = [_linear("head", h) if isinstance(h, nn.Linear) else _identity(spec.dim) for h in (model.head, model.head_dist)]
+    parts = [
+        _linear("head", h) if isinstance(h, nn.Linear) else _identity(spec.dim) for h in (model.head, model.head_dist)
+    ]
     arrays["head.weight"] = torch.cat([p["head.weight"] / 2 for p in parts])
     arrays["head.bias"] = (parts[0]["head.bias"] + parts[1]["head.bias"]) / 2
     return arrays

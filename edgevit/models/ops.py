@@ -37,7 +37,9 @@ def declare_ops() -> None:
     """Declare torchvision's operators where its compiled library does not; calling it again does nothing."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeMissingError("torchvision is not installed; install the training extra: pip install edgevit[train]")
+        raise RuntimeMissingError(
+            "torchvision is not installed; install the training extra: pip install edgevit[train]"
+        )
     if _declared or compiled_ops_load(Path(spec.submodule_search_locations[0])):
         return
     library = torch.library.Library("torchvision", "DEF")
