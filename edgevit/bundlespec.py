@@ -1,0 +1,323 @@
+"""What a bundle says about itself (`manifest.json`) and what a device measured of it (a Measurement, its own file).
+
+Both are plain data: numbers are numbers, their unit is the end of their name. A bundle is never changed after it is
+written; a Measurement names the bundle by the sha256 of its `manifest.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgevit.spec import BranchKind, ImageSpec
+
+MANIFEST_SCHEMA = 1
+MEASUREMENT_SCHEMA = 1
+
+# Added to every gate logit, these open or close all gates: finite, because JSON knows no infinity.
+EFFORT_ALL_OPEN = 1e30
+EFFORT_ALL_SKIPPED = -1e30
+
+PathName = Literal["all_open", "all_skipped", "real"]
+ClaimName = Literal["parity", "skip", "coverage", "bound", "accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only."""
+
+    name: str = "image"
+    dtype: str = "uint8"
+    shape: tuple[int, int, int, int]
+    preprocessing: ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffortContract:
+    """The input `effort`, a float32 scalar added to every gate logit: trades accuracy for time while running."""
+
+    name: str = "effort"
+    default: float = 0.0
+    all_open: float = EFFORT_ALL_OPEN
+    all_skipped: float = EFFORT_ALL_SKIPPED
+    meaning: str = "added to every gate logit: 0 as calibrated, above 0 opens more branches, below 0 skips more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputContract:
+    """One output of the model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchFacts:
+    """One residual branch as built; one row of the report.
+
+    `macs` when it runs, `dense_macs` before pruning. `open_rate` on the calibration images (None: not gated).
+    `memory_bytes`: the branch's own frame in the memory bound (None: the runtime does not tell).
+    """
+
+    name: str
+    kind: BranchKind
+    units: int
+    units_total: int
+    macs: int
+    dense_macs: int
+    gated: bool
+    threshold: float | None = None
+    open_rate: float | None = None
+    memory_bytes: int | None = None
+    int8_linears: int = 0
+    linears: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes before and after. `float_bytes`: the dense model's weights as float32; `model_bytes`: what the device loads."""
+
+    model_bytes: int
+    float_bytes: int
+    parameters: int
+    dense_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Multiply-accumulates of one image. `expected` weighs every branch by its open rate on the calibration images."""
+
+    dense: int
+    all_open: int
+    all_skipped: int
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBound:
+    """Upper bound over all gate paths, and the largest peak measured at build time in the same terms.
+
+    `proven` false: the runtime cannot be bounded soundly; `covers` then says what the figure is.
+    """
+
+    bound_bytes: int
+    weights_bytes: int
+    activations_bytes: int
+    scratch_bytes: int
+    io_bytes: int
+    measured_peak_bytes: int | None
+    proven: bool
+    covers: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim about the build that a verifier checked. `summary` is one line for people, e.g. '48 of 48 Gemm int8'."""
+
+    name: ClaimName
+    held: bool
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRow:
+    """One measured fraction: top-1 or top-5 on labelled images, or agreement with the float model on any.
+
+    `model` says of what ('float', 'compressed', 'bundle'), `low`..`high` is the 95 % interval, `images` is n.
+    """
+
+    model: str
+    metric: Literal["top1", "top5", "agreement"]
+    value: float
+    low: float
+    high: float
+    images: int
+    path: PathName = "real"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenCase:
+    """An input with the outputs it must give: files in the bundle. Gates must be equal, logits within tolerance."""
+
+    path: PathName
+    effort: float
+    image: str
+    logits: str
+    gates: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """A file of the bundle, by its path inside it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json`. `files` lists every file of the bundle but the manifest itself.
+
+    `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
+    digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
+    credit. `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the one
+    that was verified. `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
+    """
+
+    schema: int = MANIFEST_SCHEMA
+    name: str
+    backend: str
+    target: dict[str, Any]
+    recipe: dict[str, Any]
+    tools: dict[str, str]
+    origin: dict[str, str]
+    input: InputContract
+    effort: EffortContract | None
+    outputs: tuple[OutputContract, ...]
+    model: str
+    models: dict[str, str]
+    branches: tuple[BranchFacts, ...]
+    sizes: Sizes
+    macs: Macs
+    bound: MemoryBound
+    claims: tuple[Claim, ...]
+    accuracy: tuple[AccuracyRow, ...]
+    golden: tuple[GoldenCase, ...] = ()
+    golden_tolerance: float
+    labels: str | None = None
+    files: tuple[BundleFile, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose hashes held: its folder, its manifest and the sha256 of `manifest.json`."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The machine of a measurement. None: the system does not tell."""
+
+    cpu: str
+    arch: str
+    isa: tuple[str, ...]
+    cores: int
+    governor: str | None
+    frequency_before_mhz: float | None
+    frequency_after_mhz: float | None
+    temperature_before_c: float | None
+    temperature_after_c: float | None
+    load_average_before: float | None
+    load_average_after: float | None
+    memory_total_bytes: int | None
+    system: str
+    python: str
+    runtime: str
+    runtime_version: str
+    inference_precision: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Times of single runs. A percentile is None where n is too small to claim it (p90 64, p95 130, p99 662 runs)."""
+
+    runs: int
+    median_ms: float
+    mean_ms: float
+    min_ms: float
+    max_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathLatency:
+    """Latency of one gate path. `cpu` is process CPU time; `branches_open` the mean number of branches that ran."""
+
+    path: PathName
+    effort: float
+    branches_open: float
+    wall: Latency
+    cpu: Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchMeasurement:
+    """One branch on the device. `open_time_ms`: median time when it runs (None: too few events, or not told)."""
+
+    name: str
+    open_rate: float
+    open_images: int
+    open_time_ms: float | None
+    skipped_time_ms: float | None
+    time_source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPoint:
+    """Memory in use at one moment of a run, in the terms of the bound (or of the process, see `MemoryTrace.of`)."""
+
+    time_ms: float
+    bytes: int
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTrace:
+    """Memory over one all-open run. `of`: 'runtime' (weights and arena, comparable with the bound) or 'process'."""
+
+    of: Literal["runtime", "process"]
+    peak_bytes: int
+    points: tuple[MemoryPoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """A fresh process without torch: resident after imports, after loading, and its high-water mark after all paths."""
+
+    imported_bytes: int
+    loaded_bytes: int
+    peak_bytes: int
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesUsed:
+    """The images of a measurement: `golden` says that only the bundle's own golden inputs were used."""
+
+    count: int
+    digest: str
+    golden: bool
+    unreadable: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one device measured of one bundle. `expected_*`: mean over the images of each image's median time."""
+
+    schema: int = MEASUREMENT_SCHEMA
+    bundle: str
+    bundle_sha256: str
+    edgevit: str
+    device: Literal["local"] = "local"
+    environment: Environment
+    images: ImagesUsed
+    paths: tuple[PathLatency, ...]
+    expected_wall_ms: float
+    expected_cpu_ms: float
+    branches: tuple[BranchMeasurement, ...]
+    memory: MemoryTrace | None
+    process: ProcessMemory
+    load_ms: float
+    first_run_ms: float
