@@ -78,7 +78,7 @@ class BranchFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes before and after. `float_bytes`: the dense model's weights as float32; `model_bytes`: what the device loads."""
+    """Before and after. `float_bytes`: the dense model's weights as float32; `model_bytes`: what the device loads."""
 
     model_bytes: int
     float_bytes: int

@@ -1,0 +1,229 @@
+"""Open a bundle, folder or zip, trusting nothing in it; run its golden inputs. Needs numpy and the runtime only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import serial
+from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
+from edgevit.errors import BundleError, ParityError
+
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT_BYTES = 16 << 20
+MEMBERS_LIMIT = 10_000
+# Bundles store their members uncompressed; whoever packs one again cannot gain more than this on real weights.
+UNPACKED_LIMIT_RATIO = 20
+_CHUNK_BYTES = 1 << 20
+
+G = TypeVar("G", bound=np.generic)
+
+
+class Runner(Protocol):
+    """What a backend gives: a loaded model."""
+
+    def run(
+        self, image: NDArray[np.uint8], effort: float = 0.0
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # pragma: no cover
+        """Image uint8 `[1, height, width, 3]` to logits `[1, classes]` and gates `[branches]`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenResult:
+    """One golden input run again: the largest absolute logit difference, and the branches whose gate changed."""
+
+    path: PathName
+    held: bool
+    logit_error: float
+    changed_gates: tuple[str, ...]
+
+
+@contextmanager
+def open_bundle(path: Path) -> Iterator[Bundle]:
+    """Open a bundle; a zip is unpacked to a temporary folder that lives as long as the context.
+
+    Raises:
+        BundleError: not a bundle, of another schema version, damaged, or with members that lead out of it.
+    """
+    if path.is_dir():
+        yield _check(path, path)
+        return
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+        _unpack(path, Path(folder))
+        yield _check(Path(folder), path)
+
+
+def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
+    """Run every golden input on `runner` again: gates must be equal, logits within the manifest's tolerance.
+
+    Raises:
+        BundleError: a golden file is not the array it should be.
+        ParityError: an output is not the expected one; the message lists every case.
+    """
+    results = tuple(_rerun(bundle, case, runner) for case in bundle.manifest.golden)
+    faults = [_golden_fault(result, bundle.manifest.golden_tolerance) for result in results if not result.held]
+    if faults:
+        headline = f"{len(faults)} of {len(results)} golden outputs of {bundle.manifest.name} are not reproduced here:"
+        raise ParityError(_listed(headline, faults))
+    return results
+
+
+def load_golden(bundle: Bundle, case: GoldenCase) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """The arrays of a golden case: image uint8 `[1, height, width, 3]`, logits float32, gates uint8 `[branches]`."""
+    manifest = bundle.manifest
+    classes = next(output.shape for output in manifest.outputs if output.name == "logits")
+    return (
+        _array(bundle, case.image, np.uint8, manifest.input.shape),
+        _array(bundle, case.logits, np.float32, classes),
+        _array(bundle, case.gates, np.uint8, (len(manifest.branches),)),
+    )
+
+
+def _rerun(bundle: Bundle, case: GoldenCase, runner: Runner) -> GoldenResult:
+    names = tuple(branch.name for branch in bundle.manifest.branches)
+    image, logits, gates = load_golden(bundle, case)
+    got_logits, got_gates = runner.run(image, effort=case.effort)
+    changed = tuple(n for n, a, b in zip(names, gates, got_gates, strict=True) if a != b)
+    error = float(np.abs(got_logits - logits).max())
+    held = error <= bundle.manifest.golden_tolerance and not changed
+    return GoldenResult(path=case.path, held=held, logit_error=error, changed_gates=changed)
+
+
+def _golden_fault(result: GoldenResult, tolerance: float) -> str:
+    gates = f"; gates that changed: {', '.join(result.changed_gates)}" if result.changed_gates else ""
+    return f"{result.path}: logits differ by up to {result.logit_error:.3g}, allowed: {tolerance:.3g}{gates}"
+
+
+def _array(bundle: Bundle, name: str, dtype: type[G], shape: tuple[int, ...]) -> NDArray[G]:
+    try:
+        # Mapped first: a header that claims more than the file holds is then a fault, not an allocation.
+        array = np.load(bundle.folder / name, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{name} in the bundle is not a readable .npy file ({error}); build it again") from error
+    if array.dtype != dtype or array.shape != shape:
+        want = f"{np.dtype(dtype)} {list(shape)}"
+        raise BundleError(f"{name} in the bundle is {array.dtype} {list(array.shape)}, expected {want}")
+    return np.array(array)
+
+
+def _check(folder: Path, shown: Path) -> Bundle:
+    """Parse the manifest of an unpacked bundle and hold every file against it."""
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        raise BundleError(f"{shown} is not a bundle: it holds no {MANIFEST}; `edgevit build` writes one")
+    if path.stat().st_size > MANIFEST_LIMIT_BYTES:
+        raise BundleError(f"{shown}: {MANIFEST} has {path.stat().st_size} bytes, allowed: {MANIFEST_LIMIT_BYTES}")
+    raw = path.read_bytes()
+    manifest = _parse(raw, shown)
+    faults = [fault for file in manifest.files if (fault := _file_fault(folder, file))]
+    listed = {file.path for file in manifest.files}
+    # is_file() follows links; a link is a fault of its own even where it leads nowhere.
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    faults += [f"{name}: not listed in {MANIFEST}" for name in sorted(present - listed - {MANIFEST})]
+    if faults:
+        raise BundleError(_listed(f"{shown} is damaged or was changed; copy or build it again:", faults))
+    return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _parse(raw: bytes, shown: Path) -> Manifest:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{shown}: {MANIFEST} is not JSON ({error}); copy or build the bundle again") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != MANIFEST_SCHEMA:
+        raise BundleError(f"{shown} has schema {schema!r}; this edgevit reads schema {MANIFEST_SCHEMA}")
+    faults: list[str] = []
+    manifest = serial.from_data(Manifest, data, faults, "manifest")
+    if manifest is None:
+        raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
+    faults = [f"{file.path!r} leads out of the bundle" for file in manifest.files if not _plain(file.path)]
+    listed = {file.path for file in manifest.files}
+    used = {manifest.model, *manifest.models.values(), *([manifest.labels] if manifest.labels else [])}
+    used |= {name for case in manifest.golden for name in (case.image, case.logits, case.gates)}
+    faults += [f"{name!r} is used but not among the files" for name in sorted(used - listed)]
+    faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
+    if len(listed) != len(manifest.files):
+        faults.append("a file is listed twice")
+    if faults:
+        raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
+    return manifest
+
+
+def _plain(name: str) -> bool:
+    """Whether a member's name stays inside the bundle on every system."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and "/".join(parts) == name and ".." not in parts and not name.startswith("/")
+    return plain and not any(c in name for c in "\\:\0")
+
+
+def _file_fault(folder: Path, file: BundleFile) -> str | None:
+    path = folder / file.path
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or not path.resolve().is_relative_to(folder.resolve()):
+            return f"{file.path}: is a link or not a plain file"
+        if status.st_size != file.bytes:
+            return f"{file.path}: has {status.st_size} bytes, the manifest says {file.bytes}"
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        return f"{file.path}: {error.strerror or error}"
+    return None if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            faults = _member_faults(members, path.stat().st_size)
+            if faults:
+                raise BundleError(_listed(f"{path} is not a bundle to be trusted:", faults))
+            for member in members:
+                _extract(archive, member, folder / member.filename)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as a bundle's zip ({error}); copy or build it again") from error
+
+
+def _member_faults(members: list[zipfile.ZipInfo], zip_bytes: int) -> list[str]:
+    """What must be known before anything is unpacked."""
+    faults = [f"{m.filename!r} leads out of the bundle" for m in members if not _plain(m.filename)]
+    faults += [f"{m.filename!r} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
+    if len({m.filename.casefold() for m in members}) != len(members):
+        faults.append("a member is there twice")
+    if len(members) > MEMBERS_LIMIT:
+        faults.append(f"it has {len(members)} members, allowed: {MEMBERS_LIMIT}")
+    unpacked, allowed = sum(m.file_size for m in members), UNPACKED_LIMIT_RATIO * zip_bytes
+    if unpacked > allowed:
+        faults.append(f"it would unpack to {unpacked} bytes, allowed: {allowed} ({UNPACKED_LIMIT_RATIO} x the zip)")
+    return faults
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, target.open("xb") as file:
+        left = member.file_size
+        while chunk := source.read(min(_CHUNK_BYTES, left + 1)):
+            left -= len(chunk)
+            if left < 0:  # the header lied about its size
+                raise BundleError(f"{member.filename!r} unpacks to more than the {member.file_size} bytes it claims")
+            file.write(chunk)
+
+
+def _listed(headline: str, faults: list[str]) -> str:
+    more = [f"  - ... and {len(faults) - 20} more"] if len(faults) > 20 else []
+    return "\n".join([headline, *(f"  - {fault}" for fault in faults[:20]), *more])

@@ -1,0 +1,167 @@
+"""Run the model of this bundle on images, with nothing but numpy, pillow and the runtime.
+
+python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
+python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+
+
+def main() -> int:
+    """Parse the arguments, check the files, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", type=Path, help="image files (anything Pillow reads)")
+    parser.add_argument("--effort", type=float, default=0.0, help="0 as calibrated, above opens more branches")
+    parser.add_argument("--threads", type=int, help="threads of a run (default: the target's)")
+    parser.add_argument("--top", type=int, default=5, help="classes to print")
+    parser.add_argument("--json", action="store_true", help="one JSON object per image")
+    parser.add_argument("--check", action="store_true", help="check the bundle instead of running images")
+    arguments = parser.parse_args()
+    if not arguments.images and not arguments.check:
+        parser.error("give at least one image, or --check")
+    manifest = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
+    model_folder = manifest["model"].rpartition("/")[0]
+    changed = changed_files(manifest, "" if arguments.check else f"{model_folder}/")
+    if changed:
+        print(f"this bundle is damaged: {', '.join(changed)} differ from manifest.json; copy it again", file=sys.stderr)
+        return 1
+    threads = arguments.threads or manifest["target"]["threads"]
+    run = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}[manifest["backend"]](manifest, threads)
+    if arguments.check:
+        return check_golden(manifest, run)
+    for path in arguments.images:
+        classify(manifest, run, path, arguments)
+    return 0
+
+
+def changed_files(manifest: dict[str, Any], prefix: str) -> list[str]:
+    """Files below `prefix` that are missing or have another sha256 than the manifest says."""
+    changed = []
+    for file in manifest["files"]:
+        path = ROOT / file["path"]
+        if file["path"].startswith(prefix) and (
+            not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]
+        ):
+            changed.append(file["path"])
+    return changed
+
+
+def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]:
+    """Resize the short side to size / crop_pct and crop the centre: RGB picture to uint8 `[1, height, width, 3]`."""
+    height, width, crop_pct = contract["height"], contract["width"], contract["crop_pct"]
+    target_width, target_height = math.floor(width / crop_pct), math.floor(height / crop_pct)
+    if target_width == target_height:
+        short = target_width
+        if picture.width <= picture.height:
+            size = (short, int(short * picture.height / picture.width))
+        else:
+            size = (int(short * picture.width / picture.height), short)
+    else:
+        ratio = min(picture.height / target_height, picture.width / target_width)
+        size = (round(picture.width / ratio), round(picture.height / ratio))
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling[contract["interpolation"].upper()])
+    left, top = (
+        round((have - need) / 2) if have >= need else -((need - have) // 2)
+        for have, need in zip(size, (width, height), strict=True)
+    )
+    return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.uint8)[None]
+
+
+def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
+    """Load the model with ONNX Runtime; the function takes an image and an effort, gives logits and gates."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(ROOT / manifest["model"]), options, providers=["CPUExecutionProvider"])
+
+    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        feeds = {"image": image}
+        if manifest["effort"]:
+            feeds["effort"] = np.array(effort, dtype=np.float32)
+        logits, gates = session.run(["logits", "gates"], feeds)
+        return logits, gates
+
+    return run
+
+
+def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
+    """Load the model with OpenVINO; the function takes an image and an effort, gives logits and gates."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": manifest["target"]["inference_precision"],
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = openvino.Core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
+
+    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        feeds = {"image": image}
+        if manifest["effort"]:
+            feeds["effort"] = np.array(effort, dtype=np.float32)
+        results = request.infer(feeds)
+        return results["logits"].copy(), results["gates"].copy()
+
+    return run
+
+
+def classify(manifest: dict[str, Any], run: Run, path: Path, arguments: argparse.Namespace) -> None:
+    """Run one image file and print its best classes, which branches ran, and the time."""
+    with Image.open(path) as file:
+        image = prepare(file.convert("RGB"), manifest["input"]["preprocessing"])
+    begin = time.perf_counter()
+    logits, gates = run(image, arguments.effort)
+    milliseconds = 1000 * (time.perf_counter() - begin)
+    exponentials = np.exp(logits[0] - logits[0].max())
+    probabilities = exponentials / exponentials.sum()
+    labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None
+    best = [
+        {"class": int(i), "label": labels[i] if labels else None, "probability": float(probabilities[i])}
+        for i in np.argsort(-logits[0], kind="stable")[: arguments.top]
+    ]
+    if arguments.json:
+        print(json.dumps({"image": str(path), "top": best, "gates": gates.tolist(), "milliseconds": milliseconds}))
+        return
+    print(f"{path}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
+    for row in best:
+        print(f"  {row['probability']:6.1%}  {row['class']:>4}  {row['label'] or ''}")
+    shown = "".join("x" if gate else "." for gate in gates)
+    print(f"  gates [{shown}]  x = ran, . = skipped, in the order of the manifest's branches")
+
+
+def check_golden(manifest: dict[str, Any], run: Run) -> int:
+    """Run the golden inputs; 0 if every output is the expected one within the manifest's tolerance."""
+    failed = 0
+    for case in manifest["golden"]:
+        image, logits, gates = (np.load(ROOT / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
+        got_logits, got_gates = run(image, case["effort"])
+        error = float(np.abs(got_logits - logits).max())
+        good = bool(error <= manifest["golden_tolerance"] and (got_gates == gates).all())
+        failed += not good
+        print(f"{'ok    ' if good else 'FAILED'} {case['path']}: largest logit difference {error:.3g}")
+    print(f"{len(manifest['files'])} files intact, {len(manifest['golden']) - failed} golden outputs as expected")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

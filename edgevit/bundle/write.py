@@ -1,0 +1,194 @@
+"""Write a bundle: a folder, and the same as one `.zip`. Equal inputs give equal bytes.
+
+Nothing in a bundle names a date or a local path; the zip stores its members uncompressed, in order, with one fixed
+time stamp, so its bytes depend on no compressor's version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import serial
+from edgevit.bundlespec import BundleFile, GoldenCase, Manifest, PathName
+from edgevit.errors import OutputError
+from edgevit.models.program import replace_folder
+
+MANIFEST = "manifest.json"
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
+_MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+
+Content = bytes | str | Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GoldenRun:
+    """An input and what the verified model made of it.
+
+    Attributes:
+        path: which gate path it takes.
+        effort: the value of the input `effort`.
+        image: uint8 RGB `[1, height, width, 3]`.
+        logits: float32 `[1, classes]`.
+        gates: uint8 `[branches]`, 1 = the branch ran.
+    """
+
+    path: PathName
+    effort: float
+    image: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    gates: NDArray[np.uint8]
+
+
+def write_bundle(
+    folder: Path,
+    manifest: Manifest,
+    files: Mapping[str, Content],
+    golden: Sequence[GoldenRun],
+    *,
+    labels: Sequence[str] = (),
+    force: bool = False,
+) -> Path:
+    """Write the bundle to `folder` and `folder`.zip, both by rename, and return the path of the zip.
+
+    Args:
+        folder: where it goes; must not exist unless `force`.
+        manifest: everything known; `files`, `golden` and `labels` in it are filled in here.
+        files: path inside the bundle -> its content, or the file that holds it: the model, report.json, report.html
+            and licence texts of the weights. A folder as value stands for all files below it.
+        golden: runs of the verified model, one per path.
+        labels: names of the classes, if known.
+        force: replace what is there.
+
+    Raises:
+        OutputError: something is there already, a path inside the bundle is not plain, or the disk refuses.
+    """
+    archive = folder.parent / f"{folder.name}.zip"
+    refuse_existing(folder, force=force)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            content, zipped = staging / "content", staging / "bundle.zip"
+            content.mkdir(mode=0o755)
+            _fill(content, manifest, _flatten(files), golden, labels)
+            _zip(content, zipped)
+            replace_folder(content, folder)
+            zipped.replace(archive)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    return archive
+
+
+def refuse_existing(folder: Path, *, force: bool) -> None:
+    """Raise OutputError if the bundle's folder or zip is there without `force`; to be asked before long work."""
+    for path in (folder, folder.parent / f"{folder.name}.zip"):
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists already; choose another folder with -o or pass --force to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another folder with -o")
+    # --force replaces a bundle or an empty folder, never somebody's documents.
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not a bundle (it holds no {MANIFEST}) and will not be replaced")
+
+
+def _fill(
+    content: Path,
+    manifest: Manifest,
+    files: Mapping[str, Content],
+    golden: Sequence[GoldenRun],
+    labels: Sequence[str],
+) -> None:
+    every: dict[str, Content] = {**files, "licences/edgevit.txt": _own_licence(), "runner/run.py": _runner()}
+    cases = []
+    for run in golden:
+        case = GoldenCase(
+            path=run.path,
+            effort=run.effort,
+            image=f"golden/{run.path}.image.npy",
+            logits=f"golden/{run.path}.logits.npy",
+            gates=f"golden/{run.path}.gates.npy",
+        )
+        every |= {case.image: _npy(run.image), case.logits: _npy(run.logits), case.gates: _npy(run.gates)}
+        cases.append(case)
+    if labels:
+        every["labels.json"] = serial.dumps(list(labels))
+    listed = tuple(_put(content, name, every[name]) for name in sorted(every))
+    manifest = dataclasses.replace(
+        manifest, golden=tuple(cases), labels="labels.json" if labels else None, files=listed
+    )
+    missing = {manifest.model, *manifest.models.values()} - set(every)
+    if missing:
+        raise OutputError(f"the manifest names model files that were not given: {', '.join(sorted(missing))}")
+    _put(content, MANIFEST, serial.dumps(manifest))
+
+
+def _flatten(files: Mapping[str, Content]) -> dict[str, Content]:
+    """Folders replaced by the files below them."""
+    flat: dict[str, Content] = {}
+    for name, value in files.items():
+        if isinstance(value, Path) and value.is_dir():
+            below = (path for path in value.rglob("*") if path.is_file())
+            flat |= {f"{name}/{path.relative_to(value).as_posix()}": path for path in below}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _put(content: Path, name: str, value: Content) -> BundleFile:
+    if not _MEMBER.fullmatch(name) or name.endswith("."):
+        raise OutputError(
+            f"{name!r} cannot be a path inside a bundle; allowed: letters, digits, '.', '_', '-' and '/', no '..'"
+        )
+    path = content / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
+    path.write_bytes(raw)
+    path.chmod(0o644)
+    return BundleFile(path=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _runner() -> Path:
+    return Path(__file__).with_name("runner.py")
+
+
+def _own_licence() -> str:
+    """The licence text of edgevit itself, which covers the runner: of the checkout, or of the installed package."""
+    checkout = Path(__file__).parents[2] / "LICENSE"
+    if checkout.is_file():
+        return checkout.read_text(encoding="utf-8")
+    text = importlib.metadata.distribution("edgevit").read_text("licenses/LICENSE")
+    if text is None:
+        raise OutputError("edgevit's LICENSE is missing from this installation; install edgevit again")
+    return text
+
+
+def _zip(content: Path, target: Path) -> None:
+    names = sorted(path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file())
+    with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
+        for name in names:
+            info = zipfile.ZipInfo(name, date_time=ZIP_EPOCH)
+            info.create_system = 3  # Unix, wherever it is written
+            info.external_attr = 0o100644 << 16
+            archive.writestr(info, (content / name).read_bytes())
+    target.chmod(0o644)

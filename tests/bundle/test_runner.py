@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit.bundle import runner
+from edgevit.data.images import prepare
+from edgevit.spec import ImageSpec
+from tests.bundles import sample_bundle
+from tests.tiny import tiny_images, tiny_spec
+
+SPEC = ImageSpec(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation="bicubic")
+# Whatever the runner imports beyond the standard library must be one of these, or come with them.
+FORBIDDEN = ("torch", "timm", "onnx", "safetensors", "click", "rich", "edgevit")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in FORBIDDEN)
+    path = str(folder / "runner" / "run.py")
+    code = f"import runpy, sys; {blocked}; sys.argv = {[path, *arguments]!r}; runpy.run_path({path!r}, run_name='__main__')"
+    return subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    labels = [f"thing {i}" for i in range(10)]
+    return sample_bundle(tmp_path_factory.mktemp("bundle") / "tiny", runtime=request.param, labels=labels)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(tiny_images(tiny_spec(image=(48, 64)))[0]).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(32, 32), (35, 35), (64, 48), (48, 64), (33, 500), (500, 33), (20, 20), (35, 36)])
+@pytest.mark.parametrize(
+    "spec", [SPEC, replace(SPEC, width=48), replace(SPEC, crop_pct=1.0), replace(SPEC, interpolation="bilinear")]
+)
+def test_preprocessing_is_the_builds_own_bit_for_bit(size: tuple[int, int], spec: ImageSpec) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    np.testing.assert_array_equal(runner.prepare(picture, asdict(spec))[0], prepare(picture, spec))
+
+
+def test_it_classifies_an_image_with_labels_gates_and_time(folder: Path, photo: Path) -> None:
+    done = run(folder, str(photo), "--json", "--top", "3")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    probabilities = [row["probability"] for row in answer["top"]]
+    assert probabilities == sorted(probabilities, reverse=True) and len(probabilities) == 3
+    assert answer["top"][0]["label"] == f"thing {answer['top'][0]['class']}"
+    assert len(answer["gates"]) == 4 and answer["milliseconds"] > 0
+    text = run(folder, str(photo)).stdout
+    assert f"{sum(answer['gates'])} of 4 branches ran" in text and answer["top"][0]["label"] in text
+
+
+def test_effort_opens_and_closes_every_branch(folder: Path, photo: Path) -> None:
+    gates = {
+        e: json.loads(run(folder, str(photo), "--json", f"--effort={e}").stdout)["gates"] for e in ("1e30", "-inf")
+    }
+    assert gates == {"1e30": [1, 1, 1, 1], "-inf": [0, 0, 0, 0]}
+
+
+def test_check_passes_on_an_intact_bundle_and_names_a_damaged_file(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, "--check")
+    assert done.returncode == 0, done.stderr
+    assert "3 golden outputs as expected" in done.stdout
+    files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for name, raw in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(raw)
+    model = next(p for p in (tmp_path / "model").iterdir() if p.suffix in (".data", ".bin"))
+    model.write_bytes(model.read_bytes()[:-1] + b"\x7f")
+    done = run(tmp_path, "--check")
+    assert done.returncode == 1
+    assert model.name in done.stderr
+
+
+def test_check_fails_when_an_output_is_not_the_expected_one(folder: Path, tmp_path: Path) -> None:
+    broken = sample_bundle(tmp_path / "broken", runtime=json.loads((folder / "manifest.json").read_text())["backend"])
+    path = broken / "manifest.json"
+    data = json.loads(path.read_text())
+    data["golden"][0]["logits"] = data["golden"][1]["logits"]
+    path.write_text(json.dumps(data))
+    done = run(broken, "--check")
+    assert done.returncode == 1
+    assert "FAILED all_open" in done.stdout and "2 golden outputs as expected" in done.stdout
+
+
+def test_a_damaged_model_is_not_loaded(folder: Path, tmp_path: Path, photo: Path) -> None:
+    path = folder / "manifest.json"
+    copy = tmp_path / "copy"
+    (copy / "runner").mkdir(parents=True)
+    (copy / "runner" / "run.py").write_bytes((folder / "runner" / "run.py").read_bytes())
+    (copy / "manifest.json").write_bytes(path.read_bytes())
+    done = run(copy, str(photo))
+    assert done.returncode == 1 and "damaged" in done.stderr

@@ -1,0 +1,155 @@
+"""A small real bundle for tests: a tiny random Program, lowered, compiled, written as the build writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevit.backends import backend
+from edgevit.bundle.write import GoldenRun, write_bundle
+from edgevit.bundlespec import (
+    EFFORT_ALL_OPEN,
+    EFFORT_ALL_SKIPPED,
+    AccuracyRow,
+    BranchFacts,
+    Claim,
+    EffortContract,
+    InputContract,
+    Macs,
+    Manifest,
+    MemoryBound,
+    OutputContract,
+    PathName,
+    Sizes,
+)
+from edgevit.lower.assemble import assemble
+from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.models.program import Program
+from edgevit.spec import ProgramSpec
+from tests.tiny import tiny_images, tiny_program
+
+MODEL = {"onnxruntime": "model/model.onnx", "openvino": "model/model.xml"}
+PATHS: tuple[tuple[PathName, float], ...] = (
+    ("all_open", EFFORT_ALL_OPEN),
+    ("all_skipped", EFFORT_ALL_SKIPPED),
+    ("real", 0.0),
+)
+
+
+def sample_bundle(
+    folder: Path,
+    *,
+    runtime: str = "onnxruntime",
+    labels: Sequence[str] = (),
+    force: bool = False,
+    files: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a bundle of a tiny Program to `folder` and return `folder`; `changes` replaces manifest fields."""
+    program = tiny_program(**{"gated": True, **options})
+    with tempfile.TemporaryDirectory() as staging:
+        model = Path(staging)
+        backend(runtime).compile(assemble(program), model)
+        runner = backend(runtime).load(model)
+        image = tiny_images(program.spec, 1)
+        golden = []
+        for path, effort in PATHS:
+            logits, gates = runner.run(image, effort=effort)
+            golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
+        runner.close()
+        manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
+        manifest = dataclasses.replace(manifest, **(changes or {}))
+        write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
+    return folder
+
+
+def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes: int = 100_000) -> Manifest:
+    """The manifest of a tiny Program; its MACs are counted, its memory and accuracy figures are made up."""
+    spec = program.spec
+    parameters = sum(array.size for array in program.weights.values())
+    fixed = stem_macs(spec) + head_macs(spec) + gate_macs(spec)
+    return Manifest(
+        name="tiny",
+        backend=runtime,
+        target={"name": f"x86-64-{runtime}", "threads": 1, "inference_precision": "f32", "requires_flags": []},
+        recipe={"model": "tiny", "prune": 0.0, "gate": 0.7, "calibration": {"digest": "0" * 64, "images": 4}},
+        tools={"edgevit": "0.1.0", **backend(runtime).versions()},
+        origin={"source": "generated", "licence": "Apache-2.0"},
+        input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
+        effort=EffortContract() if spec.gated else None,
+        outputs=(
+            OutputContract(name="logits", dtype="float32", shape=(1, spec.head.classes), meaning="class scores"),
+            OutputContract(name="gates", dtype="uint8", shape=(len(spec.branches),), meaning="1 = the branch ran"),
+        ),
+        model=MODEL[runtime],
+        models={"onnx" if runtime == "onnxruntime" else "ir": MODEL[runtime]},
+        branches=sample_branches(spec),
+        sizes=Sizes(
+            model_bytes=model_bytes, float_bytes=4 * parameters, parameters=parameters, dense_parameters=parameters
+        ),
+        macs=Macs(
+            dense=total_macs(spec),
+            all_open=total_macs(spec),
+            all_skipped=fixed,
+            expected=fixed + 0.75 * sum(macs_by_branch(spec)),
+        ),
+        bound=MemoryBound(
+            bound_bytes=420_000,
+            weights_bytes=260_000,
+            activations_bytes=130_000,
+            scratch_bytes=20_000,
+            io_bytes=10_000,
+            measured_peak_bytes=400_000,
+            proven=runtime == "onnxruntime",
+            covers="weights and arena over every gate path",
+        ),
+        claims=(
+            Claim(name="parity", held=True, summary="4 forms agree within 1e-4", figures={"largest_error": 2.1e-6}),
+            Claim(name="coverage", held=True, summary="8 of 8 Gemm int8", figures={"int8": 8, "linears": 8}),
+        ),
+        accuracy=(
+            AccuracyRow(model="float", metric="top1", value=0.751, low=0.723, high=0.777, images=1000),
+            AccuracyRow(model="bundle", metric="top1", value=0.744, low=0.716, high=0.770, images=1000),
+            AccuracyRow(model="bundle", metric="agreement", value=0.958, low=0.944, high=0.969, images=1000),
+        ),
+        golden_tolerance=1e-3,
+    )
+
+
+def sample_branches(spec: ProgramSpec) -> tuple[BranchFacts, ...]:
+    return tuple(
+        BranchFacts(
+            name=branch.name,
+            kind=branch.kind,
+            units=branch.units,
+            units_total=branch.units_total,
+            macs=macs,
+            dense_macs=macs,
+            gated=branch.gate is not None,
+            threshold=branch.gate.threshold if branch.gate else None,
+            open_rate=0.75 if branch.gate else None,
+            memory_bytes=40_000 + 5_000 * index,
+            int8_linears=2,
+            linears=2,
+        )
+        for index, (branch, macs) in enumerate(zip(spec.branches, macs_by_branch(spec), strict=True))
+    )
+
+
+class FixedRunner:
+    """A runner that gives back what it was told to, for breaking verifiers."""
+
+    def __init__(self, logits: np.ndarray, gates: np.ndarray) -> None:
+        self.logits, self.gates = logits, gates
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.logits, self.gates
+
+    def close(self) -> None:
+        pass
