@@ -1,0 +1,111 @@
+"""Runtimes: each backend is a module that fits `Backend`, listed by name; importing one imports no runtime yet.
+
+Compiling reads an ONNX model; loading and running need numpy and the runtime only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+
+from edgevit.errors import ImagesError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    import onnx
+
+MODULES = MappingProxyType(
+    {"onnxruntime": "edgevit.backends.onnxruntime", "openvino": "edgevit.backends.openvino"},
+)
+INSTALL = MappingProxyType({"onnxruntime": "pip install edgevit", "openvino": "pip install 'edgevit[openvino]'"})
+
+
+class Runner(Protocol):
+    """A loaded model, one image at a time."""
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Run one image.
+
+        Args:
+            image: uint8 RGB `[1, height, width, 3]`.
+            effort: added to every gate logit; 0 = as calibrated, +-inf opens or closes all. No effect without gates.
+
+        Returns:
+            logits float32 `[1, classes]` and gates uint8 `[branches]`, 1 = the branch ran; both own their memory.
+
+        Raises:
+            ImagesError: `image` is of another shape or type.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model; the runner cannot run after it."""
+        ...
+
+
+class Backend(Protocol):
+    """What a module in this package offers."""
+
+    NAME: str
+    FORMATS: tuple[str, ...]
+
+    def versions(self) -> dict[str, str]:
+        """Name and version of the runtime's packages.
+
+        Raises:
+            RuntimeMissingError: the runtime is not installed.
+        """
+        ...
+
+    def compile(self, model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = ...) -> tuple[str, ...]:
+        """Write `model` in the runtime's formats into an existing folder and return the file names.
+
+        Equal models give equal bytes; `model` is not changed.
+        """
+        ...
+
+    def load(self, folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None) -> Runner:
+        """Load what `compile` wrote. `precision` is that of what stays float; `file` picks one of several formats.
+
+        Raises:
+            BundleError: the file is missing or damaged.
+            RuntimeMissingError: the runtime is not installed.
+        """
+        ...
+
+    def linear_kernels(self, model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
+        """Every kernel with weights of a Linear in the runtime's own graph of `model`: (node name, runs as int8)."""
+        ...
+
+
+def backend(name: str) -> Backend:
+    """Return the backend `name`.
+
+    Raises:
+        RuntimeMissingError: no backend of that name.
+    """
+    if name not in MODULES:
+        raise RuntimeMissingError(f"unknown runtime {name!r}; known: {', '.join(MODULES)}")
+    return cast(Backend, importlib.import_module(MODULES[name]))
+
+
+def missing(name: str, error: ImportError) -> RuntimeMissingError:
+    """Build the error for a runtime that cannot be imported."""
+    return RuntimeMissingError(f"{name} cannot be imported ({error}); install it: {INSTALL[name]}")
+
+
+def check_image(image: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an input that the runtime would refuse in its own words, or silently convert.
+
+    Raises:
+        ImagesError: not uint8, or another shape than the model's.
+    """
+    if image.dtype != np.uint8 or image.shape != shape:
+        raise ImagesError(
+            f"the model takes a uint8 RGB image of shape {list(shape)}, got {image.dtype} {list(image.shape)}; "
+            "resize and crop as the manifest's preprocessing says"
+        )

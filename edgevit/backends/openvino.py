@@ -1,0 +1,155 @@
+"""OpenVINO: the IR, `model.xml` and `model.bin`, float32 where it is float, read and run on the CPU.
+
+The precision hint is always set: OpenVINO's own default is bf16 on CPUs that have it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevit.backends import check_image, missing
+from edgevit.errors import BundleError, OutputError
+
+if TYPE_CHECKING:
+    import onnx
+
+NAME = "openvino"
+FORMATS = ("ir",)
+MODEL, DATA = "model.xml", "model.bin"
+PRECISIONS = ("f32", "bf16")
+INT8 = ("i8", "u8")
+
+
+class OpenVinoRunner:
+    """A compiled model with one infer request; see `edgevit.backends.Runner`."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        names = {port.get_any_name() for port in compiled.inputs}
+        self._shape = tuple(compiled.input("image").shape)
+        self._gated = "effort" in names
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        check_image(image, self._shape)
+        feed = {"image": image}
+        if self._gated:
+            feed["effort"] = np.array(_number(effort), dtype=np.float32)
+        result = self._request.infer(feed)
+        return np.array(result["logits"]), np.array(result["gates"])
+
+    def close(self) -> None:
+        self._request = None
+
+
+def versions() -> dict[str, str]:
+    return {"openvino": str(_runtime().__version__)}
+
+
+def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS) -> tuple[str, ...]:
+    """Write `model.xml` and `model.bin` (`formats` knows `ir` only).
+
+    Raises:
+        OutputError: the disk refuses.
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    runtime = _runtime()
+    read = _read(model)
+    _name_stably(read)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".ir.") as temporary:
+            path = Path(temporary) / MODEL
+            runtime.save_model(read, path, compress_to_fp16=False)
+            for name in (DATA, MODEL):
+                (Path(temporary) / name).replace(folder / name)
+    except OSError as error:
+        raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
+    return MODEL, DATA
+
+
+def load(folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None) -> OpenVinoRunner:
+    """Load and compile the IR for this CPU.
+
+    Raises:
+        BundleError: a file is missing or damaged, or the precision is unknown.
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    runtime = _runtime()
+    path = folder / (file or MODEL)
+    for needed in (path, path.with_suffix(".bin")):
+        if not needed.is_file():
+            raise BundleError(f"{folder} has no {needed.name}")
+    core = runtime.Core()
+    try:
+        return OpenVinoRunner(core.compile_model(core.read_model(path), "CPU", _configuration(threads, precision)))
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO {runtime.__version__} cannot load {path}: {error}") from error
+
+
+def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
+    """Kernels of Linears in the compiled graph: (node name, runs as int8).
+
+    OpenVINO shows no If bodies in its runtime graph: pass the plain twin of a gated model.
+    """
+    compiled = _runtime().Core().compile_model(_read(model), "CPU", _configuration(1, precision))
+    found = []
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
+        if info["layerType"] in ("FullyConnected", "MatMul"):
+            found.append((operation.get_friendly_name(), info["runtimePrecision"] in INT8))
+    return tuple(found)
+
+
+def _configuration(threads: int, precision: str) -> dict[str, Any]:
+    if precision not in PRECISIONS:
+        raise BundleError(f"unknown precision {precision!r} for OpenVINO; allowed: {', '.join(PRECISIONS)}")
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Pinned threads stand still when another process holds their core.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _read(model: onnx.ModelProto) -> Any:
+    plain = type(model)()
+    plain.CopyFrom(model)
+    # OpenVINO folds an input that has a default into a constant: without it, effort stays an input.
+    inputs = {value.name for value in plain.graph.input}
+    for index in reversed(range(len(plain.graph.initializer))):
+        if plain.graph.initializer[index].name in inputs:
+            del plain.graph.initializer[index]
+    return _runtime().Core().read_model(io.BytesIO(plain.SerializeToString()))
+
+
+def _name_stably(model: Any, prefix: str = "") -> None:
+    """Rename what OpenVINO numbered by a counter of the whole process, so that equal models give equal bytes."""
+    for index, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(r"[A-Za-z]+_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{prefix}{operation.get_type_name()}_{index}")
+        if operation.get_type_name() == "If":
+            _name_stably(operation.get_then_body(), f"{operation.get_friendly_name()}/then/")
+            _name_stably(operation.get_else_body(), f"{operation.get_friendly_name()}/else/")
+
+
+def _number(effort: float) -> float:
+    if math.isnan(effort):
+        raise ValueError("effort must be a number, got nan")
+    return effort
+
+
+def _runtime() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing(NAME, error) from error
+    return openvino
