@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgevit.models.program import Program, expected_shapes
@@ -42,7 +44,7 @@ def tiny_spec(
         for kind, units in (("mhsa", heads), ("ffn", hidden)):
             name = f"b{block:02d}_{kind}"
             gone = name in removed
-            shared = {
+            shared: dict[str, Any] = {
                 "name": name,
                 "kept": () if gone else tuple(range(units)),
                 "units_total": units,
@@ -100,9 +102,9 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-def tiny_program(seed: int = 0, **options: object) -> Program:
+def tiny_program(seed: int = 0, **options: Any) -> Program:
     """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...)."""
-    spec = tiny_spec(**options)  # type: ignore[arg-type]
+    spec = tiny_spec(**options)
     return Program(spec=spec, weights=tiny_weights(spec, seed))
 
 
@@ -113,4 +115,5 @@ def tiny_images(spec: ProgramSpec, count: int = 4, seed: int = 0) -> np.ndarray:
     rows, columns = -(-spec.image.height // 4), -(-spec.image.width // 4)
     fine = np.repeat(np.repeat(coarse, rows, axis=1), columns, axis=2)[:, : spec.image.height, : spec.image.width]
     noise = rng.integers(-20, 21, size=fine.shape)
-    return np.clip(fine + noise, 0, 255).astype(np.uint8)
+    images: np.ndarray = np.clip(fine + noise, 0, 255).astype(np.uint8)
+    return images

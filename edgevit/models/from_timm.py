@@ -6,6 +6,7 @@ not known here could compute anything, so it is refused with the reason.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgevit.models.checkpoint import check_keys, load_checkpoint
 from edgevit.models.ops import timm
 from edgevit.models.program import Program
 from edgevit.models.refusal import activation_name, refusal
+from edgevit.models.t2t import CONFIGS
 from edgevit.spec import BranchSpec, HeadSpec, ImageSpec, ProgramSpec, StemSpec
 
 SEED = 0
@@ -86,8 +88,8 @@ def program_from_module(model: nn.Module, name: str, *, origin: dict[str, str] |
     if reason is not None:
         raise UnsupportedModelError(f"{name!r} does not fit: {reason}; `edgevit models` lists what fits")
     with torch.no_grad():
-        spec = _spec(model, name, origin or {"source": "timm"})
-        arrays = {n: a.detach().float().cpu().numpy() for n, a in _arrays(model, spec).items()}
+        spec = program_spec(model, name, {"source": "timm"} if origin is None else origin)
+        arrays = {n: a.detach().float().cpu().numpy() for n, a in program_arrays(model, spec).items()}
     return Program(spec=spec, weights=arrays)
 
 
@@ -97,12 +99,12 @@ def check_name(name: str) -> None:
     if timm.is_model(architecture) and (not tag or name in timm.list_pretrained(architecture + ".*")):
         return
     if timm.is_model(architecture):
-        near = timm.list_pretrained(architecture + ".*")
-        known = f"tags of {architecture}: {', '.join(near)}" if near else f"{architecture} has no tags"
-        raise UnknownModelError(f"timm has no weights named {name!r}; {known}")
-    near = difflib.get_close_matches(architecture, timm.list_models(["deit*", "vit_*"]), n=4, cutoff=0.5)
+        tags = ", ".join(timm.list_pretrained(architecture + ".*")) or "none"
+        raise UnknownModelError(f"timm has no weights named {name!r}; those of {architecture} are: {tags}")
+    known = [*timm.list_models(["deit*", "vit_*"]), *CONFIGS]
+    near = difflib.get_close_matches(architecture, known, n=4, cutoff=0.5)
     hint = f"nearest names: {', '.join(near)}" if near else "`edgevit models` lists what fits"
-    raise UnknownModelError(f"timm has no model named {name!r}; {hint}")
+    raise UnknownModelError(f"no model is named {name!r}; {hint}")
 
 
 def meta_model(name: str, options: dict[str, Any] | None = None) -> nn.Module:
@@ -113,22 +115,27 @@ def meta_model(name: str, options: dict[str, Any] | None = None) -> nn.Module:
     """
     try:
         with torch.device("meta"):
-            return timm.create_model(name, pretrained=False, **(options or {}))
+            return _create(name, pretrained=False, **(options or {}))
     except Exception as error:  # any of timm's models may be asked for; none may end in a trace
         raise UnsupportedModelError(f"timm cannot build {name!r} with {options or 'its defaults'}: {error}") from error
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    model: nn.Module = timm.create_model(name, **options)
+    return model.eval()
 
 
 def _random_model(name: str, options: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return timm.create_model(name, pretrained=False, **options).eval()
+        return _create(name, pretrained=False, **options)
 
 
 def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            return timm.create_model(name, pretrained=True, **options).eval()
+            return _create(name, pretrained=True, **options)
     except Exception as error:  # network, hub and cache faults have no common class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -141,15 +148,15 @@ def _load(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load strictly, after timm's own conversion of foreign names and resampling of the position embedding."""
     expected = {n: tuple(v.shape) for n, v in model.state_dict().items()}
     if {n: tuple(v.shape) for n, v in state.items()} != expected:
-        try:
+        # A form that timm does not know fails here in many ways; the comparison below tells what is wrong.
+        with contextlib.suppress(RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
             state = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
-        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError):
-            pass  # not one of the forms timm knows: the comparison below tells what is wrong
     check_keys(state, expected, what)
     model.load_state_dict(state)
 
 
-def _spec(model: Any, name: str, origin: dict[str, str]) -> ProgramSpec:
+def program_spec(model: Any, name: str, origin: dict[str, str]) -> ProgramSpec:
+    """The spec of a timm module that `refusal` has passed; its weights are not read."""
     embed, distilled, linear = model.patch_embed, hasattr(model, "head_dist"), isinstance(model.head, nn.Linear)
     inner = model.blocks[0].attn.q_norm
     branches = [b for index, block in enumerate(model.blocks) for b in _branches(index, block)]
@@ -225,7 +232,7 @@ def _branches(index: int, block: Any) -> tuple[BranchSpec, BranchSpec]:
     return mhsa, ffn
 
 
-def _arrays(model: Any, spec: ProgramSpec) -> dict[str, Tensor]:
+def program_arrays(model: Any, spec: ProgramSpec) -> dict[str, Tensor]:
     """Every array of the Program; see `expected_shapes` for names and shapes."""
     weight = model.patch_embed.proj.weight
     arrays = {

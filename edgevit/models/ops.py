@@ -7,8 +7,10 @@ two operators, without kernels, is enough: timm uses neither.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,14 +21,14 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 # A library's definitions live as long as the object.
-_declared: list[torch.library.Library] = []
+_declared: list[Any] = []
 
 
 def compiled_ops_load(folder: Path) -> bool:
     """Whether torchvision's own compiled operators load from its package folder."""
-    for library in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd")):
+    for file in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return True
@@ -38,22 +40,25 @@ def declare_ops() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeMissingError(
-            "torchvision is not installed; install the training extra: pip install edgevit[train]"
+            "torchvision is not installed; install the training extra: pip install 'edgevit[train]'"
         )
     if _declared or compiled_ops_load(Path(spec.submodule_search_locations[0])):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
         library.define(schema)
     _declared.append(library)
 
 
-declare_ops()
-try:
-    import timm  # noqa: E402
-except ModuleNotFoundError as error:
-    raise RuntimeMissingError(
-        f"{error.name} is not installed; install the training extra: pip install edgevit[train]"
-    ) from error
+def _import_timm() -> Any:
+    declare_ops()
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise RuntimeMissingError(
+            f"{error.name} is not installed; install the training extra: pip install 'edgevit[train]'"
+        ) from error
 
-__all__ = ["timm"]
+
+# Any: timm's packages do not declare what they export.
+timm: Any = _import_timm()

@@ -8,7 +8,6 @@ On disk: `program.json` and `weights.safetensors` (float32 or, if asked for, flo
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -182,11 +181,11 @@ def replace_folder(source: Path, destination: Path) -> None:
         source.rename(destination)
         return
     aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
-    os.replace(destination, aside)
+    destination.replace(aside)
     try:
         source.rename(destination)
     except BaseException:
-        os.replace(aside, destination)
+        aside.replace(destination)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -24,6 +24,12 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: "relu",
     nn.SiLU: "silu",
 }
+_BLOCKS = {
+    _vit.ResPostBlock: "it normalises the output of a branch, not its input",
+    _vit.ParallelScalingBlock: "its MHSA and FFN run in parallel",
+    _vit.ParallelThingsBlock: "it runs several branches in parallel",
+    _vit.DiffParallelScalingBlock: "its MHSA and FFN run in parallel",
+}
 
 
 def activation_name(module: nn.Module) -> Activation | None:
@@ -34,22 +40,36 @@ def activation_name(module: nn.Module) -> Activation | None:
 
 
 def refusal(model: nn.Module) -> str | None:
-    """The first reason why `model` cannot be a Program, or None if it can. Weights are not read."""
-    return next(_reasons(model), None)
+    """Every reason why `model` cannot be a Program, or None if it can. Weights are not read."""
+    return "; ".join(dict.fromkeys(_reasons(model))) or None
 
 
 def _reasons(model: Any) -> Iterator[str]:
     if type(model) not in _MODELS:
-        yield f"it is a {type(model).__name__}, not a plain Vision Transformer"
+        yield f"it is a {type(model).__name__}, not a plain Vision Transformer{_trait(model)}"
         return
     yield from _stem_reasons(model)
-    for index, block in enumerate(model.blocks):
-        yield from (f"block {index} {reason}" for reason in _block_reasons(block))
     if not len(model.blocks):
         yield "it has no blocks"
         return
+    for index, block in enumerate(model.blocks):
+        reasons = [f"block {index} {reason}" for reason in _block_reasons(block)]
+        yield from reasons
+        if reasons:  # the following blocks would repeat them
+            return
     yield from _head_reasons(model)
     yield from _eps_reasons(model)
+
+
+def _trait(model: Any) -> str:
+    """What sets a known relative of the Vision Transformer apart, in words."""
+    blocks = getattr(model, "blocks", None)
+    first = blocks[0] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else None
+    if getattr(model, "rope", None) is not None:
+        return ": it rotates queries and keys by position (RoPE)"
+    if getattr(getattr(first, "attn", None), "rel_pos", None) is not None:
+        return ": it adds a bias by relative position to the attention scores"
+    return ""
 
 
 def _stem_reasons(model: Any) -> Iterator[str]:
@@ -75,14 +95,15 @@ def _stem_reasons(model: Any) -> Iterator[str]:
 
 def _block_reasons(block: Any) -> Iterator[str]:
     if type(block) is not _vit.Block:
-        yield f"is a {type(block).__name__}, not pre-norm MHSA followed by pre-norm FFN"
+        yield f"is a {type(block).__name__}: {_BLOCKS.get(type(block), 'not pre-norm MHSA, then pre-norm FFN')}"
         return
     attention, mlp = block.attn, block.mlp
     if type(attention) is not _layers.Attention:
         yield f"has a {type(attention).__name__}, not plain softmax attention"
         return
     if type(mlp) is not _layers.Mlp or type(mlp.fc1) is not nn.Linear:
-        yield f"has a {type(mlp).__name__}, not an FFN of two Linears"
+        gated = " (a gated FFN, SwiGLU)" if type(mlp) in (_layers.GluMlp, _layers.SwiGLU) else ""
+        yield f"has a {type(mlp).__name__}{gated}, not an FFN of two Linears"
         return
     if attention.gate is not None:
         yield "multiplies the attention output by a gate"

@@ -74,7 +74,7 @@ def t2t_tokens(spec: ProgramSpec, array: Callable[[str], Tensor], images: Tensor
 
 
 def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
-    """Overlapping windows of `[B, c, height, width]` as tokens `[B, T, kernel * kernel * c]`: (row, column, channel)."""
+    """Windows of `[B, c, height, width]` as tokens `[B, T, kernel * kernel * c]`, columns (row, column, channel)."""
     windows = F.unfold(x, kernel, padding=padding, stride=stride)
     batch, channels = x.shape[:2]
     return windows.reshape(batch, channels, kernel * kernel, -1).permute(0, 3, 2, 1).flatten(2)
@@ -142,7 +142,7 @@ def t2t_program(
         classes = state["head.weight"].shape[0] if state is not None and "head.weight" in state else 1000
     if classes < 1:
         raise UnsupportedModelError(f"{name} needs one class or more, got {classes}")
-    spec = _spec(name, size, classes)
+    spec = t2t_spec(name, size, classes)
     if weights is None or state is None:
         state = random_state(spec)
         origin = {"source": "edgevit", "model": name, "weights": "random"}
@@ -183,7 +183,7 @@ def upstream_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(spec: ProgramSpec, seed: int = SEED) -> dict[str, Tensor]:
-    """Upstream's initialisation with upstream's names: Linears and class token truncated normal 0.02, orthogonal `w`."""
+    """Upstream's names and initialisation: Linears and class token truncated normal 0.02, `w` orthogonal."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, shape in upstream_shapes(spec).items():
@@ -206,7 +206,8 @@ def sinusoid_table(tokens: int, dim: int) -> Tensor:
     return torch.from_numpy(np.where(np.arange(dim) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32))
 
 
-def _spec(name: str, size: tuple[int, int], classes: int) -> ProgramSpec:
+def t2t_spec(name: str, size: tuple[int, int] = (224, 224), classes: int = 1000) -> ProgramSpec:
+    """The spec of one of `CONFIGS`."""
     config = CONFIGS[name]
     branches: list[BranchSpec] = []
     head_dim, neurons = config.dim // config.heads, config.dim * config.ffn_ratio

@@ -1,0 +1,54 @@
+"""What a user calls a model - a Program folder, a timm name or a T2T-ViT name - to a `Program`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevit.errors import ProgramError, RuntimeMissingError, WeightsError
+from edgevit.models.program import Program, is_program, load_program
+
+
+def resolve(
+    model: str,
+    *,
+    weights: Path | None = None,
+    classes: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Program:
+    """The Program that `model` means. A Program folder is read without torch.
+
+    Args:
+        model: path of a Program folder, a timm name (with or without tag), or a T2T-ViT name.
+        weights: a checkpoint; without it timm's pretrained weights are fetched.
+        classes: length of the output if the weights do not decide it.
+        image_size: height and width, both multiples of the patch size.
+
+    Raises:
+        UnknownModelError: no folder and no model is called so; the nearest names are offered.
+        UnsupportedModelError: the model does not fit, with the reason.
+        ProgramError: a folder that is no Program, or options that a Program cannot take.
+        WeightsError: weights missing, unreadable, not fitting, or not to be fetched.
+    """
+    path = Path(model)
+    if is_program(path):
+        if weights is not None or classes is not None or image_size is not None:
+            raise ProgramError(
+                f"{model} is a Program with its own weights, classes and image size; give it alone, or name a model"
+            )
+        return load_program(path)
+    if path.is_dir() or path.name == "program.json" or len(path.parts) > 1:
+        what = "holds no program.json" if path.is_dir() else "is no folder"
+        raise ProgramError(f"{model} {what}; give a Program folder, or a name that `edgevit models` lists")
+    try:
+        from edgevit.models.from_timm import from_timm
+        from edgevit.models.t2t import CONFIGS, t2t_program
+    except ModuleNotFoundError as error:
+        raise RuntimeMissingError(
+            f"{error.name} is not installed, and {model!r} is no Program folder; "
+            "install the training extra: pip install 'edgevit[train]'"
+        ) from error
+    if model in CONFIGS:
+        if weights is None:
+            raise WeightsError(f"{model} has no weights to fetch; pass --weights with an upstream T2T-ViT checkpoint")
+        return t2t_program(model, weights, classes=classes, image_size=image_size)
+    return from_timm(model, weights=weights, pretrained=weights is None, classes=classes, image_size=image_size)
