@@ -111,9 +111,10 @@ def _t2t_shapes(prefix: str, width: int, token_dim: int, performer: bool) -> dic
 
 def branch_shapes(spec: ProgramSpec, branch: BranchSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of one branch, gate and skip rows included."""
-    dim, name, shapes = spec.dim, branch.name, {}
+    dim, name = spec.dim, branch.name
+    shapes: dict[str, tuple[int, ...]] = {}
     if not branch.removed:
-        shapes = {f"{name}.norm.weight": (dim,), f"{name}.norm.bias": (dim,)}
+        shapes |= {f"{name}.norm.weight": (dim,), f"{name}.norm.bias": (dim,)}
         if branch.kind == "mhsa":
             shapes |= {f"{name}.qkv.weight": (dim, 3 * branch.width), f"{name}.qkv.bias": (3 * branch.width,)}
             if branch.qk_norm:

@@ -1,0 +1,45 @@
+"""`edgevit models`: what works, and with --all why the rest does not."""
+
+from __future__ import annotations
+
+import click
+
+EXAMPLE = """\b
+Examples:
+  edgevit models deit
+  edgevit models --all relpos
+  edgevit models --json | jq '.models[] | select(.macs < 2e9) | .name'
+"""
+
+
+@click.command("models", epilog=EXAMPLE)
+@click.argument("part", default="")
+@click.option("--all", "refused", is_flag=True, help="Also show the models that do not fit, with the reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def command(part: str, refused: bool, as_json: bool) -> None:
+    """List the models that `edgevit build` takes: PART, if given, must be in the name.
+
+    The table was made by really trying every name of timm, and T2T-ViT's. MACs are of one image, all tokens counted.
+    """
+    from edgevit import serial
+    from edgevit.models.catalogue import Catalogue, read_catalogue
+
+    catalogue = read_catalogue()
+    rows = tuple(e for e in catalogue.models if part.lower() in e.name and (e.fits or refused))
+    if as_json:
+        click.echo(serial.dumps(Catalogue(timm=catalogue.timm, models=rows)), nl=False)
+        return
+    width = max((len(e.name) for e in rows), default=4)
+    if any(e.fits for e in rows):
+        click.echo(f"{'name':{width}}  {'input':>9}  {'params':>8}  {'MACs':>8}  {'classes':>7}  license")
+    for e in rows:
+        if e.fits:
+            numbers = f"{e.height}x{e.width:<4}".rjust(9)
+            size = f"{e.parameters / 1e6:>7.1f}M  {e.macs / 1e9:>7.2f}G  {e.classes or '-':>7}"
+            click.echo(f"{e.name:{width}}  {numbers}  {size}  {e.license or '-'}")
+        else:
+            click.echo(f"{e.name:{width}}  does not fit: {e.reason}")
+    fitting = sum(e.fits for e in catalogue.models)
+    total = len(catalogue.models)
+    hidden = "" if refused or not part else f"; `--all {part}` shows those that do not fit too"
+    click.echo(f"\n{len(rows)} rows; {fitting} of {total} names fit (tried with timm {catalogue.timm}){hidden}")
