@@ -89,7 +89,8 @@ def program_from_module(model: nn.Module, name: str, *, origin: dict[str, str] |
         raise UnsupportedModelError(f"{name!r} does not fit: {reason}; `edgevit models` lists what fits")
     with torch.no_grad():
         spec = program_spec(model, name, {"source": "timm"} if origin is None else origin)
-        arrays = {n: a.detach().float().cpu().numpy() for n, a in program_arrays(model, spec).items()}
+        # Copied, so that training the module later does not reach into the Program.
+        arrays = {n: a.float().cpu().numpy().copy() for n, a in program_arrays(model, spec).items()}
     return Program(spec=spec, weights=arrays)
 
 
