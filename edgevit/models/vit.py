@@ -37,6 +37,8 @@ class Vit(nn.Module):
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
     """
 
+    indicator: Tensor  # [N, prefix + 1]: which skip row a token row gets
+
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.spec: ProgramSpec = program.spec

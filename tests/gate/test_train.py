@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgevit.errors import BudgetError, ImagesError
+from edgevit.gate.threshold import expected_macs, fixed_macs, open_rates
+from edgevit.gate.train import Settings, attach_gates, skip_losses, train_gates
+from edgevit.models.macs import total_macs
+from edgevit.models.program import Program
+from edgevit.models.stream import batches
+from edgevit.models.vit import Vit
+from tests.tiny import tiny_images, tiny_program
+
+
+@torch.no_grad()
+def _logits(program: Program, images: np.ndarray, *, hard: bool) -> torch.Tensor:
+    model = Vit(program)
+    return model.forward(batches(program.spec, images, len(images))[0], model.hard_gates() if hard else None)
+
+
+def _divergence(program: Program, dense: Program, images: np.ndarray) -> float:
+    p, q = _logits(dense, images, hard=False).log_softmax(-1), _logits(program, images, hard=True).log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_only_gates_and_skip_rows_are_new() -> None:
+    program = tiny_program(depth=2)
+    trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=2)
+    assert all(np.array_equal(trained.weights[n], a) for n, a in program.weights.items())
+    added = set(trained.weights) - set(program.weights)
+    assert added == {f"{b.name}.{part}" for b in program.spec.branches for part in ("gate.weight", "gate.bias", "skip")}
+    images = tiny_images(program.spec)
+    torch.testing.assert_close(_logits(trained, images, hard=False), _logits(program, images, hard=False))
+
+
+def test_a_removed_branch_gets_no_gate() -> None:
+    program = tiny_program(depth=2, removed=("b00_mhsa",), skip=True)
+    gated = attach_gates(program)
+    assert gated.spec.branches[0] == program.spec.branches[0]
+    assert all(b.gate is not None and b.skip for b in gated.spec.branches[1:])
+
+
+def test_the_gate_reads_the_mean_token_where_there_is_no_class_token() -> None:
+    gated = attach_gates(tiny_program(prefix=0))
+    assert {b.gate.pool for b in gated.spec.branches if b.gate} == {"mean"}
+    assert gated.weights["b00_mhsa.skip"].shape == (1, 32)
+
+
+@pytest.mark.parametrize("budget", [0.7, 0.85])
+def test_the_budget_is_met_on_images_not_trained_on(budget: float) -> None:
+    program = tiny_program(depth=4)
+    trained = train_gates(program, tiny_images(program.spec, 96), budget, epochs=3)
+    fresh = tiny_images(program.spec, 200, seed=7)
+    spent = expected_macs(trained.spec, open_rates(trained, fresh)) / total_macs(trained.spec)
+    assert spent == pytest.approx(budget, abs=0.05)
+
+
+def test_a_branch_that_does_nothing_is_skipped_first() -> None:
+    program = tiny_program(depth=3)
+    silent = program.with_weights({n: 0 * program.weights[n] for n in ("b01_ffn.fc2.weight", "b01_ffn.fc2.bias")})
+    images = tiny_images(program.spec, 64)
+    losses = skip_losses(attach_gates(silent), images)
+    assert np.argmin(losses) == 3 and losses[3] < 1e-6
+    trained = train_gates(silent, images, 0.85, epochs=2)
+    rates = open_rates(trained, images).mean(axis=0)
+    assert rates[3] == 0 and rates[[0, 1, 2, 4]].min() > 0.5
+
+
+def test_training_lowers_the_loss_of_the_first_gates() -> None:
+    program = tiny_program(depth=3)
+    images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
+    losses = [_divergence(train_gates(program, images, 0.75, epochs=e), program, fresh) for e in (0, 8)]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_gates_look_at_the_image() -> None:
+    """With weights that learn, some branch is open for some images and closed for others."""
+    program = tiny_program(depth=3)
+    images = tiny_images(program.spec, 96)
+    rates = open_rates(train_gates(program, images, 0.75, epochs=6), images).mean(axis=0)
+    assert ((rates > 0.05) & (rates < 0.95)).any()
+    frozen = Settings(weight_rate=0.0)
+    rates = open_rates(train_gates(program, images, 0.75, epochs=2, settings=frozen), images).mean(axis=0)
+    assert set(rates) <= {0.0, 1.0}
+
+
+def test_the_same_seed_gives_the_same_gates() -> None:
+    program = tiny_program()
+    images = tiny_images(program.spec, 24)
+    one, two, other = (train_gates(program, images, 0.8, epochs=1, seed=s) for s in (3, 3, 4))
+    assert all(np.array_equal(one.weights[n], two.weights[n]) for n in one.weights) and one.spec == two.spec
+    assert not np.array_equal(one.weights["b00_ffn.gate.weight"], other.weights["b00_ffn.gate.weight"])
+
+
+def test_progress_is_told() -> None:
+    program, told = tiny_program(), []
+    train_gates(
+        program, tiny_images(program.spec, 20), 0.9, epochs=2, progress=lambda what, done, all_: told.append((what, done, all_))
+    )
+    assert {"importance", "gates"} <= {t[0] for t in told} and told[-1][1] == told[-1][2]
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
+def test_a_budget_that_cannot_be_met_is_refused(budget: float) -> None:
+    program = tiny_program()
+    floor = fixed_macs(attach_gates(program).spec) / total_macs(attach_gates(program).spec)
+    assert floor > 0.1
+    with pytest.raises(BudgetError, match="choose a budget above"):
+        train_gates(program, tiny_images(program.spec), budget)
+
+
+def test_images_of_another_size_are_refused() -> None:
+    program = tiny_program()
+    with pytest.raises(ImagesError, match="needs at least one image"):
+        train_gates(program, tiny_images(program.spec)[:, :16], 0.8)
