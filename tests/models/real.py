@@ -47,7 +47,7 @@ def enliven(model: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, value in model.named_parameters():
             draw = torch.randn(value.shape, generator=generator)
-            if "token" in name or name == "pos_embed":
+            if name.endswith("_token") or name == "pos_embed":
                 value.copy_(draw * 0.5)
             elif value.ndim > 1:
                 value.copy_(draw / value[0].numel() ** 0.5)
