@@ -8,6 +8,7 @@ On disk: `program.json` and `weights.safetensors` (float32 or, if asked for, flo
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ class Program:
                 array = array.view()
             array.flags.writeable = False
             arrays[name] = array
-        faults = _shape_faults(self.spec, arrays)
+        faults = _spec_faults(self.spec) or _shape_faults(self.spec, arrays)
         if faults:
             raise ProgramError(f"Program {self.spec.name!r} is inconsistent:\n  " + "\n  ".join(faults))
         object.__setattr__(self, "weights", MappingProxyType(arrays))
@@ -64,12 +65,16 @@ def expected_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
     head = spec.head
     if head.norm:
         shapes |= {"head.norm.weight": (spec.dim,), "head.norm.bias": (spec.dim,)}
-    pooled = spec.dim * (head.prefix if head.pool == "prefix" else 1)
+    pooled = spec.dim * _pooled_tokens(spec)
     if head.pooled_norm:
         shapes |= {"head.pooled_norm.weight": (pooled,), "head.pooled_norm.bias": (pooled,)}
     if head.linear:
         shapes |= {"head.weight": (pooled, head.classes), "head.bias": (head.classes,)}
     return shapes
+
+
+def _pooled_tokens(spec: ProgramSpec) -> int:
+    return spec.head.prefix if spec.head.pool == "prefix" else 1
 
 
 def _stem_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
@@ -131,6 +136,54 @@ def branch_shapes(spec: ProgramSpec, branch: BranchSpec) -> dict[str, tuple[int,
     return shapes
 
 
+def _spec_faults(spec: ProgramSpec) -> list[str]:
+    """What is impossible in a spec by itself, whatever the arrays."""
+    image, stem, head = spec.image, spec.stem, spec.head
+    checks = [
+        (stem.patch >= 1 and (stem.kind == "patch" or stem.patch == 16), f"stem.patch {stem.patch} is not possible"),
+        (spec.dim >= 1, f"dim is {spec.dim}, expected 1 or more"),
+        (spec.norm_eps > 0 and spec.qk_norm_eps > 0, f"eps are {spec.norm_eps}, {spec.qk_norm_eps}, expected above 0"),
+        (stem.prefix >= 0, f"stem.prefix is {stem.prefix}, expected 0 or more"),
+        (stem.kind == "patch" or (stem.token_dim >= 2 and stem.token_dim % 2 == 0), "stem.token_dim must be even"),
+        (all(s > 0 for s in image.std), f"image.std is {list(image.std)}, expected above 0"),
+        (image.crop_pct > 0, f"image.crop_pct is {image.crop_pct}, expected above 0"),
+        (head.classes >= 1, f"head.classes is {head.classes}, expected 1 or more"),
+        (
+            head.linear or head.classes == spec.dim * _pooled_tokens(spec),
+            "classes of a headless model are its pooled row",
+        ),
+        (not spec.labels or len(spec.labels) == head.classes, f"{len(spec.labels)} labels for {head.classes} classes"),
+    ]
+    if head.pool == "prefix":
+        fits = 1 <= head.prefix <= stem.prefix
+        checks.append((fits, f"the head reads {head.prefix} of {stem.prefix} prefix tokens"))
+    if stem.patch >= 1:
+        sizes = (image.height, image.width)
+        fits = all(s >= stem.patch and s % stem.patch == 0 for s in sizes)
+        checks.append((fits, f"image {sizes[0]} x {sizes[1]} is no multiple of the patch size {stem.patch}"))
+    faults = [text for holds, text in checks if not holds]
+    for branch in spec.branches:
+        faults += _branch_faults(spec, branch)
+    if len({b.name for b in spec.branches}) != len(spec.branches):
+        faults.append("branch names repeat")
+    return faults
+
+
+def _branch_faults(spec: ProgramSpec, branch: BranchSpec) -> list[str]:
+    faults = []
+    if not re.fullmatch(r"\w+", branch.name, re.ASCII):
+        faults.append(f"branch name {branch.name!r} must be letters, digits and underscores")
+    if list(branch.kept) != sorted(set(branch.kept)) or any(not 0 <= k < branch.units_total for k in branch.kept):
+        faults.append(f"{branch.name}: kept units must be increasing and below {branch.units_total}")
+    if branch.kind == "mhsa" and (branch.head_dim < 1 or branch.scale <= 0):
+        faults.append(f"{branch.name}: head_dim {branch.head_dim} and scale {branch.scale} must be above 0")
+    if branch.gate is not None and branch.removed:
+        faults.append(f"{branch.name} is removed and cannot have a gate")
+    if branch.gate is not None and branch.gate.pool == "prefix" and spec.stem.prefix == 0:
+        faults.append(f"{branch.name}: a gate on the class token needs one, and the stem has no prefix tokens")
+    return faults
+
+
 def _shape_faults(spec: ProgramSpec, arrays: Mapping[str, np.ndarray]) -> list[str]:
     shapes = expected_shapes(spec)
     faults = [f"missing array {name} {list(shape)}" for name, shape in shapes.items() if name not in arrays]
@@ -140,15 +193,6 @@ def _shape_faults(spec: ProgramSpec, arrays: Mapping[str, np.ndarray]) -> list[s
             faults.append(f"{name} has shape {list(array.shape)}, expected {list(shapes[name])}")
         elif not np.isfinite(array).all():
             faults.append(f"{name} holds values that are not finite")
-    for branch in spec.branches:
-        if branch.gate is not None and branch.removed:
-            faults.append(f"{branch.name} is removed and cannot have a gate")
-        if branch.gate is not None and branch.gate.pool == "prefix" and spec.stem.prefix == 0:
-            faults.append(f"{branch.name}: a gate on the class token needs one, and the stem has no prefix tokens")
-        if list(branch.kept) != sorted(set(branch.kept)) or any(not 0 <= k < branch.units_total for k in branch.kept):
-            faults.append(f"{branch.name}: kept units must be increasing and below {branch.units_total}")
-    if len({b.name for b in spec.branches}) != len(spec.branches):
-        faults.append("branch names repeat")
     return faults
 
 

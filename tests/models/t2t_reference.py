@@ -18,7 +18,9 @@ class PerformerStage(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(dim)
         self.kqv, self.proj = nn.Linear(width, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(0.1))
-        self.w = nn.Parameter(nn.init.orthogonal_(torch.empty(dim // 2, dim)) * math.sqrt(dim // 2), requires_grad=False)
+        self.w = nn.Parameter(
+            nn.init.orthogonal_(torch.empty(dim // 2, dim)) * math.sqrt(dim // 2), requires_grad=False
+        )
         self.dim = dim
 
     def phi(self, x: Tensor) -> Tensor:

@@ -58,7 +58,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "map pooling": ("vit_base_patch16_siglip_224", {}, "pools tokens by attention"),
     "max pooling": ("vit_tiny_patch16_224", {"global_pool": "max"}, "pooling is 'max'"),
     "no pooling": ("vit_tiny_patch16_224", {"global_pool": ""}, "pooling is 'none'"),
-    "prefix in the mean": ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "prefix tokens"),
+    "prefix in the mean": (
+        "vit_tiny_patch16_224",
+        {"global_pool": "avg", "pool_include_prefix": True},
+        "prefix tokens",
+    ),
     "differential attention": ("vit_dwee_patch16_reg1_gap_256", {}, "DiffAttention"),
     "rms norm": ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "RmsNorm"),
     "swiglu": ("vit_giant_patch14_dinov2", {"embed_dim": 192, "num_heads": 3}, "SwiGLU"),
@@ -195,10 +199,14 @@ def test_classes_come_from_the_weights(tmp_path: Path) -> None:
 def test_layer_scale_of_upstream_deit3_names_loads(tmp_path: Path) -> None:
     """Meta's own files call it gamma_1, timm ls1.gamma."""
     model = enliven(timm.create_model("deit3_small_patch16_224"))
-    state = {n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for n, v in model.state_dict().items()}
+    state = {
+        n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for n, v in model.state_dict().items()
+    }
     torch.save({"model": state}, tmp_path / "w.pth")
     program = from_timm("deit3_small_patch16_224", weights=tmp_path / "w.pth")
-    assert np.array_equal(program.weights["b03_mhsa.proj.weight"], program_from_module(model, "x").weights["b03_mhsa.proj.weight"])
+    assert np.array_equal(
+        program.weights["b03_mhsa.proj.weight"], program_from_module(model, "x").weights["b03_mhsa.proj.weight"]
+    )
 
 
 def test_wrong_weights_are_listed(tmp_path: Path) -> None:

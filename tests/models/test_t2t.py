@@ -79,7 +79,9 @@ def test_names_and_shapes_are_those_of_the_reference(name: str) -> None:
     assert upstream_shapes(t2t_spec(name)) == state
 
 
-@pytest.mark.parametrize(("name", "size"), [("t2t_vit_7", (224, 224)), ("t2t_vit_7", (64, 96)), ("t2t_vit_t_14", (96, 64))])
+@pytest.mark.parametrize(
+    ("name", "size"), [("t2t_vit_7", (224, 224)), ("t2t_vit_7", (64, 96)), ("t2t_vit_t_14", (96, 64))]
+)
 def test_outputs_are_those_of_the_reference(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     model = enlivened(name, size)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
