@@ -40,6 +40,8 @@ def command(part: str, refused: bool, as_json: bool) -> None:
         else:
             click.echo(f"{e.name:{width}}  does not fit: {e.reason}")
     fitting = sum(e.fits for e in catalogue.models)
-    total = len(catalogue.models)
-    hidden = "" if refused or not part else f"; `--all {part}` shows those that do not fit too"
-    click.echo(f"\n{len(rows)} rows; {fitting} of {total} names fit (tried with timm {catalogue.timm}){hidden}")
+    click.echo(
+        f"\n{len(rows)} shown; {fitting} names fit, {len(catalogue.models) - fitting} of timm {catalogue.timm} do not"
+    )
+    if not rows and not refused:
+        click.echo(f"Nothing that fits is called so; `edgevit models --all {part}` shows what does not, and why.")

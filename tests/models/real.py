@@ -22,7 +22,7 @@ def real_images(count: int, height: int = 224, width: int = 224) -> np.ndarray:
     """The first ImageNet validation images, centre-cropped: uint8 `[count, height, width, 3]`; noise without data."""
     if DATA is None:
         return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    images = []
+    images: list[np.ndarray] = []
     with tarfile.open(DATA / "imagenet-val-1000.tar") as archive:
         for member in archive:
             if len(images) == count:

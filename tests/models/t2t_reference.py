@@ -88,9 +88,9 @@ class TokensToToken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2] // 4, x.shape[3] // 4
         x = self.attention1(self.split0(x).transpose(1, 2))
-        x = self.split1(x.transpose(1, 2).unflatten(2, (height, width)))
+        x = self.split1(torch.unflatten(x.transpose(1, 2), 2, (height, width)))
         x = self.attention2(x.transpose(1, 2))
-        x = self.split2(x.transpose(1, 2).unflatten(2, (height // 2, width // 2)))
+        x = self.split2(torch.unflatten(x.transpose(1, 2), 2, (height // 2, width // 2)))
         result: Tensor = self.project(x.transpose(1, 2))
         return result
 
