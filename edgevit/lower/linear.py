@@ -67,14 +67,15 @@ def _int8_gemm(
         x = graph.op("QuantizeLinear", [x, scale, zero], f"{name}/x_q")
     x = graph.op("DequantizeLinear", [x, scale, zero], f"{name}/x_dq")
     values, scales = quantize_weight(weight, plan.weight_bits)
-    w = _dequantize(graph, f"{name}/w", values, scales, axis=1)
+    # OpenVINO folds a transposed int8 weight at compile time only when it is stored `[out, in]`.
+    w = _dequantize(graph, f"{name}/w", np.ascontiguousarray(values.T), scales, axis=0)
     inputs = [x, w]
     if bias is not None:
         bias_scale = (scales * np.float32(entry.scale)).astype(np.float32)
         limit = 2**31 - 1
         steps = np.clip(np.rint(bias.astype(np.float64) / bias_scale), -limit, limit).astype(np.int32)
         inputs.append(_dequantize(graph, f"{name}/b", steps, bias_scale, axis=0))
-    return graph.op("Gemm", inputs, f"{name}/y")
+    return graph.op("Gemm", inputs, f"{name}/y", transB=1)
 
 
 def _dequantize(graph: Graph, name: str, values: np.ndarray, scales: np.ndarray, axis: int) -> str:

@@ -34,6 +34,9 @@ def stem(graph: Graph, program: Program, image: str, plan: QuantPlan | None) -> 
         constant = constant + offset
         entry = plan.linear("stem") if plan else None
         quantized = entry is not None and entry.int8
+        if entry is not None and quantized:
+            # The kernel sees pixel - zero_point: a zero point near the mean pixel keeps weight rounding from adding up.
+            constant = constant + entry.zero_point * weight.sum(axis=0)
         if not quantized:
             x = graph.op("Cast", [x], "stem/float", to=TensorProto.FLOAT)
         x = linear(graph, "stem", x, weight, None, plan, quantized=quantized)
