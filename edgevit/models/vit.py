@@ -53,7 +53,8 @@ class Vit(nn.Module):
         self.register_buffer("indicator", indicator, persistent=False)
 
     def array(self, name: str) -> Tensor:
-        return self.arrays[name.replace(".", "/")]
+        parameter: Tensor = self.arrays[name.replace(".", "/")]
+        return parameter
 
     def to_program(self, spec: ProgramSpec | None = None) -> Program:
         """The Program of the current parameters (float32)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tarfile
 from pathlib import Path
@@ -34,6 +35,11 @@ def real_images(count: int, height: int = 224, width: int = 224) -> np.ndarray:
 
 
 def _crop(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The centre, enlarged first where the image is too small."""
+    factor = max(1.0, height / image.height, width / image.width)
+    if factor > 1:
+        size = (math.ceil(image.width * factor), math.ceil(image.height * factor))
+        image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
