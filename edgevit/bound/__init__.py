@@ -1,0 +1,1 @@
+"""Memory bounds over every gate path, per runtime, and the runs that check them."""

@@ -1,0 +1,150 @@
+"""What ONNX Runtime's arena really held, run by run, and whether it can run inside a cap. In fresh processes.
+
+The arena belongs to a process and its peak never falls, so every measurement starts a Python of its own, which loads
+the model as a device would (`edgevit.ortmemory`) and reads the runtime's profile: after every node, branch bodies
+included, the profile tells the bytes in use and the peak so far.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevit import ortmemory
+from edgevit.bound.result import Bound, CappedRun, PathMemory
+from edgevit.errors import BoundError
+
+TIMEOUT_S = 600
+SUFFIX = "_kernel_time"
+PATHS: Mapping[str, float] = {"all_open": np.inf, "all_skipped": -np.inf, "real": 0.0}
+
+
+def measure_arena(model: Path, image: np.ndarray, efforts: Mapping[str, float] = PATHS) -> tuple[PathMemory, ...]:
+    """Run `model` (`model.onnx`, its data beside it, or `.ort`) once per named effort in one fresh process.
+
+    Args:
+        model: the file, as it is shipped.
+        image: uint8 RGB `[1, height, width, 3]`.
+        efforts: name of a path to the input `effort` that is to take it; a model without gates runs the first only.
+
+    Raises:
+        BoundError: the run failed, or the runtime's profile lacks memory figures.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        reply = _child(Path(folder), model, image, list(efforts.values()), {})
+        if reply["error"]:
+            raise BoundError(f"the run that measures memory failed: {reply['error']}")
+        events = json.loads(Path(reply["profile"]).read_text())
+    runs = _split_runs(events)
+    if len(runs) != len(reply["open"]):
+        raise BoundError(f"ONNX Runtime's profile shows {len(runs)} runs with memory figures, {len(reply['open'])} ran")
+    paths, highest = [], 0
+    for (name, effort), nodes, opened in zip(efforts.items(), runs, reply["open"], strict=False):
+        before, highest = highest, max(peak for _, _, peak in nodes)
+        # The profile's peak is the process's: it tells this run's only when this run raised it.
+        own = max(in_use for _, in_use, _ in nodes)
+        paths.append(
+            PathMemory(
+                name=name,
+                effort=effort,
+                open_branches=opened,
+                peak_bytes=max(own, highest) if highest > before else own,
+                nodes=tuple((node, in_use) for node, in_use, _ in nodes),
+            )
+        )
+    return tuple(paths)
+
+
+def run_capped(model: Path, bound: Bound, image: np.ndarray, *, cap_bytes: int | None = None) -> CappedRun:
+    """Run `model` all open, twice, under an arena that may hold `cap_bytes` (default: the bound's), in a fresh process.
+
+    What the cap leaves beside the weights is one piece of memory, as on a device that is given the bound.
+    """
+    cap = bound.arena_bytes if cap_bytes is None else cap_bytes
+    chunk = max(cap - bound.arena_weights_bytes, ortmemory.MAX_DEAD_BYTES_PER_CHUNK)
+    with tempfile.TemporaryDirectory() as folder:
+        limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
+        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits)
+    return CappedRun(cap_bytes=cap, passed=not reply["error"], error=reply["error"])
+
+
+def check_capped(run: CappedRun) -> CappedRun:
+    """Return `run` if it passed.
+
+    Raises:
+        BoundError: it did not.
+    """
+    if not run.passed:
+        raise BoundError(
+            f"the all-open run failed under an arena capped at {run.cap_bytes} bytes, the memory bound: {run.error}"
+        )
+    return run
+
+
+def _child(folder: Path, model: Path, image: np.ndarray, efforts: Sequence[float], limits: dict[str, int]) -> Any:
+    np.save(folder / "image.npy", image)
+    job = {"model": str(model.resolve()), "efforts": [float(e) for e in efforts], "limits": limits}
+    command = [sys.executable, "-m", "edgevit.bound.arena", json.dumps(job)]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment(), check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"error": f"process ended with {done.returncode}: {last}", "profile": "", "open": []}
+    return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    import edgevit
+
+    root = str(Path(edgevit.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+
+
+def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, int, int]]]:
+    """(node, bytes in use, peak so far) per run, in order of execution."""
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(SUFFIX)]
+    if any("mem_in_use_peak" not in e["args"] for e in nodes):
+        return []
+    ends = sorted(e["ts"] + e["dur"] for e in events if e.get("name") == "model_run")
+    runs: list[list[tuple[str, int, int]]] = [[] for _ in ends]
+    for event in sorted(nodes, key=lambda e: e["ts"] + e["dur"]):
+        index = sum(end < event["ts"] for end in ends)
+        figures = (int(event["args"][key]) for key in ("mem_bytes_in_use", "mem_in_use_peak"))
+        runs[index].append((event["name"].removesuffix(SUFFIX), *figures))
+    return runs
+
+
+def _main(job: dict[str, Any]) -> dict[str, Any]:
+    """In the fresh process: load, run every effort, and name the profile."""
+    ort = ortmemory.runtime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(Path.cwd() / "profile")
+    ortmemory.configure(options, **job["limits"])
+    opened: list[int] = []
+    try:
+        session = ort.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
+        names = {i.name for i in [*session.get_inputs(), *session.get_overridable_initializers()]}
+        image = np.load("image.npy")
+        for effort in job["efforts"] if "effort" in names else job["efforts"][:1]:
+            inputs = {"image": image} | ({"effort": np.array(effort, dtype=np.float32)} if "effort" in names else {})
+            opened.append(int(session.run(["gates"], inputs)[0].sum()))
+        return {"error": "", "profile": session.end_profiling(), "open": opened}
+    except Exception as error:  # the runtime's exceptions share no base class of their own
+        return {"error": str(error).strip() or type(error).__name__, "profile": "", "open": opened}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(json.loads(sys.argv[1]))))

@@ -1,0 +1,137 @@
+"""The memory bound as data, what a run measured, and the check of one against the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgevit.errors import BoundError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An upper bound on the memory that a runtime holds for a model, over every gate path, in bytes.
+
+    Attributes:
+        runtime: `onnxruntime` or `openvino`.
+        proven: what the figures are a bound of, in one sentence.
+        weights_bytes: constants as the runtime holds them while it runs, packed copies included.
+        arena_weights_bytes: the part of the weights that lives in ONNX Runtime's arena; 0 for other runtimes.
+        activations_bytes: the worst path's live tensors, the branch bodies' included.
+        scratch_bytes: what kernels allocate inside a node.
+        fragmentation_bytes: gaps between live tensors that an arena of the bound's size can have on any gate path.
+        io_bytes: the model's inputs and outputs; the inputs belong to the caller.
+        arena_bytes: the part of the total that lives in ONNX Runtime's arena, gaps included: the cap it can run
+            under. 0 where there is no arena that could be capped.
+        total_bytes: the sum of weights, activations, scratch, fragmentation and io.
+        main_frame_bytes: peak of the main graph's own tensors.
+        branches: (name, peak of the open body, peak of the skipped body), one per gate.
+        timeline: (node, bytes live while it runs), the all-open path in order of execution; for ONNX Runtime this is
+            what its arena has in use, weights included.
+    """
+
+    runtime: str
+    proven: str
+    weights_bytes: int
+    arena_weights_bytes: int
+    activations_bytes: int
+    scratch_bytes: int
+    fragmentation_bytes: int
+    io_bytes: int
+    arena_bytes: int
+    total_bytes: int
+    main_frame_bytes: int
+    branches: tuple[tuple[str, int, int], ...]
+    timeline: tuple[tuple[str, int], ...]
+
+    @property
+    def in_use_bytes(self) -> int:
+        """What the arena can have in use at once: `arena_bytes` without the gaps."""
+        return self.arena_bytes - self.fragmentation_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathMemory:
+    """What one run showed.
+
+    Attributes:
+        name: the path, `all_open`, `all_skipped`, ...
+        effort: the input `effort` of the run.
+        open_branches: how many branches ran.
+        peak_bytes: most that the arena had in use at once during this run.
+        nodes: (node, bytes in use when its kernel had finished), in order of execution.
+    """
+
+    name: str
+    effort: float
+    open_branches: int
+    peak_bytes: int
+    nodes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CappedRun:
+    """An all-open run under an arena that may hold `cap_bytes`; `error` says what the runtime said if it failed."""
+
+    cap_bytes: int
+    passed: bool
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathCheck:
+    """One path against the bound; `ratio` is bound / measured peak."""
+
+    name: str
+    open_branches: int
+    peak_bytes: int
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundResult:
+    """The bound held on every path tried."""
+
+    bound_bytes: int
+    paths: tuple[PathCheck, ...]
+
+
+def check_bound(bound: Bound, measured: Sequence[PathMemory]) -> BoundResult:
+    """Hold every measured path against the bound, and every node of it against the bound's figure for that node.
+
+    Raises:
+        BoundError: no path was measured, a peak is above the bound, a node had more in use than the bound says for
+            it, or a node ran that the bound does not know.
+    """
+    if not measured:
+        raise BoundError("no path was measured, so the memory bound is not checked; measure at least the all-open path")
+    faults = [fault for path in measured for fault in _faults(bound, path)]
+    if faults:
+        shown = "\n".join(f"  - {fault}" for fault in faults[:5])
+        more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BoundError(
+            f"the memory bound of {bound.in_use_bytes} bytes does not hold:\n{shown}{more}\n"
+            "the bound's rules do not describe this runtime; do not ship its figure"
+        )
+    checks = tuple(
+        PathCheck(
+            name=path.name,
+            open_branches=path.open_branches,
+            peak_bytes=path.peak_bytes,
+            ratio=bound.in_use_bytes / path.peak_bytes,
+        )
+        for path in measured
+    )
+    return BoundResult(bound_bytes=bound.in_use_bytes, paths=checks)
+
+
+def _faults(bound: Bound, path: PathMemory) -> list[str]:
+    faults = []
+    if path.peak_bytes > bound.in_use_bytes:
+        faults.append(f"path {path.name}: peak {path.peak_bytes} bytes is above the bound")
+    allowed = dict(bound.timeline)
+    for node, in_use in path.nodes:
+        # Bodies that only skip have one node, which the all-open timeline does not show.
+        if node in allowed and in_use > allowed[node]:
+            faults.append(f"path {path.name}: {in_use} bytes in use after {node}, the bound says {allowed[node]}")
+    return faults
