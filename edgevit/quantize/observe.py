@@ -46,7 +46,8 @@ class TensorRange:
 
     @property
     def column_abs_max(self) -> np.ndarray:
-        return np.maximum(np.abs(self.column_min), np.abs(self.column_max))
+        largest: np.ndarray = np.maximum(-self.column_min, self.column_max)
+        return largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def observe(spec: ProgramSpec, runs: Sequence[Run], images: Iterable[np.ndarray]
                     watchers.setdefault(name, _Watcher(name)).add(value)
         count += 1
     if not count:
-        raise ImagesError("no calibration image was given; the ranges of int8 need at least one, 100 or more are better")
+        raise ImagesError("no calibration image was given; int8 ranges need at least one, and 100 or more are better")
     return Ranges(tensors=tuple(w.range() for w in watchers.values()), images=count)
 
 

@@ -104,4 +104,5 @@ def _scale(value: float) -> float:
 def fake_quantize(x: np.ndarray, scale: float, zero_point: int, activations: Activations) -> np.ndarray:
     """`x` as the int8 product sees it: rounded to the quantizer's steps and clipped to its range."""
     low, high = (0, 255) if activations == "uint8" else (-128, 127)
-    return (np.clip(np.rint(x / scale) + zero_point, low, high) - zero_point) * scale
+    seen: np.ndarray = (np.clip(np.rint(x / scale) + zero_point, low, high) - zero_point) * scale
+    return seen
