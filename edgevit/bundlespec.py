@@ -254,11 +254,13 @@ class PathLatency:
 
 @dataclass(frozen=True, kw_only=True)
 class BranchMeasurement:
-    """One branch on the device. `open_time_ms`: median time when it runs (None: too few events, or not told)."""
+    """One branch on the device: share of the images that opened it, median time when it runs and when it is skipped.
+
+    A time is None where the runtime does not tell it; `time_source` says how it was taken.
+    """
 
     name: str
     open_rate: float
-    open_images: int
     open_time_ms: float | None
     skipped_time_ms: float | None
     time_source: str
@@ -284,12 +286,14 @@ class MemoryTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
-    """A fresh process without torch: resident after imports, after loading, and its high-water mark after all paths."""
+    """Resident memory of a fresh process with numpy and the runtime only.
+
+    After importing them, after loading the model, and its high-water mark after running every path.
+    """
 
     imported_bytes: int
     loaded_bytes: int
     peak_bytes: int
-    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +322,6 @@ class Measurement:
     expected_cpu_ms: float
     branches: tuple[BranchMeasurement, ...]
     memory: MemoryTrace | None
-    process: ProcessMemory
+    process: ProcessMemory | None
     load_ms: float
     first_run_ms: float

@@ -30,7 +30,9 @@ from edgevit.bundlespec import (
 from edgevit.lower.assemble import assemble
 from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.models.program import Program
+from edgevit.serial import to_data
 from edgevit.spec import ProgramSpec
+from edgevit.targets import load_target
 from tests.tiny import tiny_images, tiny_program
 
 MODEL = {"onnxruntime": "model/model.onnx", "openvino": "model/model.xml"}
@@ -77,7 +79,7 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
     return Manifest(
         name="tiny",
         backend=runtime,
-        target={"name": f"x86-64-{runtime}", "threads": 1, "inference_precision": "f32", "requires_flags": []},
+        target=to_data(load_target(f"x86-64-{runtime}")) | {"inference_precision": "f32", "requires_flags": []},
         recipe={"model": "tiny", "prune": 0.0, "gate": 0.7, "calibration": {"digest": "0" * 64, "images": 4}},
         tools={"edgevit": "0.1.0", **backend(runtime).versions()},
         origin={"source": "generated", "licence": "Apache-2.0"},

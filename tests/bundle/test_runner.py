@@ -24,7 +24,8 @@ FORBIDDEN = ("torch", "timm", "onnx", "safetensors", "click", "rich", "edgevit")
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in FORBIDDEN)
     path = str(folder / "runner" / "run.py")
-    code = f"import runpy, sys; {blocked}; sys.argv = {[path, *arguments]!r}; runpy.run_path({path!r}, run_name='__main__')"
+    call = f"sys.argv = {[path, *arguments]!r}; runpy.run_path({path!r}, run_name='__main__')"
+    code = f"import runpy, sys; {blocked}; {call}"
     return subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True)
 
 

@@ -1,0 +1,46 @@
+"""A Measurement's own file: written by `edgevit profile`, read by `edgevit report`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgevit import serial
+from edgevit.bundlespec import MEASUREMENT_SCHEMA, Measurement
+from edgevit.errors import BundleError, OutputError
+
+
+def write_measurement(measurement: Measurement, path: Path) -> None:
+    """Write by rename.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        serial.write_atomic(path, serial.dumps(measurement))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read and check.
+
+    Raises:
+        BundleError: missing, not a measurement, or of another schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{path} cannot be read as a measurement: {reason}; `edgevit profile` writes one") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != MEASUREMENT_SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}; this edgevit reads measurements of schema {MEASUREMENT_SCHEMA}"
+        )
+    faults: list[str] = []
+    measurement = serial.from_data(Measurement, data, faults, "measurement")
+    if measurement is None:
+        raise BundleError(f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in faults[:20]))
+    return measurement

@@ -1,0 +1,121 @@
+"""The machine a measurement was made on: processor, instruction sets, clock, load, memory, system, runtime."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.bundlespec import Environment
+
+# Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
+ISA = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What changes during a measurement; None where the system does not tell."""
+
+    frequency_mhz: float | None
+    temperature_c: float | None
+    load_average: float | None
+
+
+def snapshot(root: Path = Path("/")) -> Snapshot:
+    """Clock (mean over the cores), hottest sensor, and the load average of the last minute, now."""
+    sensors = (_number(path) for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")))
+    temperatures = [value / 1000 for value in sensors if value is not None]
+    load = _read(root / "proc/loadavg").split()
+    return Snapshot(
+        frequency_mhz=_frequency(root),
+        temperature_c=max(temperatures, default=None),
+        load_average=float(load[0]) if load else None,
+    )
+
+
+def environment(
+    before: Snapshot,
+    after: Snapshot,
+    *,
+    runtime: str,
+    runtime_version: str,
+    inference_precision: str,
+    threads: int,
+    root: Path = Path("/"),
+) -> Environment:
+    """Describe this machine around a measurement."""
+    return Environment(
+        cpu=cpu_name(root),
+        arch=platform.machine(),
+        isa=tuple(flag for flag in ISA if flag in cpu_flags(root)),
+        cores=os.cpu_count() or 1,
+        governor=_read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        frequency_before_mhz=before.frequency_mhz,
+        frequency_after_mhz=after.frequency_mhz,
+        temperature_before_c=before.temperature_c,
+        temperature_after_c=after.temperature_c,
+        load_average_before=before.load_average,
+        load_average_after=after.load_average,
+        memory_total_bytes=_memory_total(root),
+        system=_system(root),
+        python=platform.python_version(),
+        runtime=runtime,
+        runtime_version=runtime_version,
+        inference_precision=inference_precision,
+        threads=threads,
+    )
+
+
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Flags of the first processor, as /proc/cpuinfo names them; empty where there is no such file."""
+    return frozenset((_field(root, "flags") or _field(root, "Features") or "").split())
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """Name of the processor; ARM boards tell their own name instead."""
+    board = _read(root / "sys/firmware/devicetree/base/model").strip("\0 \n")
+    return _field(root, "model name") or board or platform.processor() or "unknown"
+
+
+def _frequency(root: Path) -> float | None:
+    cores = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    clocks = [value / 1000 for value in map(_number, cores) if value is not None]
+    clocks = clocks or [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(root), re.M)]
+    return round(sum(clocks) / len(clocks), 1) if clocks else None
+
+
+def _memory_total(root: Path) -> int | None:
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"), re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def _system(root: Path) -> str:
+    found = re.search(r'^PRETTY_NAME="?([^"\n]+)', _read(root / "etc/os-release"), re.M)
+    kernel = f"{platform.system()} {platform.release()}"
+    return f"{found[1]}, {kernel}" if found else kernel
+
+
+def _field(root: Path, name: str) -> str | None:
+    found = re.search(rf"^{name}\s*:\s*(.+)$", _cpuinfo(root), re.M)
+    return found[1].strip() if found else None
+
+
+def _cpuinfo(root: Path) -> str:
+    return _read(root / "proc/cpuinfo")
+
+
+def _number(path: Path) -> float | None:
+    text = _read(path).strip()
+    return float(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not this kind of system, or a sensor that is asleep
+        return ""

@@ -1,0 +1,184 @@
+"""Measure a bundle: latency per gate path, branch by branch behaviour on real images, and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import __version__
+from edgevit.bundlespec import (
+    BranchMeasurement,
+    Bundle,
+    ImagesUsed,
+    Manifest,
+    Measurement,
+    PathLatency,
+    PathName,
+)
+from edgevit.measure.device import probe_local
+from edgevit.measure.host import environment, snapshot
+from edgevit.measure.stats import latency
+from edgevit.measure.trace import TRACES, Trace
+from edgevit.progress import track
+
+WARM_UP_ROUNDS = 3
+TRACED_IMAGES = 16
+
+
+class Runner(Protocol):
+    """A loaded model, as `edgevit.backends` gives it."""
+
+    def run(self, image: NDArray[np.uint8], effort: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image uint8 `[1, height, width, 3]` to logits float32 `[1, classes]` and gates uint8 `[branches]`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Timing:
+    """Single runs of one path: wall and process CPU time in ms, the image each ran on, and the gates it took."""
+
+    wall_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...]
+    image: tuple[int, ...]
+    gates: tuple[NDArray[np.uint8], ...]
+
+
+def profile_bundle(
+    bundle: Bundle,
+    runner: Runner,
+    images: NDArray[np.uint8],
+    used: ImagesUsed,
+    *,
+    backend: str,
+    runtime_version: str,
+    runs: int,
+    threads: int,
+) -> Measurement:
+    """Measure an opened bundle on this machine.
+
+    Args:
+        bundle: its hashes have been checked.
+        runner: its model, loaded with `threads`.
+        images: uint8 RGB `[n, height, width, 3]`, prepared as the manifest's contract says, n <= runs.
+        used: what `images` are.
+        backend: module that loads the model in a fresh process, by its full name.
+        runtime_version: version of the runtime.
+        runs: timed runs per path.
+        threads: threads of a run.
+    """
+    manifest = bundle.manifest
+    precision = str(manifest.target["inference_precision"])
+    model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
+    probe = probe_local(
+        backend, model, images[:TRACED_IMAGES], list(efforts.values()), threads=threads, precision=precision
+    )
+    before = snapshot()
+    timings = time_paths(runner, images, efforts, runs)
+    after = snapshot()
+    trace = TRACES[manifest.backend](
+        model,
+        images[:TRACED_IMAGES],
+        [branch.name for branch in manifest.branches],
+        gated=[branch.name for branch in manifest.branches if branch.gated],
+        threads=threads,
+        precision=precision,
+    )
+    real = timings["real"]
+    return Measurement(
+        bundle=manifest.name,
+        bundle_sha256=bundle.sha256,
+        edgevit=__version__,
+        environment=environment(
+            before,
+            after,
+            runtime=manifest.backend,
+            runtime_version=runtime_version,
+            inference_precision=precision,
+            threads=threads,
+        ),
+        images=dataclasses.replace(used, count=len(images)),
+        paths=tuple(_path(name, efforts[name], timing) for name, timing in timings.items()),
+        expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
+        expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
+        branches=_branches(manifest, real, trace),
+        memory=trace.memory or probe.trace,
+        process=probe.process,
+        load_ms=probe.load_ms,
+        first_run_ms=probe.first_run_ms,
+    )
+
+
+def path_efforts(manifest: Manifest) -> dict[PathName, float]:
+    """The paths that can be asked for, with their effort; a bundle without gates has only one."""
+    if manifest.effort is None:
+        return {"real": 0.0}
+    return {"all_open": manifest.effort.all_open, "all_skipped": manifest.effort.all_skipped, "real": 0.0}
+
+
+def time_paths(
+    runner: Runner, images: NDArray[np.uint8], efforts: Mapping[PathName, float], runs: int
+) -> dict[PathName, Timing]:
+    """Time every path `runs` times, interleaved round-robin: each round runs the paths one after the other."""
+    for _ in range(WARM_UP_ROUNDS):
+        for effort in efforts.values():
+            runner.run(images[:1], effort=effort)
+    rows: dict[PathName, list[tuple[float, float, int, NDArray[np.uint8]]]] = defaultdict(list)
+    for round_index in track(range(runs), f"Timing {len(efforts)} paths, {runs} rounds"):
+        index = round_index % len(images)
+        image = images[index : index + 1]
+        for path, effort in efforts.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            _, gates = runner.run(image, effort=effort)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            rows[path].append((1000 * wall, 1000 * cpu, index, gates))
+    return {
+        path: Timing(
+            wall_ms=tuple(r[0] for r in timed),
+            cpu_ms=tuple(r[1] for r in timed),
+            image=tuple(r[2] for r in timed),
+            gates=tuple(r[3] for r in timed),
+        )
+        for path, timed in rows.items()
+    }
+
+
+def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> float:
+    """Expected time of an image drawn from those measured: the mean over images of each image's median."""
+    by_image: dict[int, list[float]] = defaultdict(list)
+    for sample, index in zip(samples_ms, image, strict=True):
+        by_image[index].append(sample)
+    return statistics.fmean(statistics.median(samples) for samples in by_image.values())
+
+
+def _path(name: PathName, effort: float, timing: Timing) -> PathLatency:
+    return PathLatency(
+        path=name,
+        effort=effort,
+        branches_open=float(np.mean([gates.sum() for gates in timing.gates])),
+        wall=latency(timing.wall_ms),
+        cpu=latency(timing.cpu_ms),
+    )
+
+
+def _branches(manifest: Manifest, real: Timing, trace: Trace) -> tuple[BranchMeasurement, ...]:
+    """Open rates count every image once, however often it was run."""
+    first = {index: gates for index, gates in reversed(list(zip(real.image, real.gates, strict=True)))}
+    rates = np.mean(list(first.values()), axis=0)
+    return tuple(
+        BranchMeasurement(
+            name=branch.name,
+            open_rate=float(rate),
+            open_time_ms=trace.open_ms.get(branch.name),
+            skipped_time_ms=trace.skipped_ms.get(branch.name),
+            time_source=trace.source,
+        )
+        for branch, rate in zip(manifest.branches, rates, strict=True)
+    )

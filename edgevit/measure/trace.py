@@ -1,0 +1,178 @@
+"""Inside one run, as the runtime itself tells it: time per branch, and memory over an all-open run.
+
+ONNX Runtime's profile lists every executed node with the arena's bytes in use; the event of an `If` spans its body.
+OpenVINO's counters give one row per `If` and no memory. Both cost time: these figures never enter the latency.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, MemoryPoint, MemoryTrace
+
+WARM_UP_RUNS = 3
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Times in ms of every branch when all run (`open_ms`) and when all gated ones are skipped (`skipped_ms`)."""
+
+    open_ms: Mapping[str, float]
+    skipped_ms: Mapping[str, float]
+    source: str
+    memory: MemoryTrace | None
+
+
+def trace_onnxruntime(
+    model: Path, images: Images, branches: Sequence[str], *, gated: Sequence[str], threads: int, precision: str
+) -> Trace:
+    """Profile all-open and all-skipped runs of each image with ONNX Runtime; `precision` is always f32 there."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "run")
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        efforts = _efforts(gated)
+        for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
+            for effort in efforts:
+                session.run(["logits", "gates"], _feeds(image, effort, gated))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    runs = split_runs(events)[WARM_UP_RUNS * len(efforts) :]
+    opened, skipped = (
+        [branch_times([(_name(e), e["dur"] / 1000) for e in top_level(run)], branches, gated) for run in half]
+        for half in (runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)])
+    )
+    return Trace(
+        open_ms=_medians(opened),
+        skipped_ms={name: time for name, time in _medians(skipped).items() if name in gated},
+        source=f"ONNX Runtime profile, median of {len(images)} runs",
+        memory=memory_over_run(runs[-len(efforts)], runs),
+    )
+
+
+def trace_openvino(
+    model: Path, images: Images, branches: Sequence[str], *, gated: Sequence[str], threads: int, precision: str
+) -> Trace:
+    """Read OpenVINO's counters, which are means since loading: totals before and after each path are subtracted."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+        "PERF_COUNT": True,
+    }
+    request = openvino.Core().compile_model(str(model), "CPU", settings).create_infer_request()
+    done = 0
+
+    def totals_after(effort: float, chosen: Images) -> list[tuple[str, float]]:
+        nonlocal done
+        for image in chosen:
+            request.infer(_feeds(image, effort, gated))
+        done += len(chosen)
+        return [(row.node_name, 1000 * done * row.real_time.total_seconds()) for row in request.profiling_info]
+
+    found = []
+    for effort in _efforts(gated):
+        before = totals_after(effort, images[:1].repeat(WARM_UP_RUNS, axis=0))
+        after = totals_after(effort, images)
+        rows = [(name, (b - a) / len(images)) for (name, a), (_, b) in zip(before, after, strict=True)]
+        found.append(branch_times(rows, branches, gated))
+    return Trace(
+        open_ms=found[0],
+        skipped_ms={name: time for name, time in found[-1].items() if name in gated},
+        source=f"OpenVINO counters, mean of {len(images)} runs",
+        memory=None,
+    )
+
+
+TRACES: Mapping[str, Callable[..., Trace]] = {"onnxruntime": trace_onnxruntime, "openvino": trace_openvino}
+
+
+def split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Node events of each run of a profile, in order of their start."""
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
+    nodes = sorted((e for e in events if e["cat"] == "Node"), key=lambda e: e["ts"])
+    return [[e for e in nodes if begin <= e["ts"] <= end] for begin, end in spans]
+
+
+def top_level(run: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Events of the main graph: those inside the window of an `If` belong to its body and are in its time already."""
+    kept, end = [], -1
+    for event in run:
+        if event["ts"] >= end:
+            kept.append(event)
+            if event["args"].get("op_name") == "If":
+                end = event["ts"] + event["dur"]
+    return kept
+
+
+def branch_times(rows: Sequence[tuple[str, float]], branches: Sequence[str], gated: Sequence[str]) -> dict[str, float]:
+    """Time per branch from (node, time) rows in execution order.
+
+    A gated branch is its `If`, named `<branch>/y`. Of an ungated one all nodes count that carry its name; runtimes
+    rename what they fuse, and such a node belongs to the next one with a name.
+    """
+    times: dict[str, float] = {}
+    pending = 0.0
+    for node, time in rows:
+        owner = next((name for name in branches if node.startswith((f"{name}/", f"{name}."))), None)
+        known = owner is not None or node.startswith(("stem/", "head", "logits", "gates"))
+        if owner is not None and owner not in gated:
+            times[owner] = times.get(owner, 0.0) + pending + time
+        elif owner is not None and node == f"{owner}/y":
+            times[owner] = time
+        pending = 0.0 if known else pending + time
+    return times
+
+
+def memory_over_run(
+    run: Sequence[Mapping[str, Any]], runs: Sequence[Sequence[Mapping[str, Any]]]
+) -> MemoryTrace | None:
+    """Bytes in use after every node of one run, and the peak over all runs; None if the profile tells no memory."""
+    told = sorted((e for e in run if "mem_bytes_in_use" in e["args"]), key=lambda e: e["ts"] + e["dur"])
+    if not told:
+        return None
+    begin = run[0]["ts"]
+    points = tuple(
+        MemoryPoint(
+            time_ms=(e["ts"] + e["dur"] - begin) / 1000, bytes=int(e["args"]["mem_bytes_in_use"]), where=_name(e)
+        )
+        for e in told
+    )
+    peak = max(int(e["args"]["mem_in_use_peak"]) for each in runs for e in each if "mem_in_use_peak" in e["args"])
+    return MemoryTrace(of="runtime", peak_bytes=peak, points=points)
+
+
+def _efforts(gated: Sequence[str]) -> tuple[float, ...]:
+    return (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED) if gated else (0.0,)
+
+
+def _feeds(image: Images, effort: float, gated: Sequence[str]) -> dict[str, Any]:
+    feeds: dict[str, Any] = {"image": np.ascontiguousarray(image[None])}
+    return {**feeds, "effort": np.array(effort, dtype=np.float32)} if gated else feeds
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    return str(event["name"]).removesuffix("_kernel_time")
+
+
+def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs if name in run) for name in runs[0]}

@@ -1,0 +1,125 @@
+"""What happens on a device, in order: open a bundle, load its model, run its golden inputs, measure it.
+
+Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import serial
+from edgevit.backends import MODULES, Runner, backend
+from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, verify_bundle
+from edgevit.bundlespec import Bundle, ImagesUsed, Manifest, Measurement
+from edgevit.data.images import load_images
+from edgevit.errors import BundleError
+from edgevit.measure.host import cpu_flags
+from edgevit.measure.run import profile_bundle
+from edgevit.targets import Target, missing_flags
+
+DEFAULT_RUNS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A bundle whose hashes and golden outputs held here; `missing_flags` are CPU flags its target counts on."""
+
+    manifest: Manifest
+    sha256: str
+    golden: tuple[GoldenResult, ...]
+    missing_flags: tuple[str, ...]
+
+
+def verify(path: Path, *, threads: int | None = None) -> Verified:
+    """Check every file of a bundle against its manifest and run its golden inputs again.
+
+    Raises:
+        BundleError: not a bundle, or damaged.
+        ParityError: a golden output is not reproduced.
+        RuntimeMissingError: its runtime is not installed.
+    """
+    with open_bundle(path) as bundle, loaded(bundle, threads) as runner:
+        golden = verify_bundle(bundle, runner)
+        return Verified(
+            manifest=bundle.manifest, sha256=bundle.sha256, golden=golden, missing_flags=lacking(bundle.manifest)
+        )
+
+
+def profile(path: Path, images: Path | None, *, runs: int = DEFAULT_RUNS, threads: int | None = None) -> Measurement:
+    """Measure a bundle on this machine with the user's images, or with its own golden inputs if there are none.
+
+    Raises:
+        BundleError: not a bundle, damaged, or without golden inputs when `images` is None.
+        ImagesError: no usable image.
+        RuntimeMissingError: its runtime is not installed.
+    """
+    with open_bundle(path) as bundle:
+        pixels, used = _images(bundle, images, runs)
+        with loaded(bundle, threads) as runner:
+            return profile_bundle(
+                bundle,
+                runner,
+                pixels,
+                used,
+                backend=MODULES[bundle.manifest.backend],
+                runtime_version=backend(bundle.manifest.backend).versions()[bundle.manifest.backend],
+                runs=runs,
+                threads=_threads(bundle, threads),
+            )
+
+
+@contextmanager
+def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
+    """Load the bundle's model with its runtime; freed at the end of the context."""
+    manifest = bundle.manifest
+    model = PurePosixPath(manifest.model)
+    runner = backend(manifest.backend).load(
+        bundle.folder / model.parent,
+        threads=_threads(bundle, threads),
+        precision=_target(manifest).inference_precision,
+        file=model.name,
+    )
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def lacking(manifest: Manifest) -> tuple[str, ...]:
+    """CPU flags that the bundle's target counts on and this machine does not have."""
+    return missing_flags(_target(manifest), cpu_flags())
+
+
+def _threads(bundle: Bundle, threads: int | None) -> int:
+    return threads or _target(bundle.manifest).threads
+
+
+def _target(manifest: Manifest) -> Target:
+    faults: list[str] = []
+    target = serial.from_data(Target, manifest.target, faults, "target")
+    if target is None:
+        raise BundleError(f"the target of {manifest.name} has faults: {'; '.join(faults)}; build it again")
+    return target
+
+
+def _images(bundle: Bundle, source: Path | None, runs: int) -> tuple[NDArray[np.uint8], ImagesUsed]:
+    """Images of the user, spread over the source and at most one per round; else the golden ones."""
+    if source is not None:
+        loaded_set = load_images(source, bundle.manifest.input.preprocessing, limit=runs)
+        used = ImagesUsed(
+            count=len(loaded_set), digest=loaded_set.digest, golden=False, unreadable=len(loaded_set.unreadable)
+        )
+        return loaded_set.images, used
+    golden = [load_golden(bundle, case)[0] for case in bundle.manifest.golden]
+    if not golden:
+        raise BundleError(f"{bundle.manifest.name} holds no golden inputs; give images with --images")
+    pixels: NDArray[Any] = np.unique(np.concatenate(golden), axis=0)[:runs]
+    return pixels, ImagesUsed(count=len(pixels), digest=hashlib.sha256(pixels.data).hexdigest(), golden=True)
