@@ -6,6 +6,7 @@ Compiling reads an ONNX model; loading and running need numpy and the runtime on
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -98,14 +99,21 @@ def missing(name: str, error: ImportError) -> RuntimeMissingError:
     return RuntimeMissingError(f"{name} cannot be imported ({error}); install it: {INSTALL[name]}")
 
 
-def check_image(image: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse an input that the runtime would refuse in its own words, or silently convert.
+def feed(image: np.ndarray, effort: float, *, shape: tuple[int, ...], gated: bool) -> dict[str, np.ndarray]:
+    """Build a model's inputs; refuse what a runtime would refuse in its own words, or silently convert.
 
     Raises:
         ImagesError: not uint8, or another shape than the model's.
+        ValueError: `effort` is nan.
     """
     if image.dtype != np.uint8 or image.shape != shape:
         raise ImagesError(
             f"the model takes a uint8 RGB image of shape {list(shape)}, got {image.dtype} {list(image.shape)}; "
             "resize and crop as the manifest's preprocessing says"
         )
+    if math.isnan(effort):
+        raise ValueError("effort must be a number, got nan")
+    inputs = {"image": image}
+    if gated:
+        inputs["effort"] = np.array(effort, dtype=np.float32)
+    return inputs

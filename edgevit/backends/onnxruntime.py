@@ -8,7 +8,6 @@ EXTENDED, which is the last that does not bake the build machine's memory layout
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import check_image, missing
+from edgevit.backends import feed, missing
 from edgevit.backends.ort_format import canonical
 from edgevit.errors import BundleError, OutputError
 from edgevit.serial import write_atomic
@@ -43,11 +42,8 @@ class OnnxRuntimeRunner:
         self._gated = "effort" in inputs
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        check_image(image, self._shape)
-        feed = {"image": image}
-        if self._gated:
-            feed["effort"] = np.array(_number(effort), dtype=np.float32)
-        logits, gates = self._session.run(["logits", "gates"], feed)
+        inputs = feed(image, effort, shape=self._shape, gated=self._gated)
+        logits, gates = self._session.run(["logits", "gates"], inputs)
         return logits, gates
 
     def close(self) -> None:
@@ -190,12 +186,6 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(attribute.g)
-
-
-def _number(effort: float) -> float:
-    if math.isnan(effort):
-        raise ValueError("effort must be a number, got nan")
-    return effort
 
 
 def _runtime() -> Any:
