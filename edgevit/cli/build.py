@@ -1,0 +1,91 @@
+"""`edgevit build`: a model to a verified bundle for one target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgevit.pipeline import Built
+    from edgevit.predict import Prediction
+
+EPILOG = """\b
+Examples:
+  edgevit build --target x86-64-onnxruntime -o out/demo
+  edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
+      --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
+  edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", required=False)
+@click.option("--target", "target_name", required=True, help="A name from `edgevit targets`, or a TOML file.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
+@click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
+@click.option("--gate", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of gate training.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder (default: out/MODEL-TARGET).")
+@click.option("--save-program", type=click.Path(path_type=Path), help="Also save the compressed Program here (fp16).")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Compile MODEL (a Program folder, a timm name or a T2T-ViT name; default: the shipped Program) for a target."""
+    from edgevit import serial
+    from edgevit.job import Job, predict_build, run_build
+
+    job = Job(model=model, target=target_name, **options)
+    if dry_run:
+        prediction = predict_build(job)
+        click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
+        return
+    built = run_build(job, say=_quiet if as_json else _say)
+    if as_json:
+        answer = {
+            "bundle": str(built.folder),
+            "archive": str(built.archive),
+            "manifest": built.manifest,
+        }
+        click.echo(serial.dumps(answer), nl=False)
+        return
+    _show(built)
+
+
+def _quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def _say(line: str) -> None:
+    click.echo(f"edgevit: {line}", err=True)
+
+
+def _prediction(p: Prediction) -> str:
+    bound = f"{p.bound_bytes / 1e6:.1f} MB" if p.bound_bytes is not None else "not predicted for this runtime"
+    return (
+        f"{p.model} for {p.target}, predicted:\n"
+        f"  model       {p.model_bytes / 1e6:.2f} MB (float weights now: {p.float_bytes / 1e6:.2f} MB)\n"
+        f"  MACs        {p.all_open_macs / 1e6:.0f} M all open, {p.expected_macs / 1e6:.0f} M expected "
+        f"(now {p.dense_macs / 1e6:.0f} M)\n"
+        f"  memory      {bound}\n"
+        f"  int8        {p.int8_linears} of {p.linears} Linears"
+    )
+
+
+def _show(built: Built) -> None:
+    manifest = built.manifest
+    for claim in manifest.claims:
+        click.echo(f"  {claim.name:<9} {'holds' if claim.held else 'FAILS'}: {claim.summary}")
+    for row in manifest.accuracy:
+        interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
+        click.echo(f"  {row.metric:<9} {row.model}: {row.value:.1%} ({interval})")
+    sizes, macs = manifest.sizes, manifest.macs
+    click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
+    click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")
+    click.echo(f"Bundle: {built.folder} and {built.archive}")
+    click.echo(f"Report: {built.folder / 'report.html'}")

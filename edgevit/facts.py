@@ -1,0 +1,182 @@
+"""The manifest of a build: what stands in it, taken from the Program, the plan and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevit import __version__, serial
+from edgevit.backends import Runner
+from edgevit.bundle.write import GoldenRun
+from edgevit.bundlespec import (
+    EFFORT_ALL_OPEN,
+    EFFORT_ALL_SKIPPED,
+    BranchFacts,
+    EffortContract,
+    InputContract,
+    Macs,
+    Manifest,
+    OutputContract,
+    Sizes,
+)
+from edgevit.models.macs import branch_macs, gate_macs, macs_by_branch, rows_in, rows_out, total_macs
+from edgevit.models.program import Program, expected_shapes
+from edgevit.proof import Evidence
+from edgevit.quantspec import QuantPlan
+from edgevit.recipe import Recipe
+from edgevit.spec import BranchSpec, ProgramSpec
+from edgevit.targets import Target
+
+GOLDEN_CANDIDATES = 32
+GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
+GOLDEN_TOLERANCE = 0.25  # of the logits' standard deviation: another CPU's int8 kernels round differently
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything a manifest is made of."""
+
+    program: Program
+    dense: Program | None
+    plan: QuantPlan | None
+    target: Target
+    recipe: Recipe
+    versions: Mapping[str, str]
+    evidence: Evidence
+    golden: Sequence[GoldenRun]
+
+
+def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
+    """The manifest, but for what only the writer knows (hashes, golden file names)."""
+    spec, evidence = facts.program.spec, facts.evidence
+    models = _models(tuple(files))
+    logits = np.concatenate([run.logits for run in facts.golden])
+    return Manifest(
+        name=f"{spec.name}-{facts.target.name}",
+        backend=facts.target.backend,
+        target=serial.to_data(facts.target),
+        recipe=serial.to_data(facts.recipe),
+        tools={"edgevit": __version__, **facts.versions},
+        origin=dict(spec.origin),
+        input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
+        effort=EffortContract() if spec.gated else None,
+        outputs=(
+            OutputContract(name="logits", dtype="float32", shape=(1, spec.head.classes), meaning="one score per class"),
+            OutputContract(
+                name="gates", dtype="uint8", shape=(len(spec.branches),), meaning="one per branch, 1 = the branch ran"
+            ),
+        ),
+        model=next(iter(models.values())),
+        models=models,
+        branches=tuple(branch_facts(facts)),
+        sizes=_sizes(facts, files, models),
+        macs=_macs(facts),
+        bound=evidence.bound,
+        claims=evidence.claims,
+        accuracy=evidence.accuracy,
+        golden_tolerance=float(np.round(GOLDEN_TOLERANCE * logits.std(), 4)),
+    )
+
+
+def _models(files: Sequence[str]) -> dict[str, str]:
+    known = {"model.onnx": "onnx", "model.ort": "ort", "model.xml": "ir"}
+    return {known[name]: name for name in files if name in known}
+
+
+def branch_facts(facts: Facts) -> list[BranchFacts]:
+    """One row per branch, in order."""
+    spec, evidence = facts.program.spec, facts.evidence
+    rows = []
+    for index, (branch, macs) in enumerate(zip(spec.branches, macs_by_branch(spec), strict=True)):
+        planned = [p for p in (facts.plan.linears if facts.plan else ()) if p.name.startswith(f"{branch.name}.")]
+        rows.append(
+            BranchFacts(
+                name=branch.name,
+                kind=branch.kind,
+                units=branch.units,
+                units_total=branch.units_total,
+                macs=macs,
+                dense_macs=_dense_macs(spec, branch, index),
+                gated=branch.gate is not None,
+                threshold=branch.gate.threshold if branch.gate else None,
+                open_rate=float(evidence.open_rates[index]) if branch.gate else None,
+                memory_bytes=evidence.branch_bytes.get(branch.name),
+                int8_linears=sum(p.int8 for p in planned),
+                linears=0 if branch.removed else 2,
+            )
+        )
+    return rows
+
+
+def _whole(branch: BranchSpec) -> BranchSpec:
+    from dataclasses import replace
+
+    return replace(branch, kept=tuple(range(branch.units_total)))
+
+
+def _dense_macs(spec: ProgramSpec, branch: BranchSpec, index: int) -> int:
+    return branch_macs(spec, _whole(branch), rows_out(spec)[index], rows_in(spec)[index])
+
+
+def _macs(facts: Facts) -> Macs:
+    spec = facts.program.spec
+    branches = np.array(macs_by_branch(spec))
+    gated = np.array([b.gate is not None for b in spec.branches])
+    everything = total_macs(spec)
+    skipped = everything - int(branches[gated].sum())
+    dense = sum(_dense_macs(spec, b, i) for i, b in enumerate(spec.branches))
+    expected = skipped + float((branches * facts.evidence.open_rates)[gated].sum())
+    return Macs(
+        dense=everything - int(branches.sum()) - gate_macs(spec) + dense,
+        all_open=everything,
+        all_skipped=skipped,
+        expected=expected,
+    )
+
+
+def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -> Sizes:
+    first = next(iter(models.values()))
+    # What one device loads: the model that was verified and the data beside it, not its other formats.
+    loaded = [path for name, path in files.items() if name == first or name in (f"{first}.data", "model.bin")]
+    spec = facts.program.spec
+    parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
+    dense = sum(int(np.prod(shape)) for shape in expected_shapes(_dense_spec(spec)).values())
+    return Sizes(
+        model_bytes=sum(path.stat().st_size for path in loaded),
+        float_bytes=4 * dense,
+        parameters=parameters,
+        dense_parameters=dense,
+    )
+
+
+def _dense_spec(spec: ProgramSpec) -> ProgramSpec:
+    from dataclasses import replace
+
+    branches = tuple(replace(_whole(b), gate=None, skip=False) for b in spec.branches)
+    return replace(spec, branches=branches)
+
+
+def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray) -> list[GoldenRun]:
+    """Runs of the compiled model for all-open, all-skipped and one real path, on calibration images."""
+    image = _real_image(runner, images) if spec.gated else images[:1]
+    paths = [("real", 0.0)]
+    if spec.gated:
+        paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]
+    runs = []
+    for path, effort in paths:
+        logits, gates = runner.run(image, effort)
+        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))  # type: ignore[arg-type]
+    return runs
+
+
+def _real_image(runner: Runner, images: np.ndarray) -> np.ndarray:
+    """An image whose gates are mixed and not near their limits, so that it takes the same path on every device."""
+    for image in images[:GOLDEN_CANDIDATES]:
+        states = [runner.run(image[None], effort)[1] for effort in (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)]
+        mixed = 0 < states[1].sum() < len(states[1])
+        if mixed and all(np.array_equal(s, states[1]) for s in states):
+            return image[None]
+    return images[:1]

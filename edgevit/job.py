@@ -1,0 +1,115 @@
+"""One call of `edgevit build`: finds the model, the target and the images, then runs the pipeline on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.bundle.write import refuse_existing
+from edgevit.data.images import load_images
+from edgevit.errors import ImagesError, OutputError
+from edgevit.models.program import Program, save_program
+from edgevit.models.resolve import resolve
+from edgevit.pipeline import Built, Say, build, compress, weights_digest
+from edgevit.predict import Prediction, predict
+from edgevit.recipe import Recipe
+from edgevit.resources import shipped
+from edgevit.targets import load_target
+
+DEFAULT_PROGRAM = "vit_tiny_gated"
+MANY_IMAGES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a build was asked for, as the command line gives it; see `edgevit build --help`."""
+
+    model: str | None
+    target: str
+    weights: Path | None = None
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    limit: int | None = None
+    prune: float = 0.0
+    gate: float = 1.0
+    seed: int = 0
+    output: Path | None = None
+    save_program: Path | None = None
+    force: bool = False
+
+
+def default_program() -> Path:
+    """The Program that ships with edgevit: a pruned and gated ViT-Ti."""
+    return Path(__file__).resolve().parent / "programs" / DEFAULT_PROGRAM
+
+
+def predict_build(job: Job) -> Prediction:
+    """Predict what `run_build` would make."""
+    target = load_target(job.target)
+    return predict(_model(job), target, prune=job.prune, gate=job.gate)
+
+
+def run_build(job: Job, say: Say = lambda _: None) -> Built:
+    """Build the bundle that `job` asks for; every input is looked at before anything slow begins.
+
+    Raises:
+        EdgevitError: see `edgevit.errors`; nothing is left half-written.
+    """
+    target = load_target(job.target)
+    given = _model(job)
+    folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
+    refuse_existing(folder, force=job.force)
+    if job.save_program and job.save_program.exists() and not job.force:
+        raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
+    source = job.calibration or shipped("calibration") / "shipped.toml"
+    calibration = load_images(source, given.spec.image, limit=job.limit)
+    evaluation = load_images(job.evaluation, given.spec.image, labelled=True) if job.evaluation else None
+    if evaluation is not None:
+        _check_labels(evaluation.labels.max() if evaluation.labels is not None else 0, given, job.evaluation)
+    if job.calibration is None:
+        say(
+            f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
+            f"your own model pass --calibration with {MANY_IMAGES} to 300 images of your own"
+        )
+    compressing = job.prune > 0.0 or job.gate < 1.0
+    if compressing:
+        say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
+    program = compress(given, calibration.images, prune=job.prune, gate=job.gate, seed=job.seed)
+    if job.save_program:
+        save_program(program, job.save_program, storage="float16", force=job.force)
+    recipe = Recipe(
+        model=given.spec.name,
+        weights_sha256=weights_digest(given),
+        prune=job.prune,
+        gate=job.gate,
+        seed=job.seed,
+        calibration=source.name,
+        calibration_images=len(calibration.images),
+        calibration_sha256=calibration.digest,
+    )
+    return build(
+        program,
+        target,
+        calibration,
+        folder,
+        recipe=recipe,
+        dense=given if compressing else None,
+        evaluation=evaluation,
+        force=job.force,
+        say=say,
+    )
+
+
+def _model(job: Job) -> Program:
+    if job.model is None:
+        return resolve(str(default_program()))
+    return resolve(job.model, weights=job.weights)
+
+
+def _check_labels(highest: int, program: Program, source: Path | None) -> None:
+    if highest >= program.spec.head.classes:
+        raise ImagesError(
+            f"{source} has a label {highest}, but {program.spec.name} has {program.spec.head.classes} classes "
+            f"(0 to {program.spec.head.classes - 1}); give images labelled as the model was trained"
+        )
+

@@ -1,0 +1,180 @@
+"""The stages and their order; the only file that knows it.
+
+    compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates -> Program
+    build     Program -> ranges -> quantization plan -> lower -> compile -> verify -> bound -> bundle
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevit.backends import backend
+from edgevit.backends.reference import taps
+from edgevit.bundle.write import refuse_existing, write_bundle
+from edgevit.bundlespec import Manifest
+from edgevit.data.images import ImageSet
+from edgevit.facts import Facts, describe, golden_runs
+from edgevit.lower.assemble import assemble
+from edgevit.lower.check import check_model
+from edgevit.models.program import Program
+from edgevit.progress import track
+from edgevit.proof import prove
+from edgevit.quantize.observe import observe
+from edgevit.quantize.plan import plan_quantization
+from edgevit.quantspec import QuantPlan
+from edgevit.recipe import Recipe
+from edgevit.targets import Target
+
+Say = Callable[[str], None]
+SCORED_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What `build` made: the bundle's folder and zip, and its manifest."""
+
+    folder: Path
+    archive: Path
+    manifest: Manifest
+
+
+def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: float = 1.0, seed: int = 0) -> Program:
+    """Prune and gate a Program without labels. Needs torch.
+
+    Args:
+        dense: the trained model.
+        images: calibration images, uint8 `[n, height, width, 3]`.
+        prune: fraction of the MACs to remove.
+        gate: expected MACs with gates as a fraction of the pruned model's; 1 attaches none.
+        seed: of gate training.
+
+    Raises:
+        BudgetError: a budget that cannot be met.
+        RuntimeMissingError: torch is not installed.
+    """
+    if prune == 0.0 and gate == 1.0:
+        return dense
+    from edgevit.torchside import require_torch
+
+    require_torch("pruning and gating")
+    from edgevit.gate.train import train_gates
+    from edgevit.prune.observe import collect
+    from edgevit.prune.plan import plan_prune
+    from edgevit.prune.refit import refit
+    from edgevit.prune.score import score
+    from edgevit.prune.shrink import shrink
+
+    program = dense
+    if prune > 0.0:
+        statistics = collect(dense, images)
+        scores = score(dense, images[:SCORED_IMAGES], statistics)
+        plan = plan_prune(scores, dense.spec, prune)
+        program = refit(shrink(dense, plan, statistics), dense, images)
+    if gate < 1.0:
+        program = train_gates(program, images, gate, teacher=dense, seed=seed)
+    return program
+
+
+def quantize(program: Program, target: Target, images: np.ndarray) -> QuantPlan | None:
+    """Decide which Linears are int8 and how, from what flows through the float model on calibration images."""
+    if not target.int8:
+        return None
+    models = [assemble(program, gating="open", taps=True)]
+    if program.spec.gated:
+        models.append(assemble(program, gating="both", taps=True))
+    runs = [taps(model) for model in models]
+    ranges = observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+    return plan_quantization(
+        program,
+        ranges,
+        weight_bits=target.weight_bits,
+        activations=target.activations,
+        range_method=target.range_method,
+        percentile=target.percentile,
+    )
+
+
+def build(
+    program: Program,
+    target: Target,
+    calibration: ImageSet,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    dense: Program | None = None,
+    evaluation: ImageSet | None = None,
+    force: bool = False,
+    say: Say = lambda _: None,
+) -> Built:
+    """Quantize, lower, compile, verify and bundle a Program for one target.
+
+    Args:
+        program: what to build; already compressed.
+        target: the device.
+        calibration: unlabelled images for ranges, agreement and golden outputs.
+        folder: where the bundle goes; `folder`.zip is written beside it.
+        recipe: how the Program was made, for the manifest.
+        dense: the model before compression, for the accuracy rows.
+        evaluation: labelled images for top-1.
+        force: replace an existing bundle.
+        say: told what is being done, a line per stage.
+
+    Raises:
+        OutputError: the output exists, or cannot be written.
+        VerificationError: a claim did not hold; its class says which.
+    """
+    refuse_existing(folder, force=force)
+    runtime = backend(target.backend)
+    versions = runtime.versions()
+    say("Quantizing")
+    plan = quantize(program, target, calibration.images)
+    say("Lowering")
+    model = assemble(program, plan)
+    check_model(model)
+    staging = Path(tempfile.mkdtemp(prefix="edgevit."))
+    try:
+        say(f"Compiling for {target.backend}")
+        files = runtime.compile(model, staging, formats=target.formats)
+        evidence = prove(program, dense, target, plan, model, runtime, staging, calibration, evaluation, say)
+        runner = runtime.load(staging, threads=target.threads, precision=target.inference_precision)
+        say("Writing the bundle")
+        golden = golden_runs(runner, program.spec, calibration.images)
+        facts = Facts(
+            program=program,
+            dense=dense,
+            plan=plan,
+            target=target,
+            recipe=recipe,
+            versions=versions,
+            evidence=evidence,
+            golden=golden,
+        )
+        manifest = describe(facts, {name: staging / name for name in files})
+        archive = write_bundle(
+            folder,
+            manifest,
+            {name: staging / name for name in files},
+            golden,
+            labels=program.spec.labels,
+            force=force,
+        )
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Built(folder=folder, archive=archive, manifest=manifest)
+
+
+def weights_digest(program: Program) -> str:
+    """sha256 over names, shapes and values of a Program's arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(program.weights.items()):
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+

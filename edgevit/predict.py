@@ -1,0 +1,110 @@
+"""What a build would cost, without calibrating or compiling: `edgevit build --dry-run`.
+
+The structure is predicted, not the choice: pruning is assumed to take the same share of every branch, every branch is
+assumed to get a gate, every Linear to be int8. Sizes and the memory bound are then exact for that structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgevit.backends.onnxruntime import externalise
+from edgevit.bound.onnxruntime import bound
+from edgevit.errors import BudgetError
+from edgevit.lower.assemble import assemble
+from edgevit.models.macs import macs_by_branch, total_macs
+from edgevit.models.program import Program, expected_shapes
+from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.spec import BranchSpec, GateSpec, ProgramSpec
+from edgevit.targets import Target
+
+NEURON_STEP = 16
+BISECTIONS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Bytes, MACs per image, and how many Linears would be int8.
+
+    `bound_bytes` is ONNX Runtime's memory bound of the predicted graph; None for a runtime without one.
+    """
+
+    model: str
+    target: str
+    float_bytes: int
+    model_bytes: int
+    dense_macs: int
+    all_open_macs: int
+    expected_macs: float
+    bound_bytes: int | None
+    int8_linears: int
+    linears: int
+
+
+def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float = 1.0) -> Prediction:
+    """Predict a build of `program`.
+
+    Raises:
+        BudgetError: the stem and the head alone cost more than the budget.
+    """
+    shaped = _zeros(_gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune))
+    names = linear_names(shaped.spec)
+    plan = None
+    if target.int8:
+        plan = QuantPlan(
+            linears=tuple(LinearPlan(name=n, int8=True) for n in names),
+            activations=target.activations,
+            weight_bits=target.weight_bits,
+        )
+    model = assemble(shaped, plan)
+    everything = total_macs(shaped.spec)
+    return Prediction(
+        model=program.spec.name,
+        target=target.name,
+        float_bytes=4 * sum(a.size for a in program.weights.values()),
+        model_bytes=sum(len(part) for part in externalise(model)),
+        dense_macs=total_macs(program.spec),
+        all_open_macs=everything,
+        expected_macs=everything * gate,
+        bound_bytes=bound(model).total_bytes if target.backend == "onnxruntime" else None,
+        int8_linears=len(names) if target.int8 else 0,
+        linears=len(names),
+    )
+
+
+def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
+    """The spec with the same share of every branch taken away, so that `fraction` of the MACs is gone."""
+    if fraction == 0.0:
+        return spec
+    budget = total_macs(spec) * (1 - fraction)
+    floor = total_macs(spec) - sum(macs_by_branch(spec))
+    if budget < floor:
+        raise BudgetError(
+            f"pruning {fraction:.0%} of {total_macs(spec) / 1e6:.0f} MMACs leaves {budget / 1e6:.0f}, but stem and head "
+            f"alone need {floor / 1e6:.0f}; ask for at most {1 - floor / total_macs(spec):.0%}"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        share = (low + high) / 2
+        low, high = (share, high) if total_macs(_scaled(spec, share)) <= budget else (low, share)
+    return _scaled(spec, low)
+
+
+def _scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
+    def keep(branch: BranchSpec) -> BranchSpec:
+        step = NEURON_STEP if branch.kind == "ffn" and branch.units >= NEURON_STEP else 1
+        units = int(branch.units * share) // step * step
+        return replace(branch, kept=branch.kept[:units], gate=branch.gate if units else None)
+
+    return replace(spec, branches=tuple(keep(b) for b in spec.branches))
+
+
+def _gated(spec: ProgramSpec) -> ProgramSpec:
+    gate = GateSpec(pool="prefix" if spec.stem.prefix else "mean", threshold=0.0)
+    return replace(spec, branches=tuple(b if b.removed else replace(b, gate=gate, skip=True) for b in spec.branches))
+
+
+def _zeros(spec: ProgramSpec) -> Program:
+    return Program(spec=spec, weights={n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()})

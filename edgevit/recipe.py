@@ -1,0 +1,30 @@
+"""The recipe of a build: what was asked for. It is stored in the manifest, so that a bundle tells how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `edgevit build` was asked for.
+
+    Attributes:
+        model: the Program's name.
+        weights_sha256: digest over the arrays that were given, before anything was done to them.
+        prune: fraction of the MACs to remove (0 = none).
+        gate: expected MACs with gates, as a fraction of the pruned model's (1 = no gates are trained).
+        seed: of gate training.
+        calibration: name of the calibration set.
+        calibration_images: how many images it holds.
+        calibration_sha256: digest over its pixels.
+    """
+
+    model: str
+    weights_sha256: str
+    prune: float
+    gate: float
+    seed: int
+    calibration: str
+    calibration_images: int
+    calibration_sha256: str
