@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit import serial
 from edgevit.bundlespec import MemoryPoint, MemoryTrace, ProcessMemory
 from edgevit.errors import BundleError
+from edgevit.measure.trace import Trace
 
 TIMEOUT_S = 600
 ROUNDS = 3
@@ -46,48 +50,83 @@ def probe_local(
     Raises:
         BundleError: the process failed, or loaded torch, timm or onnx, which a device does not have.
     """
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        stored = Path(folder) / "images.npy"
-        np.save(stored, images, allow_pickle=False)
-        request = {
-            "backend": backend,
-            "folder": str(model.parent.resolve()),
-            "file": model.name,
-            "images": str(stored),
-            "efforts": list(efforts),
-            "rounds": ROUNDS,
-            "threads": threads,
-            "precision": precision,
-        }
-        command = [sys.executable, "-m", "edgevit.measure.probe", json.dumps(request)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise BundleError(f"a fresh process did not load and run {model.name} within {TIMEOUT_S} s") from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise BundleError(f"a fresh process cannot load and run {model.name}: {last[0]}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    request = {
+        "backend": backend,
+        "folder": str(model.parent.resolve()),
+        "file": model.name,
+        "efforts": list(efforts),
+        "rounds": ROUNDS,
+        "threads": threads,
+        "precision": precision,
+    }
+    answer = _fresh("edgevit.measure.probe", request, images)
     if answer["heavy"]:
         raise BundleError(f"the process on the device loaded {', '.join(answer['heavy'])}; a device has none of them")
     return _probe(answer)
 
 
-def _probe(answer: dict[str, object]) -> Probe:
+def trace_local(
+    runtime: str,
+    model: Path,
+    images: NDArray[np.uint8],
+    *,
+    branches: Sequence[str],
+    gated: Sequence[str],
+    threads: int,
+    precision: str,
+) -> Trace:
+    """Trace every image all-open and all-skipped in a fresh process of this machine; see `edgevit.measure.trace`.
+
+    Raises:
+        BundleError: the process failed.
+    """
+    request = {
+        "runtime": runtime,
+        "model": str(model.resolve()),
+        "branches": list(branches),
+        "gated": list(gated),
+        "threads": threads,
+        "precision": precision,
+    }
+    faults: list[str] = []
+    trace = serial.from_data(Trace, _fresh("edgevit.measure.trace", request, images), faults, "trace")
+    if trace is None:
+        raise BundleError(f"{runtime} gave a trace that cannot be read: {'; '.join(faults)}")
+    return trace
+
+
+def _fresh(module: str, request: dict[str, Any], images: NDArray[np.uint8]) -> Any:
+    """Run a module of this package in a new Python; it gets the request and the images, and answers in JSON."""
+    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+        stored = Path(folder) / "images.npy"
+        np.save(stored, images, allow_pickle=False)
+        command = [sys.executable, "-m", module, json.dumps({**request, "images": str(stored)})]
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise BundleError(f"a fresh process did not load and run the model within {TIMEOUT_S} s") from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise BundleError(f"a fresh process cannot load and run the model: {last[0]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _probe(answer: dict[str, Any]) -> Probe:
     process, trace = None, None
-    if isinstance(answer["imported_bytes"], int):
-        keys = ("imported_bytes", "loaded_bytes", "peak_bytes")
-        process = ProcessMemory(**{key: int(str(answer[key])) for key in keys})
+    if answer["peak_bytes"] is not None:
+        process = ProcessMemory(**{key: answer[key] for key in ("imported_bytes", "loaded_bytes", "peak_bytes")})
         points = answer["points"]
-        assert isinstance(points, list)
         trace = MemoryTrace(
             of="process",
             peak_bytes=process.peak_bytes,
             points=tuple(MemoryPoint(time_ms=time, bytes=resident, where=where) for time, resident, where in points),
         )
-    return Probe(
-        process=process,
-        trace=trace,
-        load_ms=float(str(answer["load_ms"])),
-        first_run_ms=float(str(answer["first_run_ms"])),
-    )
+    return Probe(process=process, trace=trace, load_ms=answer["load_ms"], first_run_ms=answer["first_run_ms"])

@@ -23,10 +23,10 @@ from edgevit.bundlespec import (
     PathLatency,
     PathName,
 )
-from edgevit.measure.device import probe_local
+from edgevit.measure.device import probe_local, trace_local
 from edgevit.measure.host import environment, snapshot
 from edgevit.measure.stats import latency
-from edgevit.measure.trace import TRACES, Trace
+from edgevit.measure.trace import Trace
 from edgevit.progress import track
 
 WARM_UP_ROUNDS = 3
@@ -83,10 +83,11 @@ def profile_bundle(
     before = snapshot()
     timings = time_paths(runner, images, efforts, runs)
     after = snapshot()
-    trace = TRACES[manifest.backend](
+    trace = trace_local(
+        manifest.backend,
         model,
         images[:TRACED_IMAGES],
-        [branch.name for branch in manifest.branches],
+        branches=[branch.name for branch in manifest.branches],
         gated=[branch.name for branch in manifest.branches if branch.gated],
         threads=threads,
         precision=precision,

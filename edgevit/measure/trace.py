@@ -1,13 +1,15 @@
 """Inside one run, as the runtime itself tells it: time per branch, and memory over an all-open run.
 
 ONNX Runtime's profile lists every executed node with the arena's bytes in use; the event of an `If` spans its body.
-OpenVINO's counters give one row per `If` and no memory. Both cost time: these figures never enter the latency.
+OpenVINO's counters give one row per `If` and no memory. Both cost time, so these figures never enter the latency, and
+an arena belongs to its process, so each is taken in a fresh one: `python -m edgevit.measure.trace REQUEST`.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit import ortmemory, serial
 from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, MemoryPoint, MemoryTrace
 
 WARM_UP_RUNS = 3
@@ -27,24 +30,26 @@ Images = NDArray[np.uint8]
 class Trace:
     """Times in ms of every branch when all run (`open_ms`) and when all gated ones are skipped (`skipped_ms`)."""
 
-    open_ms: Mapping[str, float]
-    skipped_ms: Mapping[str, float]
+    open_ms: dict[str, float]
+    skipped_ms: dict[str, float]
     source: str
     memory: MemoryTrace | None
 
 
 def trace_onnxruntime(
-    model: Path, images: Images, branches: Sequence[str], *, gated: Sequence[str], threads: int, precision: str
+    model: Path, images: Images, *, branches: Sequence[str], gated: Sequence[str], threads: int, precision: str
 ) -> Trace:
     """Profile all-open and all-skipped runs of each image with ONNX Runtime; `precision` is always f32 there."""
-    import onnxruntime
-
+    onnxruntime = ortmemory.runtime()
     with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        ortmemory.configure(options)
+        if model.suffix == ".ort":
+            ortmemory.map_weights(options)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "run")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -67,7 +72,7 @@ def trace_onnxruntime(
 
 
 def trace_openvino(
-    model: Path, images: Images, branches: Sequence[str], *, gated: Sequence[str], threads: int, precision: str
+    model: Path, images: Images, *, branches: Sequence[str], gated: Sequence[str], threads: int, precision: str
 ) -> Trace:
     """Read OpenVINO's counters, which are means since loading: totals before and after each path are subtracted."""
     import openvino
@@ -104,6 +109,13 @@ def trace_openvino(
 
 
 TRACES: Mapping[str, Callable[..., Trace]] = {"onnxruntime": trace_onnxruntime, "openvino": trace_openvino}
+
+
+def main(request: dict[str, Any]) -> Trace:
+    """Trace as the request says; it holds `runtime`, `images` (a .npy file) and the arguments of the trace."""
+    images = np.load(request.pop("images"), allow_pickle=False)
+    runtime, model = request.pop("runtime"), Path(request.pop("model"))
+    return TRACES[runtime](model, images, **request)
 
 
 def split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -176,3 +188,7 @@ def _name(event: Mapping[str, Any]) -> str:
 
 def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs if name in run) for name in runs[0]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(serial.to_data(main(json.loads(sys.argv[1])))))

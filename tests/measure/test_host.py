@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevit.measure.host import cpu_flags, cpu_name, environment, snapshot
+
+
+def fake(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_an_x86_machine(tmp_path: Path) -> None:
+    root = fake(
+        tmp_path,
+        {
+            "proc/cpuinfo": "processor\t: 0\nmodel name\t: Great CPU 9000\ncpu MHz\t\t: 2000.0\n"
+            "flags\t\t: fpu avx2 fma avx512_vnni\n\nprocessor\t: 1\ncpu MHz\t\t: 3000.0\n",
+            "proc/loadavg": "0.50 0.40 0.30 1/100 1234\n",
+            "proc/meminfo": "MemTotal:       1024 kB\nMemFree: 1 kB\n",
+            "etc/os-release": 'NAME="X"\nPRETTY_NAME="Some Linux 1"\n',
+            "sys/class/thermal/thermal_zone0/temp": "41500\n",
+            "sys/class/thermal/thermal_zone1/temp": "61000\n",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        },
+    )
+    before = snapshot(root)
+    assert (before.frequency_mhz, before.temperature_c, before.load_average) == (2500.0, 61.0, 0.5)
+    found = environment(
+        before,
+        before,
+        runtime="onnxruntime",
+        runtime_version="1",
+        inference_precision="f32",
+        threads=2,
+        root=root,
+    )
+    assert (found.cpu, found.isa, found.governor) == ("Great CPU 9000", ("avx2", "fma", "avx512_vnni"), "powersave")
+    assert found.memory_total_bytes == 1024 * 1024
+    assert found.system.startswith("Some Linux 1, ")
+
+
+def test_an_arm_board_tells_its_name_and_features_its_own_way(tmp_path: Path) -> None:
+    root = fake(
+        tmp_path,
+        {
+            "proc/cpuinfo": "processor : 0\nFeatures\t: fp asimd asimddp\nCPU part : 0xd0b\n",
+            "sys/firmware/devicetree/base/model": "Some Board Model 5\0",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1500000\n",
+            "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "2500000\n",
+        },
+    )
+    assert cpu_name(root) == "Some Board Model 5"
+    assert "asimddp" in cpu_flags(root)
+    assert snapshot(root).frequency_mhz == 2000.0
+
+
+def test_what_a_system_does_not_tell_is_none(tmp_path: Path) -> None:
+    empty = snapshot(tmp_path)
+    assert (empty.frequency_mhz, empty.temperature_c, empty.load_average) == (None, None, None)
+    assert cpu_flags(tmp_path) == frozenset()

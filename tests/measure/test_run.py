@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit import ondevice
+from edgevit.bundle.read import open_bundle
+from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, Measurement
+from edgevit.measure.file import read_measurement, write_measurement
+from edgevit.measure.run import mean_of_image_medians, path_efforts, time_paths
+from tests.bundles import FixedRunner, sample_bundle
+from tests.tiny import tiny_images, tiny_spec
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(tiny_images(tiny_spec(), IMAGES, seed=1)):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def measured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path
+) -> tuple[Path, Measurement]:
+    # Large enough that a branch costs clearly more than the If around it.
+    size = {"depth": 2, "dim": 64, "heads": 2, "hidden": 256, "image": (64, 64), "patch": 4}
+    folder = sample_bundle(tmp_path_factory.mktemp("bundle") / "tiny", runtime=request.param, **size)
+    return folder, ondevice.profile(folder, photos, runs=8)
+
+
+def test_every_path_is_timed_and_takes_the_branches_it_names(measured: tuple[Path, Measurement]) -> None:
+    _, m = measured
+    assert [p.path for p in m.paths] == ["all_open", "all_skipped", "real"]
+    assert [p.effort for p in m.paths] == [EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, 0.0]
+    opened = {p.path: p.branches_open for p in m.paths}
+    assert opened["all_open"] == 4 and opened["all_skipped"] == 0 and 0 <= opened["real"] <= 4
+    assert all(p.wall.runs == p.cpu.runs == 8 and len(p.wall.samples_ms) == 8 for p in m.paths)
+    assert all(p.cpu.p90_ms is None for p in m.paths)
+    cpu = {p.path: p.cpu.median_ms for p in m.paths}
+    assert cpu["all_skipped"] < cpu["all_open"]
+
+
+def test_branches_have_open_rates_and_times(measured: tuple[Path, Measurement]) -> None:
+    folder, m = measured
+    with open_bundle(folder) as bundle:
+        assert [b.name for b in m.branches] == [b.name for b in bundle.manifest.branches]
+    assert all(round(b.open_rate * IMAGES, 6).is_integer() for b in m.branches)
+    assert all(b.open_time_ms is not None and b.skipped_time_ms is not None for b in m.branches)
+    assert sum(b.skipped_time_ms or 0 for b in m.branches) < sum(b.open_time_ms or 0 for b in m.branches)
+
+
+def test_the_fresh_process_tells_its_memory_and_times(measured: tuple[Path, Measurement]) -> None:
+    _, m = measured
+    assert m.process is not None
+    assert 10_000_000 < m.process.imported_bytes < m.process.loaded_bytes <= m.process.peak_bytes < 400_000_000
+    assert m.load_ms > 0 and m.first_run_ms > 0
+    assert m.memory is not None
+    assert m.memory.of == ("runtime" if m.environment.runtime == "onnxruntime" else "process")
+    assert max(p.bytes for p in m.memory.points) <= m.memory.peak_bytes
+    if m.memory.of == "runtime":
+        # The weights of this model as float32 are about 0.4 MB: a second session in the arena would double them.
+        assert m.memory.points[0].bytes < 1_000_000
+
+
+def test_a_measurement_names_the_bundle_and_survives_its_file(
+    measured: tuple[Path, Measurement], tmp_path: Path
+) -> None:
+    folder, m = measured
+    with open_bundle(folder) as bundle:
+        assert m.bundle_sha256 == bundle.sha256
+    write_measurement(m, tmp_path / "m.json")
+    assert read_measurement(tmp_path / "m.json") == m
+    assert json.loads((tmp_path / "m.json").read_text())["schema"] == 1
+
+
+def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
+    folder = sample_bundle(tmp_path / "tiny", gated=False)
+    m = ondevice.profile(folder, None, runs=2)
+    assert m.images.golden and m.images.count == 1
+    assert [p.path for p in m.paths] == ["real"]
+    assert [b.open_rate for b in m.branches] == [1.0] * 4
+    assert all(b.open_time_ms and b.skipped_time_ms is None for b in m.branches)
+
+
+def test_paths_are_interleaved_and_images_take_turns() -> None:
+    calls: list[tuple[int, float]] = []
+
+    class Recorder(FixedRunner):
+        def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+            calls.append((int(image[0, 0, 0, 0]), effort))
+            return super().run(image, effort)
+
+    images = np.arange(2, dtype=np.uint8).repeat(12).reshape(2, 2, 2, 3)
+    runner = Recorder(np.zeros((1, 3), np.float32), np.ones(4, np.uint8))
+    timings = time_paths(runner, images, {"all_open": 1.0, "real": 0.0}, runs=3)
+    assert calls[6:] == [(0, 1.0), (0, 0.0), (1, 1.0), (1, 0.0), (0, 1.0), (0, 0.0)]
+    assert timings["real"].image == (0, 1, 0)
+    assert all(t.cpu_ms[0] >= 0 and len(t.gates) == 3 for t in timings.values())
+
+
+def test_expected_time_weighs_images_not_runs() -> None:
+    # Image 0 was run three times, image 1 once: each counts once.
+    assert mean_of_image_medians((1.0, 1.0, 10.0, 5.0), (0, 0, 0, 1)) == 3.0
+
+
+def test_a_bundle_without_gates_has_one_path(tmp_path: Path) -> None:
+    with open_bundle(sample_bundle(tmp_path / "tiny", gated=False)) as bundle:
+        assert path_efforts(bundle.manifest) == {"real": 0.0}
