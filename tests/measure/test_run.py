@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def measured(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path
 ) -> tuple[Path, Measurement]:
     # Large enough that a branch costs clearly more than the If around it.
-    size = {"depth": 2, "dim": 64, "heads": 2, "hidden": 256, "image": (64, 64), "patch": 4}
+    size: dict[str, Any] = {"depth": 2, "dim": 64, "heads": 2, "hidden": 256, "image": (64, 64), "patch": 4}
     folder = sample_bundle(tmp_path_factory.mktemp("bundle") / "tiny", runtime=request.param, **size)
     return folder, ondevice.profile(folder, photos, runs=8)
 

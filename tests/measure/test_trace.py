@@ -38,7 +38,9 @@ def test_a_gated_branch_is_its_if_and_an_ungated_one_the_sum_of_its_nodes() -> N
 
 def test_runs_are_told_apart_by_their_spans() -> None:
     later = [{**e, "ts": e["ts"] + 1000} for e in RUN]
-    spans = [{"name": "model_run", "cat": "Session", "ts": t, "dur": 100, "args": {}} for t in (1005, 5)]
+    spans: list[dict[str, Any]] = [
+        {"name": "model_run", "cat": "Session", "ts": t, "dur": 100, "args": {}} for t in (1005, 5)
+    ]
     first, second = split_runs([*spans, *reversed(later), *RUN])
     assert [e["ts"] for e in first] == sorted(e["ts"] for e in RUN)
     assert [e["ts"] for e in second] == [e["ts"] + 1000 for e in first]
