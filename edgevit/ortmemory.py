@@ -18,8 +18,8 @@ from edgevit.errors import RuntimeMissingError
 
 MEMORY_REUSE = False
 MEMORY_PATTERN = False
-# 256 is the arena's unit: anything that is left of a chunk is split off.
-MAX_DEAD_BYTES_PER_CHUNK = 256
+# What is left of a chunk is split off if it is at least this, the arena's unit: nothing is wasted inside a chunk.
+ARENA_UNIT_BYTES = 256
 INITIAL_CHUNK_BYTES = 1 << 20
 NEXT_POWER_OF_TWO = 0
 
@@ -40,6 +40,12 @@ def configure(options: Any, *, cap_bytes: int = 0, first_chunk_bytes: int = INIT
     _register(cap_bytes, first_chunk_bytes)
 
 
+def map_weights(options: Any) -> None:
+    """For an `.ort` file: map it and leave the weights in it, without a second copy in memory."""
+    for key in ("use_memory_mapped_ort_model", "use_ort_model_bytes_for_initializers"):
+        options.add_session_config_entry(f"session.{key}", "1")
+
+
 def _register(cap_bytes: int, first_chunk_bytes: int) -> None:
     global _registered
     if _registered:
@@ -52,7 +58,7 @@ def _register(cap_bytes: int, first_chunk_bytes: int) -> None:
                 "max_mem": cap_bytes,
                 "arena_extend_strategy": NEXT_POWER_OF_TWO,
                 "initial_chunk_size_bytes": first_chunk_bytes,
-                "max_dead_bytes_per_chunk": MAX_DEAD_BYTES_PER_CHUNK,
+                "max_dead_bytes_per_chunk": ARENA_UNIT_BYTES,
             }
         ),
     )
@@ -68,5 +74,6 @@ def runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissingError(f"onnxruntime cannot be imported ({error}); install it: pip install edgevit") from error
+        message = f"onnxruntime cannot be imported ({error}); install it: pip install edgevit"
+        raise RuntimeMissingError(message) from error
     return onnxruntime

@@ -28,6 +28,7 @@ class Bound:
         branches: (name, peak of the open body, peak of the skipped body), one per gate.
         timeline: (node, bytes live while it runs), the all-open path in order of execution; for ONNX Runtime this is
             what its arena has in use, weights included.
+        skipped: the same for the nodes of the skipped bodies.
     """
 
     runtime: str
@@ -43,6 +44,7 @@ class Bound:
     main_frame_bytes: int
     branches: tuple[tuple[str, int, int], ...]
     timeline: tuple[tuple[str, int], ...]
+    skipped: tuple[tuple[str, int], ...] = ()
 
     @property
     def in_use_bytes(self) -> int:
@@ -80,7 +82,7 @@ class CappedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PathCheck:
-    """One path against the bound; `ratio` is bound / measured peak."""
+    """One path against the bound; `ratio` is the bound, gaps included, over the measured peak."""
 
     name: str
     open_branches: int
@@ -118,20 +120,21 @@ def check_bound(bound: Bound, measured: Sequence[PathMemory]) -> BoundResult:
             name=path.name,
             open_branches=path.open_branches,
             peak_bytes=path.peak_bytes,
-            ratio=bound.in_use_bytes / path.peak_bytes,
+            ratio=bound.arena_bytes / path.peak_bytes,
         )
         for path in measured
     )
-    return BoundResult(bound_bytes=bound.in_use_bytes, paths=checks)
+    return BoundResult(bound_bytes=bound.arena_bytes, paths=checks)
 
 
 def _faults(bound: Bound, path: PathMemory) -> list[str]:
     faults = []
     if path.peak_bytes > bound.in_use_bytes:
         faults.append(f"path {path.name}: peak {path.peak_bytes} bytes is above the bound")
-    allowed = dict(bound.timeline)
+    allowed = dict((*bound.timeline, *bound.skipped))
     for node, in_use in path.nodes:
-        # Bodies that only skip have one node, which the all-open timeline does not show.
-        if node in allowed and in_use > allowed[node]:
+        if node not in allowed:
+            faults.append(f"path {path.name}: {node} ran, which the bound does not know")
+        elif in_use > allowed[node]:
             faults.append(f"path {path.name}: {in_use} bytes in use after {node}, the bound says {allowed[node]}")
     return faults

@@ -1,0 +1,157 @@
+"""The bound against the runtime itself: every node of every path of models that use every part of the lowering."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from edgevit.backends.onnxruntime import compile
+from edgevit.bound.arena import measure_arena, run_capped
+from edgevit.bound.onnxruntime import bound, packed_bytes
+from edgevit.bound.result import Bound, PathMemory, check_bound
+from edgevit.errors import BoundError
+from edgevit.lower.assemble import assemble
+from edgevit.models.program import Program
+from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.spec import ProgramSpec, StemSpec
+from tests.tiny import tiny_images, tiny_program, tiny_spec, tiny_weights
+
+
+def quantized(spec: ProgramSpec, outliers: bool = False) -> QuantPlan:
+    """All int8 with guessed scales: memory does not depend on them."""
+    return QuantPlan(
+        linears=tuple(
+            LinearPlan(
+                name=name,
+                int8=True,
+                scale=1.0 if name == "stem" else 0.05,
+                zero_point=0 if name == "stem" else 128,
+                outliers=(1, 5) if outliers and name.endswith("fc2") else (),
+            )
+            for name in linear_names(spec)
+        )
+    )
+
+
+def write(program: Program, folder: Path, plan: QuantPlan | None = None) -> Path:
+    compile(assemble(program, plan), folder, formats=("onnx",))
+    return folder / "model.onnx"
+
+
+def slacks(made: Bound, path: PathMemory) -> set[int]:
+    """Bound minus measured, over all nodes of a run that the bound's timeline shows."""
+    allowed = dict(made.timeline)
+    return {allowed[node] - in_use for node, in_use in path.nodes if node in allowed}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gated": {"gated": True},
+    "mean_pool": {"gated": True, "prefix": 0},
+    "gate_on_mean": {"gated": True, "gate_pool": "mean"},
+    "quick_gelu": {"gated": True, "activation": "quick_gelu"},
+    "silu": {"gated": True, "activation": "silu"},
+    "relu": {"gated": True, "activation": "relu"},
+    "gelu_tanh": {"activation": "gelu_tanh"},
+    "qk_norm": {"gated": True, "qk_norm": True},
+    "distilled": {"gated": True, "prefix": 2, "head_prefix": 2},
+    "skip_rows": {"gated": True, "skip": True},
+    "removed": {"gated": True, "removed": ("b00_ffn",)},
+    "pruned": {"gated": True, "dim": 48, "heads": 3, "hidden": 37, "image": (40, 24), "stem_norm": True},
+}
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_node_of_every_path_has_in_use_what_the_bound_says(case: str, int8: bool, tmp_path: Path) -> None:
+    # Packed int8 rows are padded to 64 in the bound (AMX) and to 4 where there is no AMX: with 64 columns, to neither.
+    program = tiny_program(**{"dim": 64 if int8 else 32, **CASES[case]})
+    image = tiny_images(program.spec, 1)
+    model = write(program, tmp_path, quantized(program.spec, outliers=True) if int8 else None)
+    made = bound(model)
+    measured = measure_arena(model, image)
+    check_bound(made, measured)
+    held = made.io_bytes - image.nbytes  # outputs of the run before, which the first run does not have
+    (padding,) = {0} if case != "pruned" or not int8 else slacks(made, measured[-1])
+    assert slacks(made, measured[0]) == {held + padding}
+    assert all(slacks(made, path) == {padding} for path in measured[1:])
+    if program.spec.gated:
+        gates = sum(b.gate is not None for b in program.spec.branches)
+        assert [p.open_branches for p in measured][:2] == [gates, 0]
+
+
+@pytest.mark.parametrize("kind", ["t2t_performer", "t2t_transformer"])
+def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
+    stem = StemSpec(kind=kind, patch=16, prefix=1, norm=False, token_dim=16)
+    spec = dataclasses.replace(tiny_spec(gated=True, image=(64, 64)), stem=stem)
+    model = write(Program(spec=spec, weights=tiny_weights(spec)), tmp_path)
+    made, measured = bound(model), measure_arena(model, tiny_images(spec, 1))
+    assert [slacks(made, path) for path in measured] == [{made.io_bytes - 64 * 64 * 3}, {0}, {0}]
+
+
+def test_the_parts_add_up_and_branches_are_named(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    made = bound(assemble(program))
+    assert made == bound(write(program, tmp_path))
+    parts = made.weights_bytes + made.activations_bytes + made.scratch_bytes + made.fragmentation_bytes
+    assert made.total_bytes == parts + made.io_bytes
+    assert [name for name, _, _ in made.branches] == [f"{b.name}/y" for b in program.spec.branches]
+    assert all(opened > 0 and skipped == 0 for _, opened, skipped in made.branches)
+    assert made.main_frame_bytes <= made.activations_bytes
+    assert made.main_frame_bytes + max(opened for _, opened, _ in made.branches) >= made.activations_bytes
+
+
+def test_all_open_run_passes_at_the_bound_and_fails_just_below_what_is_in_use(tmp_path: Path) -> None:
+    program = tiny_program(gated=True, dim=96, heads=3, image=(64, 64))
+    image = tiny_images(program.spec, 1)
+    model = write(program, tmp_path)
+    made = bound(model)
+    assert run_capped(model, made, image).passed
+    held = made.io_bytes - image.nbytes
+    below = run_capped(model, made, image, cap_bytes=made.in_use_bytes - held - 256)
+    assert not below.passed
+    assert "Available memory" in below.error
+
+
+def test_an_operator_without_a_rule_is_an_error() -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4])
+    node = helper.make_node("Erf", ["image"], ["logits"], name="erf")
+    graph = helper.make_graph(
+        [node], "g", [image], [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4])]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with pytest.raises(BoundError, match="no shape rule for operator Erf"):
+        bound(model)
+
+
+def test_an_input_without_a_fixed_shape_is_an_error() -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 4])
+    node = helper.make_node("Relu", ["image"], ["logits"], name="relu")
+    result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph([node], "g", [image], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with pytest.raises(BoundError, match="no fixed shape"):
+        bound(model)
+
+
+def test_a_model_that_does_not_load_is_one_clear_error(tmp_path: Path) -> None:
+    broken = tmp_path / "model.onnx"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(BoundError, match="cannot load the model whose memory"):
+        bound(broken)
+
+
+def test_packed_sizes() -> None:
+    assert packed_bytes(192, 1000, int8=False) == 4 * 192 * 1008
+    assert packed_bytes(192, 576, int8=True) == 192 * 576 + 4 * 576
+    assert packed_bytes(37, 48, int8=True) == 64 * 48 + 4 * 48
+
+
+def test_effort_at_zero_is_the_real_path(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    model = write(program, tmp_path)
+    paths = measure_arena(model, tiny_images(program.spec, 1), {"real": 0.0, "half": np.inf})
+    assert paths[0].open_branches < paths[1].open_branches == 4
