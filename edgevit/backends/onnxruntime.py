@@ -107,8 +107,10 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     return tuple(found)
 
 
-def executed(folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: int = 1) -> tuple[tuple[str, str], ...]:
-    """The nodes that one run executes, in order, as (name, operator), from the runtime's profile.
+def trace(
+    folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: int = 1
+) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
+    """The nodes that one run executes, in order, as (name, operator), from the runtime's profile; and its gates.
 
     Nodes inside a branch body appear exactly when the body ran.
     """
@@ -117,11 +119,12 @@ def executed(folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: i
         configured.enable_profiling = True
         configured.profile_file_prefix = str(Path(temporary) / "run")
         session = _session(_model_file(folder, None), configured)
-        OnnxRuntimeRunner(session).run(image, effort)
+        _, gates = OnnxRuntimeRunner(session).run(image, effort)
         events = json.loads(Path(session.end_profiling()).read_text())
     suffix = "_kernel_time"
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)]
-    return tuple((e["name"].removesuffix(suffix), e["args"]["op_name"]) for e in sorted(nodes, key=lambda e: e["ts"]))
+    nodes.sort(key=lambda e: e["ts"])
+    return tuple((e["name"].removesuffix(suffix), e["args"]["op_name"]) for e in nodes), gates
 
 
 def externalise(model: onnx.ModelProto) -> tuple[bytes, bytes]:

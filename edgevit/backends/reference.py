@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevit.backends import feed
 from edgevit.backends.onnxruntime import OnnxRuntimeRunner, options
 
 if TYPE_CHECKING:
@@ -33,8 +34,41 @@ def reference(model: onnx.ModelProto) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(_session(model))
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def reference_with_margins(
+    model: onnx.ModelProto, *, optimised: bool = True
+) -> Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A lowered model as a function (image, effort) -> (logits, gates, margins).
+
+    `margins` float32 `[branches]` is how far every gate's logit is above (open) or below (closed) its limit, inf for a
+    branch without a gate. With `optimised` false a quantized model is computed as it is written: rounded values in
+    float arithmetic, no int8 kernel.
+    """
+    watched = type(model)()
+    watched.CopyFrom(model)
+    nodes = {node.output[0]: node for node in watched.graph.node}
+    limits = {t.name: np.frombuffer(t.raw_data, np.float32) for t in model.graph.initializer if len(t.raw_data) == 4}
+    opened = [state.removesuffix("/state") + "/open" for state in nodes["gates"].input]
+    gates = {index: nodes[name].input for index, name in enumerate(opened) if name in nodes}
+    for logit, _ in gates.values():
+        watched.graph.output.add(name=logit)
+    session = _session(watched, optimised=optimised)
+    shape = tuple(next(i.shape for i in session.get_inputs() if i.name == "image"))
+    gated = any(value.name == "effort" for value in model.graph.input)
+
+    def run(image: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        logits, states, *values = session.run(None, feed(image, effort, shape=shape, gated=gated))
+        margins = np.full(states.shape, np.inf, dtype=np.float32)
+        for value, (index, (_, limit)) in zip(values, gates.items(), strict=True):
+            margins[index] = value.item() - limits[limit][0]
+        return logits, states, margins
+
+    return run
+
+
+def _session(model: onnx.ModelProto, *, optimised: bool = True) -> Any:
     import onnxruntime
 
     configured = options(os.cpu_count() or 1)
+    if not optimised:
+        configured.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), configured, providers=["CPUExecutionProvider"])

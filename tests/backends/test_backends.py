@@ -175,7 +175,9 @@ def test_executed_nodes_stop_at_closed_gates(int8_model: onnx.ModelProto, tmp_pa
     from edgevit.backends import onnxruntime as runtime
 
     runtime.compile(int8_model, tmp_path)
-    opened, closed = (dict(runtime.executed(tmp_path, IMAGES[:1], e)) for e in (1e9, -1e9))
+    (opened, all_ones), (closed, zeros) = (runtime.trace(tmp_path, IMAGES[:1], e) for e in (1e9, -1e9))
+    assert (all_ones.tolist(), zeros.tolist()) == ([1] * 4, [0] * 4)
+    opened, closed = dict(opened), dict(closed)
     assert opened["b01_ffn.fc1/y"] == "QGemm" and "b01_ffn/skipped" not in opened
     assert "b01_ffn.fc1/y" not in closed and "b01_ffn/skipped" in closed
 

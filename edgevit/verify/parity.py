@@ -1,0 +1,189 @@
+"""Same function: a build against its reference on all-open, all-skipped, calibrated and drawn paths.
+
+Gates are compared first: where they differ, two models compute different functions from there on. A gate may differ
+only when its reference logit lies within a stated margin of its limit, and only the first such gate of a run is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edgevit.errors import ParityError
+
+Reference = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
+DRAWN = 9
+PROBE = 64.0  # opens every gate and still leaves its logit 17 bits
+
+
+class Runner(Protocol):
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a build may be from its reference.
+
+    Attributes:
+        max_error: largest absolute logit difference, as a fraction of the standard deviation of the reference's logits.
+        min_cosine: smallest cosine between the logits of one image.
+        gate_margin: a gate whose reference logit is this near to its limit may differ.
+        max_flips: fraction of gate decisions that may differ in this way.
+    """
+
+    max_error: float
+    min_cosine: float
+    gate_margin: float
+    max_flips: float
+
+
+# Rounding of float32 sums in another order.
+FLOAT = Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.01)
+# What 8 bits cost on single images; what they cost in accuracy is for verify/accuracy.py to say.
+INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.5, max_flips=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathParity:
+    """One path over all images. Errors are over the `compared` images, those that took the reference's path.
+
+    `error` is relative to the standard deviation of the reference's logits, `max_abs_error` in logits. `flips` counts
+    gates that differed within the margin; `open` is the mean number of branches that ran in the reference.
+    """
+
+    path: str
+    effort: float
+    images: int
+    compared: int
+    open: float
+    flips: int
+    max_abs_error: float
+    error: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityResult:
+    """Every path, and the tolerance they held."""
+
+    paths: tuple[PathParity, ...]
+    tolerance: Tolerance
+
+    @property
+    def summary(self) -> str:
+        error, cosine = max(p.error for p in self.paths), min(p.cosine for p in self.paths)
+        return f"{len(self.paths)} paths, largest error {error:.2g} of the logits' deviation, least cosine {cosine:.5f}"
+
+
+def check_parity(
+    reference: Reference,
+    runner: Runner,
+    images: np.ndarray,
+    tolerance: Tolerance,
+    *,
+    efforts: Mapping[str, float] | None = None,
+) -> ParityResult:
+    """Hold a runner against its reference.
+
+    Args:
+        reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`).
+        runner: the build.
+        images: uint8 `[n, height, width, 3]`.
+        tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float.
+        efforts: path name to effort; default: see `paths`.
+
+    Raises:
+        ParityError: names the path, what differed, by how much, and what is allowed.
+    """
+    if not len(images):
+        raise ParityError("parity was asked for on 0 images; give at least one")
+    efforts = paths(reference, images) if efforts is None else efforts
+    results = tuple(_path(name, effort, reference, runner, images, tolerance) for name, effort in efforts.items())
+    return ParityResult(paths=results, tolerance=tolerance)
+
+
+def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
+    """Efforts of the paths to compare: as calibrated, all open, all skipped, and drawn ones in between.
+
+    Drawn efforts are spread evenly from where the first gate opens to where the last one does, in the reference, so a
+    wrong limit shows on one of them. Without gates there is one path.
+    """
+    at_open = np.concatenate([reference(image[None], PROBE)[2] - PROBE for image in images])
+    at_skipped = np.concatenate([reference(image[None], -PROBE)[2] + PROBE for image in images])
+    if not np.isfinite(at_open).any():
+        return {"real": 0.0}
+    first, last = -at_skipped[np.isfinite(at_skipped)].max(), -at_open.min()
+    steps = np.linspace(first, last, DRAWN + 2)[1:-1]
+    drawn = {f"drawn_{index + 1}": float(effort) for index, effort in enumerate(steps)}
+    return {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, **drawn}
+
+
+def _path(
+    name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, tolerance: Tolerance
+) -> PathParity:
+    errors, relative, cosines, opened, flips, decisions = [0.0], [0.0], [1.0], [], 0, 0
+    for index, image in enumerate(images):
+        expected, gates, margins = reference(image[None], effort)
+        logits, got = runner.run(image[None], effort)
+        where = f"path {name!r} (effort {effort:g}), image {index}"
+        flipped = _first_flip(gates, got, margins, tolerance, where)
+        opened.append(int(gates.sum()))
+        decisions += len(gates)
+        if flipped:
+            flips += 1
+            continue
+        error, part, cosine = _distance(expected, logits, tolerance, where)
+        errors.append(error)
+        relative.append(part)
+        cosines.append(cosine)
+    if flips > tolerance.max_flips * decisions:
+        raise ParityError(
+            f"path {name!r} (effort {effort:g}): {flips} of {decisions} gate decisions differ from the reference, each "
+            f"within {tolerance.gate_margin} of its limit; allowed: {tolerance.max_flips:.0%}"
+        )
+    return PathParity(
+        path=name,
+        effort=effort,
+        images=len(images),
+        compared=len(errors) - 1,
+        open=float(np.mean(opened)),
+        flips=flips,
+        max_abs_error=max(errors),
+        error=max(relative),
+        cosine=min(cosines),
+    )
+
+
+def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, tolerance: Tolerance, where: str) -> bool:
+    if expected.shape != got.shape:
+        raise ParityError(f"{where}: gates have shape {list(got.shape)}, expected {list(expected.shape)}")
+    different = np.flatnonzero(expected != got)
+    if not different.size:
+        return False
+    first = int(different[0])
+    if not abs(margins[first]) <= tolerance.gate_margin:
+        raise ParityError(
+            f"{where}: gate {first} is {'open' if got[first] else 'closed'}, the reference has it "
+            f"{'open' if expected[first] else 'closed'} with its logit {margins[first]:+.4g} from the limit; "
+            f"only gates within {tolerance.gate_margin} of it may differ"
+        )
+    return True
+
+
+def _distance(expected: np.ndarray, got: np.ndarray, tolerance: Tolerance, where: str) -> tuple[float, float, float]:
+    if expected.shape != got.shape or not np.isfinite(got).all():
+        raise ParityError(f"{where}: logits {list(got.shape)} are not finite values of shape {list(expected.shape)}")
+    a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    error = float(np.abs(a - b).max())
+    relative = error / max(float(a.std()), 1e-12)
+    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+    if relative > tolerance.max_error or cosine < tolerance.min_cosine:
+        raise ParityError(
+            f"{where}: logits differ by up to {error:.4g}, {relative:.4g} of their deviation (allowed: "
+            f"{tolerance.max_error}), cosine {cosine:.6f} (at least {tolerance.min_cosine})"
+        )
+    return error, relative, cosine

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgevit.backends import MODULES, Runner, backend
+from edgevit.backends.reference import reference_with_margins
+from edgevit.errors import ParityError
+from edgevit.lower.assemble import assemble
+from edgevit.serial import to_data
+from edgevit.verify.parity import FLOAT, INT8, Tolerance, check_parity, paths
+from tests.lowered import tiny_plan
+from tests.tiny import tiny_images, tiny_program
+
+PROGRAM = tiny_program(gated=True, skip=True, depth=3)
+IMAGES = tiny_images(PROGRAM.spec, 6)
+PLAN = tiny_plan(PROGRAM)
+REFERENCE = reference_with_margins(assemble(PROGRAM))
+
+
+def runner(model: onnx.ModelProto, folder: Path, name: str = "onnxruntime") -> Runner:
+    backend(name).compile(model, folder)
+    return backend(name).load(folder)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
+    result = check_parity(REFERENCE, runner(assemble(PROGRAM), tmp_path, name), IMAGES, FLOAT)
+    by_name = {p.path: p for p in result.paths}
+    assert list(by_name) == ["real", "all_open", "all_skipped", *(f"drawn_{i}" for i in range(1, 10))]
+    assert (by_name["all_open"].open, by_name["all_skipped"].open) == (6, 0)
+    drawn = [p.open for p in result.paths[3:]]
+    assert drawn[0] < 2 and drawn[-1] > 4 and len(set(drawn)) > 4
+    assert all(p.compared == 6 and p.flips == 0 and p.error < 1e-4 for p in result.paths)
+    assert to_data(result)["paths"][1]["cosine"] > 0.9999
+    assert result.summary.startswith("12 paths, largest error ")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_int8_computes_the_quantized_graph(name: str, tmp_path: Path) -> None:
+    # Against the same rounded values in float arithmetic, int8 kernels are nearly exact.
+    model = assemble(PROGRAM, PLAN)
+    tight = Tolerance(max_error=0.05, min_cosine=0.999, gate_margin=0.02, max_flips=0.05)
+    quantized = reference_with_margins(model, optimised=False)
+    check_parity(quantized, runner(model, tmp_path, name), IMAGES, tight)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_int8_stays_within_its_tolerance_of_float(name: str, tmp_path: Path) -> None:
+    result = check_parity(REFERENCE, runner(assemble(PROGRAM, PLAN), tmp_path, name), IMAGES, INT8)
+    assert all(p.error > 1e-3 for p in result.paths if p.path != "all_skipped")
+    with pytest.raises(ParityError, match=r"path 'real' .* image \d: (gate|logits)"):
+        check_parity(REFERENCE, runner(assemble(PROGRAM, PLAN), tmp_path, name), IMAGES, FLOAT)
+
+
+def gate_node(model: onnx.ModelProto, kind: str) -> Any:
+    return [node for node in model.graph.node if node.op_type == kind][2]
+
+
+def flip(model: onnx.ModelProto) -> None:
+    gate_node(model, "Greater").op_type = "Less"
+
+
+def shift(model: onnx.ModelProto) -> None:
+    name = gate_node(model, "Greater").input[1]
+    limit = next(t for t in model.graph.initializer if t.name == name)
+    limit.raw_data = (np.frombuffer(limit.raw_data, np.float32) + 0.6).tobytes()
+
+
+def swap_branches(model: onnx.ModelProto) -> None:
+    then, other = gate_node(model, "If").attribute
+    then.name, other.name = other.name, then.name
+
+
+def perturb(model: onnx.ModelProto) -> None:
+    bias = next(t for t in model.graph.initializer if t.name == "stem.pos")
+    bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) * 1.05).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, r"path 'real' .* gate 2 is (open|closed), the reference has it (open|closed) with its logit"),
+        (shift, r"path 'drawn_\d' .* gate 2 is closed, the reference has it open with its logit \+"),
+        (swap_branches, "logits differ by up to"),
+        (perturb, "(logits differ by up to|gate)"),
+    ],
+)
+def test_a_broken_model_is_caught(damage: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path) -> None:
+    model = assemble(PROGRAM)
+    damage(model)
+    with pytest.raises(ParityError, match=message):
+        check_parity(REFERENCE, runner(model, tmp_path), IMAGES, FLOAT)
+
+
+def test_a_flipped_gate_is_caught_in_int8_too(tmp_path: Path) -> None:
+    model = assemble(PROGRAM, PLAN)
+    flip(model)
+    with pytest.raises(ParityError, match=r"gate 2 .* only gates within 0\.5"):
+        check_parity(REFERENCE, runner(model, tmp_path), IMAGES, INT8)
+
+
+class Fake:
+    def __init__(self, logits: np.ndarray, gates: list[int]) -> None:
+        self.logits, self.gates = logits, np.array(gates, np.uint8)
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.logits, self.gates
+
+
+LOGITS = np.array([[1.0, -2.0, 0.5]], np.float32)
+
+
+def fake_reference(image: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return LOGITS, np.array([1, 0, 1], np.uint8), np.array([0.3, -0.01, 2.0], np.float32)
+
+
+TOLERANCE = Tolerance(max_error=0.1, min_cosine=0.9, gate_margin=0.05, max_flips=0.4)
+
+
+def test_a_borderline_gate_may_differ_and_ends_the_comparison() -> None:
+    # Gate 2 differs only because gate 1 did: it is not judged, nor are the logits.
+    result = check_parity(fake_reference, Fake(LOGITS + 9, [1, 1, 0]), IMAGES[:1], TOLERANCE, efforts={"real": 0.0})
+    assert (result.paths[0].flips, result.paths[0].compared) == (1, 0)
+
+
+def test_too_many_borderline_gates_are_refused() -> None:
+    strict = Tolerance(max_error=0.1, min_cosine=0.9, gate_margin=0.05, max_flips=0.1)
+    with pytest.raises(ParityError, match="2 of 6 gate decisions differ"):
+        check_parity(fake_reference, Fake(LOGITS, [1, 1, 1]), IMAGES[:2], strict, efforts={"real": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("logits", "gates", "message"),
+    [
+        (LOGITS, [0, 0, 1], "gate 0 is closed, the reference has it open"),
+        (LOGITS, [1, 0], r"gates have shape \[2\], expected \[3\]"),
+        (LOGITS[:, :2], [1, 0, 1], r"logits \[1, 2\] are not finite values of shape \[1, 3\]"),
+        (LOGITS * np.float32(np.nan), [1, 0, 1], "not finite"),
+        (-LOGITS, [1, 0, 1], "logits differ by up to 4"),
+        (LOGITS + np.float32(0.3), [1, 0, 1], r"0\.\d+ of their deviation \(allowed: 0\.1\)"),
+    ],
+)
+def test_differences_are_named(logits: np.ndarray, gates: list[int], message: str) -> None:
+    with pytest.raises(ParityError, match=message):
+        check_parity(fake_reference, Fake(logits, gates), IMAGES[:1], TOLERANCE, efforts={"real": 0.0})
+
+
+def test_a_model_without_gates_has_one_path(tmp_path: Path) -> None:
+    program = tiny_program()
+    reference = reference_with_margins(assemble(program))
+    assert paths(reference, IMAGES) == {"real": 0.0}
+    assert check_parity(reference, runner(assemble(program), tmp_path), IMAGES, FLOAT).paths[0].open == 4
+
+
+def test_no_images_prove_nothing() -> None:
+    with pytest.raises(ParityError, match="0 images"):
+        check_parity(fake_reference, Fake(LOGITS, [1]), IMAGES[:0], FLOAT)
