@@ -113,7 +113,7 @@ def bound_of_graph(graph: onnx.GraphProto) -> Bound:
         arena_bytes=arena,
         total_bytes=arena + other_weights + inputs,
         main_frame_bytes=main.peak,
-        branches=tuple((s.node, s.bodies[0].peak, s.bodies[1].peak) for s in main.steps if s.bodies),
+        branches=tuple((s.node.removesuffix("/y"), s.bodies[0].peak, s.bodies[1].peak) for s in main.steps if s.bodies),
         timeline=tuple(timeline),
         skipped=tuple(skipped),
     )

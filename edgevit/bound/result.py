@@ -25,7 +25,7 @@ class Bound:
             under. 0 where there is no arena that could be capped.
         total_bytes: the sum of weights, activations, scratch, fragmentation and io.
         main_frame_bytes: peak of the main graph's own tensors.
-        branches: (name, peak of the open body, peak of the skipped body), one per gate.
+        branches: (name of the branch, peak of its open body, peak of its skipped body), one per gate.
         timeline: (node, bytes live while it runs), the all-open path in order of execution; for ONNX Runtime this is
             what its arena has in use, weights included.
         skipped: the same for the nodes of the skipped bodies.

@@ -98,7 +98,7 @@ def test_the_parts_add_up_and_branches_are_named(tmp_path: Path) -> None:
     assert made == bound(write(program, tmp_path))
     parts = made.weights_bytes + made.activations_bytes + made.scratch_bytes + made.fragmentation_bytes
     assert made.total_bytes == parts + made.io_bytes
-    assert [name for name, _, _ in made.branches] == [f"{b.name}/y" for b in program.spec.branches]
+    assert [name for name, _, _ in made.branches] == [b.name for b in program.spec.branches]
     assert all(opened > 0 and skipped == 0 for _, opened, skipped in made.branches)
     assert made.main_frame_bytes <= made.activations_bytes
     assert made.main_frame_bytes + max(opened for _, opened, _ in made.branches) >= made.activations_bytes
