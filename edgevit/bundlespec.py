@@ -98,9 +98,11 @@ class Macs:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBound:
-    """Upper bound over all gate paths, and the largest peak measured at build time in the same terms.
+    """Upper bound over all gate paths: weights, activations, scratch, input and output, gaps between buffers.
 
-    `proven` false: the runtime cannot be bounded soundly; `covers` then says what the figure is.
+    `arena_bytes` is the part of it that lives in the runtime's arena (0: there is none); `measured_peak_bytes`, the
+    largest peak over the paths tried at build time, is to be compared with that part. `proven` false: the runtime
+    cannot be bounded soundly. `covers` says what the figure is.
     """
 
     bound_bytes: int
@@ -108,6 +110,8 @@ class MemoryBound:
     activations_bytes: int
     scratch_bytes: int
     io_bytes: int
+    fragmentation_bytes: int = 0
+    arena_bytes: int = 0
     measured_peak_bytes: int | None
     proven: bool
     covers: str
@@ -308,7 +312,11 @@ class ImagesUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one device measured of one bundle. `expected_*`: mean over the images of each image's median time."""
+    """What one device measured of one bundle.
+
+    `expected_*` is the mean over the images of each image's median time. `unattributed_time_ms` is what a traced
+    all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told).
+    """
 
     schema: int = MEASUREMENT_SCHEMA
     bundle: str
@@ -321,6 +329,7 @@ class Measurement:
     expected_wall_ms: float
     expected_cpu_ms: float
     branches: tuple[BranchMeasurement, ...]
+    unattributed_time_ms: float | None
     memory: MemoryTrace | None
     process: ProcessMemory | None
     load_ms: float

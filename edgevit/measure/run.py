@@ -110,6 +110,7 @@ def profile_bundle(
         expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
         expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
         branches=_branches(manifest, real, trace),
+        unattributed_time_ms=trace.other_ms,
         memory=trace.memory or probe.trace,
         process=probe.process,
         load_ms=probe.load_ms,

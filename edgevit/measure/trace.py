@@ -28,10 +28,14 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Times in ms of every branch when all run (`open_ms`) and when all gated ones are skipped (`skipped_ms`)."""
+    """Times in ms of every branch when all run (`open_ms`) and when all gated ones are skipped (`skipped_ms`).
+
+    `other_ms` is the rest of an all-open run: stem, gates, head, and the runtime itself.
+    """
 
     open_ms: dict[str, float]
     skipped_ms: dict[str, float]
+    other_ms: float
     source: str
     memory: MemoryTrace | None
 
@@ -59,13 +63,16 @@ def trace_onnxruntime(
                 session.run(["logits", "gates"], _feeds(image, effort, gated))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs = split_runs(events)[WARM_UP_RUNS * len(efforts) :]
+    opened_runs, skipped_runs = runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)]
     opened, skipped = (
         [branch_times([(_name(e), e["dur"] / 1000) for e in top_level(run)], branches, gated) for run in half]
-        for half in (runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)])
+        for half in (opened_runs, skipped_runs)
     )
+    whole = [(run[-1]["ts"] + run[-1]["dur"] - run[0]["ts"]) / 1000 for run in opened_runs]
     return Trace(
         open_ms=_medians(opened),
         skipped_ms={name: time for name, time in _medians(skipped).items() if name in gated},
+        other_ms=statistics.median(w - sum(b.values()) for w, b in zip(whole, opened, strict=True)),
         source=f"ONNX Runtime profile, median of {len(images)} runs",
         memory=memory_over_run(runs[-len(efforts)], runs),
     )
@@ -94,15 +101,17 @@ def trace_openvino(
         done += len(chosen)
         return [(row.node_name, 1000 * done * row.real_time.total_seconds()) for row in request.profiling_info]
 
-    found = []
+    found, whole = [], []
     for effort in _efforts(gated):
         before = totals_after(effort, images[:1].repeat(WARM_UP_RUNS, axis=0))
         after = totals_after(effort, images)
         rows = [(name, (b - a) / len(images)) for (name, a), (_, b) in zip(before, after, strict=True)]
         found.append(branch_times(rows, branches, gated))
+        whole.append(sum(time for _, time in rows))
     return Trace(
         open_ms=found[0],
         skipped_ms={name: time for name, time in found[-1].items() if name in gated},
+        other_ms=whole[0] - sum(found[0].values()),
         source=f"OpenVINO counters, mean of {len(images)} runs",
         memory=None,
     )

@@ -1,0 +1,70 @@
+"""Numbers as people read them, with their unit; what is not known is a dash."""
+
+from __future__ import annotations
+
+from edgevit.bundlespec import AccuracyRow, Latency
+
+UNKNOWN = "–"
+PATH_NAMES = {"all_open": "all open", "all_skipped": "all skipped", "real": "real images"}
+METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "agreement": "agreement with float"}
+CLAIM_NAMES = {
+    "parity": "same function",
+    "skip": "skipped is skipped",
+    "coverage": "int8 is int8",
+    "bound": "it fits",
+    "accuracy": "as accurate",
+}
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: 5.42 MB."""
+    return UNKNOWN if value is None else _scaled(value, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def count(value: float | None) -> str:
+    """Counts such as MACs and parameters: 1.08 G."""
+    return UNKNOWN if value is None else _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds with three significant digits; below one, microseconds."""
+    if value is None:
+        return UNKNOWN
+    return f"{_digits(value)} ms" if value >= 1 else f"{_digits(1000 * value)} µs"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Express a fraction as a percentage."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float) -> str:
+    """Express a difference of two fractions in points, with its sign."""
+    return f"{100 * value:+.1f} points"
+
+
+def interval(row: AccuracyRow) -> str:
+    """A measured fraction with its interval and n: 74.4 % [71.6, 77.0], n = 1000."""
+    return f"{percent(row.value)} [{100 * row.low:.1f}, {100 * row.high:.1f}], n = {row.images}"
+
+
+def percentile(value: float | None) -> str:
+    """A percentile, or why there is none."""
+    return "n too small" if value is None else ms(value)
+
+
+def spread(latency: Latency) -> str:
+    """Median with the whole range."""
+    return f"{ms(latency.median_ms)} ({ms(latency.min_ms)} to {ms(latency.max_ms)})"
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...], base: str) -> str:
+    for unit, factor in units:
+        if abs(value) >= factor:
+            return f"{_digits(value / factor)} {unit}"
+    return f"{value:g} {base}".strip()
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, none lost before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,271 @@
+"""Everything a report shows, computed once: the terminal table, the JSON and the page only lay it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from edgevit.bundlespec import (
+    AccuracyRow,
+    BranchFacts,
+    BranchMeasurement,
+    Claim,
+    Macs,
+    Manifest,
+    Measurement,
+    MemoryBound,
+    MemoryPoint,
+    MemoryTrace,
+    Sizes,
+)
+from edgevit.errors import BundleError
+
+REPORT_SCHEMA = 1
+RateSource = Literal["measured", "calibration", "always", "removed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchRow:
+    """One branch. `open_rate` is from the first measurement on real images if there is one, else from calibration."""
+
+    name: str
+    kind: str
+    block: int
+    unit: str
+    units: int
+    units_total: int
+    macs: int
+    macs_share: float
+    gated: bool
+    open_rate: float
+    open_rate_source: RateSource
+    open_time_ms: float | None
+    skipped_time_ms: float | None
+    memory_bytes: int | None
+    int8_linears: int
+    linears: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A figure before and after; `ratio` is after / before."""
+
+    before: float
+    after: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySpan:
+    """Part of a traced run that belongs to one block of the model ('stem', '0', '1', ..., 'head')."""
+
+    label: str
+    begin_ms: float
+    end_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryView:
+    """Memory over one all-open run. `limit_bytes`: the bound in the same terms, None if they are not comparable."""
+
+    of: str
+    points: tuple[MemoryPoint, ...]
+    spans: tuple[MemorySpan, ...]
+    peak_bytes: int
+    limit_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself."""
+
+    schema: int = REPORT_SCHEMA
+    name: str
+    bundle_sha256: str | None
+    runtime: str
+    target: dict[str, Any]
+    recipe: dict[str, Any]
+    tools: dict[str, str]
+    origin: dict[str, str]
+    input_size: tuple[int, int]
+    sizes: Sizes
+    macs: Macs
+    bound: MemoryBound
+    claims: tuple[Claim, ...]
+    accuracy: tuple[AccuracyRow, ...]
+    branches: tuple[BranchRow, ...]
+    gated_branches: int
+    removed_branches: int
+    mean_branches_open: float
+    size_change: Before
+    parameters_change: Before
+    macs_change: Before
+    expected_macs_change: Before
+    accuracy_change: Before | None
+    agreement: AccuracyRow | None
+    expected_time_change: Before | None
+    unattributed_time_ms: float | None
+    measured_peak_bytes: int | None
+    memory: MemoryView | None
+    measurements: tuple[Measurement, ...]
+
+
+def make_report(
+    manifest: Manifest, measurements: Sequence[Measurement] = (), *, bundle_sha256: str | None = None
+) -> Report:
+    """Put a bundle and its measurements together; the first measurement fills the columns of the branch table.
+
+    Raises:
+        BundleError: a measurement is of another bundle.
+    """
+    for measurement in measurements:
+        if measurement.bundle_sha256 != bundle_sha256:
+            raise BundleError(
+                f"the measurement of {measurement.bundle!r} is of bundle {measurement.bundle_sha256[:12]}, this is "
+                f"{(bundle_sha256 or '')[:12]} ({manifest.name}); run `edgevit profile` on this bundle"
+            )
+    first = measurements[0] if measurements else None
+    rows = _branch_rows(manifest, first)
+    return Report(
+        name=manifest.name,
+        bundle_sha256=bundle_sha256,
+        runtime=manifest.backend,
+        target=manifest.target,
+        recipe=manifest.recipe,
+        tools=manifest.tools,
+        origin=manifest.origin,
+        input_size=(manifest.input.shape[1], manifest.input.shape[2]),
+        sizes=manifest.sizes,
+        macs=manifest.macs,
+        bound=manifest.bound,
+        claims=manifest.claims,
+        accuracy=manifest.accuracy,
+        branches=rows,
+        gated_branches=sum(row.gated for row in rows),
+        removed_branches=sum(row.open_rate_source == "removed" for row in rows),
+        mean_branches_open=sum(row.open_rate for row in rows),
+        size_change=_change(manifest.sizes.float_bytes, manifest.sizes.model_bytes),
+        parameters_change=_change(manifest.sizes.dense_parameters, manifest.sizes.parameters),
+        macs_change=_change(manifest.macs.dense, manifest.macs.all_open),
+        expected_macs_change=_change(manifest.macs.dense, manifest.macs.expected),
+        accuracy_change=_accuracy_change(manifest.accuracy),
+        agreement=_last(manifest.accuracy, "agreement"),
+        expected_time_change=_time_change(first),
+        unattributed_time_ms=first.unattributed_time_ms if first else None,
+        measured_peak_bytes=_peak(manifest.bound, first),
+        memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
+        measurements=tuple(measurements),
+    )
+
+
+def _branch_rows(manifest: Manifest, measurement: Measurement | None) -> tuple[BranchRow, ...]:
+    measured = {row.name: row for row in measurement.branches} if measurement else {}
+    return tuple(_branch_row(branch, measured.get(branch.name), manifest) for branch in manifest.branches)
+
+
+def _branch_row(branch: BranchFacts, measured: BranchMeasurement | None, manifest: Manifest) -> BranchRow:
+    removed = branch.units == 0
+    source: RateSource = "measured" if measured else "calibration"
+    rate = measured.open_rate if measured else branch.open_rate or 0.0
+    if not branch.gated:
+        source, rate = ("removed", 0.0) if removed else ("always", 1.0)
+    found = re.match(r"b(\d+)_", branch.name)
+    return BranchRow(
+        name=branch.name,
+        kind=branch.kind,
+        block=int(found[1]) if found else 0,
+        unit="heads" if branch.kind == "mhsa" else "neurons",
+        units=branch.units,
+        units_total=branch.units_total,
+        macs=branch.macs,
+        macs_share=branch.macs / manifest.macs.all_open,
+        gated=branch.gated,
+        open_rate=rate,
+        open_rate_source=source,
+        open_time_ms=measured.open_time_ms if measured and not removed else None,
+        skipped_time_ms=measured.skipped_time_ms if measured else None,
+        memory_bytes=branch.memory_bytes,
+        int8_linears=branch.int8_linears,
+        linears=branch.linears,
+    )
+
+
+def _change(before: float, after: float) -> Before:
+    return Before(before=before, after=after, ratio=after / before)
+
+
+def _last(rows: Sequence[AccuracyRow], metric: str) -> AccuracyRow | None:
+    return next((row for row in reversed(rows) if row.metric == metric and row.path == "real"), None)
+
+
+def _accuracy_change(rows: Sequence[AccuracyRow]) -> Before | None:
+    """Top-1 of the float model and of the bundle on its real path."""
+    top1 = [row for row in rows if row.metric == "top1" and row.path == "real"]
+    return _change(top1[0].value, top1[-1].value) if len(top1) > 1 and top1[0].value else None
+
+
+def _time_change(measurement: Measurement | None) -> Before | None:
+    """CPU time of the all-open path against the expected one."""
+    opened = next((p for p in measurement.paths if p.path == "all_open"), None) if measurement else None
+    return _change(opened.cpu.median_ms, measurement.expected_cpu_ms) if measurement and opened else None
+
+
+def _peak(bound: MemoryBound, measurement: Measurement | None) -> int | None:
+    """Largest peak seen in the terms of the bound, at build time or here."""
+    here = measurement.memory if measurement and measurement.memory else None
+    seen = [bound.measured_peak_bytes, here.peak_bytes if here and here.of == "runtime" else None]
+    return max((peak for peak in seen if peak is not None), default=None)
+
+
+def _memory(bound: MemoryBound, trace: MemoryTrace) -> MemoryView:
+    comparable = trace.of == "runtime" and bound.proven
+    return MemoryView(
+        of=trace.of,
+        points=trace.points,
+        spans=_spans(trace.points) if trace.of == "runtime" else (),
+        peak_bytes=trace.peak_bytes,
+        limit_bytes=(bound.arena_bytes or bound.bound_bytes) if comparable else None,
+    )
+
+
+def _spans(points: Sequence[MemoryPoint]) -> tuple[MemorySpan, ...]:
+    """Consecutive points of one block; a node that the runtime renamed stays in the block before it."""
+    labelled: list[tuple[str, MemoryPoint]] = []
+    label = "stem"
+    for point in points:
+        found = re.match(r"b(\d+)_", point.where)
+        label = (
+            str(int(found[1])) if found else "head" if point.where.startswith(("head", "logits", "gates")) else label
+        )
+        labelled.append((label, point))
+    spans, begin = [], 0.0
+    for name, group in groupby(labelled, key=lambda pair: pair[0]):
+        end = max(point.time_ms for _, point in group)
+        spans.append(MemorySpan(label=name, begin_ms=begin, end_ms=end))
+        begin = end
+    return tuple(spans)
+
+
+def without_samples(report: Report) -> Report:
+    """The same report, with single runs and memory points left out: what a script or a bundle needs."""
+    slim = tuple(
+        dataclasses.replace(
+            m,
+            memory=dataclasses.replace(m.memory, points=()) if m.memory else None,
+            paths=tuple(
+                dataclasses.replace(
+                    p,
+                    wall=dataclasses.replace(p.wall, samples_ms=()),
+                    cpu=dataclasses.replace(p.cpu, samples_ms=()),
+                )
+                for p in m.paths
+            ),
+        )
+        for m in report.measurements
+    )
+    memory = dataclasses.replace(report.memory, points=()) if report.memory else None
+    return dataclasses.replace(report, measurements=slim, memory=memory)
