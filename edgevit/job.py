@@ -112,4 +112,3 @@ def _check_labels(highest: int, program: Program, source: Path | None) -> None:
             f"{source} has a label {highest}, but {program.spec.name} has {program.spec.head.classes} classes "
             f"(0 to {program.spec.head.classes - 1}); give images labelled as the model was trained"
         )
-

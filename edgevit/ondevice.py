@@ -86,6 +86,7 @@ def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
         threads=_threads(bundle, threads),
         precision=_target(manifest).inference_precision,
         file=model.name,
+        weight_bits=_target(manifest).weight_bits,
     )
     try:
         yield runner

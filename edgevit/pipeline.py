@@ -1,7 +1,7 @@
 """The stages and their order; the only file that knows it.
 
-    compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates -> Program
-    build     Program -> ranges -> quantization plan -> lower -> compile -> verify -> bound -> bundle
+compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates -> Program
+build     Program -> ranges -> quantization plan -> lower -> compile -> verify -> bound -> bundle
 """
 
 from __future__ import annotations
@@ -177,4 +177,3 @@ def weights_digest(program: Program) -> str:
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-

@@ -36,7 +36,22 @@ def prove(program, dense, target, plan, model, runtime, staging, calibration, ev
     measured = arena.measure_arena(staging / "model.onnx", calibration.images[:1])
     result = check_bound(b, measured)
     arena.check_capped(arena.run_capped(staging / "model.onnx", b, calibration.images[:1]))
-    mb = MemoryBound(bound_bytes=b.total_bytes, weights_bytes=b.weights_bytes, activations_bytes=b.activations_bytes, scratch_bytes=b.scratch_bytes, io_bytes=b.io_bytes, measured_peak_bytes=max(p.peak_bytes for p in measured), proven=True, covers=b.proven)
+    mb = MemoryBound(
+        bound_bytes=b.total_bytes,
+        weights_bytes=b.weights_bytes,
+        activations_bytes=b.activations_bytes,
+        scratch_bytes=b.scratch_bytes,
+        io_bytes=b.io_bytes,
+        measured_peak_bytes=max(p.peak_bytes for p in measured),
+        proven=True,
+        covers=b.proven,
+    )
     runner = runtime.load(staging)
     gates = np.stack([runner.run(i[None])[1] for i in calibration.images])
-    return Evidence(claims=(), bound=mb, branch_bytes={n: max(t, e) for n, t, e in b.branches}, open_rates=gates.mean(0), accuracy=())
+    return Evidence(
+        claims=(),
+        bound=mb,
+        branch_bytes={n: max(t, e) for n, t, e in b.branches},
+        open_rates=gates.mean(0),
+        accuracy=(),
+    )

@@ -69,8 +69,12 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None) -> Runner:
+    def load(
+        self, folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
+    ) -> Runner:
         """Load what `compile` wrote. `precision` is that of what stays float; `file` picks one of several formats.
+
+        With `weight_bits` 8 a CPU that would saturate in its int8 kernels takes exact ones.
 
         Raises:
             BundleError: the file is missing or damaged.

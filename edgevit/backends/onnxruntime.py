@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevit import ortmemory
 from edgevit.backends import feed, missing
 from edgevit.backends.ort_format import canonical
 from edgevit.errors import BundleError, OutputError
@@ -79,7 +80,9 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
     return tuple(written)
 
 
-def load(folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None) -> OnnxRuntimeRunner:
+def load(
+    folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
+) -> OnnxRuntimeRunner:
     """Load `file`, else `model.onnx`, else `model.ort` of `folder`; `precision` can only be f32 here.
 
     Raises:
@@ -88,7 +91,10 @@ def load(folder: Path, *, threads: int = 1, precision: str = "f32", file: str | 
     """
     if precision != "f32":
         raise BundleError(f"ONNX Runtime keeps what is float in f32 on a CPU, got precision {precision!r}")
-    return OnnxRuntimeRunner(_session(_model_file(folder, file), options(threads)))
+    configured = options(threads, weight_bits)
+    # What the memory bound is proven for.
+    ortmemory.configure(configured)
+    return OnnxRuntimeRunner(_session(_model_file(folder, file), configured))
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
@@ -144,13 +150,16 @@ def externalise(model: onnx.ModelProto) -> tuple[bytes, bytes]:
     return graph.SerializeToString(deterministic=True), bytes(data)
 
 
-def options(threads: int = 1) -> Any:
+def options(threads: int = 1, weight_bits: int = 7) -> Any:
     """Session options of every run: no spinning (it burns shared cores), quiet about `effort` having a default."""
     configured = _runtime().SessionOptions()
     configured.intra_op_num_threads = threads
     configured.inter_op_num_threads = 1
     configured.log_severity_level = 3
     configured.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weight_bits == 8:
+        # Without VNNI the U8S8 kernel saturates; this takes slower, exact ones there and changes nothing elsewhere.
+        configured.add_session_config_entry("session.x64quantprecision", "1")
     return configured
 
 

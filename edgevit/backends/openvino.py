@@ -74,8 +74,10 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
     return MODEL, DATA
 
 
-def load(folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None) -> OpenVinoRunner:
-    """Load and compile the IR for this CPU.
+def load(
+    folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
+) -> OpenVinoRunner:
+    """Load and compile the IR for this CPU; its int8 kernels never saturate, so `weight_bits` changes nothing.
 
     Raises:
         BundleError: a file is missing or damaged, or the precision is unknown.

@@ -73,7 +73,14 @@ def assemble(
 
 
 def _conditional(
-    graph: Graph, program: Program, branch: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int, is_open: str
+    graph: Graph,
+    program: Program,
+    branch: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    is_open: str,
 ) -> str:
     then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
     shape = (rows, program.spec.dim)
@@ -89,7 +96,14 @@ def _conditional(
 
 
 def _select(
-    graph: Graph, program: Program, branch: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int, is_open: str
+    graph: Graph,
+    program: Program,
+    branch: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    is_open: str,
 ) -> str:
     ran = segments.branch(graph, program, branch, x, plan, rows, read)
     other = graph.body(f"{branch.name}_skipped")

@@ -74,7 +74,9 @@ def first_rows(graph: Graph, name: str, x: str, rows: int, rows_read: int) -> st
     return graph.op("Slice", [x, *ends], name)
 
 
-def branch(graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int) -> str:
+def branch(
+    graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
+) -> str:
     """`x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
     name = spec.name
     if spec.removed:
@@ -95,7 +97,10 @@ def skipped(graph: Graph, program: Program, spec: BranchSpec, x: str, rows: int,
     prefix = program.spec.stem.prefix
     owner = np.minimum(np.arange(rows), prefix)
     indicator = (owner[:, None] == np.arange(prefix + 1)).astype(np.float32)
-    inputs = [graph.const(f"rows_{rows}", indicator), graph.const(f"{spec.name}.skip", program.weights[f"{spec.name}.skip"])]
+    inputs = [
+        graph.const(f"rows_{rows}", indicator),
+        graph.const(f"{spec.name}.skip", program.weights[f"{spec.name}.skip"]),
+    ]
     return graph.op("Gemm", [*inputs, x], f"{spec.name}/skipped")
 
 

@@ -101,7 +101,9 @@ def _features(graph: Graph, program: Program, name: str, part: str, x: str) -> s
     square = graph.op("Mul", [x, x], f"{name}/{part}_square")
     axes = graph.const(f"{name}/axis_1", [1])
     square = graph.op("ReduceSum", [square, axes], f"{name}/{part}_norm2", keepdims=1)
-    half = graph.op("Mul", [square, graph.const(f"{name}/half", np.array(0.5, dtype=np.float32))], f"{name}/{part}_half")
+    half = graph.op(
+        "Mul", [square, graph.const(f"{name}/half", np.array(0.5, dtype=np.float32))], f"{name}/{part}_half"
+    )
     exponent = graph.op("Exp", [graph.op("Sub", [projected, half], f"{name}/{part}_shifted")], f"{name}/{part}_exp")
     root = graph.const(f"{name}/root", np.array(w.shape[0] ** -0.5, dtype=np.float32))
     return graph.op("Mul", [exponent, root], f"{name}/{part}_features")
