@@ -19,11 +19,13 @@ from edgevit.errors import BudgetError
 from edgevit.gate.threshold import calibrate_thresholds, fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
-from edgevit.models.stream import Progress, batches, mean_outputs, step_branch
+from edgevit.models.stream import batches, mean_outputs, step_branch
 from edgevit.models.vit import Decide, Vit
+from edgevit.progress import track
 from edgevit.spec import GateSpec, PoolKind, ProgramSpec
 
 SCORED_IMAGES = 48
+SCORED_BATCH = 4
 HELD_OUT = 4  # every 4th image is kept from training and sets the thresholds
 MAX_MULTIPLIER = 50.0
 
@@ -53,7 +55,6 @@ def train_gates(
     seed: int = 0,
     epochs: int = 6,
     settings: Settings | None = None,
-    progress: Progress | None = None,
 ) -> Program:
     """The Program with a trained gate and skip rows on every branch.
 
@@ -65,7 +66,6 @@ def train_gates(
         seed: of batch order, flips and noise.
         epochs: passes over the images; 0 keeps the measured initial gates.
         settings: rates and penalties.
-        progress: told what is being done.
 
     Raises:
         BudgetError: the budget is not in (0, 1], or below what stem, head and gates cost.
@@ -76,9 +76,9 @@ def train_gates(
     _check_budget(gated.spec, budget)
     held = images[HELD_OUT - 1 :: HELD_OUT] if len(images) >= 2 * HELD_OUT else images
     trained = np.delete(images, np.s_[HELD_OUT - 1 :: HELD_OUT], axis=0) if len(images) >= 2 * HELD_OUT else images
-    gated = _initialise(gated, trained[:SCORED_IMAGES], budget, settings, progress)
+    gated = _initialise(gated, trained[:SCORED_IMAGES], budget, settings)
     if epochs:
-        gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings, progress)
+        gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings)
     return calibrate_thresholds(gated, held, budget)
 
 
@@ -108,11 +108,11 @@ def _check_budget(spec: ProgramSpec, budget: float) -> None:
 
 
 @torch.no_grad()
-def skip_losses(program: Program, images: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+def skip_losses(program: Program, images: np.ndarray) -> np.ndarray:
     """KL divergence of the logits (nats per image) when one branch at a time is skipped: `[branches]`."""
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
-    losses, work = np.zeros(len(spec.branches)), batches(spec, images)
-    for step, batch in enumerate(work):
+    losses = np.zeros(len(spec.branches))
+    for batch in track(batches(spec, images, SCORED_BATCH), "Measuring branches"):
         streams = [model.stem(batch)]
         for branch in spec.branches:
             streams.append(step_branch(model, branch, streams[-1]))
@@ -123,8 +123,6 @@ def skip_losses(program: Program, images: np.ndarray, progress: Progress | None 
                 for later in spec.branches[index + 1 :]:
                     x = step_branch(model, later, x)
                 losses[index] += float(_divergence(model.head(x), reference, 1.0) * len(batch))
-            if progress is not None:
-                progress("importance", step * len(spec.branches) + index + 1, len(work) * len(spec.branches))
     return losses / len(images)
 
 
@@ -134,16 +132,14 @@ def _divergence(logits: Tensor, reference: Tensor, temperature: float) -> Tensor
     return F.kl_div(student, reference, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _initialise(
-    program: Program, images: np.ndarray, budget: float, settings: Settings, progress: Progress | None
-) -> Program:
+def _initialise(program: Program, images: np.ndarray, budget: float, settings: Settings) -> Program:
     """Skip rows = mean outputs; biases from the log of the loss per MAC of skipping, shifted to the budget."""
     spec = program.spec
     means = mean_outputs(Vit(program).eval().requires_grad_(False), batches(spec, images))
     live = [b for b in spec.branches if b.gate is not None]
     started = program.with_weights({f"{b.name}.skip": means[b.name].numpy() for b in live})
     macs, index = np.array(macs_by_branch(spec), dtype=float), [i for i, b in enumerate(spec.branches) if b.gate]
-    value = settings.spread * np.log((skip_losses(started, images, progress)[index] + 1e-6) / macs[index])
+    value = settings.spread * np.log((skip_losses(started, images)[index] + 1e-6) / macs[index])
     target = budget * total_macs(spec) - fixed_macs(spec)
     low, high = -value.max() - 20, -value.min() + 20
     for _ in range(60):
@@ -164,37 +160,31 @@ def _fit(
     seed: int,
     epochs: int,
     settings: Settings,
-    progress: Progress | None,
 ) -> Program:
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(_groups(model, settings), betas=(0.9, 0.98))
     rates = [g["lr"] for g in optimiser.param_groups]
     generator = torch.Generator().manual_seed(seed)
-    count, size = len(images), settings.batch
+    size = settings.batch
     reference = _references(teacher, images, settings.temperature)
-    steps, multiplier = epochs * -(-count // size), 0.0
     shares = torch.tensor(macs_by_branch(spec), dtype=torch.float32) / total_macs(spec)
-    floor, done = fixed_macs(spec) / total_macs(spec), 0
-    for _ in range(epochs):
-        for picked in torch.split(torch.randperm(count, generator=generator), size):
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * done / steps))
-            flip = int(torch.randint(2, (1,), generator=generator))
-            chosen = images[picked.numpy()][:, :, ::-1] if flip else images[picked.numpy()]
-            gates: dict[int, Tensor] = {}
-            logits = model(batches(spec, chosen, size)[0], _noisy_gates(model, settings.noise, generator, gates))
-            spent = floor + torch.stack([g.mean() * shares[i] for i, g in gates.items()]).sum()
-            over = spent - budget
-            loss = _divergence(logits, reference[flip][picked], settings.temperature)
-            loss = loss + multiplier * over + settings.stiffness / 2 * over**2
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            multiplier += settings.multiplier_rate * float(over.detach())
-            multiplier = float(np.clip(multiplier, -MAX_MULTIPLIER, MAX_MULTIPLIER))
-            done += 1
-            if progress is not None:
-                progress("gates", done, steps)
+    floor, multiplier = fixed_macs(spec) / total_macs(spec), 0.0
+    steps = [b for _ in range(epochs) for b in torch.split(torch.randperm(len(images), generator=generator), size)]
+    for done, picked in enumerate(track(steps, "Training gates")):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * done / len(steps)))
+        flip = int(torch.randint(2, (1,), generator=generator))
+        chosen = images[picked.numpy()][:, :, ::-1] if flip else images[picked.numpy()]
+        gates: dict[int, Tensor] = {}
+        logits = model(batches(spec, chosen, size)[0], _noisy_gates(model, settings.noise, generator, gates))
+        over = floor - budget + torch.stack([g.mean() * shares[i] for i, g in gates.items()]).sum()
+        loss = _divergence(logits, reference[flip][picked], settings.temperature)
+        loss = loss + multiplier * over + settings.stiffness / 2 * over**2
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        multiplier += settings.multiplier_rate * float(over.detach())
+        multiplier = float(np.clip(multiplier, -MAX_MULTIPLIER, MAX_MULTIPLIER))
     return model.requires_grad_(False).to_program()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from edgevit.errors import ImagesError
 from edgevit.models.vit import Tap, Vit, normalise
 from edgevit.spec import BranchSpec, ProgramSpec
 
-Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 BATCH = 16
 
 

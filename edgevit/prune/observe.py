@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from edgevit.models.program import Program
-from edgevit.models.stream import Progress, accumulate, batches, row_means, step_branch
+from edgevit.models.stream import accumulate, batches, row_means, step_branch
 from edgevit.models.vit import Tap, Vit
+from edgevit.progress import track
 from edgevit.spec import BranchSpec, ProgramSpec
 
 PREFIX_WEIGHT = 20.0
@@ -89,9 +90,7 @@ class Moments:
 
 
 @torch.no_grad()
-def collect(
-    program: Program, images: np.ndarray, *, prefix_weight: float = PREFIX_WEIGHT, progress: Progress | None = None
-) -> Statistics:
+def collect(program: Program, images: np.ndarray, *, prefix_weight: float = PREFIX_WEIGHT) -> Statistics:
     """One forward pass over uint8 images `[n, height, width, 3]`, all gates open.
 
     Raises:
@@ -103,16 +102,13 @@ def collect(
     outputs: dict[str, Tensor] = {}
     inner: list[Tensor] = []
 
-    work = batches(spec, images)
-    for step, batch in enumerate(work):
+    for batch in track(batches(spec, images), "Collecting statistics"):
         x = model.stem(batch)
         for branch in spec.branches:
             before, x = x, step_branch(model, branch, x, keep_input(branch, inner))
             if not branch.removed:
                 moments[branch.name].add(inner.pop(), row_weights(spec, x, prefix_weight))
                 accumulate(outputs, branch.name, row_means(model, x - before) * len(batch))
-        if progress is not None:
-            progress("statistics", step + 1, len(work))
     return {
         b.name: BranchStatistics(
             mean=moments[b.name].mean(),

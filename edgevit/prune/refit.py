@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from edgevit.models.program import Program
-from edgevit.models.stream import Progress, batches, row_means, step_branch
+from edgevit.models.stream import batches, row_means, step_branch
 from edgevit.models.vit import Vit
+from edgevit.progress import track
 from edgevit.prune.observe import PREFIX_WEIGHT, keep_input, output_linear, row_weights
 from edgevit.spec import BranchSpec
 
@@ -30,7 +31,6 @@ def refit(
     prefix_weight: float = PREFIX_WEIGHT,
     ridge: float = RIDGE,
     pull: float = PULL,
-    progress: Progress | None = None,
 ) -> Program:
     """Fit `proj`, `fc2` and the skip rows of `pruned` to the stream of `dense` on uint8 images `[n, height, width, 3]`.
 
@@ -44,7 +44,8 @@ def refit(
     student, teacher = (Vit(p).eval().requires_grad_(False) for p in (pruned, dense))
     streams = [(teacher.stem(b), student.stem(b)) for b in batches(spec, images)]
     touched = False
-    for index, (branch, whole) in enumerate(zip(spec.branches, dense.spec.branches, strict=True)):
+    pairs = list(zip(spec.branches, dense.spec.branches, strict=True))
+    for branch, whole in track(pairs, "Repairing branches"):
         targets = [step_branch(teacher, whole, x) for x, _ in streams]
         touched = touched or branch.kept != whole.kept
         if touched:
@@ -55,8 +56,6 @@ def refit(
                 weights = [row_weights(spec, t, prefix_weight) for t in targets]
                 _fit_linear(student, branch, [x for _, x in streams], wanted, weights, ridge)
         streams = [(t, step_branch(student, branch, x)) for t, (_, x) in zip(targets, streams, strict=True)]
-        if progress is not None:
-            progress("repair", index + 1, len(spec.branches))
     return student.to_program()
 
 

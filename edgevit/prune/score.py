@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.models.program import Program
-from edgevit.models.stream import Progress, batches, step_branch
+from edgevit.models.stream import batches, step_branch
 from edgevit.models.vit import Vit
+from edgevit.progress import track
 from edgevit.prune.compensate import columns_of, compensated, removal_order
 from edgevit.prune.observe import Statistics, keep_input, output_linear
 from edgevit.spec import BranchSpec
 
 FRACTIONS = (0.875, 0.75, 0.5, 0.25, 0.0)
 NEURONS_AT_ONCE = 8
+BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,7 @@ class BranchScore:
 
 
 @torch.no_grad()
-def score(
-    program: Program, images: np.ndarray, statistics: Statistics, *, progress: Progress | None = None
-) -> tuple[BranchScore, ...]:
+def score(program: Program, images: np.ndarray, statistics: Statistics) -> tuple[BranchScore, ...]:
     """Score every branch on uint8 images `[n, height, width, 3]`; 64 images are enough to rank branches.
 
     Raises:
@@ -55,16 +55,13 @@ def score(
     levels = {b.name: measured_levels(b.units) for b in spec.branches}
     folded = {b.name: _reductions(model, b, statistics, orders[b.name], levels[b.name]) for b in spec.branches}
     totals = {b.name: np.zeros(len(levels[b.name])) for b in spec.branches}
-    work = batches(spec, images)
-    for step, batch in enumerate(work):
+    for batch in track(batches(spec, images, BATCH), "Measuring importance"):
         streams = [model.stem(batch)]
         for branch in spec.branches:
             streams.append(step_branch(model, branch, streams[-1]))
         reference = F.log_softmax(model.head(streams[-1]), dim=-1)
         for index, branch in enumerate(spec.branches):
             totals[branch.name] += _losses(model, index, streams[index], folded[branch.name], reference)
-            if progress is not None:
-                progress("importance", step * len(spec.branches) + index + 1, len(work) * len(spec.branches))
     return tuple(
         BranchScore(
             name=b.name,

@@ -69,7 +69,7 @@ def test_a_branch_that_does_nothing_is_skipped_first() -> None:
 
 
 def test_training_lowers_the_loss_of_the_first_gates() -> None:
-    program = tiny_program(depth=3)
+    program = tiny_program(depth=3, seed=3)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
     losses = [_divergence(train_gates(program, images, 0.75, epochs=e), program, fresh) for e in (0, 8)]
     assert losses[1] < 0.9 * losses[0]
@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_of_the_first_gates() -> None:
 
 def test_gates_look_at_the_image() -> None:
     """With weights that learn, some branch is open for some images and closed for others."""
-    program = tiny_program(depth=3)
+    program = tiny_program(depth=3, seed=3)
     images = tiny_images(program.spec, 96)
     rates = open_rates(train_gates(program, images, 0.75, epochs=6), images).mean(axis=0)
     assert ((rates > 0.05) & (rates < 0.95)).any()
@@ -92,14 +92,6 @@ def test_the_same_seed_gives_the_same_gates() -> None:
     one, two, other = (train_gates(program, images, 0.8, epochs=1, seed=s) for s in (3, 3, 4))
     assert all(np.array_equal(one.weights[n], two.weights[n]) for n in one.weights) and one.spec == two.spec
     assert not np.array_equal(one.weights["b00_ffn.gate.weight"], other.weights["b00_ffn.gate.weight"])
-
-
-def test_progress_is_told() -> None:
-    program, told = tiny_program(), []
-    train_gates(
-        program, tiny_images(program.spec, 20), 0.9, epochs=2, progress=lambda what, done, all_: told.append((what, done, all_))
-    )
-    assert {"importance", "gates"} <= {t[0] for t in told} and told[-1][1] == told[-1][2]
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
