@@ -1,0 +1,170 @@
+"""Skipped is skipped: a closed gate saves the work of its branch.
+
+Two witnesses. The runtime's own list of executed nodes, where it gives one: no node of a closed branch may be on it.
+And process CPU time of all-skipped against all-open runs, interleaved, against what their MACs say.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edgevit.errors import SkipError
+from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.spec import ProgramSpec
+
+Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
+MATRIX_OPS = ("Gemm", "MatMul")
+ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
+# What runs on every path: the decision, the If itself, and what stands in for a branch that does not run.
+ALWAYS = re.compile(r"[^./]+(\.gate/.*|/y|/kept.*|/skipped)")
+
+
+class Runner(Protocol):
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathNodes:
+    """What one run executed: branches that ran, all nodes, and matrix kernels (Gemm, MatMul and their int8 forms)."""
+
+    effort: float
+    open: int
+    nodes: int
+    matrix_kernels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipNodesResult:
+    """Executed nodes per path; `matrix_kernels` are of the stem, the head, the gates and the branches that ran."""
+
+    paths: tuple[PathNodes, ...]
+
+    @property
+    def summary(self) -> str:
+        counts = sorted({(p.open, p.matrix_kernels) for p in self.paths}, reverse=True)
+        listed = ", ".join(f"{kernels} with {open_} open" for open_, kernels in counts)
+        return f"no node of a closed branch runs; matrix kernels: {listed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipTimeResult:
+    """Median process CPU time per run; `ratio` = all-skipped / all-open, `expected` the same of their MACs."""
+
+    all_open_ms: float
+    all_skipped_ms: float
+    ratio: float
+    expected: float
+    limit: float
+    runs: int
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"all skipped costs {self.ratio:.1%} of all open (MACs say {self.expected:.1%}, limit {self.limit:.1%}, "
+            f"median CPU time of {self.runs} runs each)"
+        )
+
+
+def check_skip_nodes(
+    spec: ProgramSpec, trace: Trace, images: np.ndarray, *, efforts: Sequence[float] = (ALL_OPEN, ALL_SKIPPED, 0.0)
+) -> SkipNodesResult:
+    """Hold the nodes that a runtime executes against its gates.
+
+    Args:
+        spec: the Program that runs.
+        trace: (image, effort) to (executed nodes as (name, operator), gates `[branches]`). A node's name begins with
+            its branch's.
+        images: uint8 `[n, height, width, 3]`; every effort is tried on each.
+        efforts: paths to try.
+
+    Raises:
+        SkipError: a node of a closed branch ran, one of an open branch did not, or a kernel belongs to nothing.
+    """
+    paths = []
+    for image in images:
+        for effort in efforts:
+            nodes, gates = trace(image[None], effort)
+            matrix = [name for name, kind in nodes if any(op in kind for op in MATRIX_OPS)]
+            where = f"effort {effort:g}, gates {''.join(map(str, gates))}"
+            _check_closed(spec, nodes, gates, where)
+            _check_matrix(spec, matrix, gates, where)
+            paths.append(PathNodes(effort=effort, open=int(gates.sum()), nodes=len(nodes), matrix_kernels=len(matrix)))
+    return SkipNodesResult(paths=tuple(paths))
+
+
+def check_skip_time(
+    spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin: float = 0.15, runs: int = 15
+) -> SkipTimeResult:
+    """Hold the CPU time of all-skipped against all-open runs, taken in turns so that both meet the same machine.
+
+    `margin` is added to the share that MACs say: norms, gates and copies cost time but no MACs, and int8 makes the
+    branches, but not them, cheaper.
+
+    Raises:
+        SkipError: the ratio is above the expected share plus `margin`.
+    """
+    samples: dict[float, list[float]] = {ALL_OPEN: [], ALL_SKIPPED: []}
+    for index in range(runs + 1):
+        image = images[index % len(images)][None]
+        for effort, times in samples.items():
+            start = time.process_time()
+            runner.run(image, effort)
+            times.append((time.process_time() - start) * 1e3)
+    # The first round warms up.
+    all_open, all_skipped = (float(np.median(times[1:])) for times in samples.values())
+    expected = skipped_macs(spec) / total_macs(spec)
+    result = SkipTimeResult(
+        all_open_ms=all_open,
+        all_skipped_ms=all_skipped,
+        ratio=all_skipped / max(all_open, 1e-9),
+        expected=expected,
+        limit=expected + margin,
+        runs=runs,
+    )
+    if result.ratio > result.limit:
+        raise SkipError(
+            f"{result.summary}: all open {all_open:.3g} ms, all skipped {all_skipped:.3g} ms; a closed gate does not "
+            "save the work of its branch"
+        )
+    return result
+
+
+def skipped_macs(spec: ProgramSpec) -> int:
+    """MACs of the path on which every gated branch is skipped."""
+    ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
+    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + ungated
+
+
+def _check_closed(spec: ProgramSpec, nodes: Sequence[tuple[str, str]], gates: np.ndarray, where: str) -> None:
+    for branch, opened in zip(spec.branches, gates, strict=True):
+        ran = [name for name, _ in nodes if _branch(name) == branch.name and not ALWAYS.fullmatch(name)]
+        if ran and not opened:
+            raise SkipError(f"{branch.name} is closed ({where}) and still runs {len(ran)} nodes: {', '.join(ran[:4])}")
+        if opened and not ran and not branch.removed:
+            raise SkipError(f"{branch.name} is open ({where}) and runs no node of its own that the runtime tells")
+
+
+def _check_matrix(spec: ProgramSpec, kernels: Sequence[str], gates: np.ndarray, where: str) -> None:
+    """Every matrix kernel is the stem's, the head's, a gate's, a skip row's, or an open branch's."""
+    opened = {b.name for b, state in zip(spec.branches, gates, strict=True) if state}
+    unexplained = [
+        name
+        for name in kernels
+        if not (name.startswith(("stem", "head")) or ALWAYS.fullmatch(name) or _branch(name) in opened)
+    ]
+    if unexplained:
+        raise SkipError(
+            f"{len(unexplained)} matrix kernels ran that belong to no open branch ({where}): "
+            f"{', '.join(unexplained[:4])}"
+        )
+
+
+def _branch(name: str) -> str:
+    """`b03_mhsa.qkv/y` and `b03_mhsa/scores` are of `b03_mhsa`."""
+    return re.split(r"[./]", name, maxsplit=1)[0]
