@@ -1,7 +1,9 @@
 """From what was seen at a Linear's input to its quantizer: the range that is kept, then scale and zero point.
 
-Range methods: `minmax` keeps everything; `percentile` clips the largest absolute values; `mse` clips where the mean
-squared error of the quantizer is least (Nagel et al., A White Paper on Neural Network Quantization, section 3.1).
+Range methods: `minmax` keeps everything; `percentile` clips the largest absolute values; `mse` clips where the squared
+error of the Linear's output is least (Nagel et al., A White Paper on Neural Network Quantization, section 3.1, with
+the output instead of the input, and every row weighed by its own size: a few huge rows must not speak for all).
+Shapes: n sampled rows, in columns, out columns.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ Activations = Literal["uint8", "int8"]
 
 # Below this a tensor is constant zero for every purpose; a scale must not be.
 SMALLEST_SCALE = 1e-10
-MSE_STEPS = 64
-MSE_BINS = 4096
+# Fractions of the largest absolute value that `mse` tries as a limit.
+CLIPS: tuple[float, ...] = tuple(float(c) for c in np.geomspace(1.0, 0.25, 13))
 
 
 def kept_range(
     seen: TensorRange,
     method: Method,
+    weight: np.ndarray,
     *,
     percentile: float = 99.999,
     activations: Activations = "uint8",
@@ -35,10 +38,10 @@ def kept_range(
     Args:
         seen: what was observed.
         method: how to choose.
+        weight: the Linear's, `[in, out]`.
         percentile: percentage of the absolute values that `percentile` keeps, 50..100.
-        activations: type of the quantized input; `mse` depends on it.
-        without: columns that leave the int8 product and need no room in the range. The histogram does not know
-            columns: it is cut at the remaining columns' own extremes.
+        activations: type of the quantized input.
+        without: columns that leave the int8 product and need no room in the range.
     """
     if not 50 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must lie within 50..100")
@@ -46,45 +49,41 @@ def kept_range(
     if not len(kept):
         return 0.0, 0.0
     low, high = float(min(seen.column_min[kept].min(), 0.0)), float(max(seen.column_max[kept].max(), 0.0))
-    if method == "minmax" or not seen.limit:
-        return low, high
-    centres = (np.arange(BINS) + 0.5) * (2 * seen.limit / BINS) - seen.limit
-    inside = (seen.counts > 0) & (centres >= low) & (centres <= high)
-    values, counts = centres[inside], seen.counts[inside]
-    if not len(values):
+    if method == "minmax":
         return low, high
     if method == "percentile":
-        order = np.argsort(np.abs(values))
-        share = np.cumsum(counts[order]) / counts.sum()
-        top = float(np.abs(values[order][np.searchsorted(share, percentile / 100 - 1e-12)]))
+        top = _percentile(seen, percentile)
         return max(low, -top), min(high, top)
-    return _least_error(values, counts, low, high, activations)
+    largest = max(-low, high)
+    clips = [(max(low, -c * largest), min(high, c * largest)) for c in CLIPS]
+    errors = [output_error(seen, weight, *quantizer(*clip, activations), activations, without) for clip in clips]
+    return clips[int(np.argmin(errors))]
 
 
-def _least_error(
-    values: np.ndarray, counts: np.ndarray, low: float, high: float, activations: Activations
-) -> tuple[float, float]:
-    """Shrink both ends in turn, each to where the squared error of rounding and clipping is least."""
-    values, counts = _coarser(values, counts)
-
-    def error(low: float, high: float) -> float:
-        scale, zero = quantizer(low, high, activations)
-        return float((counts * (fake_quantize(values, scale, zero, activations) - values) ** 2).sum())
-
-    shares = np.linspace(1.0, 1.0 / MSE_STEPS, MSE_STEPS)
-    best_low, best_high = low, high
-    for _ in range(2):
-        best_high = min((high * s for s in shares), key=lambda h: error(best_low, h))
-        best_low = min((low * s for s in shares), key=lambda b: error(b, best_high))
-    return best_low, best_high
+def _percentile(seen: TensorRange, percentile: float) -> float:
+    """Absolute value below which `percentile` of all values lie; columns are not told apart."""
+    magnitudes = seen.counts[BINS // 2 :] + seen.counts[BINS // 2 - 1 :: -1]
+    share = np.cumsum(magnitudes) / max(magnitudes.sum(), 1)
+    index = int(np.searchsorted(share, percentile / 100 - 1e-12))
+    return (index + 1) * 2 * seen.limit / BINS
 
 
-def _coarser(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merge neighbouring bins until there are at most MSE_BINS, each at its mean value."""
-    group = -(-len(values) // MSE_BINS)
-    starts = np.arange(0, len(values), group)
-    merged = np.add.reduceat(counts, starts)
-    return np.add.reduceat(values * counts, starts) / merged, merged
+def output_error(
+    seen: TensorRange,
+    weight: np.ndarray,
+    scale: float,
+    zero_point: int,
+    activations: Activations,
+    without: Collection[int] = (),
+) -> float:
+    """How far a quantized input moves the Linear's output: squared error over squared size, mean over sampled rows.
+
+    1 is noise as large as the output. Columns of `without` are exact.
+    """
+    error = fake_quantize(seen.sample, scale, zero_point, activations) - seen.sample
+    error[:, list(without)] = 0
+    moved, size = ((error @ weight) ** 2).sum(axis=1), ((seen.sample @ weight) ** 2).sum(axis=1)
+    return float((moved[size > 0] / size[size > 0]).mean()) if (size > 0).any() else 0.0
 
 
 def quantizer(low: float, high: float, activations: Activations) -> tuple[float, int]:
@@ -104,5 +103,6 @@ def _scale(value: float) -> float:
 def fake_quantize(x: np.ndarray, scale: float, zero_point: int, activations: Activations) -> np.ndarray:
     """`x` as the int8 product sees it: rounded to the quantizer's steps and clipped to its range."""
     low, high = (0, 255) if activations == "uint8" else (-128, 127)
-    seen: np.ndarray = (np.clip(np.rint(x / scale) + zero_point, low, high) - zero_point) * scale
+    steps = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero_point), low, high)
+    seen: np.ndarray = (steps - np.float32(zero_point)) * np.float32(scale)
     return seen
