@@ -1,0 +1,271 @@
+"""The pictures of the report's page, one function each: data in, inline SVG out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgevit.bundlespec import AccuracyRow, MemoryBound, MemoryPoint, PathLatency
+from edgevit.report import text as say
+from edgevit.report.svg import Scale, element, line, picture, rect, text
+from edgevit.report.view import BranchRow, MemoryView, Report
+
+WIDE, HALF = 920.0, 440.0
+DOT = 2.2
+GOLDEN_RATIO = 0.6180339887
+MODEL_NAMES = {"float": "float model", "compressed": "compressed, float", "bundle": "this bundle"}
+
+
+def memory_over_run(memory: MemoryView) -> str:
+    """Bytes in use over one all-open run as steps, under the line of the bound."""
+    top_bytes = 1.12 * max(memory.limit_bytes or 0, memory.peak_bytes)
+    end_ms = memory.points[-1].time_ms
+    height, left, right, top, bottom = 300.0, 62.0, WIDE - 16, 14.0, 246.0
+    x = Scale(top=end_ms, begin=left, end=right)
+    y = Scale(top=top_bytes / 1e6, begin=bottom, end=top)
+    parts = [*_y_axis(y, left, right, "MB")]
+    for index, span in enumerate(memory.spans):
+        width = x(span.end_ms) - x(span.begin_ms)
+        parts.append(rect(x(span.begin_ms), top, width, bottom - top, "band" if index % 2 else "none"))
+        if width > 6.5 * len(span.label):
+            parts.append(text(x(span.begin_ms) + width / 2, bottom + 15, span.label, anchor="middle", class_="tick"))
+    if memory.spans:
+        parts.append(text(left, bottom + 33, "stem, blocks and head in the order they run", class_="note"))
+    else:
+        parts += [
+            text(x(tick), bottom + 15, f"{tick:g}", anchor="middle", class_="tick")
+            for tick in x.ticks
+            if tick <= end_ms
+        ]
+        parts.append(text(left, bottom + 33, "ms since the process imported numpy and the runtime", class_="note"))
+    path = _steps(memory.points, x, y)
+    parts.append(element("path", d=f"{path} V{bottom:.1f} H{x(memory.points[0].time_ms):.1f} Z", class_="area"))
+    parts.append(element("path", d=path, class_="curve"))
+    peak = max(memory.points, key=lambda point: point.bytes)
+    px, py = x(peak.time_ms), y(peak.bytes / 1e6)
+    anchor = "end" if px > (left + right) / 2 else "start"
+    parts.append(element("circle", cx=px, cy=py, r=4, class_="peak"))
+    parts.append(
+        text(
+            px + (-8 if anchor == "end" else 8),
+            min(py + 17, bottom - 4),
+            f"peak {say.size(memory.peak_bytes)} at {peak.where}",
+            anchor=anchor,
+            class_="label",
+        )
+    )
+    if memory.limit_bytes:
+        limit = y(memory.limit_bytes / 1e6)
+        parts.append(line(left, limit, right, limit, "bound"))
+        parts.append(text(right, limit - 6, f"bound {say.size(memory.limit_bytes)}", anchor="end", class_="label bad"))
+    parts.append(text(right, bottom + 33, f"one run, {say.ms(end_ms)} while profiled", anchor="end", class_="note"))
+    label = f"Memory over one all-open run: peak {say.size(memory.peak_bytes)}"
+    return picture(WIDE, height, label, parts)
+
+
+def memory_parts(bound: MemoryBound) -> str:
+    """What the bound is made of, as one stacked bar, above the measured peak of the arena."""
+    pieces = [
+        ("weights", bound.weights_bytes, "c1"),
+        ("activations", bound.activations_bytes, "c2"),
+        ("kernel scratch", bound.scratch_bytes, "c3"),
+        ("gaps between buffers", bound.fragmentation_bytes, "c4"),
+        ("input and output", bound.io_bytes, "c5"),
+    ]
+    shown = [piece for piece in pieces if piece[1]]
+    x = Scale(top=max(bound.bound_bytes, sum(p[1] for p in shown)), begin=0, end=WIDE)
+    parts, at = [], 0.0
+    for name, size_bytes, class_ in shown:
+        parts.append(rect(x(at), 4, x(size_bytes) - 1.5, 26, class_, title=f"{name}: {say.size(size_bytes)}", radius=3))
+        at += size_bytes
+    column = WIDE / len(shown)
+    for index, (name, size_bytes, class_) in enumerate(shown):
+        parts.append(rect(index * column, 44, 10, 10, class_, radius=2))
+        parts.append(text(index * column + 16, 53, f"{name} {say.size(size_bytes)}", class_="label"))
+    return picture(WIDE, 60, f"Parts of the memory bound of {say.size(bound.bound_bytes)}", parts)
+
+
+def latency_by_path(paths: Sequence[PathLatency]) -> str:
+    """Every run as a dot, one lane per path, with its median and what percentile n supports."""
+    left, right, lane = 110.0, WIDE - 16, 74.0
+    bottom = 8 + lane * len(paths)
+    slowest = max(sorted(path.wall.samples_ms)[int(0.99 * (path.wall.runs - 1))] for path in paths)
+    x = Scale(top=1.25 * slowest, begin=left, end=right)
+    parts = [line(x(tick), 8, x(tick), bottom, "grid") for tick in x.ticks]
+    parts += [text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", class_="tick") for tick in x.ticks]
+    parts.append(text(right, bottom + 34, "ms wall time per image", anchor="end", class_="note"))
+    for index, path in enumerate(paths):
+        parts += _lane(path, x, 8 + lane * index, lane, left, right)
+    label = "; ".join(f"{say.PATH_NAMES[p.path]}: median {say.ms(p.wall.median_ms)}" for p in paths)
+    return picture(WIDE, bottom + 42, f"Latency per path. {label}", parts)
+
+
+def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, right: float) -> list[str]:
+    middle = top + height / 2 + 8
+    parts = [
+        line(left, top + height, right, top + height, "grid"),
+        text(left - 12, middle, say.PATH_NAMES[path.path], anchor="end", class_="label strong"),
+        text(left - 12, middle + 15, f"{path.branches_open:.1f} open", anchor="end", class_="note"),
+    ]
+    beyond = 0
+    for index, sample in enumerate(path.wall.samples_ms):
+        if sample > x.top:
+            beyond += 1
+            continue
+        jitter = ((index * GOLDEN_RATIO) % 1 - 0.5) * (height - 40)
+        parts.append(element("circle", cx=x(sample), cy=middle + jitter, r=DOT, class_=f"dot {path.path}"))
+    median = x(path.wall.median_ms)
+    parts.append(line(median, top + 22, median, top + height - 5, "median"))
+    caption = f"median {say.ms(path.wall.median_ms)}"
+    if path.wall.p90_ms is not None:
+        caption += f" · p90 {say.ms(path.wall.p90_ms)}"
+    if beyond:
+        caption += f" · {beyond} of {path.wall.runs} runs beyond, up to {say.ms(path.wall.max_ms)}"
+    end = median > (left + right) / 2
+    parts.append(text(median, top + 16, caption, anchor="end" if end else "start", class_="label"))
+    return parts
+
+
+def open_rates(branches: Sequence[BranchRow]) -> str:
+    """How often every branch runs: one bar per branch, in order, grouped by block."""
+    left, right, top, bottom = 46.0, WIDE - 8, 34.0, 190.0
+    slot = (right - left) / len(branches)
+    y = Scale(top=1.0, begin=bottom, end=top)
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(line(left, y(tick), right, y(tick), "grid"))
+        parts.append(text(left - 8, y(tick) + 4, f"{100 * tick:.0f} %", anchor="end", class_="tick"))
+    gap = min(3.0, 0.12 * slot)
+    for index, row in enumerate(branches):
+        x = left + index * slot
+        rate = say.percent(row.open_rate, 0)
+        state = {"always": "always on", "removed": "removed"}.get(row.open_rate_source, f"open on {rate} of the images")
+        class_ = "always" if row.open_rate_source == "always" else row.kind
+        parts.append(rect(x + gap, top, slot - 2 * gap, bottom - top, "slot", title=f"{row.name}: {state}", radius=2))
+        bar = y(0) - y(row.open_rate)
+        parts.append(
+            rect(x + gap, y(row.open_rate), slot - 2 * gap, bar, class_, title=f"{row.name}: {state}", radius=2)
+        )
+        if row.open_rate_source == "removed":
+            parts.append(text(x + slot / 2, bottom - 6, "×", anchor="middle", class_="tick"))
+        elif slot > 26 and row.gated:
+            above = row.open_rate < 0.88
+            height = y(row.open_rate) + (-4 if above else 13)
+            class_ = "tick" if above else "tick inverse"
+            parts.append(text(x + slot / 2, height, f"{100 * row.open_rate:.0f}", anchor="middle", class_=class_))
+    parts += _block_names(branches, left, slot, bottom + 16)
+    parts += _legend(
+        [("MHSA", "mhsa"), ("FFN", "ffn"), ("always on", "always"), ("× removed: no unit left", "none")], left, 14
+    )
+    return picture(WIDE, bottom + 40, "Share of the images on which each branch runs", parts)
+
+
+def _block_names(branches: Sequence[BranchRow], left: float, slot: float, y: float) -> list[str]:
+    parts = []
+    for block in sorted({row.block for row in branches}):
+        inside = [index for index, row in enumerate(branches) if row.block == block]
+        begin, end = left + inside[0] * slot, left + (inside[-1] + 1) * slot
+        parts.append(text((begin + end) / 2, y, str(block), anchor="middle", class_="tick"))
+        if inside[0]:
+            parts.append(line(begin, y - 14, begin, y + 2, "grid"))
+    parts.append(text(left, y + 18, "block", class_="note"))
+    return parts
+
+
+def accuracy(rows: Sequence[AccuracyRow]) -> str:
+    """Every measured fraction as a point with its 95 % interval."""
+    left, right, lane, top = 250.0, WIDE - 210, 34.0, 10.0
+    low, high = min(row.low for row in rows), max(row.high for row in rows)
+    begin = max(0.0, (int(low * 20) - 1) / 20)
+    end = min(1.0, (int(high * 20) + 2) / 20)
+    x = Scale(top=end - begin, begin=left, end=right)
+    bottom = top + lane * len(rows)
+    parts = []
+    for tick in x.ticks:
+        parts.append(line(x(tick), top, x(tick), bottom, "grid"))
+        parts.append(text(x(tick), bottom + 16, f"{100 * (begin + tick):.0f} %", anchor="middle", class_="tick"))
+    for index, row in enumerate(rows):
+        y = top + lane * (index + 0.5)
+        name = f"{say.METRIC_NAMES[row.metric]}, {MODEL_NAMES.get(row.model, row.model)}"
+        if row.path != "real":
+            name += f", {say.PATH_NAMES[row.path]}"
+        parts.append(text(left - 14, y + 4, name, anchor="end", class_="label"))
+        parts.append(line(x(row.low - begin), y, x(row.high - begin), y, f"whisker {_tone(row)}"))
+        parts.append(element("circle", cx=x(row.value - begin), cy=y, r=5, class_=f"point {_tone(row)}"))
+        parts.append(text(right + 14, y + 4, say.interval(row), class_="label"))
+    label = "; ".join(f"{row.model} {row.metric} {say.percent(row.value)}" for row in rows)
+    return picture(WIDE, bottom + 24, f"Accuracy with 95 % intervals: {label}", parts)
+
+
+def _tone(row: AccuracyRow) -> str:
+    return "before" if row.model == "float" else "after"
+
+
+def size_and_macs(report: Report) -> str:
+    """Size and multiply-accumulates before and after, as pairs of bars."""
+    sizes = [
+        ("float32, dense", report.size_change.before, say.size(report.size_change.before), "before"),
+        (
+            "this bundle",
+            report.size_change.after,
+            _with_ratio(say.size, report.size_change.after, report.size_change.ratio),
+            "after",
+        ),
+    ]
+    change, expected = report.macs_change, report.expected_macs_change
+    macs = [
+        ("dense", change.before, say.count(change.before), "before"),
+        ("all open", change.after, _with_ratio(say.count, change.after, change.ratio), "after"),
+    ]
+    if report.gated_branches:
+        macs += [
+            ("expected", expected.after, _with_ratio(say.count, expected.after, expected.ratio), "after"),
+            ("all skipped", float(report.macs.all_skipped), say.count(report.macs.all_skipped), "after"),
+        ]
+    parts = [
+        *_bars("Size on the device", sizes, 0.0),
+        *_bars("MACs per image", macs, WIDE / 2),
+    ]
+    return picture(WIDE, 30 + 30 * max(len(sizes), len(macs)), "Size and MACs before and after", parts)
+
+
+def _with_ratio(unit: object, value: float, ratio: float) -> str:
+    assert callable(unit)
+    return f"{unit(value)} · {say.percent(ratio, 0)}"
+
+
+def _bars(title: str, rows: Sequence[tuple[str, float, str, str]], left: float) -> list[str]:
+    x = Scale(top=max(row[1] for row in rows), begin=left + 100, end=left + WIDE / 2 - 150)
+    parts = [text(left, 12, title, class_="label strong")]
+    for index, (name, value, shown, class_) in enumerate(rows):
+        y = 24 + 30 * index
+        parts.append(text(left + 90, y + 15, name, anchor="end", class_="label"))
+        parts.append(rect(left + 100, y, max(x(value) - left - 100, 1.5), 21, class_, radius=3))
+        parts.append(text(x(value) + 8, y + 15, shown, class_="label"))
+    return parts
+
+
+def _legend(entries: Sequence[tuple[str, str]], left: float, y: float) -> list[str]:
+    parts, at = [], left
+    for name, class_ in entries:
+        if class_ != "none":
+            parts.append(rect(at, y - 9, 10, 10, class_, radius=2))
+            at += 15
+        parts.append(text(at, y, name, class_="label"))
+        at += 6.6 * len(name) + 22
+    return parts
+
+
+def _y_axis(y: Scale, left: float, right: float, unit: str) -> list[str]:
+    parts = []
+    for tick in y.ticks:
+        parts.append(line(left, y(tick), right, y(tick), "grid"))
+        parts.append(text(left - 8, y(tick) + 4, f"{tick:g} {unit}", anchor="end", class_="tick"))
+    return parts
+
+
+def _steps(points: Sequence[MemoryPoint], x: Scale, y: Scale) -> str:
+    """A path that holds each value until the next point."""
+    first = points[0]
+    moves = [f"M{x(first.time_ms):.1f} {y(first.bytes / 1e6):.1f}"]
+    moves += [f"H{x(point.time_ms):.1f} V{y(point.bytes / 1e6):.1f}" for point in points[1:]]
+    return " ".join(moves)

@@ -1,0 +1,111 @@
+"""The report in a terminal: what the bundle is, what was proven, what was measured, one row per branch."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from edgevit.report import text as say
+from edgevit.report.view import BranchRow, Report
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the whole report."""
+    console.print(f"[bold]{report.name}[/bold]  {report.target.get('name', '')}", highlight=False)
+    console.print(_facts(report))
+    if report.claims:
+        console.print(_claims(report))
+    console.print(_branches(report))
+    for table in _paths(report):
+        console.print(table)
+    if not report.measurements:
+        console.print("Not measured yet: edgevit profile BUNDLE --images DIR", highlight=False)
+
+
+def _facts(report: Report) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    size, macs, expected = report.size_change, report.macs_change, report.expected_macs_change
+    table.add_row("size", f"{say.size(size.after)}, {say.percent(size.ratio, 0)} of {say.size(size.before)} float32")
+    table.add_row(
+        "MACs",
+        f"{say.count(expected.after)} expected, {say.count(macs.after)} all open, {say.count(macs.before)} dense",
+    )
+    bound = report.bound
+    peak = f", measured peak {say.size(report.measured_peak_bytes)}" if report.measured_peak_bytes else ""
+    arena = f" ({say.size(bound.arena_bytes)} of it in the arena{peak})" if bound.arena_bytes else peak
+    table.add_row("memory bound" if bound.proven else "memory, not proven", f"{say.size(bound.bound_bytes)}{arena}")
+    for row in report.accuracy:
+        path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
+        table.add_row(say.METRIC_NAMES[row.metric], f"{row.model}{path}: {say.interval(row)}")
+    if report.bundle_sha256:
+        table.add_row("sha256", report.bundle_sha256)
+    return table
+
+
+def _claims(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Proven at build time", title_justify="left")
+    for name in ("", "claim", "what was found"):
+        table.add_column(name)
+    for claim in report.claims:
+        mark = "[green]held[/green]" if claim.held else "[red]FAILED[/red]"
+        table.add_row(mark, say.CLAIM_NAMES[claim.name], claim.summary)
+    return table
+
+
+def _branches(report: Report) -> Table:
+    rate = "runs on (measured)" if report.measurements else "runs on (calibration)"
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Branches", title_justify="left")
+    for name in ("branch", "kind", "units", "MACs", "gated", rate, "open", "skipped", "memory", "int8"):
+        table.add_column(name, justify="left" if name in ("branch", "kind", "gated") else "right", no_wrap=True)
+    for row in report.branches:
+        table.add_row(*_branch(row), style="dim" if row.open_rate_source == "removed" else None)
+    return table
+
+
+def _branch(row: BranchRow) -> list[str]:
+    kind, units = row.kind.upper(), f"{row.units}/{row.units_total} {row.unit}"
+    if row.open_rate_source == "removed":
+        return [row.name, kind, units, say.UNKNOWN, "removed", *[say.UNKNOWN] * 5]
+    return [
+        row.name,
+        kind,
+        units,
+        say.count(row.macs),
+        "yes" if row.gated else "no",
+        "always" if row.open_rate_source == "always" else say.percent(row.open_rate, 0),
+        say.ms(row.open_time_ms),
+        say.ms(row.skipped_time_ms),
+        say.size(row.memory_bytes),
+        f"{row.int8_linears} of {row.linears}",
+    ]
+
+
+def _paths(report: Report) -> list[Table]:
+    tables = []
+    for m in report.measurements:
+        e = m.environment
+        where = f"{e.cpu}, {e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}"
+        images = "golden inputs" if m.images.golden else f"{m.images.count} images"
+        table = Table(box=None, padding=(0, 2, 0, 0), title=f"Latency on {where}, {images}", title_justify="left")
+        for name in ("path", "branches open", "wall", "CPU", "CPU p90", "CPU p95", "CPU p99", "runs"):
+            table.add_column(name, justify="left" if name == "path" else "right", no_wrap=True)
+        for p in m.paths:
+            table.add_row(
+                say.PATH_NAMES[p.path],
+                f"{p.branches_open:.1f} of {len(m.branches)}",
+                say.ms(p.wall.median_ms),
+                say.ms(p.cpu.median_ms),
+                *(say.percentile(value) for value in (p.cpu.p90_ms, p.cpu.p95_ms, p.cpu.p99_ms)),
+                str(p.wall.runs),
+            )
+        table.add_row("expected", "", say.ms(m.expected_wall_ms), say.ms(m.expected_cpu_ms))
+        if m.process:
+            table.caption = (
+                f"process peak {say.size(m.process.peak_bytes)} ({say.size(m.process.imported_bytes)} of it after "
+                f"imports), loads in {say.ms(m.load_ms)}"
+            )
+            table.caption_justify = "left"
+        tables.append(table)
+    return tables
