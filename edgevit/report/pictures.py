@@ -16,50 +16,59 @@ MODEL_NAMES = {"float": "float model", "compressed": "compressed, float", "bundl
 
 
 def memory_over_run(memory: MemoryView) -> str:
-    """Bytes in use over one all-open run as steps, under the line of the bound."""
-    top_bytes = 1.12 * max(memory.limit_bytes or 0, memory.peak_bytes)
+    """Bytes in use over one all-open run as steps, under the line of the bound.
+
+    Where weights are most of it the axis starts above zero, and says so: their share is in the bar of the bound.
+    """
+    highest = max(memory.limit_bytes or 0, memory.peak_bytes)
+    lowest = min(point.bytes for point in memory.points)
+    zoomed = lowest > 0.5 * highest
+    margin = 0.25 * (highest - lowest if zoomed else highest)
     end_ms = memory.points[-1].time_ms
     height, left, right, top, bottom = 300.0, 62.0, WIDE - 16, 14.0, 246.0
     x = Scale(top=end_ms, begin=left, end=right)
-    y = Scale(top=top_bytes / 1e6, begin=bottom, end=top)
+    y = Scale(low=(lowest - margin) / 1e6 if zoomed else 0.0, top=(highest + margin) / 1e6, begin=bottom, end=top)
     parts = [*_y_axis(y, left, right, "MB")]
+    start = "; the axis starts above zero" if zoomed else ""
     for index, span in enumerate(memory.spans):
         width = x(span.end_ms) - x(span.begin_ms)
         parts.append(rect(x(span.begin_ms), top, width, bottom - top, "band" if index % 2 else "none"))
         if width > 6.5 * len(span.label):
             parts.append(text(x(span.begin_ms) + width / 2, bottom + 15, span.label, anchor="middle", class_="tick"))
     if memory.spans:
-        parts.append(text(left, bottom + 33, "stem, blocks and head in the order they run", class_="note"))
+        parts.append(text(left, bottom + 33, "stem, blocks and head in the order they run" + start, class_="note"))
     else:
         parts += [
             text(x(tick), bottom + 15, f"{tick:g}", anchor="middle", class_="tick")
             for tick in x.ticks
             if tick <= end_ms
         ]
-        parts.append(text(left, bottom + 33, "ms since the process imported numpy and the runtime", class_="note"))
+        parts.append(text(left, bottom + 33, "ms since the process started importing" + start, class_="note"))
     path = _steps(memory.points, x, y)
-    parts.append(element("path", d=f"{path} V{bottom:.1f} H{x(memory.points[0].time_ms):.1f} Z", class_="area"))
+    if not zoomed:
+        parts.append(element("path", d=f"{path} V{bottom:.1f} H{x(memory.points[0].time_ms):.1f} Z", class_="area"))
     parts.append(element("path", d=path, class_="curve"))
-    peak = max(memory.points, key=lambda point: point.bytes)
-    px, py = x(peak.time_ms), y(peak.bytes / 1e6)
-    anchor = "end" if px > (left + right) / 2 else "start"
-    parts.append(element("circle", cx=px, cy=py, r=4, class_="peak"))
-    parts.append(
-        text(
-            px + (-8 if anchor == "end" else 8),
-            min(py + 17, bottom - 4),
-            f"peak {say.size(memory.peak_bytes)} at {peak.where}",
-            anchor=anchor,
-            class_="label",
-        )
-    )
+    parts += _peak(memory, x, y, (left + right) / 2)
     if memory.limit_bytes:
         limit = y(memory.limit_bytes / 1e6)
         parts.append(line(left, limit, right, limit, "bound"))
-        parts.append(text(right, limit - 6, f"bound {say.size(memory.limit_bytes)}", anchor="end", class_="label bad"))
-    parts.append(text(right, bottom + 33, f"one run, {say.ms(end_ms)} while profiled", anchor="end", class_="note"))
+        parts.append(text(right, limit - 7, f"bound {say.size(memory.limit_bytes)}", anchor="end", class_="label bad"))
+    if memory.of == "runtime":
+        parts.append(text(right, bottom + 33, f"one run, {say.ms(end_ms)} while traced", anchor="end", class_="note"))
     label = f"Memory over one all-open run: peak {say.size(memory.peak_bytes)}"
     return picture(WIDE, height, label, parts)
+
+
+def _peak(memory: MemoryView, x: Scale, y: Scale, middle: float) -> list[str]:
+    """The highest point of the trace, named; its label stands above the curve, on the side with more room."""
+    peak = max(memory.points, key=lambda point: point.bytes)
+    px, py = x(peak.time_ms), y(peak.bytes / 1e6)
+    name = f"peak {say.size(peak.bytes)} at {peak.where}"
+    end = px > middle
+    return [
+        element("circle", cx=px, cy=py, r=4, class_="peak"),
+        text(px + (-9 if end else 9), py - 5, name, anchor="end" if end else "start", class_="label halo"),
+    ]
 
 
 def memory_parts(bound: MemoryBound) -> str:
@@ -88,8 +97,9 @@ def latency_by_path(paths: Sequence[PathLatency]) -> str:
     """Every run as a dot, one lane per path, with its median and what percentile n supports."""
     left, right, lane = 110.0, WIDE - 16, 74.0
     bottom = 8 + lane * len(paths)
-    slowest = max(sorted(path.wall.samples_ms)[int(0.99 * (path.wall.runs - 1))] for path in paths)
-    x = Scale(top=1.25 * slowest, begin=left, end=right)
+    # A few runs that something else held up would squeeze all others; they are counted in the lane's caption.
+    slowest = max(sorted(path.wall.samples_ms)[int(0.95 * (path.wall.runs - 1))] for path in paths)
+    x = Scale(top=1.3 * slowest, begin=left, end=right)
     parts = [line(x(tick), 8, x(tick), bottom, "grid") for tick in x.ticks]
     parts += [text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", class_="tick") for tick in x.ticks]
     parts.append(text(right, bottom + 34, "ms wall time per image", anchor="end", class_="note"))
@@ -121,7 +131,7 @@ def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, r
     if beyond:
         caption += f" · {beyond} of {path.wall.runs} runs beyond, up to {say.ms(path.wall.max_ms)}"
     end = median > (left + right) / 2
-    parts.append(text(median, top + 16, caption, anchor="end" if end else "start", class_="label"))
+    parts.append(text(median, top + 16, caption, anchor="end" if end else "start", class_="label halo"))
     return parts
 
 
@@ -177,20 +187,20 @@ def accuracy(rows: Sequence[AccuracyRow]) -> str:
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     begin = max(0.0, (int(low * 20) - 1) / 20)
     end = min(1.0, (int(high * 20) + 2) / 20)
-    x = Scale(top=end - begin, begin=left, end=right)
+    x = Scale(low=begin, top=end, begin=left, end=right)
     bottom = top + lane * len(rows)
     parts = []
     for tick in x.ticks:
         parts.append(line(x(tick), top, x(tick), bottom, "grid"))
-        parts.append(text(x(tick), bottom + 16, f"{100 * (begin + tick):.0f} %", anchor="middle", class_="tick"))
+        parts.append(text(x(tick), bottom + 16, f"{100 * tick:.0f} %", anchor="middle", class_="tick"))
     for index, row in enumerate(rows):
         y = top + lane * (index + 0.5)
         name = f"{say.METRIC_NAMES[row.metric]}, {MODEL_NAMES.get(row.model, row.model)}"
         if row.path != "real":
             name += f", {say.PATH_NAMES[row.path]}"
         parts.append(text(left - 14, y + 4, name, anchor="end", class_="label"))
-        parts.append(line(x(row.low - begin), y, x(row.high - begin), y, f"whisker {_tone(row)}"))
-        parts.append(element("circle", cx=x(row.value - begin), cy=y, r=5, class_=f"point {_tone(row)}"))
+        parts.append(line(x(row.low), y, x(row.high), y, f"whisker {_tone(row)}"))
+        parts.append(element("circle", cx=x(row.value), cy=y, r=5, class_=f"point {_tone(row)}"))
         parts.append(text(right + 14, y + 4, say.interval(row), class_="label"))
     label = "; ".join(f"{row.model} {row.metric} {say.percent(row.value)}" for row in rows)
     return picture(WIDE, bottom + 24, f"Accuracy with 95 % intervals: {label}", parts)

@@ -39,24 +39,26 @@ def picture(width: float, height: float, label: str, parts: Sequence[str]) -> st
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Values 0..`top` to pixels `begin`..`end` (end may be the smaller: y grows downwards)."""
+    """Values `low`..`top` to pixels `begin`..`end` (end may be the smaller: y grows downwards)."""
 
     top: float
     begin: float
     end: float
+    low: float = 0.0
 
     def __call__(self, value: float) -> float:
-        return self.begin + (self.end - self.begin) * value / self.top
+        return self.begin + (self.end - self.begin) * (value - self.low) / (self.top - self.low)
 
     @property
     def ticks(self) -> tuple[float, ...]:
-        step = round_step(self.top)
-        return tuple(step * i for i in range(math.floor(self.top / step + 1e-9) + 1))
+        step = round_step(self.top - self.low)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.top / step + 1e-9)
+        return tuple(round(step * i, 9) for i in range(first, last + 1))
 
 
-def round_step(top: float, about: int = 5) -> float:
-    """A step of 1, 2 or 5 times a power of ten that cuts 0..top into about so many parts."""
-    raw = top / about
+def round_step(length: float, about: int = 6) -> float:
+    """A step of 1, 2 or 5 times a power of ten that cuts a length into about so many parts."""
+    raw = length / about
     power = 10.0 ** math.floor(math.log10(raw))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
 

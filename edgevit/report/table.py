@@ -55,30 +55,29 @@ def _claims(report: Report) -> Table:
 
 
 def _branches(report: Report) -> Table:
-    rate = "runs on (measured)" if report.measurements else "runs on (calibration)"
-    table = Table(box=None, padding=(0, 2, 0, 0), title="Branches", title_justify="left")
-    for name in ("branch", "kind", "units", "MACs", "gated", rate, "open", "skipped", "memory", "int8"):
-        table.add_column(name, justify="left" if name in ("branch", "kind", "gated") else "right", no_wrap=True)
+    source = "measured images" if report.measurements else "calibration images"
+    title = f"Branches; {report.mean_branches_open:.1f} of {len(report.branches)} run on average on {source}"
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    for name in ("branch", "units", "MACs", "runs on", "open", "skipped", "memory", "int8"):
+        table.add_column(name, justify="left" if name == "branch" else "right", no_wrap=True)
     for row in report.branches:
         table.add_row(*_branch(row), style="dim" if row.open_rate_source == "removed" else None)
     return table
 
 
 def _branch(row: BranchRow) -> list[str]:
-    kind, units = row.kind.upper(), f"{row.units}/{row.units_total} {row.unit}"
+    units = f"{row.units}/{row.units_total}"
     if row.open_rate_source == "removed":
-        return [row.name, kind, units, say.UNKNOWN, "removed", *[say.UNKNOWN] * 5]
+        return [row.name, units, say.UNKNOWN, "removed", *[say.UNKNOWN] * 4]
     return [
         row.name,
-        kind,
         units,
         say.count(row.macs),
-        "yes" if row.gated else "no",
-        "always" if row.open_rate_source == "always" else say.percent(row.open_rate, 0),
+        say.percent(row.open_rate, 0) if row.gated else "always",
         say.ms(row.open_time_ms),
         say.ms(row.skipped_time_ms),
         say.size(row.memory_bytes),
-        f"{row.int8_linears} of {row.linears}",
+        f"{row.int8_linears}/{row.linears}",
     ]
 
 
@@ -89,12 +88,12 @@ def _paths(report: Report) -> list[Table]:
         where = f"{e.cpu}, {e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}"
         images = "golden inputs" if m.images.golden else f"{m.images.count} images"
         table = Table(box=None, padding=(0, 2, 0, 0), title=f"Latency on {where}, {images}", title_justify="left")
-        for name in ("path", "branches open", "wall", "CPU", "CPU p90", "CPU p95", "CPU p99", "runs"):
+        for name in ("path", "open", "wall", "CPU", "p90 CPU", "p95 CPU", "p99 CPU", "runs"):
             table.add_column(name, justify="left" if name == "path" else "right", no_wrap=True)
         for p in m.paths:
             table.add_row(
                 say.PATH_NAMES[p.path],
-                f"{p.branches_open:.1f} of {len(m.branches)}",
+                f"{p.branches_open:.1f}",
                 say.ms(p.wall.median_ms),
                 say.ms(p.cpu.median_ms),
                 *(say.percentile(value) for value in (p.cpu.p90_ms, p.cpu.p95_ms, p.cpu.p99_ms)),
