@@ -1,0 +1,355 @@
+"""Accuracy against MACs of pruning and of gates, without labels and without training the weights.
+
+    EDGEVIT_DATA=DIR python benchmarks/compression_curve.py --model vit_tiny --model deit_tiny -o reports/reference
+
+EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
+imagenet-val-1000.tar (evaluation). Every row is written to compression.json as soon as it is measured; with --resume
+rows that are there already are kept. At the end compression.md and compression.png are drawn from the JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgevit.data.images import load_images
+from edgevit.gate.threshold import expected_macs
+from edgevit.gate.train import train_gates
+from edgevit.models.from_timm import from_timm
+from edgevit.models.macs import total_macs
+from edgevit.models.program import Program
+from edgevit.models.stream import batches
+from edgevit.models.vit import Vit
+from edgevit.prune.observe import Statistics, collect
+from edgevit.prune.plan import plan_prune
+from edgevit.prune.refit import refit
+from edgevit.prune.score import BranchScore, score
+from edgevit.prune.shrink import shrink
+from edgevit.serial import dumps, write_atomic
+
+MODELS = {"vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny": "deit_tiny_patch16_224.fb_in1k"}
+PRUNE = (0.1, 0.2, 0.3, 0.4)
+GATE = (0.9, 0.8, 0.7)
+BOTH = ((0.1, 0.8), (0.2, 0.8))
+SCORED_IMAGES = 64
+BATCH = 50
+Choose = Callable[[int, Tensor], Tensor]  # branch index, stream -> bool [B], True = run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured configuration. `macs` is the mean per image as a fraction of the dense model's."""
+
+    model: str
+    method: str
+    prune: float
+    gate: float
+    macs: float
+    top1: float
+    standard_error: float
+    agreement: float
+    divergence: float
+    open_branches: float
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all rows of one model share."""
+
+    name: str
+    dense: Program
+    calibration: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    reference: Tensor
+
+
+@torch.no_grad()
+def run(program: Program, images: np.ndarray, choose: Choose | None) -> tuple[Tensor, np.ndarray]:
+    """Logits, and which branches ran for each image (bool `[n, branches]`); branches that are skipped do not run."""
+    model = Vit(program).eval().requires_grad_(False)
+    logits, ran = [], []
+    for batch in batches(program.spec, images, BATCH):
+        x = model.stem(batch)
+        mask = np.tile([not b.removed for b in program.spec.branches], (len(batch), 1))
+        for index, branch in enumerate(program.spec.branches):
+            if branch.removed:
+                x = x + model.skip_rows(branch)
+            elif choose is None or branch.gate is None:
+                x = x + model.branch(branch, x)
+            else:
+                chosen = choose(index, x)
+                y = x + model.skip_rows(branch)
+                if chosen.any():
+                    y[chosen] = x[chosen] + model.branch(branch, x[chosen])
+                x, mask[:, index] = y, chosen.numpy()
+        logits.append(model.head(x))
+        ran.append(mask)
+    return torch.cat(logits), np.concatenate(ran)
+
+
+def trained_choice(program: Program) -> Choose:
+    hard = Vit(program).eval().requires_grad_(False).hard_gates()
+    return lambda index, x: hard(index, x) > 0
+
+
+def random_choice(program: Program, skipped: float, count: int, seed: int) -> Choose:
+    """For every image its own random set of branches to skip, `skipped` of them on average."""
+    rng, gated = np.random.default_rng(seed), [i for i, b in enumerate(program.spec.branches) if b.gate is not None]
+    mask = np.ones((count, len(program.spec.branches)), bool)
+    for row in mask:
+        row[rng.permutation(gated)[: int(skipped + rng.random())]] = False
+    position = dict.fromkeys(gated, 0)
+
+    def choose(index: int, x: Tensor) -> Tensor:
+        start = position[index]
+        position[index] = start + len(x)
+        return torch.from_numpy(mask[start : start + len(x), index])
+
+    return choose
+
+
+def measure(case: Case, program: Program, method: str, prune: float, gate: float, choose: Choose | None = None) -> Row:
+    """Evaluate one Program on all labelled images."""
+    start = time.perf_counter()
+    logits, ran = run(program, case.images, choose)
+    hits = (logits.argmax(dim=1).numpy() == case.labels).mean()
+    dense = case.reference if len(case.reference) else logits
+    p, q = dense.log_softmax(dim=1), logits.log_softmax(dim=1)
+    return Row(
+        model=case.name,
+        method=method,
+        prune=prune,
+        gate=gate,
+        macs=expected_macs(program.spec, ran) / total_macs(case.dense.spec),
+        top1=float(hits),
+        standard_error=float(np.sqrt(hits * (1 - hits) / len(case.labels))),
+        agreement=float((logits.argmax(1) == dense.argmax(1)).float().mean()),
+        divergence=float((p.exp() * (p - q)).sum(dim=1).mean()),
+        open_branches=float(ran.sum(axis=1).mean()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+class Book:
+    """The rows measured so far, on disk after every one."""
+
+    def __init__(self, path: Path, settings: dict[str, object], resume: bool) -> None:
+        self.path, self.settings, self.rows = path, settings, list[Row]()
+        if resume and path.exists():
+            known = json.loads(path.read_text())
+            if known["settings"] != settings:
+                raise click.ClickException(f"{path} was measured with other settings; run without --resume")
+            self.rows = [Row(**r) for r in known["rows"]]
+
+    def has(self, model: str, method: str, prune: float, gate: float) -> bool:
+        return any((r.model, r.method, r.prune, r.gate) == (model, method, prune, gate) for r in self.rows)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        write_atomic(self.path, dumps({"settings": self.settings, "rows": [asdict(r) for r in self.rows]}))
+        click.echo(
+            f"{row.model} {row.method:28s} prune {row.prune:.0%} gate {row.gate:.0%}: MACs {row.macs:.1%} "
+            f"top-1 {row.top1:.1%} agreement {row.agreement:.1%} KL {row.divergence:.3f} ({row.seconds:.0f} s)"
+        )
+
+
+def prune_rows(case: Case, book: Book, statistics: Statistics, scores: tuple[BranchScore, ...]) -> dict[float, Program]:
+    """Every prune level three ways: cut out, compensated, and compensated and repaired; the last are returned."""
+    pruned: dict[float, Program] = {}
+    for fraction in PRUNE:
+        plan = plan_prune(scores, case.dense.spec, fraction)
+        if not book.has(case.name, "prune, plain", fraction, 1.0):
+            plain = shrink(case.dense, plan, statistics, compensate=False)
+            book.add(measure(case, plain, "prune, plain", fraction, 1.0))
+        compensated = shrink(case.dense, plan, statistics)
+        if not book.has(case.name, "prune, compensated", fraction, 1.0):
+            book.add(measure(case, compensated, "prune, compensated", fraction, 1.0))
+        needed = any(fraction == p and not book.has(case.name, "prune and gates", p, g) for p, g in BOTH)
+        if needed or not book.has(case.name, "prune, repaired", fraction, 1.0):
+            pruned[fraction] = refit(compensated, case.dense, case.calibration)
+        if not book.has(case.name, "prune, repaired", fraction, 1.0):
+            book.add(measure(case, pruned[fraction], "prune, repaired", fraction, 1.0))
+    return pruned
+
+
+def gate_rows(case: Case, book: Book, budget: float, seeds: int) -> None:
+    """Trained gates, and as many branches skipped at random with and without the same skip rows."""
+    if all(book.has(case.name, m, 0.0, budget) for m in ("gates", "random, skip rows", "random, plain")):
+        return
+    start = time.perf_counter()
+    program = train_gates(case.dense, case.calibration, budget)
+    spent = time.perf_counter() - start
+    row = measure(case, program, "gates", 0.0, budget, trained_choice(program))
+    book.add(replace(row, note=f"gates trained in {spent:.0f} s"))
+    skipped = len(program.spec.branches) - row.open_branches
+    bare = replace(program.spec, branches=tuple(replace(b, skip=False) for b in program.spec.branches))
+    for method, drawn in (("random, skip rows", program), ("random, plain", program.with_weights({}, bare))):
+        rows = [
+            measure(case, drawn, method, 0.0, budget, random_choice(drawn, skipped, len(case.images), seed))
+            for seed in range(seeds)
+        ]
+        book.add(averaged(rows))
+
+
+def averaged(rows: list[Row]) -> Row:
+    """One row of several seeds; the note names each seed's top-1."""
+    count, each = len(rows), ", ".join(f"{r.top1:.1%}" for r in rows)
+    return replace(
+        rows[0],
+        macs=sum(r.macs for r in rows) / count,
+        top1=sum(r.top1 for r in rows) / count,
+        agreement=sum(r.agreement for r in rows) / count,
+        divergence=sum(r.divergence for r in rows) / count,
+        open_branches=sum(r.open_branches for r in rows) / count,
+        seconds=sum(r.seconds for r in rows),
+        note=f"{count} seeds: {each}",
+    )
+
+
+def both_rows(case: Case, book: Book, pruned: dict[float, Program]) -> None:
+    for fraction, budget in BOTH:
+        if book.has(case.name, "prune and gates", fraction, budget):
+            continue
+        program = train_gates(pruned[fraction], case.calibration, budget, teacher=case.dense)
+        book.add(measure(case, program, "prune and gates", fraction, budget, trained_choice(program)))
+
+
+def build_case(name: str, data: Path, limit: int, calibration: int) -> Case:
+    timm_name = MODELS[name]
+    dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
+    known = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=calibration)
+    held = load_images(data / "imagenet-val-1000.tar", dense.spec.image, limit=limit, labelled=True)
+    assert held.labels is not None
+    case = Case(
+        name=name,
+        dense=dense,
+        calibration=known.images,
+        images=held.images,
+        labels=held.labels,
+        reference=torch.empty(0),
+    )
+    return replace(case, reference=run(dense, case.images, None)[0])
+
+
+def scored(case: Case) -> tuple[Statistics, tuple[BranchScore, ...]]:
+    statistics = collect(case.dense, case.calibration)
+    return statistics, score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
+
+
+def table(book: Book) -> str:
+    """The rows as a markdown document, one table per model."""
+    s = book.settings
+    lines = [
+        "# Compression without labels: accuracy against MACs",
+        "",
+        f"`{s['command']}`",
+        "",
+        f"Top-1 on {s['images']} images of ImageNet's validation set (first 1000 files, 224 x 224 centre crop, "
+        f"float32, standard error up to {max(r.standard_error for r in book.rows):.1%}); {s['calibration']} unlabelled "
+        "images of another set for calibration. MACs are those the lowered graph executes, mean per image, as a share "
+        "of the dense model's. Agreement: the same top-1 class as the dense model. KL: nats per image from it.",
+        "",
+        "- prune, plain: the planned units cut out. prune, compensated: the same units, with what they contributed "
+        "folded into the output linears (closed form). prune, repaired: and those fitted again in sequence (default).",
+        "- gates: the trained gates. random: for every image as many branches skipped, drawn at random, with the "
+        "trained skip rows or with nothing in their place; mean over seeds.",
+    ]
+    for model in dict.fromkeys(r.model for r in book.rows):
+        lines += ["", f"## {model}", "", "| method | prune | gate | MACs | top-1 | agreement | KL | branches run | |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
+        for r in sorted((r for r in book.rows if r.model == model), key=lambda r: (_order(r.method), -r.macs)):
+            lines.append(
+                f"| {r.method} | {r.prune:.0%} | {r.gate:.0%} | {r.macs:.1%} | {r.top1:.1%} | {r.agreement:.1%} "
+                f"| {r.divergence:.3f} | {r.open_branches:.1f} | {r.note} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+ORDER = (
+    "dense",
+    "prune, repaired",
+    "prune, compensated",
+    "prune, plain",
+    "gates",
+    "random, skip rows",
+    "random, plain",
+    "prune and gates",
+)
+
+
+def _order(method: str) -> int:
+    return ORDER.index(method)
+
+
+def plot(book: Book, path: Path) -> None:
+    """Top-1 against MACs, one panel per model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    models = list(dict.fromkeys(r.model for r in book.rows))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.5), sharey=True, squeeze=False)
+    for axis, model in zip(axes[0], models, strict=True):
+        rows = [r for r in book.rows if r.model == model]
+        dense = [r for r in rows if r.method == "dense"]
+        for method in ORDER[1:]:
+            own = [r for r in rows if r.method == method]
+            points = sorted([*own, *(dense if own and method != "prune and gates" else [])], key=lambda r: -r.macs)
+            style = "s" if method == "prune and gates" else ("o--" if "plain" in method or "random" in method else "o-")
+            axis.plot([100 * r.macs for r in points], [100 * r.top1 for r in points], style, label=method, markersize=4)
+        axis.set_title(model)
+        axis.set_xlabel("MACs, % of dense")
+        axis.grid(alpha=0.3)
+        axis.invert_xaxis()
+    axes[0][0].set_ylabel("top-1, %")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+@click.command(epilog="Example: python benchmarks/compression_curve.py --model vit_tiny -o reports/reference")
+@click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
+@click.option("--images", default=1000, show_default=True, help="Labelled images to evaluate on.")
+@click.option("--calibration", default=300, show_default=True, help="Unlabelled calibration images.")
+@click.option("--seeds", default=2, show_default=True, help="Random draws per gate level.")
+@click.option("--resume", is_flag=True, help="Keep the rows that compression.json holds already.")
+@click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
+def main(models: tuple[str, ...], images: int, calibration: int, seeds: int, resume: bool, out: Path) -> None:
+    """Measure the accuracy / MACs curve of pruning and gating."""
+    if "EDGEVIT_DATA" not in os.environ:
+        raise click.ClickException(
+            "set EDGEVIT_DATA to the folder of weights and images named in this file's first lines"
+        )
+    torch.set_num_threads(os.cpu_count() or 1)
+    out.mkdir(parents=True, exist_ok=True)
+    command = f"python benchmarks/compression_curve.py {' '.join(f'--model {m}' for m in models)} --seeds {seeds}"
+    settings: dict[str, object] = {"command": command, "images": images, "calibration": calibration, "seeds": seeds}
+    book = Book(out / "compression.json", settings, resume)
+    for name in models:
+        case = build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration)
+        if not book.has(name, "dense", 0.0, 1.0):
+            book.add(measure(case, case.dense, "dense", 0.0, 1.0))
+        statistics, scores = scored(case)
+        pruned = prune_rows(case, book, statistics, scores)
+        for budget in GATE:
+            gate_rows(case, book, budget, seeds)
+        both_rows(case, book, pruned)
+    write_atomic(out / "compression.md", table(book))
+    plot(book, out / "compression.png")
+
+
+if __name__ == "__main__":
+    main()
