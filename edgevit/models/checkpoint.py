@@ -1,4 +1,4 @@
-"""Checkpoints: from a .safetensors, .pth or .pt file to named float32 tensors, without unpickling code.
+"""Checkpoints: from a .safetensors or torch file to named float32 tensors, without unpickling code.
 
 Understands what timm, DeiT and T2T-ViT write: the wrappers `state_dict` and `model`, their `_ema` forms (taken first,
 as they are what papers report), and the `module.` prefix of data-parallel training.
@@ -7,6 +7,7 @@ as they are what papers report), and the `module.` prefix of data-parallel train
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from edgevit.errors import WeightsError
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+# Hugging Face names torch files .bin, and T2T-ViT's releases are called .pth.tar.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _SHOWN = 8
 
@@ -61,6 +63,19 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
     lines = [f"  {len(names)} {title}: {shorten(names)}" for title, names in lists if names]
     if lines:
         raise WeightsError(f"the weights do not fit {what}:\n" + "\n".join(lines))
+
+
+def classes_of(state: Mapping[str, Tensor]) -> int | None:
+    """Length of the output of a checkpoint's classifier `head`, None if it has none."""
+    weight = state.get("head.weight")
+    return weight.shape[0] if weight is not None and weight.ndim == 2 else None
+
+
+def describe_file(path: Path) -> dict[str, str]:
+    """What a Program's origin says about the file its weights come from."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"weights": "file", "weights_file": path.name, "weights_sha256": digest}
 
 
 def shorten(names: Iterable[str]) -> str:

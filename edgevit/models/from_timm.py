@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError, WeightsError
-from edgevit.models.checkpoint import check_keys, load_checkpoint
+from edgevit.models.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
 from edgevit.models.ops import timm
 from edgevit.models.program import Program
 from edgevit.models.refusal import activation_name, refusal
@@ -55,16 +54,17 @@ def from_timm(
     if reason is not None:
         raise UnsupportedModelError(f"timm model {name!r} does not fit: {reason}; `edgevit models` lists what fits")
     state = None if weights is None else load_checkpoint(weights)
-    if classes is None and state is not None and "head.weight" in state:
-        classes = state["head.weight"].shape[0]
+    if classes is None and state is not None:
+        classes = classes_of(state)
+    if classes is not None and classes < 0:
+        raise UnsupportedModelError(f"{name} needs 0 classes (the pooled row) or more, got {classes}")
     if classes is not None:
         options["num_classes"] = classes
     origin = {"source": "timm", "source_version": timm.__version__, "weights": "random"}
     if weights is not None and state is not None:
         model = _random_model(name, options)
         _load(model, state, f"timm model {name!r}")
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        origin |= {"weights": "file", "weights_file": weights.name, "weights_sha256": digest}
+        origin |= describe_file(weights)
     elif pretrained:
         model = _pretrained_model(name, options)
         origin["weights"] = "timm"
@@ -148,10 +148,9 @@ def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
 def _load(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load strictly, after timm's own conversion of foreign names and resampling of the position embedding."""
     expected = {n: tuple(v.shape) for n, v in model.state_dict().items()}
-    if {n: tuple(v.shape) for n, v in state.items()} != expected:
-        # A form that timm does not know fails here in many ways; the comparison below tells what is wrong.
-        with contextlib.suppress(RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-            state = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
+    # A form that timm does not know fails here in many ways; the comparison below tells what is wrong.
+    with contextlib.suppress(RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        state = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
     check_keys(state, expected, what)
     model.load_state_dict(state)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError
-from edgevit.models.checkpoint import check_keys, load_checkpoint
+from edgevit.models.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
 from edgevit.models.program import Program
 from edgevit.spec import BranchSpec, HeadSpec, ImageSpec, ProgramSpec, StemKind, StemSpec
 
@@ -139,7 +138,7 @@ def t2t_program(
         raise UnsupportedModelError(f"{name} needs an image size of multiples of {PATCH}, got {size[0]} x {size[1]}")
     state = None if weights is None else load_checkpoint(weights)
     if classes is None:
-        classes = state["head.weight"].shape[0] if state is not None and "head.weight" in state else 1000
+        classes = (classes_of(state) if state is not None else None) or 1000
     if classes < 1:
         raise UnsupportedModelError(f"{name} needs one class or more, got {classes}")
     spec = t2t_spec(name, size, classes)
@@ -149,9 +148,7 @@ def t2t_program(
     else:
         state = _resample(state, spec)
         check_keys(state, upstream_shapes(spec), name)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        origin = {"source": "T2T-ViT", "model": name, "weights": "file", "weights_file": weights.name}
-        origin["weights_sha256"] = digest
+        origin = {"source": "T2T-ViT", "model": name} | describe_file(weights)
     spec = dataclasses.replace(spec, origin=origin)
     return Program(spec=spec, weights={n: a.numpy() for n, a in _arrays(spec, state).items()})
 

@@ -47,7 +47,7 @@ def test_safetensors_loads(tmp_path: Path) -> None:
         lambda s: {n: v.bfloat16() for n, v in s.items()},
     ],
 )
-@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar"])
 def test_torch_forms_load(wrap: Callable[[Any], Any], suffix: str, tmp_path: Path) -> None:
     torch.save(wrap(STATE), tmp_path / f"w{suffix}")
     assert_loads(tmp_path / f"w{suffix}")

@@ -176,7 +176,7 @@ def test_different_eps_are_refused() -> None:
     assert "different eps" in str(refusal(model))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (224, 224), (256, 192)])
+@pytest.mark.parametrize("size", [(64, 96), (112, 448), (224, 224), (256, 192)])
 def test_position_embedding_is_resampled_as_timm_does(size: tuple[int, int], tmp_path: Path) -> None:
     name = "deit_tiny_patch16_224"
     model = enliven(timm.create_model(name))
@@ -242,6 +242,14 @@ def test_unknown_names_offer_the_nearest(name: str, part: str) -> None:
 def test_impossible_image_sizes(size: tuple[int, int]) -> None:
     with pytest.raises(UnsupportedModelError):
         from_timm("vit_tiny_patch16_224", image_size=size)
+
+
+def test_impossible_classes(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="got -1"):
+        from_timm("vit_tiny_patch16_224", classes=-1)
+    save_file({"head.weight": torch.tensor(1.0)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"head.weight \[\] instead of \[1000, 192\]"):
+        from_timm("vit_tiny_patch16_224", weights=tmp_path / "w.safetensors")
 
 
 def test_random_weights_are_always_the_same() -> None:

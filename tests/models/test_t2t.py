@@ -132,10 +132,10 @@ def test_random_weights_are_always_the_same() -> None:
 
 def test_wrapped_checkpoint_with_other_classes_loads(tmp_path: Path) -> None:
     state = reference("t2t_vit_7", classes=7).state_dict()
-    torch.save({"state_dict_ema": {f"module.{n}": v for n, v in state.items()}, "epoch": 3}, tmp_path / "w.pth.tar.pth")
-    program = t2t_program("t2t_vit_7", tmp_path / "w.pth.tar.pth")
+    torch.save({"state_dict_ema": {f"module.{n}": v for n, v in state.items()}, "epoch": 3}, tmp_path / "w.pth.tar")
+    program = t2t_program("t2t_vit_7", tmp_path / "w.pth.tar")
     assert program.spec.head.classes == 7
-    assert program.spec.origin["weights_file"] == "w.pth.tar.pth"
+    assert program.spec.origin["weights_file"] == "w.pth.tar"
 
 
 def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
