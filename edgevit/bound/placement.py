@@ -17,7 +17,7 @@ from edgevit.errors import BoundError
 
 # A placement: (offset, bytes, buffer), sorted.
 Placement = tuple[tuple[int, int, str], ...]
-MAX_PLACEMENTS = 20_000
+MAX_PLACEMENTS = 2_000
 STEPS = 64
 
 
