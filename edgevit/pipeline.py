@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit.backends import backend
-from edgevit.backends.reference import taps
+from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.bundlespec import Manifest
 from edgevit.data.images import ImageSet
@@ -25,15 +25,17 @@ from edgevit.lower.assemble import assemble
 from edgevit.lower.check import check_model
 from edgevit.models.program import Program
 from edgevit.progress import track
-from edgevit.proof import prove
-from edgevit.quantize.observe import observe
+from edgevit.proof import Case, prove
+from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
+from edgevit.quantize.smooth import smooth
 from edgevit.quantspec import QuantPlan
 from edgevit.recipe import Recipe
 from edgevit.targets import Target
 
 Say = Callable[[str], None]
 SCORED_IMAGES = 64
+JUDGED_IMAGES = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +84,44 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
     return program
 
 
-def quantize(program: Program, target: Target, images: np.ndarray) -> QuantPlan | None:
-    """Decide which Linears are int8 and how, from what flows through the float model on calibration images."""
+def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Program, QuantPlan | None]:
+    """Decide which Linears are int8 and how, from what flows through the float model on calibration images.
+
+    Returns the Program to lower, which differs from the given one where scales were folded into it (smoothing), and
+    the plan; no plan if the target computes in float.
+    """
     if not target.int8:
-        return None
-    models = [assemble(program, gating="open", taps=True)]
-    if program.spec.gated:
-        models.append(assemble(program, gating="both", taps=True))
-    runs = [taps(model) for model in models]
-    ranges = observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
-    return plan_quantization(
+        return program, None
+    ranges = _observe(program, images)
+    if target.smoothing > 0.0:
+        program = smooth(program, ranges, target.smoothing)
+        ranges = _observe(program, images)
+    judged = images[:: max(len(images) // JUDGED_IMAGES, 1)][:JUDGED_IMAGES]
+
+    def logits(plan: QuantPlan | None) -> np.ndarray:
+        # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
+        runner = reference(assemble(program, plan, gating="open"), exact=True)
+        return np.concatenate([runner.run(image[None])[0] for image in judged])
+
+    plan = plan_quantization(
         program,
         ranges,
         weight_bits=target.weight_bits,
         activations=target.activations,
         range_method=target.range_method,
         percentile=target.percentile,
+        evaluate=logits,
     )
+    return program, plan
+
+
+def _observe(program: Program, images: np.ndarray) -> Ranges:
+    """Ranges on the all-open path and, with gates, on the real one."""
+    models = [assemble(program, gating="open", taps=True)]
+    if program.spec.gated:
+        models.append(assemble(program, gating="both", taps=True))
+    runs = [taps(model) for model in models]
+    return observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
 
 
 def build(
@@ -134,7 +157,8 @@ def build(
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")
-    plan = quantize(program, target, calibration.images)
+    given = program
+    program, plan = quantize(program, target, calibration.images)
     say("Lowering")
     model = assemble(program, plan)
     check_model(model)
@@ -142,10 +166,20 @@ def build(
     try:
         say(f"Compiling for {target.backend}")
         files = runtime.compile(model, staging, formats=target.formats)
-        evidence = prove(program, dense, target, plan, model, runtime, staging, calibration, evaluation, say)
-        runner = runtime.load(staging, threads=target.threads, precision=target.inference_precision)
+        case = Case(
+            program=given,
+            dense=dense,
+            target=target,
+            plan=plan,
+            model=model,
+            runtime=runtime,
+            folder=staging,
+            calibration=calibration,
+            evaluation=evaluation,
+        )
+        evidence = prove(case, say)
         say("Writing the bundle")
-        golden = golden_runs(runner, program.spec, calibration.images)
+        golden = golden_runs(evidence.golden, program.spec, calibration.images)
         facts = Facts(
             program=program,
             dense=dense,

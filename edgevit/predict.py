@@ -82,8 +82,8 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
     floor = total_macs(spec) - sum(macs_by_branch(spec))
     if budget < floor:
         raise BudgetError(
-            f"pruning {fraction:.0%} of {total_macs(spec) / 1e6:.0f} MMACs leaves {budget / 1e6:.0f}, but stem and head "
-            f"alone need {floor / 1e6:.0f}; ask for at most {1 - floor / total_macs(spec):.0%}"
+            f"pruning {fraction:.0%} of {total_macs(spec) / 1e6:.0f} MMACs leaves {budget / 1e6:.0f}, but stem and "
+            f"head alone need {floor / 1e6:.0f}; ask for at most {1 - floor / total_macs(spec):.0%}"
         )
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):

@@ -15,8 +15,8 @@ from edgevit.spec import ProgramSpec
 class LinearPlan:
     """How one Linear runs. int8: input `q = round(x / scale) + zero_point` per tensor, weights int8 per output channel.
 
-    `outliers` are input columns that are taken out of the int8 product and computed in float beside it (only `fc2`:
-    those neurons run as a small float FFN of their own). `reason` says why it is float, or has outliers.
+    `outliers` are input columns that are taken out of the int8 product and computed in float beside it. `reason` says
+    why it is float, or has outliers.
     """
 
     name: str
@@ -29,7 +29,7 @@ class LinearPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """One LinearPlan per Linear, in graph order. `weight_bits` 7 keeps vpmaddubsw from saturating on CPUs without VNNI."""
+    """One LinearPlan per Linear, in graph order; 7 `weight_bits` keep vpmaddubsw from saturating (no VNNI)."""
 
     linears: tuple[LinearPlan, ...]
     activations: Literal["uint8", "int8"] = "uint8"

@@ -77,7 +77,7 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
 def load(
     folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
 ) -> OpenVinoRunner:
-    """Load and compile the IR for this CPU; its int8 kernels never saturate, so `weight_bits` changes nothing.
+    """Load and compile the IR for this CPU. `weight_bits` 8 needs VNNI to be exact: OpenVINO has no exact mode without.
 
     Raises:
         BundleError: a file is missing or damaged, or the precision is unknown.
