@@ -305,8 +305,8 @@ def _markdown(ort_rows: list[OrtRow], ov_rows: list[OpenVinoRow]) -> str:
         f"Drawn: the highest of {DRAWN_PATTERNS} drawn gate patterns. The runs also passed node by node: no node of "
         "any path had more in use than the bound says for it. Capped: the all-open run under an arena that may hold "
         "exactly the bound, and half of it. Default: the same model with ONNX Runtime's own memory settings, and CPU "
-        f"time of ours over it (median of {ROUNDS} interleaved pairs of processes, {RUNS} runs each). Process: growth of a "
-        "fresh process from import to its peak, loading included; measured, not bounded.",
+        f"time of ours over it (median of {ROUNDS} interleaved pairs of processes, {RUNS} runs each). Process: growth "
+        "of a fresh process from import to its peak, loading included; measured, not bounded.",
         "",
         "| model | variant | bound | of it weights / activations / gaps | all open | ratio | all skipped | real | "
         "drawn | capped at bound | at half | default | CPU time | process |",

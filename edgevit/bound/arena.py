@@ -97,9 +97,12 @@ def _child(folder: Path, model: Path, image: np.ndarray, efforts: Sequence[float
     np.save(folder / "image.npy", image)
     job = {"model": str(model.resolve()), "efforts": [float(e) for e in efforts], "limits": limits}
     command = [sys.executable, "-m", "edgevit.bound.arena", json.dumps(job)]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment(), check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment(), check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {TIMEOUT_S} s", "profile": "", "open": []}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"error": f"process ended with {done.returncode}: {last}", "profile": "", "open": []}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from edgevit.backends.onnxruntime import compile
+from edgevit.bound import arena, frames, onnxruntime
 from edgevit.bound.arena import check_capped, measure_arena, run_capped
 from edgevit.bound.onnxruntime import bound
 from edgevit.bound.result import check_bound
@@ -55,6 +56,28 @@ def test_half_the_bound_fails_cleanly(model: Path, image: np.ndarray) -> None:
     with pytest.raises(BoundError, match=f"capped at {made.arena_bytes // 2} bytes"):
         check_capped(half)
     assert check_capped(run_capped(model, made, image)).cap_bytes == made.arena_bytes
+
+
+def test_a_rule_that_is_too_kind_is_caught(model: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = measure_arena(model, image)
+    monkeypatch.setattr(frames, "IN_PLACE", {**frames.IN_PLACE, "Gelu": (0,)})
+    with pytest.raises(BoundError, match="in use after b00_ffn/act"):
+        check_bound(bound(model), measured)
+
+
+def test_weights_that_are_forgotten_are_caught(model: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = measure_arena(model, image)
+    monkeypatch.setattr(onnxruntime, "PACKED", {})
+    with pytest.raises(BoundError, match="is above the bound"):
+        check_bound(bound(model), measured)
+
+
+def test_a_process_that_does_not_answer_is_one_clear_error(
+    model: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arena, "TIMEOUT_S", 0.01)
+    with pytest.raises(BoundError, match=r"no answer within 0.01 s"):
+        measure_arena(model, image)
 
 
 def test_nothing_measured_is_not_a_pass(model: Path) -> None:
