@@ -170,7 +170,8 @@ class Manifest:
     `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
     digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
     credit. `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the one
-    that was verified. `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
+    that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is the
+    largest absolute logit difference that `edgevit verify` accepts.
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -185,6 +186,7 @@ class Manifest:
     outputs: tuple[OutputContract, ...]
     model: str
     models: dict[str, str]
+    runtime_settings: dict[str, Any]
     branches: tuple[BranchFacts, ...]
     sizes: Sizes
     macs: Macs

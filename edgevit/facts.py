@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__, serial
-from edgevit.backends import Runner
+from edgevit.backends import Runner, backend
 from edgevit.bundle.write import GoldenRun
 from edgevit.bundlespec import (
     EFFORT_ALL_OPEN,
@@ -71,6 +71,11 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         ),
         model=next(iter(models.values())),
         models=models,
+        runtime_settings=backend(facts.target.backend).settings(
+            next(iter(files.values())).parent,
+            precision=facts.target.inference_precision,
+            weight_bits=facts.target.weight_bits,
+        ),
         branches=tuple(branch_facts(facts)),
         sizes=_sizes(facts, files, models),
         macs=_macs(facts),

@@ -72,7 +72,7 @@ def profile(path: Path, images: Path | None, *, runs: int = DEFAULT_RUNS, thread
                 backend=MODULES[bundle.manifest.backend],
                 runtime_version=backend(bundle.manifest.backend).versions()[bundle.manifest.backend],
                 runs=runs,
-                threads=_threads(bundle, threads),
+                threads=threads or _target(bundle.manifest).threads,
             )
 
 
@@ -80,13 +80,13 @@ def profile(path: Path, images: Path | None, *, runs: int = DEFAULT_RUNS, thread
 def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
     """Load the bundle's model with its runtime; freed at the end of the context."""
     manifest = bundle.manifest
-    model = PurePosixPath(manifest.model)
+    model, target = PurePosixPath(manifest.model), _target(manifest)
     runner = backend(manifest.backend).load(
         bundle.folder / model.parent,
-        threads=_threads(bundle, threads),
-        precision=_target(manifest).inference_precision,
+        threads=threads or target.threads,
+        precision=target.inference_precision,
         file=model.name,
-        weight_bits=_target(manifest).weight_bits,
+        weight_bits=target.weight_bits,
     )
     try:
         yield runner
@@ -97,10 +97,6 @@ def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
 def lacking(manifest: Manifest) -> tuple[str, ...]:
     """CPU flags that the bundle's target counts on and this machine does not have."""
     return missing_flags(_target(manifest), cpu_flags())
-
-
-def _threads(bundle: Bundle, threads: int | None) -> int:
-    return threads or _target(bundle.manifest).threads
 
 
 def _target(manifest: Manifest) -> Target:

@@ -66,7 +66,8 @@ def sample_bundle(
             golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
         runner.close()
         manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
-        manifest = dataclasses.replace(manifest, **(changes or {}))
+        settings = backend(runtime).settings(model, weight_bits=manifest.target["weight_bits"])
+        manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
         write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
     return folder
 
@@ -91,6 +92,7 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
         ),
         model=MODEL[runtime],
         models={"onnx" if runtime == "onnxruntime" else "ir": MODEL[runtime]},
+        runtime_settings={},
         branches=sample_branches(spec),
         sizes=Sizes(
             model_bytes=model_bytes, float_bytes=4 * parameters, parameters=parameters, dense_parameters=parameters

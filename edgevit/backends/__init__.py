@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -80,6 +80,12 @@ class Backend(Protocol):
             BundleError: the file is missing or damaged.
             RuntimeMissingError: the runtime is not installed.
         """
+        ...
+
+    def settings(
+        self, folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None
+    ) -> dict[str, Any]:
+        """The runtime's settings, without threads, that `load` uses for this model."""
         ...
 
     def linear_kernels(self, model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:

@@ -151,16 +151,25 @@ def externalise(model: onnx.ModelProto) -> tuple[bytes, bytes]:
 
 
 def options(threads: int = 1, weight_bits: int = 7) -> Any:
-    """Session options of every run: no spinning (it burns shared cores), quiet about `effort` having a default."""
+    """Session options of every run, quiet about `effort` having a default."""
     configured = _runtime().SessionOptions()
     configured.intra_op_num_threads = threads
     configured.inter_op_num_threads = 1
     configured.log_severity_level = 3
-    configured.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in settings(weight_bits=weight_bits).items():
+        configured.add_session_config_entry(key, value)
+    return configured
+
+
+def settings(
+    folder: Path | None = None, *, precision: str = "f32", weight_bits: int = 7, file: str | None = None
+) -> dict[str, Any]:
+    """Session configuration entries that `load` sets; for the bundle's own runner, with `ortmemory`'s beside them."""
+    entries = {"session.intra_op.allow_spinning": "0"}  # spinning burns shared cores
     if weight_bits == 8:
         # Without VNNI the U8S8 kernel saturates; this takes slower, exact ones there and changes nothing elsewhere.
-        configured.add_session_config_entry("session.x64quantprecision", "1")
-    return configured
+        entries["session.x64quantprecision"] = "1"
+    return entries
 
 
 def _session(source: str | bytes, configured: Any) -> Any:

@@ -94,6 +94,11 @@ def load(
         raise BundleError(f"OpenVINO {runtime.__version__} cannot load {path}: {error}") from error
 
 
+def counting(path: Path, *, threads: int = 1, precision: str = "f32") -> Any:
+    """An infer request whose `profiling_info` tells the time of every node, an `If` with its body as one."""
+    return _compiled(_runtime().Core().read_model(path), threads, precision, counters=True).create_infer_request()
+
+
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
     """Kernels of Linears in the compiled graph: (node name, runs as int8).
 
@@ -107,12 +112,21 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     return tuple(found)
 
 
-def _compiled(model: Any, threads: int, precision: str) -> Any:
+def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:
+    """The configuration, without threads, that `load` compiles this model with; for the bundle's own runner."""
+    return _settings(_runtime().Core().read_model(folder / (file or MODEL)), precision)
+
+
+def _compiled(model: Any, threads: int, precision: str, counters: bool = False) -> Any:
+    configuration = {**_settings(model, precision), "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": counters}
+    return _runtime().Core().compile_model(model, "CPU", configuration)
+
+
+def _settings(model: Any, precision: str) -> dict[str, Any]:
     if precision not in PRECISIONS:
         raise BundleError(f"unknown precision {precision!r} for OpenVINO; allowed: {', '.join(PRECISIONS)}")
     configuration = {
         "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         # Pinned threads stand still when another process holds their core.
@@ -121,7 +135,7 @@ def _compiled(model: Any, threads: int, precision: str) -> Any:
     if _has_small_mlp(model):
         # Costs 1 to 3 % of the time of a ViT-Ti.
         configuration["SNIPPETS_MODE"] = "DISABLE"
-    return _runtime().Core().compile_model(model, "CPU", configuration)
+    return configuration
 
 
 def _has_small_mlp(model: Any) -> bool:

@@ -91,10 +91,8 @@ def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if manifest["target"]["weight_bits"] == 8:
-        # Without VNNI the U8S8 kernel saturates; this takes slower, exact ones there and changes nothing elsewhere.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    for key, value in manifest["runtime_settings"].items():
+        options.add_session_config_entry(key, value)
     # The memory bound in the manifest holds for these settings; they cost no time.
     options.enable_mem_reuse = options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -121,12 +119,7 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
     """Load the model with OpenVINO; the function takes an image and an effort, gives logits and gates."""
     import openvino
 
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": manifest["target"]["inference_precision"],
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-    }
+    settings = {**manifest["runtime_settings"], "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
 
     def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

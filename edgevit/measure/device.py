@@ -35,7 +35,14 @@ class Probe:
 
 
 def probe_local(
-    backend: str, model: Path, images: NDArray[np.uint8], efforts: Sequence[float], *, threads: int, precision: str
+    backend: str,
+    model: Path,
+    images: NDArray[np.uint8],
+    efforts: Sequence[float],
+    *,
+    threads: int,
+    precision: str,
+    weight_bits: int = 8,
 ) -> Probe:
     """Load `model` in a fresh process of this machine, run every effort a few times, and report memory and times.
 
@@ -46,6 +53,7 @@ def probe_local(
         efforts: values of the input `effort`, one per path.
         threads: threads of a run.
         precision: type of what stays float.
+        weight_bits: the target's; with 8 a CPU that would saturate takes exact int8 kernels.
 
     Raises:
         BundleError: the process failed, or loaded torch, timm or onnx, which a device does not have.
@@ -58,6 +66,7 @@ def probe_local(
         "rounds": ROUNDS,
         "threads": threads,
         "precision": precision,
+        "weight_bits": weight_bits,
     }
     answer = _fresh("edgevit.measure.probe", request, images)
     if answer["heavy"]:
@@ -67,6 +76,7 @@ def probe_local(
 
 def trace_local(
     runtime: str,
+    backend: str,
     model: Path,
     images: NDArray[np.uint8],
     *,
@@ -74,6 +84,7 @@ def trace_local(
     gated: Sequence[str],
     threads: int,
     precision: str,
+    weight_bits: int,
 ) -> Trace:
     """Trace every image all-open and all-skipped in a fresh process of this machine; see `edgevit.measure.trace`.
 
@@ -82,11 +93,13 @@ def trace_local(
     """
     request = {
         "runtime": runtime,
+        "backend": backend,
         "model": str(model.resolve()),
         "branches": list(branches),
         "gated": list(gated),
         "threads": threads,
         "precision": precision,
+        "weight_bits": weight_bits,
     }
     faults: list[str] = []
     trace = serial.from_data(Trace, _fresh("edgevit.measure.trace", request, images), faults, "trace")

@@ -36,7 +36,11 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     imported = note("imported")
     start = time.perf_counter()
     runner = backend.load(
-        Path(request["folder"]), threads=request["threads"], precision=request["precision"], file=request["file"]
+        Path(request["folder"]),
+        threads=request["threads"],
+        precision=request["precision"],
+        file=request["file"],
+        weight_bits=request["weight_bits"],
     )
     load_ms = 1000 * (time.perf_counter() - start)
     loaded = note("loaded")

@@ -75,22 +75,30 @@ def profile_bundle(
         threads: threads of a run.
     """
     manifest = bundle.manifest
-    precision = str(manifest.target["inference_precision"])
+    precision, weight_bits = str(manifest.target["inference_precision"]), int(manifest.target["weight_bits"])
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     probe = probe_local(
-        backend, model, images[:TRACED_IMAGES], list(efforts.values()), threads=threads, precision=precision
+        backend,
+        model,
+        images[:TRACED_IMAGES],
+        list(efforts.values()),
+        threads=threads,
+        precision=precision,
+        weight_bits=weight_bits,
     )
     before = snapshot()
     timings = time_paths(runner, images, efforts, runs)
     after = snapshot()
     trace = trace_local(
         manifest.backend,
+        backend,
         model,
         images[:TRACED_IMAGES],
         branches=[branch.name for branch in manifest.branches],
         gated=[branch.name for branch in manifest.branches if branch.gated],
         threads=threads,
         precision=precision,
+        weight_bits=weight_bits,
     )
     real = timings["real"]
     return Measurement(

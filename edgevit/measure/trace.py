@@ -7,6 +7,7 @@ an arena belongs to its process, so each is taken in a fresh one: `python -m edg
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 import sys
@@ -41,16 +42,12 @@ class Trace:
 
 
 def trace_onnxruntime(
-    model: Path, images: Images, *, branches: Sequence[str], gated: Sequence[str], threads: int, precision: str
+    model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:
-    """Profile all-open and all-skipped runs of each image with ONNX Runtime; `precision` is always f32 there."""
+    """Profile all-open and all-skipped runs of each image, in a session set up as the backend sets up its own."""
     onnxruntime = ortmemory.runtime()
     with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = backend.options(settings["threads"], settings["weight_bits"])
         ortmemory.configure(options)
         if model.suffix == ".ort":
             ortmemory.map_weights(options)
@@ -79,19 +76,10 @@ def trace_onnxruntime(
 
 
 def trace_openvino(
-    model: Path, images: Images, *, branches: Sequence[str], gated: Sequence[str], threads: int, precision: str
+    model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:
     """Read OpenVINO's counters, which are means since loading: totals before and after each path are subtracted."""
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-        "PERF_COUNT": True,
-    }
-    request = openvino.Core().compile_model(str(model), "CPU", settings).create_infer_request()
+    request = backend.counting(model, threads=settings["threads"], precision=settings["precision"])
     done = 0
 
     def totals_after(effort: float, chosen: Images) -> list[tuple[str, float]]:
@@ -121,10 +109,10 @@ TRACES: Mapping[str, Callable[..., Trace]] = {"onnxruntime": trace_onnxruntime, 
 
 
 def main(request: dict[str, Any]) -> Trace:
-    """Trace as the request says; it holds `runtime`, `images` (a .npy file) and the arguments of the trace."""
+    """Trace as the request says: `runtime`, `model` and `images` (files), the `backend` module, branches, settings."""
     images = np.load(request.pop("images"), allow_pickle=False)
-    runtime, model = request.pop("runtime"), Path(request.pop("model"))
-    return TRACES[runtime](model, images, **request)
+    backend, runtime = importlib.import_module(request.pop("backend")), request.pop("runtime")
+    return TRACES[runtime](Path(request.pop("model")), images, backend=backend, **request)
 
 
 def split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
