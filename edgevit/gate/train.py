@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.errors import BudgetError
+from edgevit.gate.initial import initial_gates
 from edgevit.gate.threshold import calibrate_thresholds, fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
-from edgevit.models.stream import batches, mean_outputs, step_branch
+from edgevit.models.stream import batches
 from edgevit.models.vit import Decide, Vit
 from edgevit.progress import track
 from edgevit.spec import GateSpec, PoolKind, ProgramSpec
 
-SCORED_IMAGES = 48
-SCORED_BATCH = 4
+SCORED_IMAGES = 96
 HELD_OUT = 4  # every 4th image is kept from training and sets the thresholds
 MAX_MULTIPLIER = 50.0
 
@@ -76,7 +76,7 @@ def train_gates(
     _check_budget(gated.spec, budget)
     held = images[HELD_OUT - 1 :: HELD_OUT] if len(images) >= 2 * HELD_OUT else images
     trained = np.delete(images, np.s_[HELD_OUT - 1 :: HELD_OUT], axis=0) if len(images) >= 2 * HELD_OUT else images
-    gated = _initialise(gated, trained[:SCORED_IMAGES], budget, settings)
+    gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, settings.spread)
     if epochs:
         gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings)
     return calibrate_thresholds(gated, held, budget)
@@ -107,49 +107,10 @@ def _check_budget(spec: ProgramSpec, budget: float) -> None:
         )
 
 
-@torch.no_grad()
-def skip_losses(program: Program, images: np.ndarray) -> np.ndarray:
-    """KL divergence of the logits (nats per image) when one branch at a time is skipped: `[branches]`."""
-    spec, model = program.spec, Vit(program).eval().requires_grad_(False)
-    losses = np.zeros(len(spec.branches))
-    for batch in track(batches(spec, images, SCORED_BATCH), "Measuring branches"):
-        streams = [model.stem(batch)]
-        for branch in spec.branches:
-            streams.append(step_branch(model, branch, streams[-1]))
-        reference = model.head(streams[-1]).log_softmax(dim=-1)
-        for index, branch in enumerate(spec.branches):
-            if branch.gate is not None:
-                x = streams[index] + model.skip_rows(branch)
-                for later in spec.branches[index + 1 :]:
-                    x = step_branch(model, later, x)
-                losses[index] += float(_divergence(model.head(x), reference, 1.0) * len(batch))
-    return losses / len(images)
-
-
 def _divergence(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
     """KL(reference || logits) at a temperature, per image; `reference` are log-probabilities at that temperature."""
     student = (logits / temperature).log_softmax(dim=-1)
     return F.kl_div(student, reference, reduction="batchmean", log_target=True) * temperature**2
-
-
-def _initialise(program: Program, images: np.ndarray, budget: float, settings: Settings) -> Program:
-    """Skip rows = mean outputs; biases from the log of the loss per MAC of skipping, shifted to the budget."""
-    spec = program.spec
-    means = mean_outputs(Vit(program).eval().requires_grad_(False), batches(spec, images))
-    live = [b for b in spec.branches if b.gate is not None]
-    started = program.with_weights({f"{b.name}.skip": means[b.name].numpy() for b in live})
-    macs, index = np.array(macs_by_branch(spec), dtype=float), [i for i, b in enumerate(spec.branches) if b.gate]
-    value = settings.spread * np.log((skip_losses(started, images)[index] + 1e-6) / macs[index])
-    target = budget * total_macs(spec) - fixed_macs(spec)
-    low, high = -value.max() - 20, -value.min() + 20
-    for _ in range(60):
-        middle = (low + high) / 2
-        spent = float((macs[index] / (1 + np.exp(-(value + middle)))).sum())
-        low, high = (middle, high) if spent < target else (low, middle)
-    biases = np.clip(value + high, -6, 6)
-    return started.with_weights(
-        {f"{b.name}.gate.bias": np.array([v], np.float32) for b, v in zip(live, biases, strict=True)}
-    )
 
 
 def _fit(
