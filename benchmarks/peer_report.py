@@ -1,0 +1,117 @@
+"""What benchmarks/peers.py measured, as data and as a markdown document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.peer_builds import OPSET
+from benchmarks.timing import Ratio
+from edgevit.bundlespec import Environment
+from edgevit.verify.accuracy import Drop, Fraction
+
+FLOAT = "ORT fp32"
+ASKED_DROP, ASKED_AGREEMENT, ASKED_TIME = 0.008, 0.95, 1.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one candidate. Ratios are of CPU time; the fastest peer is of the same runtime, int8.
+
+    Of edgevit's int8 builds: which Linears its plan keeps float, and how many input columns it computes in float.
+    """
+
+    model: str
+    name: str
+    runtime: str
+    own: bool
+    int8: bool
+    bytes: int
+    cpu_median_ms: float
+    wall_median_ms: float
+    to_float: Ratio
+    to_fastest_peer: Ratio | None
+    fastest_peer: str | None
+    top1: Fraction | None = None
+    drop: Drop | None = None
+    agreement: Fraction | None = None
+    float_linears: tuple[str, ...] = ()
+    outlier_columns: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything peers.md is made of."""
+
+    command: str
+    machine: Environment
+    runs: int
+    images: int
+    calibration: int
+    rows: tuple[Row, ...] = ()
+
+
+def table(report: Report) -> str:
+    """The rows as a markdown document, one table per model."""
+    m = report.machine
+    lines = [
+        "# edgevit beside the peers' own tools",
+        "",
+        f"`{report.command}`",
+        "",
+        f"{m.cpu}, {m.cores} cores ({', '.join(m.isa)}), {m.system}, Python {m.python}, {m.runtime_version}; load "
+        f"{m.load_average_before} before, {m.load_average_after} after. Batch 1, one thread, {report.runs} rounds, all "
+        "candidates of a model interleaved in one process on real images. CPU: median process CPU time. A ratio is the "
+        "median over rounds of the quotient within a round, with its 95 % interval.",
+        "",
+        f"Top-1 and agreement with {FLOAT} on {report.images} images of ImageNet's validation set (first files, centre "
+        f"crop of 224 x 224), with 95 % intervals; drop: top-1 lost against {FLOAT} on the same images (paired). All "
+        f"tools calibrate on the same {report.calibration} images of another set.",
+        "",
+        f"Peers. {FLOAT}: torch.onnx export (dynamo, opset {OPSET}); all peers start from it. ORT static: "
+        "optimised to Gemm first, QDQ U8S8 per channel, attention products and outputs float; ORT dynamic: per "
+        "channel; both with 8-bit weights and with reduce_range (7 bits). NNCF: preset MIXED, model type TRANSFORMER. "
+        "Peers take normalised float images, edgevit's builds take pixels and normalise inside.",
+    ]
+    for model in dict.fromkeys(r.model for r in report.rows):
+        lines += [
+            "",
+            f"## {model}",
+            "",
+            f"| build | MB | CPU ms | x {FLOAT} | x fastest int8 peer of the runtime | top-1 | drop | agreement |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *(_line(row) for row in report.rows if row.model == model),
+            "",
+            *(_verdict(row) for row in report.rows if row.model == model and row.own and row.int8),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(r: Row) -> str:
+    name = f"**{r.name}**" if r.own else r.name
+    versus = f"{r.to_fastest_peer} x {r.fastest_peer}" if r.to_fastest_peer else ""
+    accuracy = ("", "", "")
+    if r.top1 and r.drop and r.agreement:
+        accuracy = (
+            f"{r.top1.value:.1%}",
+            f"{100 * r.drop.value:+.1f} ({100 * r.drop.low:+.1f} to {100 * r.drop.high:+.1f})",
+            f"{r.agreement.value:.1%} ({r.agreement.low:.1%} to {r.agreement.high:.1%})",
+        )
+    cells = (name, f"{r.bytes / 1e6:.2f}", f"{r.cpu_median_ms:.2f}", str(r.to_float), versus, *accuracy)
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(r: Row) -> str:
+    """What was asked of edgevit's int8 builds, and whether it is so here."""
+    assert r.to_fastest_peer is not None
+    checks = [(r.to_fastest_peer.value <= ASKED_TIME, f"time {r.to_fastest_peer.value:.3f} (at most {ASKED_TIME})")]
+    if r.drop and r.agreement:
+        checks += [
+            (r.drop.value <= ASKED_DROP, f"drop {100 * r.drop.value:.1f} points (at most {100 * ASKED_DROP:.1f})"),
+            (
+                r.agreement.value >= ASKED_AGREEMENT,
+                f"agreement {r.agreement.value:.1%} (at least {ASKED_AGREEMENT:.0%})",
+            ),
+        ]
+    result = "; ".join(f"{text}: {'met' if held else '**missed**'}" for held, text in checks)
+    kept = f"{len(r.float_linears)} Linears ({', '.join(r.float_linears)})" if r.float_linears else "no Linear"
+    return f"- {r.name}: {result}. Float: {kept} and {r.outlier_columns} input columns."

@@ -1,0 +1,325 @@
+"""edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
+
+    pip install -e '.[all,bench]'
+    EDGEVIT_DATA=DIR python benchmarks/peers.py --work /tmp/peers -o reports/reference
+
+EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
+imagenet-val-1000.tar (evaluation). The peers' models and all predictions are kept in --work and used again; edgevit's
+builds are made anew each time. peers.json is written after every model; peers.md is made of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks import peer_builds
+from benchmarks.peer_report import FLOAT, Report, Row, table
+from benchmarks.timing import Times, interleave, ratio
+from edgevit.backends import backend
+from edgevit.data.images import ImageSet, load_images
+from edgevit.lower.assemble import assemble
+from edgevit.measure.host import environment, snapshot
+from edgevit.models.from_timm import from_timm
+from edgevit.models.program import Program
+from edgevit.pipeline import quantize
+from edgevit.progress import track
+from edgevit.quantspec import QuantPlan
+from edgevit.serial import dumps, write_atomic
+from edgevit.targets import Target, list_targets, load_target
+from edgevit.verify.accuracy import fraction, paired_drop
+
+MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
+RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One build: its files, how to load it with a number of threads, and which images it takes."""
+
+    name: str
+    runtime: str
+    own: bool
+    int8: bool
+    files: tuple[Path, ...]
+    load: Callable[[int], Logits]
+    plan: QuantPlan | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model with its images; `fed` holds what each kind of candidate takes, peers normalised floats."""
+
+    key: str
+    program: Program
+    calibration: np.ndarray
+    evaluation: ImageSet
+    folder: Path
+
+
+def peer_candidates(case: Case, data: Path) -> list[Candidate]:
+    """Build what the work folder lacks; it must be of the same tools and the same calibration images."""
+    name, folder = MODELS[case.key], case.folder
+    exported = folder / peer_builds.EXPORTED
+    fed = peer_builds.normalise(case.calibration, case.program.spec.image)
+    builds: dict[str, Callable[[Path], None]] = {
+        peer_builds.EXPORTED: lambda path: peer_builds.export(name, data / f"{name}.safetensors", path),
+        "static.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=False),
+        "static7.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=True),
+        "dynamic.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=False),
+        "dynamic7.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=True),
+        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed),
+    }
+    for file, make in track(builds.items(), "Building the peers' models"):
+        if not (folder / file).exists():
+            make(folder / file)
+    ort = {
+        FLOAT: peer_builds.EXPORTED,
+        "ORT static": "static.onnx",
+        "ORT static, reduce_range": "static7.onnx",
+        "ORT dynamic": "dynamic.onnx",
+        "ORT dynamic, reduce_range": "dynamic7.onnx",
+    }
+    openvino: dict[str, tuple[str, str | None]] = {
+        "OV f32": (peer_builds.EXPORTED, "f32"),
+        "OV default": (peer_builds.EXPORTED, None),
+        "NNCF, f32 hint": ("nncf.xml", "f32"),
+        "NNCF, bf16 hint": ("nncf.xml", "bf16"),
+    }
+    return [_ort_peer(label, folder / file) for label, file in ort.items()] + [
+        _openvino_peer(label, folder / file, precision) for label, (file, precision) in openvino.items()
+    ]
+
+
+def _ort_peer(label: str, path: Path) -> Candidate:
+    return Candidate(
+        name=label,
+        runtime="ORT",
+        own=False,
+        int8=label != FLOAT,
+        files=(path,),
+        load=lambda threads: peer_builds.ort_runner(path, threads),
+    )
+
+
+def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
+    weights = (path.with_suffix(".bin"),) if path.suffix == ".xml" else ()
+    return Candidate(
+        name=label,
+        runtime="OV",
+        own=False,
+        int8=path.suffix == ".xml",
+        files=(path, *weights),
+        load=lambda threads: peer_builds.openvino_runner(path, threads, precision),
+    )
+
+
+def own_candidates(case: Case) -> list[Candidate]:
+    """Build edgevit's dense models as `edgevit build` would: float per runtime, int8 per x86 target that ships."""
+    found = []
+    for short, name in RUNTIMES.items():
+        folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
+        found.append(_own(f"edgevit float, {short}", short, folder))
+    for target in (load_target(name) for name in list_targets() if name.startswith("x86-64")):
+        short = next(s for s, name in RUNTIMES.items() if name == target.backend)
+        program, plan = quantize(case.program, target, case.calibration)
+        folder = _compiled(case, f"edgevit-{target.name}", target.backend, program, plan)
+        found.append(replace(_own(f"edgevit {target.name}", short, folder, target), plan=plan))
+    return found
+
+
+def _compiled(case: Case, name: str, runtime: str, program: Program, plan: QuantPlan | None) -> Path:
+    folder = case.folder / name
+    folder.mkdir(exist_ok=True)
+    backend(runtime).compile(assemble(program, plan, gating="open"), folder, formats=backend(runtime).FORMATS[:1])
+    return folder
+
+
+def _own(label: str, short: str, folder: Path, target: Target | None = None) -> Candidate:
+    runtime = backend(RUNTIMES[short])
+    names = ("model.onnx", "model.onnx.data") if short == "ORT" else ("model.xml", "model.bin")
+    precision, bits = (target.inference_precision, target.weight_bits) if target else ("f32", 8)
+
+    def load(threads: int) -> Logits:
+        runner = runtime.load(folder, threads=threads, precision=precision, weight_bits=bits)
+        return lambda image: runner.run(image)[0]
+
+    return Candidate(
+        name=label,
+        runtime=short,
+        own=True,
+        int8=target is not None and target.int8,
+        files=tuple(folder / name for name in names),
+        load=load,
+    )
+
+
+def time_candidates(case: Case, candidates: list[Candidate], runs: int, turn: Path | None) -> dict[str, Times]:
+    """CPU times of all candidates, one thread, on the first `runs` evaluation images."""
+    pixels = case.evaluation.images[:runs]
+    floats = peer_builds.normalise(pixels, case.program.spec.image)
+    with take_turn(turn):
+        # Loaded within the turn: what is loaded shares memory and caches with nobody else's runs.
+        steps = {c.name: _step(c.load(1), pixels if c.own else floats) for c in candidates}
+        return interleave(steps, len(pixels), runs)
+
+
+def _step(run: Logits, images: np.ndarray) -> Callable[[int], object]:
+    return lambda index: run(images[index : index + 1])
+
+
+def predict(case: Case, candidate: Candidate, threads: int) -> np.ndarray:
+    """Class of every evaluation image, kept beside the model under a key of everything that decides it."""
+    key = hashlib.sha256(f"{case.evaluation.digest} {candidate.name} {backend_versions()}".encode())
+    for file in candidate.files:
+        key.update(file.read_bytes())
+    path = case.folder / f"predicted-{key.hexdigest()[:16]}.npy"
+    if path.exists():
+        return np.asarray(np.load(path))
+    run, images = candidate.load(threads), case.evaluation.images
+    classes = np.zeros(len(images), np.int64)
+    for index in track(range(len(images)), f"Accuracy of {candidate.name}"):
+        image = images[index : index + 1]
+        classes[index] = run(image if candidate.own else peer_builds.normalise(image, case.program.spec.image)).argmax()
+    np.save(path, classes)
+    return classes
+
+
+def backend_versions() -> str:
+    return ", ".join(f"{k} {v}" for name in RUNTIMES.values() for k, v in backend(name).versions().items())
+
+
+def measure(case: Case, candidates: list[Candidate], times: dict[str, Times], threads: int | None) -> list[Row]:
+    """One row per candidate; without `threads` no accuracy is measured."""
+    labels, rows = case.evaluation.labels, []
+    fastest = {
+        short: min((c.name for c in candidates if c.runtime == short and c.int8 and not c.own), key=_median(times))
+        for short in RUNTIMES
+    }
+    reference = None
+    for c in candidates:
+        top1 = drop = agreement = None
+        if threads is not None and labels is not None:
+            got = predict(case, c, threads)
+            reference = got if reference is None else reference
+            top1, agreement = fraction(got == labels), fraction(got == reference)
+            drop = paired_drop(reference == labels, got == labels)
+        rows.append(
+            Row(
+                model=case.key,
+                name=c.name,
+                runtime=c.runtime,
+                own=c.own,
+                int8=c.int8,
+                bytes=sum(file.stat().st_size for file in c.files),
+                cpu_median_ms=times[c.name].median_ms,
+                wall_median_ms=float(np.median(times[c.name].wall_ms)),
+                to_float=ratio(times[c.name], times[FLOAT]),
+                to_fastest_peer=ratio(times[c.name], times[fastest[c.runtime]]) if c.int8 else None,
+                fastest_peer=fastest[c.runtime] if c.int8 else None,
+                top1=top1,
+                drop=drop,
+                agreement=agreement,
+                float_linears=tuple(p.name for p in c.plan.linears if not p.int8) if c.plan else (),
+                outlier_columns=sum(len(p.outliers) for p in c.plan.linears) if c.plan else 0,
+            )
+        )
+    return rows
+
+
+def _median(times: dict[str, Times]) -> Callable[[str], float]:
+    return lambda name: times[name].median_ms
+
+
+@contextmanager
+def take_turn(lock: Path | None) -> Iterator[None]:
+    """Hold a lock file while timing, so that benchmarks on one machine take turns."""
+    with lock.open("a") if lock else nullcontext() as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@click.command(epilog="Example: python benchmarks/peers.py --work /tmp/peers -o reports/reference")
+@click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
+@click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built models, kept.")
+@click.option("--runs", default=100, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option(
+    "--images", default=1000, show_default=True, type=click.IntRange(1), help="Labelled images to evaluate on."
+)
+@click.option("--calibration", default=300, show_default=True, type=click.IntRange(1), help="Calibration images.")
+@click.option("--threads", default=2, show_default=True, help="Threads of the accuracy pass; 0 leaves it out.")
+@click.option("--turn", type=click.Path(path_type=Path, dir_okay=False), help="Lock file to hold while timing.")
+@click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
+def main(
+    models: tuple[str, ...],
+    work: Path,
+    runs: int,
+    images: int,
+    calibration: int,
+    threads: int,
+    turn: Path | None,
+    out: Path,
+) -> None:
+    """Build, time and evaluate edgevit's int8 models beside the peers'."""
+    data = data_folder()
+    before = snapshot()
+    out.mkdir(parents=True, exist_ok=True)
+    rows: tuple[Row, ...] = ()
+    for key in models:
+        case = _case(key, data, work, images, calibration)
+        candidates = peer_candidates(case, data) + own_candidates(case)
+        times = time_candidates(case, candidates, runs, turn)
+        rows += tuple(measure(case, candidates, times, threads or None))
+        machine = environment(
+            before,
+            snapshot(),
+            runtime="both",
+            runtime_version=backend_versions(),
+            inference_precision="per candidate",
+            threads=1,
+        )
+        report = Report(
+            command=f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}",
+            machine=machine,
+            runs=runs,
+            images=images,
+            calibration=calibration,
+            rows=rows,
+        )
+        write_atomic(out / "peers.json", dumps(report))
+        write_atomic(out / "peers.md", table(report))
+    click.echo(f"wrote {out / 'peers.md'} and {out / 'peers.json'}")
+
+
+def data_folder() -> Path:
+    """The folder with the weights and images, from the environment."""
+    if "EDGEVIT_DATA" not in os.environ:
+        raise click.ClickException("set EDGEVIT_DATA to the folder with the weights and images; benchmarks/README.md")
+    return Path(os.environ["EDGEVIT_DATA"])
+
+
+def _case(key: str, data: Path, work: Path, images: int, calibration: int) -> Case:
+    program = from_timm(MODELS[key], weights=data / f"{MODELS[key]}.safetensors")
+    folder = work / f"{key}-{calibration}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Case(
+        key=key,
+        program=program,
+        calibration=load_images(data / "imagenet-sample-1000.tar", program.spec.image, limit=calibration).images,
+        evaluation=load_images(data / "imagenet-val-1000.tar", program.spec.image, limit=images, labelled=True),
+        folder=folder,
+    )
+
+
+if __name__ == "__main__":
+    main()
