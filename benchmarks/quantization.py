@@ -4,8 +4,9 @@
 
 DIR holds the two checkpoints, imagenet-sample-1000.tar (300 of its images calibrate) and imagenet-val-1000.tar (all of
 it evaluates). Every model is dense and ungated. A recipe is planned, lowered and run on ONNX Runtime; those that a
-target could use also run on OpenVINO from the same ONNX. On CPUs without VNNI both runtimes are told not to
-saturate 8-bit products where accuracy is measured; times are of this machine's own kernels. Times: all recipes in turn, one thread, process CPU time.
+target could use also run on OpenVINO from the same ONNX.
+On CPUs without VNNI both runtimes are told not to saturate 8-bit products where accuracy is measured; times are of
+this machine's own kernels: all recipes in turn, one thread, process CPU time.
 """
 
 from __future__ import annotations

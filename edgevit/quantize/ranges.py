@@ -18,6 +18,7 @@ from edgevit.quantize.observe import BINS, TensorRange
 Method = Literal["minmax", "percentile", "mse"]
 Activations = Literal["uint8", "int8"]
 
+_SHIFT: dict[Activations, int] = {"uint8": 0, "int8": 128}
 # Below this a tensor is constant zero for every purpose; a scale must not be.
 SMALLEST_SCALE = 1e-10
 # Fractions of the largest absolute value that `mse` tries as a limit.
@@ -87,12 +88,14 @@ def output_error(
 
 
 def quantizer(low: float, high: float, activations: Activations) -> tuple[float, int]:
-    """Scale and zero point of a range: uint8 asymmetric, int8 symmetric; zero is exactly representable."""
+    """Scale and zero point of a range, asymmetric: 255 steps, zero exactly representable.
+
+    int8 is uint8 shifted by 128: a symmetric range would spend half its steps on the side that GELU leaves empty, and
+    a zero point of the input costs nothing at run time, it ends in the bias.
+    """
     low, high = min(low, 0.0), max(high, 0.0)
-    if activations == "int8":
-        return _scale(max(-low, high) / 127), 0
     scale = _scale((high - low) / 255)
-    return scale, int(np.clip(np.rint(-low / scale), 0, 255))
+    return scale, int(np.clip(np.rint(-low / scale), 0, 255)) - _SHIFT[activations]
 
 
 def _scale(value: float) -> float:
@@ -102,7 +105,7 @@ def _scale(value: float) -> float:
 
 def fake_quantize(x: np.ndarray, scale: float, zero_point: int, activations: Activations) -> np.ndarray:
     """`x` as the int8 product sees it: rounded to the quantizer's steps and clipped to its range."""
-    low, high = (0, 255) if activations == "uint8" else (-128, 127)
-    steps = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero_point), low, high)
+    low = -_SHIFT[activations]
+    steps = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero_point), low, low + 255)
     seen: np.ndarray = (steps - np.float32(zero_point)) * np.float32(scale)
     return seen

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit.backends.reference import taps
+from edgevit.data.images import load_images
+from edgevit.lower.assemble import assemble
+from edgevit.models.program import Program
+from edgevit.quantize.observe import Ranges, observe
+from edgevit.quantize.plan import plan_quantization
+from edgevit.quantize.sensitivity import drift
+from edgevit.quantspec import QuantPlan, linear_names
+from tests.quantize.watched import OUTLIER, evaluator, logits, watched, with_outlier
+from tests.tiny import tiny_images, tiny_program
+
+
+def floats(plan: QuantPlan) -> list[str]:
+    return [p.name for p in plan.linears if not p.int8]
+
+
+def splits(plan: QuantPlan) -> dict[str, tuple[int, ...]]:
+    return {p.name: p.outliers for p in plan.linears if p.outliers}
+
+
+def test_every_linear_has_an_entry_and_the_image_is_taken_as_it_is() -> None:
+    program = tiny_program()
+    plan = plan_quantization(program, watched(program), weight_bits=7)
+    assert tuple(p.name for p in plan.linears) == linear_names(program.spec) and plan.weight_bits == 7
+    stem = plan.linears[0]
+    assert (stem.name, stem.int8, stem.scale, stem.zero_point) == ("stem", True, 1.0, 0)
+
+
+def test_an_outlier_column_is_found_split_and_explained() -> None:
+    program = with_outlier(tiny_program())
+    ranges = watched(program)
+    plan = plan_quantization(program, ranges, evaluate=evaluator(program))
+    assert splits(plan)[OUTLIER[0]] == (OUTLIER[1],) and not floats(plan)
+    entry = plan.linear(OUTLIER[0])
+    assert entry is not None and "outlier columns peak at" in entry.reason and " dB" in entry.reason
+    images = tiny_images(program.spec, 16, seed=5)
+    reference = logits(program, None, images)
+    naive = plan_quantization(program, ranges, max_outliers=0)
+    kl = [drift(reference, logits(program, p, images)).kl for p in (plan, naive)]
+    assert kl[0] < 0.1 * kl[1]
+
+
+def test_a_linear_that_cannot_be_split_goes_back_to_float_by_measurement() -> None:
+    program = with_outlier(tiny_program())
+    ranges = watched(program)
+    evaluate = evaluator(program)
+    plan = plan_quantization(program, ranges, max_outliers=0, evaluate=evaluate)
+    assert OUTLIER[0] in floats(plan) and len(floats(plan)) <= 2
+    entry = plan.linear(OUTLIER[0])
+    assert entry is not None and "KL divergence" in entry.reason
+    assert not floats(plan_quantization(program, ranges, max_outliers=0))
+    assert not floats(plan_quantization(program, ranges, max_outliers=0, evaluate=evaluate, max_kl=1e3))
+
+
+def test_a_plain_model_stays_int8_whole() -> None:
+    program = tiny_program()
+    plan = plan_quantization(program, watched(program), evaluate=evaluator(program))
+    assert not floats(plan) and not splits(plan)
+
+
+def test_outliers_are_at_most_what_is_allowed() -> None:
+    program = tiny_program()
+    weights = {k: program.weights[k].copy() for k in ("b00_ffn.fc1.weight", "b00_ffn.fc2.weight")}
+    weights["b00_ffn.fc1.weight"][:, [3, 9, 20]] *= 500
+    weights["b00_ffn.fc2.weight"][[3, 9, 20]] /= 500
+    program = program.with_weights(weights)
+    ranges = watched(program)
+    assert splits(plan_quantization(program, ranges))["b00_ffn.fc2"] == (3, 9, 20)
+    assert len(splits(plan_quantization(program, ranges, max_outliers=2)).get("b00_ffn.fc2", ())) <= 2
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_int8_activations_are_the_same_plan_shifted(method: str) -> None:
+    program = tiny_program()
+    ranges = watched(program)
+    signed, unsigned = (
+        plan_quantization(program, ranges, range_method=method, activations=a)  # type: ignore[arg-type]
+        for a in ("int8", "uint8")
+    )
+    for s, u in zip(signed.linears[1:], unsigned.linears[1:], strict=True):
+        assert (s.scale, s.zero_point + 128) == (u.scale, u.zero_point)
+    images = tiny_images(program.spec, 4)
+    np.testing.assert_allclose(logits(program, signed, images), logits(program, unsigned, images), atol=1e-4)
+
+
+def test_planning_repeats() -> None:
+    program = with_outlier(tiny_program())
+    plans = [plan_quantization(program, watched(program), evaluate=evaluator(program)) for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_removed_branches_have_no_entry() -> None:
+    program = tiny_program(removed=("b00_ffn",))
+    plan = plan_quantization(program, watched(program))
+    assert not [p for p in plan.linears if p.name.startswith("b00_ffn")]
+    assert logits(program, plan, tiny_images(program.spec, 1)).shape == (1, 10)
+
+
+DATA = os.environ.get("EDGEVIT_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="EDGEVIT_DATA names no folder with real weights and images")
+
+
+def _vit_tiny() -> tuple[Program, Ranges, np.ndarray, np.ndarray]:
+    pytest.importorskip("torch", reason="reading a timm checkpoint needs the extra `train`")
+    from edgevit.models.from_timm import from_timm
+
+    data = Path(str(DATA))
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    program = from_timm(name, weights=data / f"{name}.safetensors")
+    images = load_images(data / "imagenet-sample-1000.tar", program.spec.image, limit=40).images
+    held = load_images(data / "imagenet-val-1000.tar", program.spec.image, limit=32).images
+    run = taps(assemble(program, gating="open", taps=True))
+    return program, observe(program.spec, [run], (image[None] for image in images)), images[:16], held
+
+
+@needs_data
+def test_the_outlier_of_a_real_model_is_found_by_measurement() -> None:
+    program, ranges, images, held = _vit_tiny()
+    reference = logits(program, None, held)
+    naive = drift(reference, logits(program, plan_quantization(program, ranges, max_outliers=0), held))
+    plan = plan_quantization(program, ranges)
+    assert len(splits(plan)) <= 4 and 417 in splits(plan)["b07_ffn.fc2"]
+    good = drift(reference, logits(program, plan, held))
+    assert good.kl < 0.02 and good.agreement >= 0.9 and naive.kl > 3 * good.kl
+    # Where splitting is not allowed, the same Linear is the one that measurement keeps float.
+    float_plan = plan_quantization(
+        program, ranges, max_outliers=0, evaluate=lambda p: logits(program, p, images), max_kl=0.02
+    )
+    assert "b07_ffn.fc2" in floats(float_plan) and len(floats(float_plan)) <= 3
+    back = dataclasses.replace(plan, linears=float_plan.linears)
+    assert drift(reference, logits(program, back, held)).kl < 0.02
