@@ -31,6 +31,9 @@ from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.smooth import smooth
 from edgevit.quantspec import QuantPlan
 from edgevit.recipe import Recipe
+from edgevit.report import html as report_html
+from edgevit.report import json as report_json
+from edgevit.report.view import make_report
 from edgevit.targets import Target
 
 Say = Callable[[str], None]
@@ -191,10 +194,15 @@ def build(
             golden=golden,
         )
         manifest = describe(facts, {name: staging / name for name in files})
+        report = make_report(manifest)
         archive = write_bundle(
             folder,
             manifest,
-            {name: staging / name for name in files},
+            {
+                **{name: staging / name for name in files},
+                "report.json": report_json.render(report),
+                "report.html": report_html.render(report),
+            },
             golden,
             labels=program.spec.labels,
             force=force,

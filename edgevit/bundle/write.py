@@ -66,8 +66,8 @@ def write_bundle(
     Args:
         folder: where it goes; must not exist unless `force`.
         manifest: everything known; `files`, `golden` and `labels` in it are filled in here.
-        files: path inside the bundle -> its content, or the file that holds it: the model, report.json, report.html
-            and licence texts of the weights. A folder as value stands for all files below it.
+        files: path inside the bundle -> its content, or the file that holds it: the model, report.json, report.html,
+            `licences/weights.txt` if there is more to say than `origin` does. A folder stands for all files below it.
         golden: runs of the verified model, one per path.
         labels: names of the classes, if known.
         force: replace what is there.
@@ -113,7 +113,12 @@ def _fill(
     golden: Sequence[GoldenRun],
     labels: Sequence[str],
 ) -> None:
-    every: dict[str, Content] = {**files, "licences/edgevit.txt": _own_licence(), "runner/run.py": _runner()}
+    every: dict[str, Content] = {
+        "licences/weights.txt": _weights_licence(manifest.origin),
+        **files,
+        "licences/edgevit.txt": _own_licence(),
+        "runner/run.py": _runner(),
+    }
     cases = []
     for run in golden:
         case = GoldenCase(
@@ -170,6 +175,18 @@ def _npy(array: NDArray[np.generic]) -> bytes:
 
 def _runner() -> Path:
     return Path(__file__).with_name("runner.py")
+
+
+def _weights_licence(origin: Mapping[str, str]) -> str:
+    """Where the weights come from and under which licence, as far as it is known."""
+    known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
+    licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
+    note = {
+        "": "No licence is recorded: ask whoever made the weights before passing this bundle on.",
+        "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
+    }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
+    changed = "edgevit changed the weights: pruned, gated, quantized and compiled as manifest.json says."
+    return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}\n"
 
 
 def _own_licence() -> str:

@@ -57,7 +57,9 @@ def _head(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     bound, time, peak = report.bound, report.expected_time_change, report.measured_peak_bytes
-    memory = f"measured peak {say.size(peak)}" if peak else "not measured"
+    memory = f"measured peak {say.size(peak)}" if peak else "peak not measured"
+    if not bound.proven and peak:
+        memory = f"not proven; the process grew by {say.size(peak)}"
     tiles = [
         (
             "Size",
@@ -69,7 +71,7 @@ def _tiles(report: Report) -> str:
             say.count(report.expected_macs_change.after),
             f"{say.percent(report.expected_macs_change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}",
         ),
-        ("Memory bound" if bound.proven else "Memory estimate", say.size(bound.bound_bytes), memory),
+        ("Memory bound" if bound.proven else "Memory of the graph's tensors", say.size(bound.bound_bytes), memory),
         _accuracy_tile(report),
         _latency_tile(report, time.after if time else None, time.ratio if time else None),
         _coverage_tile(report),
@@ -169,6 +171,12 @@ def _latency(report: Report) -> str:
         f"Expected time of an image: {say.ms(first.expected_wall_ms)} wall, {say.ms(first.expected_cpu_ms)} CPU. "
         "A percentile is an upper estimate with 99 % confidence."
     )
+    if report.disturbed:
+        intro += (
+            " <strong>Wall time is well above CPU time: other programs were using this machine "
+            f"(load average {first.environment.load_average_before or 0:g}). Trust the CPU time, or measure again."
+            "</strong>"
+        )
     head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
     rows = [
         [
@@ -202,6 +210,8 @@ def _branches(report: Report) -> str:
             f" Times are of traced runs ({escape(report.measurements[0].branches[0].time_source)}), tracing included; "
             f"stem, gates, head and the runtime take {say.ms(report.unattributed_time_ms)} more."
         )
+    if any(row.memory_bytes for row in report.branches):
+        intro += " Memory is what a branch adds to the bound while it runs."
     head = ["branch", "units", "MACs", "share", "runs on", "time when open", "when skipped", "memory", "int8"]
     table = _table(
         head,
@@ -224,7 +234,7 @@ def _branch(row: BranchRow) -> list[str]:
         f"{row.units} of {row.units_total} {row.unit}",
         say.count(row.macs),
         say.percent(row.macs_share),
-        bar + ("always" if kind == "always" else say.percent(row.open_rate, 0)),
+        f'<span class="rate">{bar}{"always" if kind == "always" else say.percent(row.open_rate, 0)}</span>',
         say.ms(row.open_time_ms),
         say.ms(row.skipped_time_ms),
         say.size(row.memory_bytes),
@@ -238,7 +248,7 @@ def _accuracy(report: Report) -> str:
         return _section("Accuracy", "", f'<div class="empty">Not measured. {hint}</div>')
     return _section(
         "Accuracy before and after",
-        "Measured on images that calibration did not see; bars are 95 % intervals.",
+        "Top-1 is of labelled images; agreement is naming the same class as the float model. Bars are 95 % intervals.",
         _picture(pictures.accuracy(report.accuracy)),
     )
 

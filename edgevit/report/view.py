@@ -25,6 +25,7 @@ from edgevit.bundlespec import (
 from edgevit.errors import BundleError
 
 REPORT_SCHEMA = 1
+DISTURBED_RATIO = 1.2
 RateSource = Literal["measured", "calibration", "always", "removed"]
 
 
@@ -109,6 +110,7 @@ class Report:
     agreement: AccuracyRow | None
     expected_time_change: Before | None
     unattributed_time_ms: float | None
+    disturbed: bool
     measured_peak_bytes: int | None
     memory: MemoryView | None
     measurements: tuple[Measurement, ...]
@@ -156,6 +158,7 @@ def make_report(
         agreement=_last(manifest.accuracy, "agreement"),
         expected_time_change=_time_change(first),
         unattributed_time_ms=first.unattributed_time_ms if first else None,
+        disturbed=_disturbed(first),
         measured_peak_bytes=_peak(manifest.bound, first),
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
@@ -212,6 +215,13 @@ def _time_change(measurement: Measurement | None) -> Before | None:
     """CPU time of the all-open path against the expected one."""
     opened = next((p for p in measurement.paths if p.path == "all_open"), None) if measurement else None
     return _change(opened.cpu.median_ms, measurement.expected_cpu_ms) if measurement and opened else None
+
+
+def _disturbed(measurement: Measurement | None) -> bool:
+    """Whether single-threaded runs waited for the processor: their wall time is far above their CPU time."""
+    if measurement is None or measurement.environment.threads != 1:
+        return False
+    return any(path.wall.median_ms > DISTURBED_RATIO * path.cpu.median_ms for path in measurement.paths)
 
 
 def _peak(bound: MemoryBound, measurement: Measurement | None) -> int | None:
