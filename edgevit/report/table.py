@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
@@ -11,7 +12,8 @@ from edgevit.report.view import BranchRow, Report
 
 def show(report: Report, console: Console) -> None:
     """Print the whole report."""
-    console.print(f"[bold]{report.name}[/bold]  {report.target.get('name', '')}", highlight=False)
+    # A manifest's strings are shown as they are: Text knows no markup.
+    console.print(Text.assemble((report.name, "bold"), f"  {report.target.get('name', '')}"))
     console.print(_facts(report))
     if report.claims:
         console.print(_claims(report))
@@ -25,7 +27,7 @@ def show(report: Report, console: Console) -> None:
 def _facts(report: Report) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")
     size, macs, expected = report.size_change, report.macs_change, report.expected_macs_change
     table.add_row("size", f"{say.size(size.after)}, {say.percent(size.ratio, 0)} of {say.size(size.before)} float32")
     table.add_row(
@@ -38,7 +40,7 @@ def _facts(report: Report) -> Table:
     table.add_row("memory bound" if bound.proven else "memory, not proven", f"{say.size(bound.bound_bytes)}{arena}")
     for row in report.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
-        table.add_row(say.METRIC_NAMES[row.metric], f"{row.model}{path}: {say.interval(row)}")
+        table.add_row(say.METRIC_NAMES[row.metric], Text(f"{row.model}{path}: {say.interval(row)}"))
     if report.bundle_sha256:
         table.add_row("sha256", report.bundle_sha256)
     return table
@@ -50,7 +52,7 @@ def _claims(report: Report) -> Table:
         table.add_column(name)
     for claim in report.claims:
         mark = "[green]held[/green]" if claim.held else "[red]FAILED[/red]"
-        table.add_row(mark, say.CLAIM_NAMES[claim.name], claim.summary)
+        table.add_row(mark, say.CLAIM_NAMES[claim.name], Text(claim.summary))
     return table
 
 
@@ -65,12 +67,12 @@ def _branches(report: Report) -> Table:
     return table
 
 
-def _branch(row: BranchRow) -> list[str]:
+def _branch(row: BranchRow) -> list[str | Text]:
     units = f"{row.units}/{row.units_total}"
     if row.open_rate_source == "removed":
-        return [row.name, units, say.UNKNOWN, "removed", *[say.UNKNOWN] * 4]
+        return [Text(row.name), units, say.UNKNOWN, "removed", *[say.UNKNOWN] * 4]
     return [
-        row.name,
+        Text(row.name),
         units,
         say.count(row.macs),
         say.percent(row.open_rate, 0) if row.gated else "always",
@@ -87,7 +89,8 @@ def _paths(report: Report) -> list[Table]:
         e = m.environment
         where = f"{e.cpu}, {e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}"
         images = "golden inputs" if m.images.golden else f"{m.images.count} images"
-        table = Table(box=None, padding=(0, 2, 0, 0), title=f"Latency on {where}, {images}", title_justify="left")
+        title = Text(f"Latency on {where}, {images}")
+        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
         for name in ("path", "open", "wall", "CPU", "p90 CPU", "p95 CPU", "p99 CPU", "runs"):
             table.add_column(name, justify="left" if name == "path" else "right", no_wrap=True)
         for p in m.paths:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import dataclasses
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from edgevit.bundlespec import Claim, Manifest, Measurement
+from edgevit.report.table import show
+from edgevit.report.view import make_report
+from tests.report.sample import SHA, manifest, measurement
+
+
+def shown(*measurements: Measurement, facts: Manifest | None = None) -> str:
+    out = StringIO()
+    report = make_report(facts or manifest(), measurements, bundle_sha256=SHA)
+    show(report, Console(file=out, width=80, color_system=None))
+    return out.getvalue()
+
+
+def test_one_row_per_branch_and_nothing_is_cut_at_80_columns() -> None:
+    text = shown(measurement())
+    rows = [line.split() for line in text.splitlines() if line.startswith(("b00", "b01"))]
+    assert [row[0] for row in rows] == ["b00_mhsa", "b00_ffn", "b01_mhsa", "b01_ffn"]
+    assert "25 %" in text and "2.50 ms" in text and "20.0 µs" in text and "40 kB" in text.replace("40.0", "40")
+    assert "removed" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("figure", ["8 of 8 Gemm int8", "420 kB", "400 kB", "n = 1000", "expected", "n too small"])
+def test_the_headline_figures_are_there(figure: str) -> None:
+    assert figure in shown(measurement())
+
+
+def test_an_unmeasured_bundle_says_how_to_measure_it() -> None:
+    assert "edgevit profile BUNDLE" in shown()
+    assert "edgevit profile BUNDLE" not in shown(measurement())
+
+
+def test_strings_of_a_manifest_are_no_markup() -> None:
+    claim = Claim(name="skip", held=False, summary="[/bold] [red]x[/red]")
+    text = shown(facts=dataclasses.replace(manifest(), name="[bold]name", claims=(claim,)))
+    assert "[bold]name" in text and "[/bold] [red]x[/red]" in text and "FAILED" in text
