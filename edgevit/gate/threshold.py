@@ -14,7 +14,8 @@ from edgevit.models.stream import batches
 from edgevit.models.vit import Vit
 from edgevit.spec import ProgramSpec
 
-BISECTIONS = 14
+PASSES = 12
+LARGEST_SHIFT = 1e4
 TOLERANCE = 1e-3  # of the all-open MACs
 
 
@@ -32,21 +33,27 @@ def open_rates(program: Program, images: np.ndarray, effort: float = 0.0) -> np.
         ImagesError: the images are not what the model takes.
     """
     model = Vit(program).eval().requires_grad_(False)
-    return _decisions(model, batches(program.spec, images), effort)
+    margins = _margins(model, batches(program.spec, images), effort)
+    ungated = np.array([b.gate is None for b in program.spec.branches])
+    kept = np.array([not b.removed for b in program.spec.branches])
+    return np.where(ungated, kept, margins > 0)
 
 
-def _decisions(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
-    hard, rows = model.hard_gates(effort), []
+def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
+    """How far every gate is above its threshold, `[n, branches]`, each branch after the decisions before it."""
+    spec, rows = model.spec, []
     for batch in work:
-        ran = np.tile([not b.removed for b in model.spec.branches], (len(batch), 1))
+        margins = np.zeros((len(batch), len(spec.branches)))
 
-        def decide(index: int, x: Tensor, ran: np.ndarray = ran) -> Tensor:
-            g = hard(index, x)
-            ran[:, index] = g.numpy() > 0
-            return g
+        def decide(index: int, x: Tensor, margins: np.ndarray = margins) -> Tensor:
+            branch = spec.branches[index]
+            assert branch.gate is not None
+            margin = model.gate_logit(branch, x) + effort - branch.gate.threshold
+            margins[:, index] = margin.numpy()
+            return (margin > 0).to(x.dtype)
 
         model.blocks(model.stem(batch), decide)
-        rows.append(ran)
+        rows.append(margins)
     return np.concatenate(rows)
 
 
@@ -61,26 +68,42 @@ def expected_macs(spec: ProgramSpec, ran: np.ndarray) -> float:
 def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) -> Program:
     """Shift all thresholds by one amount so that `images` use `budget` of the all-open MACs on average.
 
-    Bisection on the shift, as closing one gate changes what later gates see. Of the shifts tried, the one nearest to
-    the budget is taken.
+    Closing one gate changes what later gates see, so the shift that would be right for the logits just seen is tried,
+    inside a bracket that shrinks (its middle where the proposal leaves it). The shift nearest to the budget is taken.
 
     Raises:
         ImagesError: the images are not what the model takes.
     """
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
-    work, target = batches(spec, images), budget * total_macs(spec)
-    low, high = -16.0, 16.0
-    tried: dict[float, float] = {}
-    for effort in (0.0, *[None] * BISECTIONS):
-        shift = (low + high) / 2 if effort is None else effort
-        macs = expected_macs(spec, _decisions(model, work, shift))
-        tried[shift] = abs(macs - target)
-        if tried[shift] <= TOLERANCE * total_macs(spec):
+    gated = [i for i, b in enumerate(spec.branches) if b.gate is not None]
+    macs = np.array(macs_by_branch(spec), dtype=float)[gated]
+    work, target = batches(spec, images), budget * total_macs(spec) - fixed_macs(spec)
+    low, high, shift = -LARGEST_SHIFT, LARGEST_SHIFT, 0.0
+    best, nearest = 0.0, np.inf
+    for _ in range(PASSES):
+        margins = _margins(model, work, shift)[:, gated]
+        spent = float(((margins > 0) * macs).sum(axis=1).mean())
+        if abs(spent - target) < nearest:
+            best, nearest = shift, abs(spent - target)
+        if nearest <= TOLERANCE * total_macs(spec):
             break
-        low, high = (low, shift) if macs > target else (shift, high)
-    shift = min(tried, key=lambda s: tried[s])
+        low, high = (low, shift) if spent > target else (shift, high)
+        shift += _open_loop_shift(margins, macs, target)
+        if not low < shift < high:
+            shift = (low + high) / 2
     branches = tuple(
-        b if b.gate is None else replace(b, gate=replace(b.gate, threshold=b.gate.threshold - shift))
+        b if b.gate is None else replace(b, gate=replace(b.gate, threshold=b.gate.threshold - best))
         for b in spec.branches
     )
     return replace(program, spec=replace(spec, branches=branches))
+
+
+def _open_loop_shift(margins: np.ndarray, macs: np.ndarray, target: float) -> float:
+    """What to add to `margins [n, gates]`, taken as given, so that the mean MACs of open gates are about `target`."""
+    order = np.argsort(-margins, axis=None)
+    spent = np.cumsum(np.broadcast_to(macs, margins.shape).reshape(-1)[order]) / len(margins)
+    count = int(np.searchsorted(spent, target))
+    sorted_margins = margins.reshape(-1)[order]
+    if count == 0 or count >= len(order):
+        return -float(sorted_margins[0]) - 1 if count == 0 else -float(sorted_margins[-1]) + 1
+    return -float(sorted_margins[count - 1] + sorted_margins[count]) / 2
