@@ -21,6 +21,8 @@ def command(part: str, refused: bool, as_json: bool) -> None:
 
     The table was made by really trying every name of timm, and T2T-ViT's. MACs are of one image, all tokens counted.
     """
+    import difflib
+
     from edgevit import serial
     from edgevit.models.catalogue import Catalogue, read_catalogue
 
@@ -43,5 +45,12 @@ def command(part: str, refused: bool, as_json: bool) -> None:
     click.echo(
         f"\n{len(rows)} shown; {fitting} names fit, {len(catalogue.models) - fitting} of timm {catalogue.timm} do not"
     )
-    if not rows and not refused:
+    if rows:
+        return
+    if any(part.lower() in e.name for e in catalogue.models):
         click.echo(f"Nothing that fits is called so; `edgevit models --all {part}` shows what does not, and why.")
+        return
+    near = difflib.get_close_matches(
+        part, [e.name.partition(".")[0] for e in catalogue.models if e.fits], n=6, cutoff=0.4
+    )
+    click.echo(f"Nothing is called so; nearest names: {', '.join(dict.fromkeys(near)) or 'none'}")

@@ -33,6 +33,10 @@ def test_all_shows_the_reason() -> None:
     assert "relative position" in models("--all", "relpos")
 
 
+def test_a_name_that_is_nowhere_offers_the_nearest() -> None:
+    assert "nearest names: deit_tiny_patch16_224" in models("deit_tny_patch16_224")
+
+
 def test_json_holds_the_same_rows() -> None:
     document = json.loads(models("--json", "--all", "deit"))
     names = [e.name for e in read_catalogue().models if "deit" in e.name]
