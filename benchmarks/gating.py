@@ -90,7 +90,7 @@ def gated(program: Program, order: Sequence[int]) -> Program:
 
 def block_order(spec: ProgramSpec) -> list[int]:
     """Both branches of a block together, blocks as SPREAD says."""
-    return [2 * block + part for block in SPREAD[: len(spec.branches) // 2] for part in (0, 1)]
+    return [2 * block + part for block in SPREAD if 2 * block < len(spec.branches) for part in (0, 1)]
 
 
 def kind_order(spec: ProgramSpec, first: str) -> list[int]:

@@ -97,19 +97,26 @@ def ort_dynamic(exported: Path, path: Path, *, reduce_range: bool) -> None:
         )
 
 
-def nncf_static(exported: Path, path: Path, images: np.ndarray) -> None:
-    """NNCF's post-training quantization for transformers, SmoothQuant on, of the model as OpenVINO reads it."""
+def nncf_static(exported: Path, path: Path, images: np.ndarray, *, half_range: bool) -> None:
+    """NNCF's post-training quantization for transformers, SmoothQuant on, of the model as OpenVINO reads it.
+
+    `half_range` is its `overflow_fix`: 7-bit weights, for CPUs whose int8 kernels saturate. By default they keep
+    8 bits but in the first layer.
+    """
     import openvino
 
     with _quiet():
         import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
 
+        halved = nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE)
         quantized = nncf.quantize(
             openvino.Core().read_model(exported),
             nncf.Dataset(list(images), lambda image: image[None]),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
+            advanced_parameters=halved if half_range else None,
         )
     openvino.save_model(quantized, path, compress_to_fp16=False)
 

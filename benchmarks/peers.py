@@ -77,7 +77,8 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "static7.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=True),
         "dynamic.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=False),
         "dynamic7.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=True),
-        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed),
+        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=False),
+        "nncf7.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=True),
     }
     for file, make in track(builds.items(), "Building the peers' models"):
         if not (folder / file).exists():
@@ -93,6 +94,7 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "OV f32": (peer_builds.EXPORTED, "f32"),
         "OV default": (peer_builds.EXPORTED, None),
         "NNCF, f32 hint": ("nncf.xml", "f32"),
+        "NNCF, overflow_fix, f32 hint": ("nncf7.xml", "f32"),
         "NNCF, bf16 hint": ("nncf.xml", "bf16"),
     }
     return [_ort_peer(label, folder / file) for label, file in ort.items()] + [
