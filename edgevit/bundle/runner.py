@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -120,6 +121,9 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
     import openvino
 
     settings = {**manifest["runtime_settings"], "INFERENCE_NUM_THREADS": threads}
+    if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
+        # int8 kernels would saturate here: the model is computed as written, in float.
+        settings["LP_TRANSFORMS_MODE"] = "NO"
     request = openvino.Core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
 
     def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -130,6 +134,13 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
         return results["logits"].copy(), results["gates"].copy()
 
     return run
+
+
+def lacks_vnni() -> bool:
+    """Whether this is an x86 CPU that adds int8 products in 16 bits."""
+    cpu = Path("/proc/cpuinfo")
+    x86 = platform.machine() in ("x86_64", "AMD64") and cpu.is_file()
+    return x86 and "vnni" not in cpu.read_text(encoding="utf-8", errors="replace")
 
 
 def classify(manifest: dict[str, Any], run: Run, path: Path, arguments: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ def trace_openvino(
     model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:
     """Read OpenVINO's counters, which are means since loading: totals before and after each path are subtracted."""
-    request = backend.counting(model, threads=settings["threads"], precision=settings["precision"])
+    request = backend.counting(model, **settings)
     done = 0
 
     def totals_after(effort: float, chosen: Images) -> list[tuple[str, float]]:
