@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import click
@@ -124,21 +125,27 @@ def measure(case: Case, program: Program, method: str, prune: float, gate: float
     """Evaluate one Program on all labelled images."""
     start = time.perf_counter()
     logits, ran = run(program, case.images, choose)
-    hits = (logits.argmax(dim=1).numpy() == case.labels).mean()
-    dense = case.reference if len(case.reference) else logits
-    p, q = dense.log_softmax(dim=1), logits.log_softmax(dim=1)
+    row = judge(case, logits, method, prune, gate)
+    macs = expected_macs(program.spec, ran) / total_macs(case.dense.spec)
+    return replace(row, macs=macs, open_branches=float(ran.sum(axis=1).mean()), seconds=time.perf_counter() - start)
+
+
+def judge(case: Case, logits: Tensor, method: str, prune: float, gate: float) -> Row:
+    """Accuracy of logits against labels and against the dense model; the costs are those of the dense model."""
+    hits = float((logits.argmax(dim=1).numpy() == case.labels).mean())
+    p, q = case.reference.log_softmax(dim=1), logits.log_softmax(dim=1)
     return Row(
         model=case.name,
         method=method,
         prune=prune,
         gate=gate,
-        macs=expected_macs(program.spec, ran) / total_macs(case.dense.spec),
-        top1=float(hits),
+        macs=1.0,
+        top1=hits,
         standard_error=float(np.sqrt(hits * (1 - hits) / len(case.labels))),
-        agreement=float((logits.argmax(1) == dense.argmax(1)).float().mean()),
+        agreement=float((logits.argmax(1) == case.reference.argmax(1)).float().mean()),
         divergence=float((p.exp() * (p - q)).sum(dim=1).mean()),
-        open_branches=float(ran.sum(axis=1).mean()),
-        seconds=time.perf_counter() - start,
+        open_branches=float(len(case.dense.spec.branches)),
+        seconds=0.0,
     )
 
 
@@ -165,42 +172,45 @@ class Book:
         )
 
 
-def prune_rows(case: Case, book: Book, statistics: Statistics, scores: tuple[BranchScore, ...]) -> dict[float, Program]:
-    """Every prune level three ways: cut out, compensated, and compensated and repaired; the last are returned."""
-    pruned: dict[float, Program] = {}
+def prune_rows(case: Case, book: Book, compensated: bool) -> None:
+    """Every prune level: the planned units cut out plainly and with repair, or (`compensated`) compensated only."""
     for fraction in PRUNE:
-        plan = plan_prune(scores, case.dense.spec, fraction)
-        if not book.has(case.name, "prune, plain", fraction, 1.0):
-            plain = shrink(case.dense, plan, statistics, compensate=False)
+        if compensated and not book.has(case.name, "prune, compensated", fraction, 1.0):
+            book.add(measure(case, pruned(case, fraction, repair=False), "prune, compensated", fraction, 1.0))
+        if not compensated and not book.has(case.name, "prune, repaired", fraction, 1.0):
+            book.add(measure(case, pruned(case, fraction, repair=True), "prune, repaired", fraction, 1.0))
+        if not compensated and not book.has(case.name, "prune, plain", fraction, 1.0):
+            statistics, scores = scored(case.name)
+            plain = shrink(case.dense, plan_prune(scores, case.dense.spec, fraction), statistics, compensate=False)
             book.add(measure(case, plain, "prune, plain", fraction, 1.0))
-        compensated = shrink(case.dense, plan, statistics)
-        if not book.has(case.name, "prune, compensated", fraction, 1.0):
-            book.add(measure(case, compensated, "prune, compensated", fraction, 1.0))
-        needed = any(fraction == p and not book.has(case.name, "prune and gates", p, g) for p, g in BOTH)
-        if needed or not book.has(case.name, "prune, repaired", fraction, 1.0):
-            pruned[fraction] = refit(compensated, case.dense, case.calibration)
-        if not book.has(case.name, "prune, repaired", fraction, 1.0):
-            book.add(measure(case, pruned[fraction], "prune, repaired", fraction, 1.0))
-    return pruned
 
 
-def gate_rows(case: Case, book: Book, budget: float, seeds: int) -> None:
-    """Trained gates, and as many branches skipped at random with and without the same skip rows."""
-    if all(book.has(case.name, m, 0.0, budget) for m in ("gates", "random, skip rows", "random, plain")):
-        return
-    start = time.perf_counter()
-    program = train_gates(case.dense, case.calibration, budget)
-    spent = time.perf_counter() - start
-    row = measure(case, program, "gates", 0.0, budget, trained_choice(program))
-    book.add(replace(row, note=f"gates trained in {spent:.0f} s"))
-    skipped = len(program.spec.branches) - row.open_branches
-    bare = replace(program.spec, branches=tuple(replace(b, skip=False) for b in program.spec.branches))
-    for method, drawn in (("random, skip rows", program), ("random, plain", program.with_weights({}, bare))):
-        rows = [
-            measure(case, drawn, method, 0.0, budget, random_choice(drawn, skipped, len(case.images), seed))
-            for seed in range(seeds)
-        ]
-        book.add(averaged(rows))
+def gate_rows(case: Case, book: Book) -> None:
+    for budget in GATE:
+        if not book.has(case.name, "gates", 0.0, budget):
+            program = gated(case.name, budget)
+            book.add(measure(case, program, "gates", 0.0, budget, trained_choice(program)))
+    for fraction, budget in BOTH:
+        if not book.has(case.name, "prune and gates", fraction, budget):
+            program = train_gates(pruned(case, fraction, repair=True), case.calibration, budget, teacher=case.dense)
+            book.add(measure(case, program, "prune and gates", fraction, budget, trained_choice(program)))
+
+
+def random_rows(case: Case, book: Book, seeds: int) -> None:
+    """As many branches skipped as the trained gates skip, drawn for every image, with their skip rows and without."""
+    for budget in GATE:
+        if all(book.has(case.name, m, 0.0, budget) for m in ("random, skip rows", "random, plain")):
+            continue
+        program = gated(case.name, budget)
+        trained = next(r for r in book.rows if (r.model, r.method, r.gate) == (case.name, "gates", budget))
+        skipped = len(program.spec.branches) - trained.open_branches
+        bare = replace(program.spec, branches=tuple(replace(b, skip=False) for b in program.spec.branches))
+        for method, drawn in (("random, skip rows", program), ("random, plain", program.with_weights({}, bare))):
+            rows = [
+                measure(case, drawn, method, 0.0, budget, random_choice(drawn, skipped, len(case.images), seed))
+                for seed in range(seeds)
+            ]
+            book.add(averaged(rows))
 
 
 def averaged(rows: list[Row]) -> Row:
@@ -216,14 +226,6 @@ def averaged(rows: list[Row]) -> Row:
         seconds=sum(r.seconds for r in rows),
         note=f"{count} seeds: {each}",
     )
-
-
-def both_rows(case: Case, book: Book, pruned: dict[float, Program]) -> None:
-    for fraction, budget in BOTH:
-        if book.has(case.name, "prune and gates", fraction, budget):
-            continue
-        program = train_gates(pruned[fraction], case.calibration, budget, teacher=case.dense)
-        book.add(measure(case, program, "prune and gates", fraction, budget, trained_choice(program)))
 
 
 def build_case(name: str, data: Path, limit: int, calibration: int) -> Case:
@@ -243,9 +245,25 @@ def build_case(name: str, data: Path, limit: int, calibration: int) -> Case:
     return replace(case, reference=run(dense, case.images, None)[0])
 
 
-def scored(case: Case) -> tuple[Statistics, tuple[BranchScore, ...]]:
+CASES: dict[str, Case] = {}
+
+
+@cache
+def scored(name: str) -> tuple[Statistics, tuple[BranchScore, ...]]:
+    case = CASES[name]
     statistics = collect(case.dense, case.calibration)
     return statistics, score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
+
+
+def pruned(case: Case, fraction: float, *, repair: bool) -> Program:
+    statistics, scores = scored(case.name)
+    small = shrink(case.dense, plan_prune(scores, case.dense.spec, fraction), statistics)
+    return refit(small, case.dense, case.calibration) if repair else small
+
+
+@cache
+def gated(name: str, budget: float) -> Program:
+    return train_gates(CASES[name].dense, CASES[name].calibration, budget)
 
 
 def table(book: Book) -> str:
@@ -324,7 +342,7 @@ def plot(book: Book, path: Path) -> None:
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
 @click.option("--images", default=1000, show_default=True, help="Labelled images to evaluate on.")
 @click.option("--calibration", default=300, show_default=True, help="Unlabelled calibration images.")
-@click.option("--seeds", default=2, show_default=True, help="Random draws per gate level.")
+@click.option("--seeds", default=1, show_default=True, help="Random draws per gate level.")
 @click.option("--resume", is_flag=True, help="Keep the rows that compression.json holds already.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(models: tuple[str, ...], images: int, calibration: int, seeds: int, resume: bool, out: Path) -> None:
@@ -339,16 +357,20 @@ def main(models: tuple[str, ...], images: int, calibration: int, seeds: int, res
     settings: dict[str, object] = {"command": command, "images": images, "calibration": calibration, "seeds": seeds}
     book = Book(out / "compression.json", settings, resume)
     for name in models:
-        case = build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration)
+        CASES[name] = case = build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration)
         if not book.has(name, "dense", 0.0, 1.0):
-            book.add(measure(case, case.dense, "dense", 0.0, 1.0))
-        statistics, scores = scored(case)
-        pruned = prune_rows(case, book, statistics, scores)
-        for budget in GATE:
-            gate_rows(case, book, budget, seeds)
-        both_rows(case, book, pruned)
-    write_atomic(out / "compression.md", table(book))
-    plot(book, out / "compression.png")
+            book.add(judge(case, case.reference, "dense", 0.0, 1.0))
+    stages: tuple[Callable[[Case], None], ...] = (
+        lambda case: prune_rows(case, book, compensated=False),
+        lambda case: gate_rows(case, book),
+        lambda case: random_rows(case, book, seeds),
+        lambda case: prune_rows(case, book, compensated=True),
+    )
+    for stage in stages:
+        for case in CASES.values():
+            stage(case)
+            write_atomic(out / "compression.md", table(book))
+            plot(book, out / "compression.png")
 
 
 if __name__ == "__main__":
