@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from edgevit.bundlespec import (
     Macs,
     Manifest,
     OutputContract,
+    PathName,
     Sizes,
 )
 from edgevit.models.macs import branch_macs, gate_macs, macs_by_branch, rows_in, rows_out, total_macs
@@ -117,8 +118,6 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
 
 
 def _whole(branch: BranchSpec) -> BranchSpec:
-    from dataclasses import replace
-
     return replace(branch, kept=tuple(range(branch.units_total)))
 
 
@@ -158,8 +157,6 @@ def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -
 
 
 def _dense_spec(spec: ProgramSpec) -> ProgramSpec:
-    from dataclasses import replace
-
     branches = tuple(replace(_whole(b), gate=None, skip=False) for b in spec.branches)
     return replace(spec, branches=branches)
 
@@ -167,21 +164,22 @@ def _dense_spec(spec: ProgramSpec) -> ProgramSpec:
 def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray) -> list[GoldenRun]:
     """Runs of the compiled model for all-open, all-skipped and one real path, on calibration images."""
     image = _real_image(runner, images) if spec.gated else images[:1]
-    paths = [("real", 0.0)]
+    paths: list[tuple[PathName, float]] = [("real", 0.0)]
     if spec.gated:
         paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]
     runs = []
     for path, effort in paths:
         logits, gates = runner.run(image, effort)
-        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))  # type: ignore[arg-type]
+        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
     return runs
 
 
 def _real_image(runner: Runner, images: np.ndarray) -> np.ndarray:
     """An image whose gates are mixed and not near their limits, so that it takes the same path on every device."""
-    for image in images[:GOLDEN_CANDIDATES]:
-        states = [runner.run(image[None], effort)[1] for effort in (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)]
+    for index in range(min(GOLDEN_CANDIDATES, len(images))):
+        image = images[index : index + 1]
+        states = [runner.run(image, effort)[1] for effort in (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)]
         mixed = 0 < states[1].sum() < len(states[1])
         if mixed and all(np.array_equal(s, states[1]) for s in states):
-            return image[None]
+            return image
     return images[:1]

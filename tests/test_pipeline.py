@@ -1,0 +1,205 @@
+"""The main job on a tiny Program: a verified bundle comes out, or one clear error and nothing half-written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgevit import pipeline
+from edgevit.backends import backend
+from edgevit.bundle.read import open_bundle, verify_bundle
+from edgevit.data.images import ImageSet
+from edgevit.errors import BoundError, CoverageError, OutputError, ParityError, SkipError
+from edgevit.lower import assemble as assembling
+from edgevit.models.program import Program
+from edgevit.recipe import Recipe
+from edgevit.targets import Target, load_target
+from tests.tiny import tiny_images, tiny_program
+
+RECIPE = Recipe(
+    model="tiny",
+    weights_sha256="0" * 64,
+    prune=0.0,
+    gate=1.0,
+    seed=0,
+    calibration="random",
+    calibration_images=8,
+    calibration_sha256="0" * 64,
+)
+
+
+def image_set(program: Program, count: int = 8, *, labels: bool = False) -> ImageSet:
+    images = tiny_images(program.spec, count)
+    classes = np.arange(count, dtype=np.int64) % program.spec.head.classes if labels else None
+    return ImageSet(
+        images=images,
+        labels=classes,
+        names=tuple(f"{i}.png" for i in range(count)),
+        unreadable=(),
+        digest="0" * 64,
+        source=Path("random"),
+    )
+
+
+def lenient(name: str) -> Target:
+    """A random model's logits are near ties: what int8 costs it says nothing, so its limits are opened."""
+    return replace(load_target(name), min_agreement=0.0, max_top1_drop=1.0)
+
+
+def build(program: Program, folder: Path, target: str = "x86-64-onnxruntime", **options: object) -> pipeline.Built:
+    return pipeline.build(program, lenient(target), image_set(program), folder, recipe=RECIPE, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-avx2-onnxruntime", "x86-64-openvino"])
+def test_every_target_builds_and_its_bundle_runs(tmp_path: Path, target: str) -> None:
+    program = tiny_program(gated=True, skip=True, depth=3)
+    built = build(program, tmp_path / "bundle", target)
+    assert {c.name for c in built.manifest.claims} == {"coverage", "parity", "skip", "bound", "accuracy"}
+    assert all(c.held for c in built.manifest.claims)
+    assert built.archive.is_file()
+    with open_bundle(tmp_path / "bundle") as bundle:
+        loaded = backend(bundle.manifest.backend).load(
+            bundle.folder,
+            file=bundle.manifest.model,
+            precision=bundle.manifest.target["inference_precision"],
+            weight_bits=bundle.manifest.target["weight_bits"],
+        )
+        if target != "x86-64-openvino":  # its golden outputs need VNNI, which this machine may lack
+            assert {g.path for g in verify_bundle(bundle, loaded)} == {"all_open", "all_skipped", "real"}
+    text = (tmp_path / "bundle" / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+
+
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    first, second = (build(program, tmp_path / name / "bundle") for name in ("a", "b"))
+    timed = {"manifest.json", "report.json", "report.html"}  # they tell measured times
+    for path in sorted(p for p in first.folder.rglob("*") if p.is_file()):
+        name = path.relative_to(first.folder).as_posix()
+        if name not in timed:
+            assert path.read_bytes() == (second.folder / name).read_bytes(), name
+
+
+def test_an_existing_bundle_stays_without_force_and_when_a_build_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tiny_program(gated=True)
+    folder = tmp_path / "bundle"
+    build(program, folder)
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(OutputError, match="--force"):
+        build(program, folder)
+    monkeypatch.setattr(pipeline, "write_bundle", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(program, folder, force=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "bundle.zip"]
+
+
+def test_accuracy_rows_compare_dense_compressed_and_bundle(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    built = pipeline.build(
+        program,
+        lenient("x86-64-onnxruntime"),
+        image_set(program),
+        tmp_path / "bundle",
+        recipe=RECIPE,
+        dense=tiny_program(),
+        evaluation=image_set(program, 20, labels=True),
+    )
+    rows = {(r.model, r.metric) for r in built.manifest.accuracy}
+    assert rows == {("float", "top1"), ("compressed", "top1"), ("bundle", "top1"), ("bundle", "agreement")}
+    assert {r.images for r in built.manifest.accuracy} == {20}
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, change: object) -> None:
+    """Let the build lower a model that `change` has damaged; the references stay what they are."""
+    right = assembling.assemble
+
+    def wrong(program: Program, plan: object = None, **options: object) -> onnx.ModelProto:
+        return change(right, program, plan, options)  # type: ignore[operator,no-any-return]
+
+    monkeypatch.setattr(pipeline, "assemble", wrong)
+
+
+def test_a_flipped_gate_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flip(right, program, plan, options):  # type: ignore[no-untyped-def]
+        model = right(program, plan, **options)
+        for node in model.graph.node:
+            if node.op_type == "Greater" and not options:
+                node.input[0], node.input[1] = node.input[1], node.input[0]
+                break
+        return model
+
+    broken(monkeypatch, flip)
+    with pytest.raises(ParityError, match="gate 0"):
+        build(tiny_program(gated=True), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hoist(right, program, plan, options):  # type: ignore[no-untyped-def]
+        return right(program, plan, **{**options, "gating": "both"}) if not options else right(program, plan, **options)
+
+    broken(monkeypatch, hoist)
+    with pytest.raises(SkipError):
+        build(tiny_program(gated=True, skip=True), tmp_path / "bundle")
+
+
+def test_a_float_branch_body_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def float_body(right, program, plan, options):  # type: ignore[no-untyped-def]
+        if options or plan is None:
+            return right(program, plan, **options)
+        kept = tuple(p if p.name != "b01_ffn.fc1" else replace(p, int8=False) for p in plan.linears)
+        return right(program, replace(plan, linears=kept))
+
+    broken(monkeypatch, float_body)
+    with pytest.raises(CoverageError, match="b01_ffn.fc1"):
+        build(tiny_program(gated=True), tmp_path / "bundle")
+
+
+def test_a_wrong_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgevit import proof
+
+    right = proof.ort_bound.bound
+
+    def half(model: onnx.ModelProto) -> object:
+        bound = right(model)
+        return replace(bound, activations_bytes=bound.activations_bytes // 2, arena_bytes=bound.arena_bytes // 2)
+
+    monkeypatch.setattr(proof.ort_bound, "bound", half)
+    with pytest.raises(BoundError):
+        build(tiny_program(gated=True), tmp_path / "bundle")
+
+
+def test_a_float_target_has_no_plan(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    target = replace(lenient("x86-64-onnxruntime"), int8=False)
+    built = pipeline.build(program, target, image_set(program), tmp_path / "bundle", recipe=RECIPE)
+    assert "coverage" not in {c.name for c in built.manifest.claims}
+    assert built.manifest.accuracy[0].value == 1.0
+
+
+def test_smoothing_keeps_the_function(tmp_path: Path) -> None:
+    program = tiny_program(gated=True)
+    target = replace(lenient("x86-64-onnxruntime"), smoothing=0.5)
+    changed, plan = pipeline.quantize(program, target, image_set(program).images)
+    assert plan is not None
+    assert any(not np.array_equal(changed.weights[n], program.weights[n]) for n in program.weights)
+    assert build(program, tmp_path / "bundle").manifest.claims
+
+
+def test_nothing_to_compress_gives_the_same_program() -> None:
+    program = tiny_program()
+    assert pipeline.compress(program, image_set(program).images) is program
+
+
+def test_compressing_prunes_and_gates() -> None:
+    program = tiny_program(depth=3, dim=32, hidden=64)
+    small = pipeline.compress(program, image_set(program, 16).images, prune=0.2, gate=0.8)
+    assert sum(a.size for a in small.weights.values()) < sum(a.size for a in program.weights.values())
+    assert small.spec.gated
