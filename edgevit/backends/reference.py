@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.backends import feed
-from edgevit.backends.onnxruntime import OnnxRuntimeRunner, options
+from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
 
 if TYPE_CHECKING:
     import onnx
@@ -71,4 +71,5 @@ def _session(model: onnx.ModelProto, *, optimised: bool = True, weight_bits: int
     configured = options(os.cpu_count() or 1, weight_bits)
     if not optimised:
         configured.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), configured, providers=["CPUExecutionProvider"])
+    raw = localise(model).SerializeToString()
+    return onnxruntime.InferenceSession(raw, configured, providers=["CPUExecutionProvider"])

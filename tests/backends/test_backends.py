@@ -3,13 +3,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import MODULES, Backend, backend
+from edgevit.backends import MODULES, Backend, backend, onnxruntime
+from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import BundleError, ImagesError, OutputError, RuntimeMissingError
 from edgevit.lower.assemble import assemble
 from tests.lowered import tiny_plan
@@ -98,8 +100,9 @@ def test_only_the_formats_asked_for_are_written(int8_model: onnx.ModelProto, tmp
 def test_large_weights_lie_outside_the_graph_file(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     backend("onnxruntime").compile(int8_model, tmp_path, formats=("onnx",))
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
-    inside = {t.name: len(t.raw_data) for t in graph.initializer}
-    assert max(inside.values()) < 1024 and inside["stem/w_q"] == 0
+    bodies = [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
+    inside = {t.name: len(t.raw_data) for g in (graph, *bodies) for t in g.initializer}
+    assert max(inside.values()) < 1024 and inside["stem/w_q"] == inside["b00_ffn.fc1/w_q"] == 0
     assert (tmp_path / "model.onnx.data").stat().st_size > sum(inside.values())
 
 
@@ -172,12 +175,10 @@ def test_openvino_kernels_are_counted_on_the_twin() -> None:
 
 
 def test_executed_nodes_stop_at_closed_gates(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
-    from edgevit.backends import onnxruntime as runtime
-
-    runtime.compile(int8_model, tmp_path)
-    (opened, all_ones), (closed, zeros) = (runtime.trace(tmp_path, IMAGES[:1], e) for e in (1e9, -1e9))
+    onnxruntime.compile(int8_model, tmp_path)
+    (on, all_ones), (off, zeros) = (onnxruntime.trace(tmp_path, IMAGES[:1], e) for e in (1e9, -1e9))
     assert (all_ones.tolist(), zeros.tolist()) == ([1] * 4, [0] * 4)
-    opened, closed = dict(opened), dict(closed)
+    opened, closed = dict(on), dict(off)
     assert opened["b01_ffn.fc1/y"] == "QGemm" and "b01_ffn/skipped" not in opened
     assert "b01_ffn.fc1/y" not in closed and "b01_ffn/skipped" in closed
 
@@ -227,3 +228,23 @@ def test_a_missing_runtime_says_how_to_install_it(runtime: Backend, monkeypatch:
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(RuntimeMissingError, match="'tensorrt'; known: onnxruntime, openvino"):
         backend("tensorrt")
+
+
+def test_8_bit_weights_in_branches_are_exact_on_any_cpu(tmp_path: Path) -> None:
+    program = tiny_program(gated=True, dim=64, hidden=256, seed=3)
+    model = assemble(program, replace(tiny_plan(program), weight_bits=8))
+    backend("onnxruntime").compile(model, tmp_path, formats=("onnx",))
+    runner, exact = backend("onnxruntime").load(tmp_path, weight_bits=8), reference_with_margins(model, optimised=False)
+    for image in tiny_images(program.spec, 4)[:, None]:
+        expected = exact(image, 1e9)[0]
+        # One rounding step of a quantized input may tip over between two kernels.
+        np.testing.assert_allclose(runner.run(image, 1e9)[0], expected, atol=0.05 * float(np.abs(expected).max()))
+
+
+def test_int8_weights_move_into_the_body_that_uses_them(int8_model: onnx.ModelProto) -> None:
+    moved = onnxruntime.localise(int8_model)
+    onnx.checker.check_model(moved, full_check=True)
+    left = {t.name for t in moved.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    assert {name for name in left if name.endswith("/w_q")} == {"stem/w_q", "head/w_q"}
+    body = next(a.g for n in moved.graph.node if n.name == "b00_ffn/y" for a in n.attribute if a.name == "then_branch")
+    assert {"b00_ffn.fc1/w_q", "b00_ffn.fc2/w_q"} <= {t.name for t in body.initializer}
