@@ -225,7 +225,10 @@ def _disturbed(measurement: Measurement | None) -> bool:
 
 
 def _peak(bound: MemoryBound, measurement: Measurement | None) -> int | None:
-    """Largest peak seen in the terms of the bound, at build time or here."""
+    """Largest peak seen in the terms of the bound, at build time or here; without a bound, what the process grew by."""
+    if not bound.proven:
+        process = measurement.process if measurement else None
+        return process.peak_bytes - process.imported_bytes if process else None
     here = measurement.memory if measurement and measurement.memory else None
     seen = [bound.measured_peak_bytes, here.peak_bytes if here and here.of == "runtime" else None]
     return max((peak for peak in seen if peak is not None), default=None)

@@ -81,3 +81,10 @@ def test_accuracy_is_of_the_float_model_and_of_the_bundles_real_path() -> None:
     assert (report.accuracy_change.before, report.accuracy_change.after) == (0.751, 0.744)
     assert report.agreement is not None and report.agreement.value == 0.958
     assert make_report(dataclasses.replace(facts, accuracy=())).accuracy_change is None
+
+
+def test_without_a_proven_bound_the_growth_of_the_process_is_shown() -> None:
+    facts = manifest()
+    unproven = dataclasses.replace(facts, bound=dataclasses.replace(facts.bound, proven=False))
+    assert make_report(unproven).measured_peak_bytes is None
+    assert make_report(unproven, [measurement()], bundle_sha256=SHA).measured_peak_bytes == 22_000_000

@@ -1,0 +1,55 @@
+"""Building twice from the same inputs gives the same bytes, whatever was timed in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit import pipeline
+from edgevit.data.images import ImageSet
+from edgevit.recipe import Recipe
+from edgevit.serial import from_data, to_data
+from edgevit.targets import Target, load_target
+from tests.tiny import tiny_images, tiny_program
+
+RECIPE = Recipe(
+    model="tiny",
+    weights_sha256="0" * 64,
+    prune=0.0,
+    gate=1.0,
+    seed=0,
+    calibration="random",
+    calibration_images=8,
+    calibration_sha256="0" * 64,
+)
+
+
+@pytest.mark.parametrize("name", ["x86-64-avx2-onnxruntime", "x86-64-openvino"])
+def test_equal_inputs_make_equal_bundles(tmp_path: Path, name: str) -> None:
+    # A random model's logits are near ties: what int8 costs it says nothing, so its limits are opened.
+    faults: list[str] = []
+    lenient = to_data(load_target(name)) | {"min_agreement": 0.0, "max_top1_drop": 1.0}
+    target = from_data(Target, lenient, faults)
+    assert target is not None, faults
+    program = tiny_program(gated=True, skip=True, depth=2)
+    images = ImageSet(
+        images=tiny_images(program.spec, 8),
+        labels=np.arange(8, dtype=np.int64),
+        names=tuple(f"{i}.png" for i in range(8)),
+        unreadable=(),
+        digest="0" * 64,
+        source=Path("random"),
+    )
+    archives = [
+        pipeline.build(program, target, images, tmp_path / where, recipe=RECIPE, evaluation=images).archive
+        for where in ("one", "two")
+    ]
+    files = [
+        {p.relative_to(tmp_path / where): p.read_bytes() for p in (tmp_path / where).rglob("*") if p.is_file()}
+        for where in ("one", "two")
+    ]
+    assert [name for name in files[0] if files[0][name] != files[1][name]] == []
+    assert files[0].keys() == files[1].keys()
+    assert archives[0].read_bytes() == archives[1].read_bytes()
