@@ -169,6 +169,12 @@ def build(
     try:
         say(f"Compiling for {target.backend}")
         files = runtime.compile(model, staging, formats=target.formats)
+        runner = runtime.load(
+            staging,
+            threads=target.threads,
+            precision=target.inference_precision,
+            weight_bits=target.weight_bits,
+        )
         case = Case(
             program=given,
             dense=dense,
@@ -180,9 +186,9 @@ def build(
             calibration=calibration,
             evaluation=evaluation,
         )
-        evidence = prove(case, say)
+        evidence = prove(case, runner, say)
         say("Writing the bundle")
-        golden = golden_runs(evidence.golden, program.spec, calibration.images)
+        golden = golden_runs(runner, program.spec, calibration.images)
         facts = Facts(
             program=program,
             dense=dense,
