@@ -32,7 +32,7 @@ class Tolerance:
         max_error: largest absolute logit difference, as a fraction of the standard deviation of the reference's logits.
         min_cosine: smallest cosine between the logits of one image.
         gate_margin: a gate whose reference logit is this near to its limit may differ.
-        max_flips: fraction of gate decisions that may differ in this way.
+        max_flips: fraction of all runs in which a gate may differ in this way.
     """
 
     max_error: float
@@ -41,10 +41,14 @@ class Tolerance:
     max_flips: float
 
 
-# Rounding of float32 sums in another order.
-FLOAT = Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.01)
-# What 8 bits cost on single images; what they cost in accuracy is for verify/accuracy.py to say.
-INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.5, max_flips=0.1)
+# float32 sums in another order.
+FLOAT = Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05)
+# int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
+# 24 branches of ViT-Ti make up to 0.37 of that.
+QUANTIZED = Tolerance(max_error=0.75, min_cosine=0.98, gate_margin=0.15, max_flips=0.3)
+# int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
+# verify/accuracy.py to say.
+INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class PathParity:
     """One path over all images. Errors are over the `compared` images, those that took the reference's path.
 
     `error` is relative to the standard deviation of the reference's logits, `max_abs_error` in logits. `flips` counts
-    gates that differed within the margin; `open` is the mean number of branches that ran in the reference.
+    images on which a gate differed within the margin; `open` is the mean number of branches that ran in the reference.
     """
 
     path: str
@@ -93,7 +97,8 @@ def check_parity(
         reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`).
         runner: the build.
         images: uint8 `[n, height, width, 3]`.
-        tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float.
+        tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float, `QUANTIZED` for int8 against the
+            quantized graph in float arithmetic.
         efforts: path name to effort; default: see `paths`.
 
     Raises:
@@ -103,6 +108,12 @@ def check_parity(
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
     results = tuple(_path(name, effort, reference, runner, images, tolerance) for name, effort in efforts.items())
+    flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
+    if flips > tolerance.max_flips * runs:
+        raise ParityError(
+            f"in {flips} of {runs} runs a gate differs from the reference, each within {tolerance.gate_margin} of its "
+            f"limit; allowed: {tolerance.max_flips:.0%} of the runs"
+        )
     return ParityResult(paths=results, tolerance=tolerance)
 
 
@@ -125,14 +136,13 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
 def _path(
     name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, tolerance: Tolerance
 ) -> PathParity:
-    errors, relative, cosines, opened, flips, decisions = [0.0], [0.0], [1.0], [], 0, 0
+    errors, relative, cosines, opened, flips = [0.0], [0.0], [1.0], [], 0
     for index, image in enumerate(images):
         expected, gates, margins = reference(image[None], effort)
         logits, got = runner.run(image[None], effort)
         where = f"path {name!r} (effort {effort:g}), image {index}"
         flipped = _first_flip(gates, got, margins, tolerance, where)
         opened.append(int(gates.sum()))
-        decisions += len(gates)
         if flipped:
             flips += 1
             continue
@@ -140,11 +150,6 @@ def _path(
         errors.append(error)
         relative.append(part)
         cosines.append(cosine)
-    if flips > tolerance.max_flips * decisions:
-        raise ParityError(
-            f"path {name!r} (effort {effort:g}): {flips} of {decisions} gate decisions differ from the reference, each "
-            f"within {tolerance.gate_margin} of its limit; allowed: {tolerance.max_flips:.0%}"
-        )
     return PathParity(
         path=name,
         effort=effort,
