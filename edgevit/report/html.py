@@ -58,6 +58,8 @@ def _head(report: Report) -> str:
 def _tiles(report: Report) -> str:
     bound, time, peak = report.bound, report.expected_time_change, report.measured_peak_bytes
     memory = f"measured peak {say.size(peak)}" if peak else "peak not measured"
+    if bound.arena_bytes and peak:
+        memory = f"{say.size(bound.arena_bytes)} of it arena, where {say.size(peak)} were measured"
     if not bound.proven and peak:
         memory = f"not proven; the process grew by {say.size(peak)}"
     tiles = [
@@ -156,13 +158,13 @@ def _memory(report: Report) -> str:
         head = ["process after imports", "after loading", "peak over all paths", "loading takes", "first run takes"]
         parts.append(_table(head, rows))
     elif not first:
-        parts.append(_empty("Memory over a run and the peak of a whole process are measured by", report))
+        parts.append(_empty("Memory over a run and the peak of a whole process are measured by"))
     return _section(f"Memory: {say.size(bound.bound_bytes)}", f"{kind}: {escape(bound.covers)}.", *parts)
 
 
 def _latency(report: Report) -> str:
     if not report.measurements:
-        return _section("Latency", "", _empty("Not measured yet. Latency per path comes from", report))
+        return _section("Latency", "", _empty("Not measured yet. Latency per path comes from"))
     first = report.measurements[0]
     intro = (
         f"{first.paths[0].wall.runs} runs per path, interleaved, {first.environment.threads} thread"
@@ -315,9 +317,8 @@ def _picture(svg: str) -> str:
     return f'<div class="picture">{svg}</div>'
 
 
-def _empty(text: str, report: Report) -> str:
-    command = f"edgevit profile {report.name} --images DIR"
-    return f'<div class="empty">{escape(text)} <code>{escape(command)}</code></div>'
+def _empty(text: str) -> str:
+    return f'<div class="empty">{escape(text)} <code>edgevit profile BUNDLE --images DIR</code></div>'
 
 
 def _pairs(rows: Iterable[tuple[str, str]]) -> str:

@@ -9,8 +9,9 @@ from edgevit.report import text as say
 from edgevit.report.svg import Scale, element, line, picture, rect, text
 from edgevit.report.view import BranchRow, MemoryView, Report
 
-WIDE, HALF = 920.0, 440.0
+WIDE = 920.0
 DOT = 2.2
+WIDEST_SLOT = 60.0
 GOLDEN_RATIO = 0.6180339887
 MODEL_NAMES = {"float": "float model", "compressed": "compressed, float", "bundle": "this bundle"}
 
@@ -138,7 +139,8 @@ def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, r
 def open_rates(branches: Sequence[BranchRow]) -> str:
     """How often every branch runs: one bar per branch, in order, grouped by block."""
     left, right, top, bottom = 46.0, WIDE - 8, 34.0, 190.0
-    slot = (right - left) / len(branches)
+    slot = min((right - left) / len(branches), WIDEST_SLOT)
+    right = left + slot * len(branches)
     y = Scale(top=1.0, begin=bottom, end=top)
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1.0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -246,14 +247,18 @@ def _memory(bound: MemoryBound, trace: MemoryTrace) -> MemoryView:
 
 
 def _spans(points: Sequence[MemoryPoint]) -> tuple[MemorySpan, ...]:
-    """Consecutive points of one block; a node that the runtime renamed stays in the block before it."""
+    """Consecutive points of one block.
+
+    A node that the runtime renamed stays in the block before it, and so do the gates' states, which are gathered late.
+    """
     labelled: list[tuple[str, MemoryPoint]] = []
-    label = "stem"
+    label, reached = "stem", -1.0
     for point in points:
         found = re.match(r"b(\d+)_", point.where)
-        label = (
-            str(int(found[1])) if found else "head" if point.where.startswith(("head", "logits", "gates")) else label
-        )
+        head = point.where.startswith(("head", "logits", "gates"))
+        rank = math.inf if head else float(found[1]) if found else reached
+        if rank > reached:
+            label, reached = ("head" if head else str(int(rank))), rank
         labelled.append((label, point))
     spans, begin = [], 0.0
     for name, group in groupby(labelled, key=lambda pair: pair[0]):
