@@ -59,7 +59,7 @@ def _tiles(report: Report) -> str:
     bound, time, peak = report.bound, report.expected_time_change, report.measured_peak_bytes
     memory = f"measured peak {say.size(peak)}" if peak else "peak not measured"
     if bound.arena_bytes and peak:
-        memory = f"{say.size(bound.arena_bytes)} of it arena, where {say.size(peak)} were measured"
+        memory = f"arena at most {say.size(bound.arena_bytes)}, measured {say.size(peak)}"
     if not bound.proven and peak:
         memory = f"not proven; the process grew by {say.size(peak)}"
     tiles = [
@@ -135,7 +135,7 @@ def _memory(report: Report) -> str:
     parts = [_picture(pictures.memory_parts(bound))]
     if report.memory:
         intro = (
-            "Over one run with all branches open, in the terms of the bound:"
+            "The runtime's arena over one run with all branches open, under its part of the bound:"
             if report.memory.limit_bytes
             else "Resident memory of a fresh process, which has more in it than the bound covers:"
         )
