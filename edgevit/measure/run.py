@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,31 +75,21 @@ def profile_bundle(
         threads: threads of a run.
     """
     manifest = bundle.manifest
-    precision, weight_bits = str(manifest.target["inference_precision"]), int(manifest.target["weight_bits"])
+    target = manifest.target
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "precision": target["inference_precision"],
+        "weight_bits": target["weight_bits"],
+    }
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
-    probe = probe_local(
-        backend,
-        model,
-        images[:TRACED_IMAGES],
-        list(efforts.values()),
-        threads=threads,
-        precision=precision,
-        weight_bits=weight_bits,
-    )
+    few = images[:TRACED_IMAGES]
+    probe = probe_local(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
     timings = time_paths(runner, images, efforts, runs)
     after = snapshot()
-    trace = trace_local(
-        manifest.backend,
-        backend,
-        model,
-        images[:TRACED_IMAGES],
-        branches=[branch.name for branch in manifest.branches],
-        gated=[branch.name for branch in manifest.branches if branch.gated],
-        threads=threads,
-        precision=precision,
-        weight_bits=weight_bits,
-    )
+    branches = [branch.name for branch in manifest.branches]
+    gated = [branch.name for branch in manifest.branches if branch.gated]
+    trace = trace_local(manifest.backend, backend, model, few, branches=branches, gated=gated, **settings)
     real = timings["real"]
     return Measurement(
         bundle=manifest.name,
@@ -110,7 +100,7 @@ def profile_bundle(
             after,
             runtime=manifest.backend,
             runtime_version=runtime_version,
-            inference_precision=precision,
+            inference_precision=settings["precision"],
             threads=threads,
         ),
         images=dataclasses.replace(used, count=len(images)),
