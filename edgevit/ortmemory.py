@@ -1,6 +1,6 @@
 """How ONNX Runtime is made to hold little and predictable memory, for the device and for the bound alike.
 
-Three settings, at no cost in time (22.6 against 22.5 ms of CPU time for an int8 DeiT-Ti, all gates open):
+Three settings, whose cost in CPU time is between -0.4 and +1.6 % (reports/reference/memory.md):
 
 - buffers are not kept for later tensors of the same shape (`enable_mem_reuse` off), but freed after their last use;
 - no memory pattern: it packs a whole graph's tensors into one block, which is larger than what is live at once;
