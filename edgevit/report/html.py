@@ -59,7 +59,7 @@ def _tiles(report: Report) -> str:
     bound, time, peak = report.bound, report.expected_time_change, report.measured_peak_bytes
     memory = f"measured peak {say.size(peak)}" if peak else "peak not measured"
     if bound.arena_bytes and peak:
-        memory = f"arena at most {say.size(bound.arena_bytes)}, measured {say.size(peak)}"
+        memory = f"arena ≤ {say.size(bound.arena_bytes)}, measured {say.size(peak)}"
     if not bound.proven and peak:
         memory = f"not proven; the process grew by {say.size(peak)}"
     tiles = [
@@ -207,6 +207,8 @@ def _device(measurement: Measurement) -> str:
 def _branches(report: Report) -> str:
     source = "the measured images" if report.measurements else "the calibration images"
     intro = f"On average {report.mean_branches_open:.1f} of {len(report.branches)} branches run on {source}."
+    if not report.gated_branches:
+        intro = "No branch is gated: every image runs them all."
     if report.unattributed_time_ms is not None:
         intro += (
             f" Times are of traced runs ({escape(report.measurements[0].branches[0].time_source)}), tracing included; "
@@ -222,7 +224,8 @@ def _branches(report: Report) -> str:
         class_="branches",
         row_classes=["gone" if row.open_rate_source == "removed" else "" for row in report.branches],
     )
-    return _section("Branches", intro, _picture(pictures.open_rates(report.branches)), table, class_="long")
+    rates = _picture(pictures.open_rates(report.branches)) if report.gated_branches else ""
+    return _section("Branches", intro, rates, table, class_="long")
 
 
 def _branch(row: BranchRow) -> list[str]:
