@@ -23,6 +23,8 @@ _SHIFT: dict[Activations, int] = {"uint8": 0, "int8": 128}
 SMALLEST_SCALE = 1e-10
 # Fractions of the largest absolute value that `mse` tries as a limit.
 CLIPS: tuple[float, ...] = tuple(float(c) for c in np.geomspace(1.0, 0.25, 13))
+# Clipping error grows steeply once it dominates: past this factor over the least error seen, tighter is only worse.
+GIVE_UP = 1.5
 
 
 def kept_range(
@@ -55,10 +57,16 @@ def kept_range(
     if method == "percentile":
         top = _percentile(seen, percentile)
         return max(low, -top), min(high, top)
-    largest = max(-low, high)
-    clips = [(max(low, -c * largest), min(high, c * largest)) for c in CLIPS]
-    errors = [output_error(seen, weight, *quantizer(*clip, activations), activations, without) for clip in clips]
-    return clips[int(np.argmin(errors))]
+    best, kept_error = (low, high), np.inf
+    for clip in CLIPS:
+        limit = clip * max(-low, high)
+        tried = max(low, -limit), min(high, limit)
+        error = output_error(seen, weight, *quantizer(*tried, activations), activations, without)
+        if error < kept_error:
+            best, kept_error = tried, error
+        elif error > GIVE_UP * kept_error:
+            break
+    return best
 
 
 def _percentile(seen: TensorRange, percentile: float) -> float:
