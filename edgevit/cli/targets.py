@@ -1,0 +1,49 @@
+"""`edgevit targets`: what can be built for, and why each choice was made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgevit.targets import Target
+
+EPILOG = """\b
+Examples:
+  edgevit targets
+  edgevit targets x86-64-avx2-onnxruntime
+  edgevit targets my-board.toml --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
+    from edgevit import serial
+    from edgevit.targets import list_targets, load_target
+
+    if name is not None:
+        target = load_target(name)
+        click.echo(serial.dumps(target) if as_json else _explained(target), nl=False)
+        return
+    targets = [load_target(known) for known in list_targets()]
+    if as_json:
+        click.echo(serial.dumps(targets), nl=False)
+        return
+    width = max(len(target.name) for target in targets)
+    for target in targets:
+        click.echo(f"{target.name:<{width}}  {target.description}")
+    click.echo("\n`edgevit targets NAME` explains the choices of one; copy its TOML file to make your own.")
+
+
+def _explained(target: Target) -> str:
+    lines = [f"{target.name}: {target.description}", f"  needs     {', '.join(target.requires_flags)} ({target.arch})"]
+    for key, reason in target.reasons.items():
+        value = getattr(target, key)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        lines.append(f"  {key} = {shown}")
+        lines.append(click.wrap_text(reason, width=96, initial_indent="      ", subsequent_indent="      "))
+    return "\n".join(lines) + "\n"

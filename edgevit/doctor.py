@@ -1,0 +1,106 @@
+"""What this machine can build and run, and what is missing, with the command that installs it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from edgevit import __version__
+from edgevit.measure.host import cpu_flags
+from edgevit.targets import Target, list_targets, load_target, missing_flags
+
+PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "pillow", "rich", "openvino", "torch", "torchvision", "timm")
+RUNTIME_PACKAGE = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package edgevit can use; `install` is the command that gets it where it is missing."""
+
+    name: str
+    version: str | None
+    install: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetHealth:
+    """Whether a target can be built here, and whether this CPU runs it as a device would."""
+
+    name: str
+    builds: bool
+    runs_as_device: bool
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """The whole diagnosis. Sizes in bytes."""
+
+    edgevit: str
+    python: str
+    arch: str
+    cpu_flags: tuple[str, ...]
+    memory_bytes: int | None
+    disk_free_bytes: int
+    data: str | None
+    packages: tuple[Package, ...]
+    targets: tuple[TargetHealth, ...]
+    compress: bool
+
+
+def diagnose() -> Health:
+    """Look at this machine; nothing heavy is imported and nothing is changed."""
+    flags = cpu_flags()
+    versions = {name: _version(name) for name in PACKAGES}
+    interesting = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    return Health(
+        edgevit=__version__,
+        python=platform.python_version(),
+        arch=platform.machine(),
+        cpu_flags=tuple(f for f in interesting if f in flags),
+        memory_bytes=_memory(),
+        disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
+        data=os.environ.get("EDGEVIT_DATA"),
+        packages=tuple(Package(name=n, version=v, install=_install(n)) for n, v in versions.items()),
+        targets=tuple(_target(load_target(name), set(flags), versions) for name in list_targets()),
+        compress=all(versions[name] for name in ("torch", "timm")),
+    )
+
+
+def _target(target: Target, flags: set[str], versions: dict[str, str | None]) -> TargetHealth:
+    package = RUNTIME_PACKAGE[target.backend]
+    remarks = []
+    if versions[package] is None:
+        remarks.append(f"{package} is missing: {_install(package)}")
+    if platform.machine() != target.arch:
+        remarks.append(f"this machine is {platform.machine()}, the target {target.arch}")
+    lacking = missing_flags(target, flags)
+    if lacking:
+        remarks.append(f"this CPU lacks {', '.join(lacking)}: bundles run here exactly, but slower than on the target")
+    return TargetHealth(
+        name=target.name, builds=versions[package] is not None, runs_as_device=not remarks, remarks=tuple(remarks)
+    )
+
+
+def _install(package: str) -> str:
+    if package in ("torch", "torchvision", "timm"):
+        return "pip install 'edgevit[train]'"
+    return "pip install 'edgevit[openvino]'" if package == "openvino" else "pip install edgevit"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int | None:
+    if sys.platform != "linux":
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,180 @@
+"""Images arrive as timm would see them; whatever cannot be used is named, and archives cannot reach outside."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edgevit.data.images import load_images
+from edgevit.errors import ImagesError
+from edgevit.resources import shipped
+from edgevit.spec import ImageSpec
+
+SPEC = ImageSpec(
+    height=32,
+    width=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    crop_pct=0.9,
+    interpolation="bicubic",
+)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 50), kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def fill(folder: Path, count: int = 4) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        (folder / f"{index}.png").write_bytes(picture(index))
+    return folder
+
+
+def test_folder_tar_zip_and_limit_agree(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "set")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar, zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+            archive.write(path, path.name)
+    sets = [load_images(tmp_path / name, SPEC) for name in ("set", "set.tar", "set.zip")]
+    assert len({s.digest for s in sets}) == 1
+    assert sets[0].images.shape == (4, 32, 32, 3)
+    assert load_images(folder, SPEC, limit=2).names == ("0.png", "2.png")
+
+
+def test_labels_from_a_table_or_from_folders(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "flat")
+    (folder / "labels.csv").write_text("file,label\n" + "\n".join(f"{i}.png,{3 - i}" for i in range(4)))
+    labels = load_images(folder, SPEC, labelled=True).labels
+    assert labels is not None
+    assert labels.tolist() == [3, 2, 1, 0]
+    for name in ("cat", "dog"):
+        fill(tmp_path / "classes" / name, 2)
+    labels = load_images(tmp_path / "classes", SPEC, labelled=True).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 0, 1, 1]
+
+
+def test_missing_labels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImagesError, match=r"no label for 4 of 4.*0\.png"):
+        load_images(fill(tmp_path / "set"), SPEC, labelled=True)
+
+
+def test_unreadable_images_are_counted_and_too_many_refused(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "set", 11)
+    (folder / "3.png").write_bytes(b"no image")
+    loaded = load_images(folder, SPEC)
+    assert len(loaded.images) == 10
+    assert loaded.unreadable[0].startswith("3.png")
+    (folder / "4.png").write_bytes(picture(4)[:200])
+    with pytest.raises(ImagesError, match=r"2 of 11 .*\n.*3\.png.*\n.*4\.png"):
+        load_images(folder, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda folder: folder / "none", "no such file"),
+        (lambda folder: folder, "it is empty"),
+        (lambda folder: (folder / "notes.txt").write_text("x") and folder, "other kinds"),
+        (lambda folder: (folder / "notes.txt").write_text("x") and folder / "notes.txt", "not a source of images"),
+        (lambda folder: (folder / "bad.tar").write_bytes(b"x" * 600) and folder / "bad.tar", "tar"),
+        (lambda folder: (folder / "bad.zip").write_bytes(b"x" * 600) and folder / "bad.zip", "zip"),
+    ],
+)
+def test_what_is_no_source_of_images_is_refused(tmp_path: Path, prepare, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ImagesError, match=said):
+        load_images(prepare(tmp_path), SPEC)
+
+
+def test_members_that_leave_an_archive_are_refused(tmp_path: Path) -> None:
+    raw = picture()
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("../out.png", raw)
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        member = tarfile.TarInfo("in.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    for name in ("evil.zip", "evil.tar"):
+        with pytest.raises(ImagesError, match="refused"):
+            load_images(tmp_path / name, SPEC)
+
+
+def test_a_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(picture())
+    folder = fill(tmp_path / "set")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ImagesError, match="outside"):
+        load_images(folder, SPEC)
+
+
+def test_the_shipped_set_is_intact_and_lists_its_licences() -> None:
+    loaded = load_images(shipped("calibration") / "shipped.toml", SPEC)
+    assert len(loaded.images) >= 24
+    assert not loaded.unreadable
+
+
+def test_a_changed_file_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    text = '[[image]]\nfile = "{}"\nsha256 = "0"\nsource = "me"\nlicence = "CC0-1.0"\n'
+    head = 'name = "mine"\ndescription = "one image"\nlicence = "CC0-1.0"\n'
+    (tmp_path / "set.toml").write_text(head + text.format("0.png") + text.format("../up.png"))
+    with pytest.raises(ImagesError, match=r"2 faults(.|\n)*changed(.|\n)*outside"):
+        load_images(tmp_path / "set.toml", SPEC)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 300), st.integers(1, 300), st.booleans())
+def test_any_size_becomes_the_input_shape(tmp_path: Path, width: int, height: int, square: bool) -> None:
+    path = tmp_path / "one.png"
+    path.write_bytes(picture(1, (height, width)))
+    spec = SPEC if square else replace(SPEC, height=24, width=40)
+    assert load_images(path, spec).images.shape == (1, spec.height, spec.width, 3)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300), st.sampled_from(["a.png", "a.jpg", "a.tar", "a.zip", "a.toml", "labels.csv"]))
+def test_any_bytes_are_one_error(tmp_path: Path, raw: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ImagesError):
+        load_images(tmp_path / name, SPEC)
+
+
+@pytest.mark.parametrize(("height", "width", "crop"), [(224, 224, 0.9), (224, 224, 1.0), (192, 256, 0.9)])
+def test_preprocessing_is_timms(data: Path, height: int, width: int, crop: float) -> None:
+    import torch
+
+    from edgevit.models.ops import timm
+
+    size = (3, height, width)
+    config = {"input_size": size, "mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": crop, "interpolation": "bicubic"}
+    transform = timm.data.create_transform(**config)
+    spec = replace(SPEC, height=height, width=width, crop_pct=crop)
+    loaded = load_images(data / "imagenet-val-1000.tar", spec, limit=8)
+    with tarfile.open(data / "imagenet-val-1000.tar") as archive:
+        for name, image in zip(loaded.names, loaded.images, strict=True):
+            file = archive.extractfile(name)
+            assert file is not None
+            expected = transform(Image.open(file).convert("RGB"))
+            got = torch.from_numpy(image.copy()).permute(2, 0, 1) / 255
+            assert torch.equal(got, expected)
+
+
+def test_the_reference_set_loads_whole(data: Path) -> None:
+    loaded = load_images(data / "imagenet-val-1000.tar", replace(SPEC, height=224, width=224), labelled=True)
+    assert loaded.images.shape == (1000, 224, 224, 3)
+    assert loaded.labels is not None
+    assert 0 <= loaded.labels.min() <= loaded.labels.max() < 1000
