@@ -11,6 +11,7 @@ import pytest
 
 from edgevit import pipeline
 from edgevit.backends import backend
+from edgevit.bound import onnxruntime as ort_bound
 from edgevit.bundle.read import open_bundle, verify_bundle
 from edgevit.data.images import ImageSet
 from edgevit.errors import BoundError, CoverageError, OutputError, ParityError, SkipError
@@ -162,15 +163,13 @@ def test_a_float_branch_body_fails_the_build(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_wrong_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgevit import proof
-
-    right = proof.ort_bound.bound
+    right = ort_bound.bound
 
     def half(model: onnx.ModelProto) -> object:
         bound = right(model)
         return replace(bound, activations_bytes=bound.activations_bytes // 2, arena_bytes=bound.arena_bytes // 2)
 
-    monkeypatch.setattr(proof.ort_bound, "bound", half)
+    monkeypatch.setattr(ort_bound, "bound", half)
     with pytest.raises(BoundError):
         build(tiny_program(gated=True), tmp_path / "bundle")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from edgevit.lower.assemble import assemble, tap_shapes
+from edgevit.lower.assemble import Gating, assemble, tap_shapes
 from edgevit.lower.graph import LARGE_BYTES
 from edgevit.models.macs import rows_out
 from edgevit.models.program import Program
@@ -19,7 +20,7 @@ from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
 from tests.tiny import tiny_program
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gated": {"gated": True},
     "skip rows": {"gated": True, "skip": True},
@@ -51,12 +52,12 @@ def torch_logits(program: Program, effort: float | None) -> np.ndarray:
     model = Vit(program)
     with torch.no_grad():
         decide = None if effort is None else model.hard_gates(effort)
-        return model(normalise(program.spec, IMAGE), decide).numpy()
+        return np.asarray(model(normalise(program.spec, IMAGE), decide))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("gating", ["if", "open", "both"])
-def test_same_function_as_torch(variant: str, gating: str) -> None:
+def test_same_function_as_torch(variant: str, gating: Gating) -> None:
     program = tiny_program(**VARIANTS[variant])
     model = assemble(program, gating=gating)
     onnx.checker.check_model(model, full_check=True)

@@ -23,7 +23,7 @@ def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, plan: QuantP
     options = onnxruntime.SessionOptions()
     # As written: rounded values in float arithmetic, so the test does not depend on this CPU's int8 kernels.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(built.SerializeToString(), options).run(None, {"x": x})[0]
+    return np.asarray(onnxruntime.InferenceSession(built.SerializeToString(), options).run(None, {"x": x})[0])
 
 
 def plan_of(x: np.ndarray, *, outliers: tuple[int, ...] = (), bits: int = 8) -> QuantPlan:
