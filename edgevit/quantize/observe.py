@@ -108,8 +108,8 @@ class _Watcher:
     def add(self, x: np.ndarray) -> None:
         """Take one image's rows, `[rows, in]`."""
         low, high = x.min(axis=0), x.max(axis=0)
-        top = float(max(-low.min(), high.max(), 0.0))
-        if not np.isfinite(low.min()) or not np.isfinite(top):
+        top = float(np.abs([low.min(), high.max()]).max())
+        if not np.isfinite(top):
             raise ProgramError(
                 f"the float model's input of {self.name} is not finite on calibration image {self.seen + 1}; "
                 "check that the weights fit the model"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevit.quantize.observe import BINS, TensorRange
-from edgevit.quantize.ranges import Activations, fake_quantize, kept_range, output_error, quantizer
+from edgevit.quantize.ranges import CLIPS, Activations, fake_quantize, kept_range, output_error, quantizer
 
 finite = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 
@@ -35,6 +35,15 @@ def test_zero_is_exact_and_the_range_is_held_to_half_a_step(a: float, b: float, 
     x = np.linspace(low, high, 101, dtype=np.float32)
     # The zero point is rounded too: an end may be out by one more half step.
     assert np.abs(fake_quantize(x, scale, zero, kind) - x).max() <= scale * 1.01 + 1e-6
+
+
+def test_quantizer_of_known_ranges() -> None:
+    assert quantizer(0.0, 255.0, "uint8") == (1.0, 0)
+    assert quantizer(-1.0, 254.0, "uint8") == (1.0, 1)
+    assert quantizer(-64.0, 63.5, "int8") == (0.5, 0)
+    # Zero is part of every range.
+    assert quantizer(3.0, 510.0, "uint8") == (2.0, 0) and quantizer(-510.0, -3.0, "uint8") == (2.0, 255)
+    assert quantizer(0.0, 0.0, "uint8")[0] > 0
 
 
 def test_int8_is_uint8_shifted() -> None:
@@ -74,6 +83,18 @@ def test_mse_clips_heavy_tails_and_beats_the_other_methods() -> None:
     errors = {m: output_error(seen, WEIGHT, *quantizer(*r, "uint8"), "uint8") for m, r in kept.items()}
     assert errors["mse"] < 0.5 * errors["minmax"] and errors["mse"] <= errors["percentile"]
     assert kept["mse"][1] < kept["minmax"][1]
+
+
+@pytest.mark.parametrize("power", [1, 2, 3, 5])
+def test_mse_finds_the_best_of_all_its_clips(power: int) -> None:
+    seen = seen_of(rows(seed=power, n=60) ** power)
+    low, high = kept_range(seen, "minmax", WEIGHT)
+
+    def error(low: float, high: float) -> float:
+        return output_error(seen, WEIGHT, *quantizer(low, high, "uint8"), "uint8")
+
+    limits = [clip * max(-low, high) for clip in CLIPS]
+    assert error(*kept_range(seen, "mse", WEIGHT)) == min(error(max(low, -t), min(high, t)) for t in limits)
 
 
 def test_mse_keeps_a_range_that_is_used_to_its_ends() -> None:
