@@ -304,9 +304,13 @@ class ProcessMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesUsed:
-    """The images of a measurement: `golden` says that only the bundle's own golden inputs were used."""
+    """The images of a measurement: gates were watched on all of them, and a spread part was timed.
+
+    `golden` says that only the bundle's own golden inputs were used.
+    """
 
     count: int
+    timed: int = 0
     digest: str
     golden: bool
     unreadable: int = 0

@@ -108,7 +108,7 @@ def _target(manifest: Manifest) -> Target:
 
 
 def _images(bundle: Bundle, source: Path | None, runs: int) -> tuple[NDArray[np.uint8], ImagesUsed]:
-    """Images of the user, spread over the source and at most one per round; else the golden ones."""
+    """Images of the user, at most one per run and spread over the source; else the golden ones."""
     if source is not None:
         loaded_set = load_images(source, bundle.manifest.input.preprocessing, limit=runs)
         used = ImagesUsed(

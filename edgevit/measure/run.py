@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +31,7 @@ from edgevit.measure.trace import Trace
 from edgevit.progress import track
 
 WARM_UP_ROUNDS = 3
+RUNS_PER_IMAGE = 4  # so that an image's median outlives one run that something else held up
 TRACED_IMAGES = 16
 
 
@@ -67,7 +69,8 @@ def profile_bundle(
     Args:
         bundle: its hashes have been checked.
         runner: its model, loaded with `threads`.
-        images: uint8 RGB `[n, height, width, 3]`, prepared as the manifest's contract says, n <= runs.
+        images: uint8 RGB `[n, height, width, 3]`, prepared as the manifest's contract says: gates are watched on all
+            of them, and so many are timed, evenly spread, that each is run at least RUNS_PER_IMAGE times per path.
         used: what `images` are.
         backend: module that loads the model in a fresh process, by its full name.
         runtime_version: version of the runtime.
@@ -85,8 +88,10 @@ def profile_bundle(
     few = images[:TRACED_IMAGES]
     probe = probe_local(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
-    timings = time_paths(runner, images, efforts, runs)
+    timed = images[:: max(1, math.ceil(RUNS_PER_IMAGE * len(images) / runs))]
+    timings = time_paths(runner, timed, efforts, runs)
     after = snapshot()
+    gates = np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
     branches = [branch.name for branch in manifest.branches]
     gated = [branch.name for branch in manifest.branches if branch.gated]
     trace = trace_local(manifest.backend, backend, model, few, branches=branches, gated=gated, **settings)
@@ -103,11 +108,11 @@ def profile_bundle(
             inference_precision=settings["precision"],
             threads=threads,
         ),
-        images=dataclasses.replace(used, count=len(images)),
+        images=dataclasses.replace(used, timed=len(timed)),
         paths=tuple(_path(name, efforts[name], timing) for name, timing in timings.items()),
         expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
         expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
-        branches=_branches(manifest, real, trace),
+        branches=_branches(manifest, gates.mean(axis=0), trace),
         unattributed_time_ms=trace.other_ms,
         memory=trace.memory or probe.trace,
         process=probe.process,
@@ -168,10 +173,7 @@ def _path(name: PathName, effort: float, timing: Timing) -> PathLatency:
     )
 
 
-def _branches(manifest: Manifest, real: Timing, trace: Trace) -> tuple[BranchMeasurement, ...]:
-    """Open rates count every image once, however often it was run."""
-    first = {index: gates for index, gates in reversed(list(zip(real.image, real.gates, strict=True)))}
-    rates = np.mean(list(first.values()), axis=0)
+def _branches(manifest: Manifest, rates: NDArray[np.float64], trace: Trace) -> tuple[BranchMeasurement, ...]:
     return tuple(
         BranchMeasurement(
             name=branch.name,

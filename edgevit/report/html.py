@@ -102,7 +102,7 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
     first = report.measurements[0]
     shown = say.ms(first.expected_cpu_ms if expected_ms is None else expected_ms)
     note = f"{say.percent(ratio, 0)} of all open" if ratio is not None else "median"
-    return ("CPU time per image, expected", shown, f"{note}, {first.images.count} images")
+    return ("CPU time per image, expected", shown, f"{note}, {first.images.timed} images")
 
 
 def _coverage_tile(report: Report) -> tuple[str, str, str]:
@@ -117,7 +117,7 @@ def _claims(report: Report) -> str:
     rows = (
         [
             f'<span class="status {"held" if c.held else "failed"}">{"✓ held" if c.held else "✗ failed"}</span>',
-            escape(say.CLAIM_NAMES[c.name]),
+            f'<span class="rate">{escape(say.CLAIM_NAMES[c.name])}</span>',
             escape(c.summary),
         ]
         for c in report.claims
@@ -168,7 +168,7 @@ def _latency(report: Report) -> str:
     first = report.measurements[0]
     intro = (
         f"{first.paths[0].wall.runs} runs per path, interleaved, {first.environment.threads} thread"
-        f"{'s' * (first.environment.threads > 1)}, on {first.images.count} "
+        f"{'s' * (first.environment.threads > 1)}, on {first.images.timed} "
         f"{'golden inputs of the bundle, no real mix of images' if first.images.golden else 'real images'}. "
         f"Expected time of an image: {say.ms(first.expected_wall_ms)} wall, {say.ms(first.expected_cpu_ms)} CPU. "
         "A percentile is an upper estimate with 99 % confidence."
@@ -205,7 +205,8 @@ def _device(measurement: Measurement) -> str:
 
 
 def _branches(report: Report) -> str:
-    source = "the measured images" if report.measurements else "the calibration images"
+    measured = report.measurements[0].images.count if report.measurements else 0
+    source = f"the {measured} measured images" if measured else "the calibration images"
     intro = f"On average {report.mean_branches_open:.1f} of {len(report.branches)} branches run on {source}."
     if not report.gated_branches:
         intro = "No branch is gated: every image runs them all."
@@ -283,7 +284,9 @@ def _flat(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 def _environment(measurement: Measurement) -> str:
     e = measurement.environment
-    images = f"{measurement.images.count}, digest {measurement.images.digest[:16]}"
+    images = (
+        f"{measurement.images.count}, {measurement.images.timed} of them timed, digest {measurement.images.digest[:16]}"
+    )
     if measurement.images.unreadable:
         images += f", {measurement.images.unreadable} unreadable left out"
     rows = [

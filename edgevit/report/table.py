@@ -88,7 +88,7 @@ def _paths(report: Report) -> list[Table]:
     for m in report.measurements:
         e = m.environment
         where = f"{e.cpu}, {e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}"
-        images = "golden inputs" if m.images.golden else f"{m.images.count} images"
+        images = "golden inputs" if m.images.golden else f"{m.images.timed} of {m.images.count} images timed"
         title = Text(f"Latency on {where}, {images}")
         table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
         for name in ("path", "open", "wall", "CPU", "p90 CPU", "p95 CPU", "p99 CPU", "runs"):

@@ -53,6 +53,7 @@ def test_branches_have_open_rates_and_times(measured: tuple[Path, Measurement]) 
     folder, m = measured
     with open_bundle(folder) as bundle:
         assert [b.name for b in m.branches] == [b.name for b in bundle.manifest.branches]
+    assert (m.images.count, m.images.timed) == (IMAGES, 2)  # 8 runs: 2 images are run 4 times each
     assert all(round(b.open_rate * IMAGES, 6).is_integer() for b in m.branches)
     assert all(b.open_time_ms is not None and b.skipped_time_ms is not None for b in m.branches)
     assert sum(b.skipped_time_ms or 0 for b in m.branches) < sum(b.open_time_ms or 0 for b in m.branches)

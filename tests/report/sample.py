@@ -59,7 +59,7 @@ def measurement(**changes: Any) -> Measurement:
         "bundle_sha256": SHA,
         "edgevit": "0.1.0",
         "environment": ENVIRONMENT,
-        "images": ImagesUsed(count=50, digest="cd" * 32, golden=False),
+        "images": ImagesUsed(count=50, timed=25, digest="cd" * 32, golden=False),
         "paths": (path("all_open", 10.0, 3), path("all_skipped", 1.0, 0), path("real", 4.0, 1.5)),
         "expected_wall_ms": 4.4,
         "expected_cpu_ms": 4.0,
