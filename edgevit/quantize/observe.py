@@ -140,8 +140,9 @@ class _Watcher:
 
     def _sample(self, x: np.ndarray) -> None:
         room = MAX_SAMPLED_ROWS - sum(len(r) for r in self.rows)
-        picked = np.random.default_rng(self.seen).integers(0, len(x), SAMPLED_ROWS)
-        self.rows.append(x[np.unique([0, *picked])][: max(room, 0)].copy())
+        if room > 0:
+            picked = np.random.default_rng(self.seen).integers(0, len(x), SAMPLED_ROWS)
+            self.rows.append(x[np.unique([0, *picked])][:room].copy())
 
     def range(self) -> TensorRange:
         assert self.low is not None and self.high is not None
