@@ -58,8 +58,8 @@ def _scales(program: Program, ranges: Ranges, linear: str, alpha: float) -> np.n
     if seen is None:
         return np.ones(len(weight_max), dtype=np.float32)
     spread = seen.column_abs_max.astype(np.float64)
-    usable = (spread > 0) & (weight_max > 0)
-    ratio = np.where(usable, spread, 1.0) ** alpha / np.where(usable, weight_max, 1.0) ** (1 - alpha)
-    # Beyond 2**16 a channel is dead rather than an outlier, and float32 has no need to be strained.
-    exponent = np.clip(np.rint(np.log2(ratio)), -16, 16)
-    return np.where(usable, 2.0**exponent, 1.0).astype(np.float32)
+    # A channel that is never used, on either side, has nothing to move.
+    spread, weight_max = (np.where((spread > 0) & (weight_max > 0), v, 1.0) for v in (spread, weight_max))
+    # Beyond 2**16 a channel is all but dead, and float32 has no need to be strained.
+    exponent = np.clip(np.rint(np.log2(spread**alpha / weight_max ** (1 - alpha))), -16, 16)
+    return np.asarray(2.0**exponent, dtype=np.float32)

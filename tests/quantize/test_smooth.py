@@ -60,7 +60,9 @@ def test_dead_channels_are_left_alone() -> None:
     norm = {f"b00_ffn.norm.{part}": program.weights[f"b00_ffn.norm.{part}"].copy() for part in ("weight", "bias")}
     for array in norm.values():
         array[3] = 0
-    program = program.with_weights(norm)
+    fc1 = program.weights["b00_ffn.fc1.weight"].copy()
+    fc1[3] *= 100
+    program = program.with_weights({**norm, "b00_ffn.fc1.weight": fc1})
     smoothed = smooth(program, watched(program), 0.5)
     np.testing.assert_array_equal(smoothed.weights["b00_ffn.fc1.weight"][3], program.weights["b00_ffn.fc1.weight"][3])
 
