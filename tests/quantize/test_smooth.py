@@ -72,3 +72,12 @@ def test_alpha_outside_its_range_is_refused(alpha: float) -> None:
     program = tiny_program()
     with pytest.raises(ValueError, match="smoothing"):
         smooth(program, watched(program), alpha)
+
+
+def test_alpha_one_makes_all_channels_alike_up_to_the_rounding_of_scales() -> None:
+    program = tiny_program()
+    norm = {"b00_ffn.norm.weight": np.geomspace(0.1, 10, 32).astype(np.float32)}
+    program = program.with_weights(norm)
+    seen = watched(smooth(program, watched(program), 1.0)).tensor("b00_ffn.fc1")
+    assert seen is not None
+    assert seen.column_abs_max.max() / seen.column_abs_max.min() <= 2.01
