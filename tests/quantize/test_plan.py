@@ -61,6 +61,20 @@ def test_a_linear_that_cannot_be_split_goes_back_to_float_by_measurement() -> No
     assert not floats(plan_quantization(program, ranges, max_outliers=0, evaluate=evaluate, max_kl=1e3))
 
 
+def test_float_that_does_not_help_is_not_paid_for() -> None:
+    program = tiny_program()
+    asked: list[QuantPlan | None] = []
+    rng = np.random.default_rng(0)
+    reference, moved = rng.standard_normal((2, 8, 10))
+
+    def evaluate(plan: QuantPlan | None) -> np.ndarray:
+        asked.append(plan)
+        return reference if plan is None else moved
+
+    assert not floats(plan_quantization(program, watched(program), evaluate=evaluate))
+    assert asked[0] is None and 3 < len(asked) <= 12
+
+
 def test_a_plain_model_stays_int8_whole() -> None:
     program = tiny_program()
     plan = plan_quantization(program, watched(program), evaluate=evaluator(program))
