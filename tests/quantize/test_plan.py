@@ -35,6 +35,15 @@ def test_every_linear_has_an_entry_and_the_image_is_taken_as_it_is() -> None:
     assert (stem.name, stem.int8, stem.scale, stem.zero_point) == ("stem", True, 1.0, 0)
 
 
+def test_entries_hold_the_range_that_was_seen() -> None:
+    program = tiny_program()
+    ranges = watched(program)
+    plan = plan_quantization(program, ranges, range_method="minmax", max_outliers=0)
+    for entry, seen in zip(plan.linears[1:], ranges.tensors, strict=True):
+        assert -entry.zero_point * entry.scale == pytest.approx(seen.column_min.min(), abs=entry.scale)
+        assert (255 - entry.zero_point) * entry.scale == pytest.approx(seen.column_max.max(), abs=entry.scale)
+
+
 def test_an_outlier_column_is_found_split_and_explained() -> None:
     program = with_outlier(tiny_program())
     ranges = watched(program)
@@ -65,7 +74,7 @@ def test_float_that_does_not_help_is_not_paid_for() -> None:
     program = tiny_program()
     asked: list[QuantPlan | None] = []
     rng = np.random.default_rng(0)
-    reference, moved = rng.standard_normal((2, 8, 10))
+    reference, moved = (rng.standard_normal((8, 10)).astype(np.float32) for _ in range(2))
 
     def evaluate(plan: QuantPlan | None) -> np.ndarray:
         asked.append(plan)
