@@ -37,7 +37,7 @@ from edgevit.spec import ProgramSpec
 from edgevit.targets import Target
 from edgevit.verify.accuracy import AccuracyResult, Fraction, check_accuracy, fraction
 from edgevit.verify.coverage import check_coverage
-from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, check_parity
+from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity
 from edgevit.verify.skip import check_skip_nodes, check_skip_time
 
 PARITY_IMAGES = 2
@@ -130,13 +130,17 @@ def _coverage(case: Case, plan: QuantPlan) -> Claim:
 
 
 def _parity(case: Case, runner: Runner) -> Claim:
+    """Against the float model always; a quantized build also against its own graph, computed as written."""
     images = case.calibration.images[:PARITY_IMAGES]
     floats = reference_with_margins(assemble(case.program))
-    if case.plan is None and case.target.inference_precision == "f32":
-        result = check_parity(floats, runner, images, FLOAT)
-    else:
-        result = check_parity(floats, runner, images, INT8)
-    return _claim("parity", result.summary, result)
+    exact = case.plan is None and case.target.inference_precision == "f32"
+    result = check_parity(floats, runner, images, FLOAT if exact else INT8)
+    if exact or case.target.inference_precision != "f32":
+        return _claim("parity", result.summary, result)
+    written = reference_with_margins(case.model, optimised=False)
+    kernels = check_parity(written, runner, images, QUANTIZED)
+    summary = f"against float: {result.summary}; against the lowered graph: {kernels.summary}"
+    return _claim("parity", summary, {"float": result, "lowered": kernels})
 
 
 def _skip(case: Case, runner: Runner, say: Say) -> Claim:

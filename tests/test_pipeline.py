@@ -74,16 +74,6 @@ def test_every_target_builds_and_its_bundle_runs(tmp_path: Path, target: str) ->
     assert str(tmp_path) not in text
 
 
-def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
-    program = tiny_program(gated=True)
-    first, second = (build(program, tmp_path / name / "bundle") for name in ("a", "b"))
-    timed = {"manifest.json", "report.json", "report.html"}  # they tell measured times
-    for path in sorted(p for p in first.folder.rglob("*") if p.is_file()):
-        name = path.relative_to(first.folder).as_posix()
-        if name not in timed:
-            assert path.read_bytes() == (second.folder / name).read_bytes(), name
-
-
 def test_an_existing_bundle_stays_without_force_and_when_a_build_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
