@@ -17,6 +17,7 @@ from edgevit.data.images import ImageSet
 from edgevit.errors import BoundError, CoverageError, OutputError, ParityError, SkipError
 from edgevit.lower import assemble as assembling
 from edgevit.models.program import Program
+from edgevit.models.t2t import t2t_program
 from edgevit.recipe import Recipe
 from edgevit.targets import Target, load_target
 from tests.tiny import tiny_images, tiny_program
@@ -191,3 +192,10 @@ def test_compressing_prunes_and_gates() -> None:
     small = pipeline.compress(program, image_set(program, 16).images, prune=0.2, gate=0.8)
     assert sum(a.size for a in small.weights.values()) < sum(a.size for a in program.weights.values())
     assert small.spec.gated
+
+
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
+def test_t2t_builds(tmp_path: Path, target: str) -> None:
+    program = t2t_program("t2t_vit_7", None, image_size=(64, 64))
+    built = build(program, tmp_path / "bundle", target)
+    assert next(c for c in built.manifest.claims if c.name == "coverage").summary == "30 of 30 Gemm int8"

@@ -110,7 +110,10 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     for operation in _compiled(_read(model), 1, precision).get_runtime_model().get_ordered_ops():
         info = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
         if info["layerType"] in ("FullyConnected", "MatMul"):
-            found.append((operation.get_friendly_name(), info["runtimePrecision"] in INT8))
+            name = operation.get_friendly_name()
+            # A classifier whose bias is zero becomes the output itself and takes its name.
+            name = "head/y" if name.startswith("logits") else name
+            found.append((name, info["runtimePrecision"] in INT8))
     return tuple(found)
 
 
