@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import click
@@ -27,13 +27,13 @@ from edgevit.gate.threshold import expected_macs
 from edgevit.gate.train import train_gates
 from edgevit.models.from_timm import from_timm
 from edgevit.models.macs import total_macs
-from edgevit.models.program import Program
+from edgevit.models.program import Program, load_program, save_program
 from edgevit.models.stream import batches
 from edgevit.models.vit import Vit
-from edgevit.prune.observe import Statistics, collect
+from edgevit.prune.observe import collect
 from edgevit.prune.plan import plan_prune
 from edgevit.prune.refit import refit
-from edgevit.prune.score import BranchScore, score
+from edgevit.prune.score import score
 from edgevit.prune.shrink import shrink
 from edgevit.serial import dumps, write_atomic
 
@@ -149,11 +149,15 @@ def judge(case: Case, logits: Tensor, method: str, prune: float, gate: float) ->
     )
 
 
+class OutOfTime(Exception):
+    """The time that --minutes allows has passed."""
+
+
 class Book:
     """The rows measured so far, on disk after every one."""
 
-    def __init__(self, path: Path, settings: dict[str, object], resume: bool) -> None:
-        self.path, self.settings, self.rows = path, settings, list[Row]()
+    def __init__(self, path: Path, settings: dict[str, object], resume: bool, end: float | None) -> None:
+        self.path, self.settings, self.end, self.rows = path, settings, end, list[Row]()
         if resume and path.exists():
             known = json.loads(path.read_text())
             if known["settings"] != settings:
@@ -161,7 +165,11 @@ class Book:
             self.rows = [Row(**r) for r in known["rows"]]
 
     def has(self, model: str, method: str, prune: float, gate: float) -> bool:
-        return any((r.model, r.method, r.prune, r.gate) == (model, method, prune, gate) for r in self.rows)
+        """Whether the row is there already. Raises OutOfTime where it is not and no time is left to measure it."""
+        found = any((r.model, r.method, r.prune, r.gate) == (model, method, prune, gate) for r in self.rows)
+        if not found and self.end is not None and time.monotonic() > self.end:
+            raise OutOfTime
+        return found
 
     def add(self, row: Row) -> None:
         self.rows.append(row)
@@ -172,42 +180,37 @@ class Book:
         )
 
 
-def prune_rows(case: Case, book: Book, compensated: bool) -> None:
+def prune_rows(case: Case, book: Book, made: Made, *, compensated: bool) -> None:
     """Every prune level: the planned units cut out plainly and with repair, or (`compensated`) compensated only."""
-    for fraction in PRUNE:
-        if compensated and not book.has(case.name, "prune, compensated", fraction, 1.0):
-            book.add(measure(case, pruned(case, fraction, repair=False), "prune, compensated", fraction, 1.0))
-        if not compensated and not book.has(case.name, "prune, repaired", fraction, 1.0):
-            book.add(measure(case, pruned(case, fraction, repair=True), "prune, repaired", fraction, 1.0))
-        if not compensated and not book.has(case.name, "prune, plain", fraction, 1.0):
-            statistics, scores = scored(case.name)
-            plain = shrink(case.dense, plan_prune(scores, case.dense.spec, fraction), statistics, compensate=False)
-            book.add(measure(case, plain, "prune, plain", fraction, 1.0))
+    for method in ("compensated",) if compensated else ("repaired", "plain"):
+        for fraction in PRUNE:
+            if not book.has(case.name, f"prune, {method}", fraction, 1.0):
+                program = made.pruned(case, fraction, method)
+                book.add(measure(case, program, f"prune, {method}", fraction, 1.0))
 
 
-def gate_rows(case: Case, book: Book) -> None:
-    for budget in GATE:
-        if not book.has(case.name, "gates", 0.0, budget):
-            program = gated(case.name, budget)
-            book.add(measure(case, program, "gates", 0.0, budget, trained_choice(program)))
-    for fraction, budget in BOTH:
-        if not book.has(case.name, "prune and gates", fraction, budget):
-            program = train_gates(pruned(case, fraction, repair=True), case.calibration, budget, teacher=case.dense)
-            book.add(measure(case, program, "prune and gates", fraction, budget, trained_choice(program)))
+def gate_rows(case: Case, book: Book, made: Made) -> None:
+    for fraction, budget in (*((0.0, g) for g in GATE), *BOTH):
+        method = "prune and gates" if fraction else "gates"
+        if not book.has(case.name, method, fraction, budget):
+            program = made.gated(case, fraction, budget)
+            book.add(measure(case, program, method, fraction, budget, trained_choice(program)))
 
 
-def random_rows(case: Case, book: Book, seeds: int) -> None:
+def random_rows(case: Case, book: Book, made: Made, seeds: int) -> None:
     """As many branches skipped as the trained gates skip, drawn for every image, with their skip rows and without."""
     for budget in GATE:
-        if all(book.has(case.name, m, 0.0, budget) for m in ("random, skip rows", "random, plain")):
-            continue
-        program = gated(case.name, budget)
         trained = next(r for r in book.rows if (r.model, r.method, r.gate) == (case.name, "gates", budget))
-        skipped = len(program.spec.branches) - trained.open_branches
-        bare = replace(program.spec, branches=tuple(replace(b, skip=False) for b in program.spec.branches))
-        for method, drawn in (("random, skip rows", program), ("random, plain", program.with_weights({}, bare))):
+        for method in ("random, skip rows", "random, plain"):
+            if book.has(case.name, method, 0.0, budget):
+                continue
+            program = made.gated(case, 0.0, budget)
+            skipped = len(program.spec.branches) - trained.open_branches
+            if method == "random, plain":
+                bare = tuple(replace(b, skip=False) for b in program.spec.branches)
+                program = program.with_weights({}, replace(program.spec, branches=bare))
             rows = [
-                measure(case, drawn, method, 0.0, budget, random_choice(drawn, skipped, len(case.images), seed))
+                measure(case, program, method, 0.0, budget, random_choice(program, skipped, len(case.images), seed))
                 for seed in range(seeds)
             ]
             book.add(averaged(rows))
@@ -228,7 +231,7 @@ def averaged(rows: list[Row]) -> Row:
     )
 
 
-def build_case(name: str, data: Path, limit: int, calibration: int) -> Case:
+def build_case(name: str, data: Path, limit: int, calibration: int, book: Book) -> Case:
     timm_name = MODELS[name]
     dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
     known = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=calibration)
@@ -240,30 +243,44 @@ def build_case(name: str, data: Path, limit: int, calibration: int) -> Case:
         calibration=known.images,
         images=held.images,
         labels=held.labels,
-        reference=torch.empty(0),
+        reference=run(dense, held.images, None)[0],
     )
-    return replace(case, reference=run(dense, case.images, None)[0])
+    if not book.has(name, "dense", 0.0, 1.0):
+        book.add(judge(case, case.reference, "dense", 0.0, 1.0))
+    return case
 
 
-CASES: dict[str, Case] = {}
+class Made:
+    """The compressed Programs, made once and kept in a folder."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-@cache
-def scored(name: str) -> tuple[Statistics, tuple[BranchScore, ...]]:
-    case = CASES[name]
-    statistics = collect(case.dense, case.calibration)
-    return statistics, score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
+    def pruned(self, case: Case, fraction: float, method: str) -> Program:
+        """`method` is plain, compensated or repaired; all levels are made together, as they share the scores."""
+        if not self._path(case, fraction, method).exists():
+            statistics = collect(case.dense, case.calibration)
+            scores = score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
+            for level in PRUNE:
+                plan = plan_prune(scores, case.dense.spec, level)
+                self._keep(case, level, "plain", shrink(case.dense, plan, statistics, compensate=False))
+                small = shrink(case.dense, plan, statistics)
+                self._keep(case, level, "compensated", small)
+                self._keep(case, level, "repaired", refit(small, case.dense, case.calibration))
+        return load_program(self._path(case, fraction, method))
 
+    def gated(self, case: Case, fraction: float, budget: float) -> Program:
+        what = f"gates-{budget:g}"
+        if not self._path(case, fraction, what).exists():
+            program = self.pruned(case, fraction, "repaired") if fraction else case.dense
+            self._keep(case, fraction, what, train_gates(program, case.calibration, budget, teacher=case.dense))
+        return load_program(self._path(case, fraction, what))
 
-def pruned(case: Case, fraction: float, *, repair: bool) -> Program:
-    statistics, scores = scored(case.name)
-    small = shrink(case.dense, plan_prune(scores, case.dense.spec, fraction), statistics)
-    return refit(small, case.dense, case.calibration) if repair else small
+    def _path(self, case: Case, fraction: float, what: str) -> Path:
+        return self.folder / f"{case.name}-{fraction:g}-{what}"
 
-
-@cache
-def gated(name: str, budget: float) -> Program:
-    return train_gates(CASES[name].dense, CASES[name].calibration, budget)
+    def _keep(self, case: Case, fraction: float, what: str, program: Program) -> None:
+        save_program(program, self._path(case, fraction, what), force=True)
 
 
 def table(book: Book) -> str:
@@ -342,35 +359,45 @@ def plot(book: Book, path: Path) -> None:
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
 @click.option("--images", default=1000, show_default=True, help="Labelled images to evaluate on.")
 @click.option("--calibration", default=300, show_default=True, help="Unlabelled calibration images.")
-@click.option("--seeds", default=1, show_default=True, help="Random draws per gate level.")
+@click.option("--seeds", default=1, show_default=True, help="Random draws per image and gate level.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep the compressed Programs here.")
+@click.option("--minutes", type=float, help="Start no row after this long; go on later with --resume and --work.")
 @click.option("--resume", is_flag=True, help="Keep the rows that compression.json holds already.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
-def main(models: tuple[str, ...], images: int, calibration: int, seeds: int, resume: bool, out: Path) -> None:
+def main(
+    models: tuple[str, ...],
+    images: int,
+    calibration: int,
+    seeds: int,
+    work: Path | None,
+    minutes: float | None,
+    resume: bool,
+    out: Path,
+) -> None:
     """Measure the accuracy / MACs curve of pruning and gating."""
     if "EDGEVIT_DATA" not in os.environ:
-        raise click.ClickException(
-            "set EDGEVIT_DATA to the folder of weights and images named in this file's first lines"
-        )
-    torch.set_num_threads(os.cpu_count() or 1)
+        raise click.ClickException("set EDGEVIT_DATA to the folder named in this file's first lines")
     out.mkdir(parents=True, exist_ok=True)
     command = f"python benchmarks/compression_curve.py {' '.join(f'--model {m}' for m in models)} --seeds {seeds}"
     settings: dict[str, object] = {"command": command, "images": images, "calibration": calibration, "seeds": seeds}
-    book = Book(out / "compression.json", settings, resume)
-    for name in models:
-        CASES[name] = case = build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration)
-        if not book.has(name, "dense", 0.0, 1.0):
-            book.add(judge(case, case.reference, "dense", 0.0, 1.0))
-    stages: tuple[Callable[[Case], None], ...] = (
-        lambda case: prune_rows(case, book, compensated=False),
-        lambda case: gate_rows(case, book),
-        lambda case: random_rows(case, book, seeds),
-        lambda case: prune_rows(case, book, compensated=True),
-    )
-    for stage in stages:
-        for case in CASES.values():
-            stage(case)
-            write_atomic(out / "compression.md", table(book))
-            plot(book, out / "compression.png")
+    end = time.monotonic() + 60 * minutes if minutes is not None else None
+    book = Book(out / "compression.json", settings, resume, end)
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Made(work or Path(temporary))
+        try:
+            cases = [build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration, book) for name in models]
+            for case in cases:
+                prune_rows(case, book, made, compensated=False)
+            for case in cases:
+                gate_rows(case, book, made)
+            for case in cases:
+                random_rows(case, book, made, seeds)
+            for case in cases:
+                prune_rows(case, book, made, compensated=True)
+        except OutOfTime:
+            click.echo("out of time; run again with --resume and the same --work")
+    write_atomic(out / "compression.md", table(book))
+    plot(book, out / "compression.png")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class Settings:
     noise: float = 1.0
     temperature: float = 1.0
     weight_rate: float = 3e-3
-    bias_rate: float = 5e-2
-    skip_rate: float = 5e-3
+    bias_rate: float = 1e-1
+    skip_rate: float = 2e-2
     weight_decay: float = 1e-2
     stiffness: float = 100.0
     multiplier_rate: float = 10.0
@@ -53,7 +53,7 @@ def train_gates(
     *,
     teacher: Program | None = None,
     seed: int = 0,
-    epochs: int = 6,
+    epochs: int = 3,
     settings: Settings | None = None,
 ) -> Program:
     """The Program with a trained gate and skip rows on every branch.
