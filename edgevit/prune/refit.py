@@ -8,7 +8,6 @@ bring the stream back to where the dense model has it, errors of the branches be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from edgevit.spec import BranchSpec
 
 RIDGES = (10.0, 1.0, 0.1, 0.01, 0.3, 3.0, 100.0)  # of the mean variance of an input
 HELD_OUT = 5
-PRIOR_IMAGES = 4
 
 
 @torch.no_grad()
@@ -31,78 +29,47 @@ def refit(pruned: Program, dense: Program, images: np.ndarray, *, prefix_weight:
     """Fit `proj`, `fc2` and the skip rows of `pruned` to the stream of `dense` on uint8 images `[n, height, width, 3]`.
 
     The target of a branch's output is `dense stream after it - pruned stream before it`; the ridge pulls weights to
-    what they were. Gates decide as on the device: a branch is fitted on the images for which it runs, its skip rows on
-    the others. Branches before the first one that is reduced or gated are left bit for bit.
+    what they were. All gates are open; repair before gates are trained (under the decisions of gates this fit measured
+    worse than none). Branches before the first one that is reduced are left bit for bit.
 
     Raises:
         ImagesError: the images are not what the model takes.
     """
-    spec = pruned.spec
+    spec, touched = pruned.spec, False
     student, teacher = (Vit(p).eval().requires_grad_(False) for p in (pruned, dense))
-    hard, touched = student.hard_gates(), False
     streams = [(teacher.stem(b), student.stem(b)) for b in batches(spec, images)]
     pairs = list(zip(spec.branches, dense.spec.branches, strict=True))
-    for index, (branch, whole) in enumerate(track(pairs, "Repairing branches")):
-        works = [
-            _work(teacher, student, branch, whole, hard(index, x) if branch.gate else None, d, x) for d, x in streams
-        ]
-        touched = touched or branch.kept != whole.kept or any(float(w.open.min()) == 0 for w in works)
-        if touched and branch.skip:
-            _fit_skip(student, branch, works)
+    for branch, whole in track(pairs, "Repairing branches"):
+        streams = [(step_branch(teacher, whole, target), x) for target, x in streams]
+        touched = touched or branch.kept != whole.kept
+        if touched and branch.skip and branch.removed:
+            rows = [row_means(student, target - x) * len(x) for target, x in streams]
+            student.array(f"{branch.name}.skip").copy_(torch.stack(rows).sum(dim=0) / len(images))
         if touched and not branch.removed:
-            _fit_linear(student, branch, works, prefix_weight)
-        streams = [(w.target, _advance(student, branch, w)) for w in works]
+            _fit_linear(student, branch, streams, prefix_weight)
+        streams = [(target, step_branch(student, branch, x)) for target, x in streams]
     return student.to_program()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """One batch at one branch: dense stream after it `target`, pruned stream before it `x`, `[B, N, D]`; `open [B]`."""
-
-    target: Tensor
-    x: Tensor
-    open: Tensor
-
-    @property
-    def wanted(self) -> Tensor:
-        return self.target - self.x
-
-
-def _work(
-    teacher: Vit, student: Vit, branch: BranchSpec, whole: BranchSpec, gate: Tensor | None, dense: Tensor, x: Tensor
-) -> _Work:
-    runs = torch.full((len(x),), 0.0 if branch.removed else 1.0) if gate is None else gate
-    return _Work(target=step_branch(teacher, whole, dense), x=x, open=runs)
-
-
-def _advance(student: Vit, branch: BranchSpec, work: _Work) -> Tensor:
-    g = work.open[:, None, None]
-    return work.x + g * student.branch(branch, work.x) + (1 - g) * student.skip_rows(branch)
-
-
-def _fit_skip(model: Vit, branch: BranchSpec, works: list[_Work]) -> None:
-    """The mean of what is missing where the branch does not run; pulled to what it was when that is rare."""
-    rows, closed = model.array(f"{branch.name}.skip"), float(sum((1 - w.open).sum() for w in works))
-    total = sum(row_means(model, w.wanted[w.open == 0]) * (w.open == 0).sum() for w in works if (w.open == 0).any())
-    if closed:
-        rows.copy_((total + PRIOR_IMAGES * rows) / (closed + PRIOR_IMAGES))
-
-
-def _fit_linear(model: Vit, branch: BranchSpec, works: list[_Work], prefix_weight: float) -> None:
+def _fit_linear(model: Vit, branch: BranchSpec, streams: list[tuple[Tensor, Tensor]], prefix_weight: float) -> None:
     """Weighted ridge regression of what the output linear misses on its input, added to its weight and bias.
 
     Image-level directions have as many samples as there are images, so a fit without shrinkage learns the images by
     heart: the ridge is the one that does best on every `HELD_OUT`-th batch, which no fit ever sees.
+
+    Args:
+        model: changed in place.
+        branch: whose output linear to fit.
+        streams: per batch, the dense stream after the branch and the pruned stream before it, `[B, N, D]`.
+        prefix_weight: how much a prefix row counts.
     """
     name, dim = output_linear(branch), model.spec.dim
     fitted, held = _Normal(branch.width + 1, dim), _Normal(branch.width + 1, dim)
     inner: list[Tensor] = []
-    for number, work in enumerate(works):
-        missing = work.wanted - model.branch(branch, work.x, keep_input(branch, inner))
+    for number, (target, x) in enumerate(streams):
+        missing = target - step_branch(model, branch, x, keep_input(branch, inner))
         side = held if number % HELD_OUT == HELD_OUT - 1 else fitted
-        side.add(inner.pop(), missing, row_weights(model.spec, work.target, prefix_weight) * work.open[:, None])
-    if not fitted.total:
-        return
+        side.add(inner.pop(), missing, row_weights(model.spec, target, prefix_weight))
     best = min(fitted.solutions(RIDGES), key=held.error)
     if held.total and held.error(best) >= 0:
         return
