@@ -40,7 +40,7 @@ from edgevit.serial import dumps, write_atomic
 MODELS = {"vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny": "deit_tiny_patch16_224.fb_in1k"}
 PRUNE = (0.1, 0.2, 0.3, 0.4)
 GATE = (0.9, 0.8, 0.7)
-BOTH = ((0.1, 0.8), (0.2, 0.8))
+BOTH = ((0.1, 0.9), (0.2, 0.8))
 SCORED_IMAGES = 64
 BATCH = 50
 Choose = Callable[[int, Tensor], Tensor]  # branch index, stream -> bool [B], True = run
