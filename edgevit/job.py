@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
@@ -33,6 +33,7 @@ class Job:
     prune: float = 0.0
     gate: float = 1.0
     seed: int = 0
+    labels: Path | None = None
     output: Path | None = None
     save_program: Path | None = None
     force: bool = False
@@ -56,7 +57,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
     target = load_target(job.target)
-    given = _model(job)
+    given = _labelled(_model(job), job.labels)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program and job.save_program.exists() and not job.force:
@@ -104,6 +105,24 @@ def _model(job: Job) -> Program:
     if job.model is None:
         return resolve(str(default_program()))
     return resolve(job.model, weights=job.weights)
+
+
+def _labelled(program: Program, path: Path | None) -> Program:
+    """The Program with the class names of a text file, one per line."""
+    if path is None:
+        return program
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImagesError(
+            f"{path} cannot be read as class names ({error}); give a text file, one name per line"
+        ) from error
+    if len(names) != program.spec.head.classes:
+        raise ImagesError(
+            f"{path} holds {len(names)} class names, but {program.spec.name} has {program.spec.head.classes} classes; "
+            "give one name per line, in the order of the model's classes"
+        )
+    return program.with_weights({}, replace(program.spec, labels=names))
 
 
 def _check_labels(highest: int, program: Program, source: Path | None) -> None:

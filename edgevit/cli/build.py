@@ -26,6 +26,7 @@ Examples:
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Text file with the classes' names, one per line.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
 @click.option("--gate", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")

@@ -61,6 +61,17 @@ def test_build_verify_and_report(
     assert {c["name"] for c in answer["manifest"]["claims"]} == {"coverage", "parity", "skip", "bound", "accuracy"}
 
 
+def test_class_names_travel_into_the_bundle(program: Path, target: Path, photos: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {i}" for i in range(10)))
+    folder = tmp_path / "out"
+    options = ["--target", str(target), "--calibration", str(photos), "-o", str(folder), "--labels", str(names)]
+    assert main(["build", str(program), *options]) == 0
+    assert json.loads((folder / "labels.json").read_text())[3] == "class 3"
+    names.write_text("only one")
+    assert main(["build", str(program), *options, "--force"]) == errors.ImagesError.exit_code
+
+
 def test_dry_run_builds_nothing(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", str(program), "--target", "x86-64-onnxruntime", "-o", str(tmp_path / "out"), "--dry-run"]
     assert main([*command, "--json"]) == 0
