@@ -44,7 +44,10 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One build: its files, how to load it with a number of threads, and which images it takes."""
+    """One build: its files, how to load it with a number of threads, and which images it takes.
+
+    `arithmetic` is what its logits depend on beside the files: candidates with the same of both need one evaluation.
+    """
 
     name: str
     runtime: str
@@ -52,6 +55,7 @@ class Candidate:
     int8: bool
     files: tuple[Path, ...]
     load: Callable[[int], Logits]
+    arithmetic: str
     plan: QuantPlan | None = None
 
 
@@ -110,6 +114,7 @@ def _ort_peer(label: str, path: Path) -> Candidate:
         int8=label != FLOAT,
         files=(path,),
         load=lambda threads: peer_builds.ort_runner(path, threads),
+        arithmetic="ORT",
     )
 
 
@@ -122,6 +127,7 @@ def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
         int8=path.suffix == ".xml",
         files=(path, *weights),
         load=lambda threads: peer_builds.openvino_runner(path, threads, precision),
+        arithmetic=f"OV {peer_builds.openvino_precision(path, precision)}",
     )
 
 
@@ -162,6 +168,7 @@ def _own(label: str, short: str, folder: Path, target: Target | None = None) -> 
         int8=target is not None and target.int8,
         files=tuple(folder / name for name in names),
         load=load,
+        arithmetic=f"{short} {precision}, {bits} bits",
     )
 
 
@@ -181,7 +188,7 @@ def _step(run: Logits, images: np.ndarray) -> Callable[[int], object]:
 
 def predict(case: Case, candidate: Candidate, threads: int) -> np.ndarray:
     """Class of every evaluation image, kept beside the model under a key of everything that decides it."""
-    key = hashlib.sha256(f"{case.evaluation.digest} {candidate.name} {backend_versions()}".encode())
+    key = hashlib.sha256(f"{case.evaluation.digest} {candidate.arithmetic} {backend_versions()}".encode())
     for file in candidate.files:
         key.update(file.read_bytes())
     path = case.folder / f"predicted-{key.hexdigest()[:16]}.npy"
