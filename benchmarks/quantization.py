@@ -298,7 +298,7 @@ def table(document: dict[str, Any]) -> str:
         lines += [
             f"## {name} ({result['model']})",
             "",
-            f"{n['calibration']} calibration images, observed in {result['observe_s']} s. Agreement, cosine and KL are "
+            f"{n['calibration']} calibration images, observed in {result['observe_s']} s (wall). Agreement, cosine and KL are "
             "against the float model on the same n evaluation images. Float top-1 on the first "
             f"{min(r['images'] for r in result['rows'])}: {result['rows'][0]['screen_top1']}.",
             "",
@@ -313,12 +313,20 @@ def table(document: dict[str, Any]) -> str:
             cells += [row.get("cpu_ratio", ""), *(ov.get(key, "") for key in ("top1", "agreement", "cpu_ratio"))]
             lines.append("| " + " | ".join(str(c) for c in cells) + " |")
         lines += ["", "Linears that are float or split, and why:", ""]
-        for row in result["rows"]:
-            lines += [f"- {row['label']}: `{key}`: {why}" for key, why in row.get("reasons", {}).items()]
+        lines += [f"- `{key}` ({'; '.join(labels)}): {why}" for (key, why), labels in _reasons(result["rows"]).items()]
         lines += ["", "KL of one Linear alone in int8 (min-max, 8 images), the worst eight:", ""]
         lines += [f"- `{key}`: {value['kl']}" for key, value in result["alone"].items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _reasons(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """The recipes that share a reason, per Linear and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for key, why in row.get("reasons", {}).items():
+            found.setdefault((key, why), []).append(row["label"])
+    return found
 
 
 def _columns(row: dict[str, Any]) -> str:
