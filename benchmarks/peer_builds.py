@@ -31,9 +31,10 @@ def normalise(images: np.ndarray, image: ImageSpec) -> np.ndarray:
 
 def export(name: str, weights: Path, path: Path) -> None:
     """torch.onnx's export of the timm model, the way torch documents it (dynamo)."""
-    import timm
     import torch
     from safetensors.torch import load_file
+
+    from edgevit.models.ops import timm
 
     model: Any = timm.create_model(name, pretrained=False).eval()
     model.load_state_dict(load_file(weights))
@@ -133,9 +134,14 @@ def ort_runner(path: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda image: session.run(None, {INPUT: image})[0]
 
 
-def openvino_runner(path: Path, threads: int, precision: str | None) -> Callable[[np.ndarray], np.ndarray]:
-    """The same in OpenVINO; `precision` None leaves the choice to OpenVINO."""
-    request = _compiled(path, threads, precision).create_infer_request()
+def openvino_runner(
+    path: Path, threads: int, precision: str | None, *, emulated: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The same in OpenVINO; `precision` None leaves the choice to OpenVINO.
+
+    `emulated` keeps quantized values but computes with them in float: what an int8 kernel that cannot saturate gives.
+    """
+    request = _compiled(path, threads, precision, emulated=emulated).create_infer_request()
     return lambda image: np.array(request.infer([image])[0])
 
 
@@ -144,7 +150,7 @@ def openvino_precision(path: Path, precision: str | None) -> str:
     return str(_compiled(path, 1, precision).get_property("INFERENCE_PRECISION_HINT"))
 
 
-def _compiled(path: Path, threads: int, precision: str | None) -> Any:
+def _compiled(path: Path, threads: int, precision: str | None, *, emulated: bool = False) -> Any:
     import openvino
 
     configuration: dict[str, Any] = {
@@ -153,6 +159,8 @@ def _compiled(path: Path, threads: int, precision: str | None) -> Any:
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }
+    if emulated:
+        configuration["LP_TRANSFORMS_MODE"] = "NO"
     if precision:
         configuration["INFERENCE_PRECISION_HINT"] = precision
     return openvino.Core().compile_model(path, "CPU", configuration)

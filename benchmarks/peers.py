@@ -22,12 +22,12 @@ import click
 import numpy as np
 
 from benchmarks import peer_builds
-from benchmarks.peer_report import FLOAT, Report, Row, table
+from benchmarks.peer_report import FLOAT, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
 from edgevit.backends import backend
 from edgevit.data.images import ImageSet, load_images
 from edgevit.lower.assemble import assemble
-from edgevit.measure.host import environment, snapshot
+from edgevit.measure.host import cpu_flags, environment, snapshot
 from edgevit.models.from_timm import from_timm
 from edgevit.models.program import Program
 from edgevit.pipeline import quantize
@@ -47,6 +47,7 @@ class Candidate:
     """One build: its files, how to load it with a number of threads, and which images it takes.
 
     `arithmetic` is what its logits depend on beside the files: candidates with the same of both need one evaluation.
+    `exact` loads a peer's with int8 computed in float, where this CPU's kernels saturate; edgevit loads its own so.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Candidate:
     files: tuple[Path, ...]
     load: Callable[[int], Logits]
     arithmetic: str
+    exact: Callable[[int], Logits] | None = None
     plan: QuantPlan | None = None
 
 
@@ -128,6 +130,7 @@ def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
         files=(path, *weights),
         load=lambda threads: peer_builds.openvino_runner(path, threads, precision),
         arithmetic=f"OV {peer_builds.openvino_precision(path, precision)}",
+        exact=_emulation(path) if path.suffix == ".xml" and precision == "f32" else None,
     )
 
 
@@ -172,6 +175,12 @@ def _own(label: str, short: str, folder: Path, target: Target | None = None) -> 
     )
 
 
+def _emulation(path: Path) -> Callable[[int], Logits] | None:
+    if {"avx512_vnni", "avx_vnni"} & cpu_flags():
+        return None
+    return lambda threads: peer_builds.openvino_runner(path, threads, "f32", emulated=True)
+
+
 def time_candidates(case: Case, candidates: list[Candidate], runs: int, turn: Path | None) -> dict[str, Times]:
     """CPU times of all candidates, one thread, on the first `runs` evaluation images."""
     pixels = case.evaluation.images[:runs]
@@ -186,15 +195,17 @@ def _step(run: Logits, images: np.ndarray) -> Callable[[int], object]:
     return lambda index: run(images[index : index + 1])
 
 
-def predict(case: Case, candidate: Candidate, threads: int) -> np.ndarray:
+def predict(case: Case, candidate: Candidate, threads: int, *, exact: bool = False) -> np.ndarray:
     """Class of every evaluation image, kept beside the model under a key of everything that decides it."""
-    key = hashlib.sha256(f"{case.evaluation.digest} {candidate.arithmetic} {backend_versions()}".encode())
+    load = candidate.exact if exact and candidate.exact else candidate.load
+    arithmetic = "exact" if exact else candidate.arithmetic
+    key = hashlib.sha256(f"{case.evaluation.digest} {arithmetic} {backend_versions()}".encode())
     for file in candidate.files:
         key.update(file.read_bytes())
     path = case.folder / f"predicted-{key.hexdigest()[:16]}.npy"
     if path.exists():
         return np.asarray(np.load(path))
-    run, images = candidate.load(threads), case.evaluation.images
+    run, images = load(threads), case.evaluation.images
     classes = np.zeros(len(images), np.int64)
     for index in track(range(len(images)), f"Accuracy of {candidate.name}"):
         image = images[index : index + 1]
@@ -216,12 +227,13 @@ def measure(case: Case, candidates: list[Candidate], times: dict[str, Times], th
     }
     reference = None
     for c in candidates:
-        top1 = drop = agreement = None
+        accuracy = exact = None
         if threads is not None and labels is not None:
             got = predict(case, c, threads)
             reference = got if reference is None else reference
-            top1, agreement = fraction(got == labels), fraction(got == reference)
-            drop = paired_drop(reference == labels, got == labels)
+            accuracy = _accuracy(got, reference, labels)
+            if c.exact is not None:
+                exact = _accuracy(predict(case, c, threads, exact=True), reference, labels)
         rows.append(
             Row(
                 model=case.key,
@@ -235,14 +247,21 @@ def measure(case: Case, candidates: list[Candidate], times: dict[str, Times], th
                 to_float=ratio(times[c.name], times[FLOAT]),
                 to_fastest_peer=ratio(times[c.name], times[fastest[c.runtime]]) if c.int8 else None,
                 fastest_peer=fastest[c.runtime] if c.int8 else None,
-                top1=top1,
-                drop=drop,
-                agreement=agreement,
+                accuracy=accuracy,
+                exact=exact,
                 float_linears=tuple(p.name for p in c.plan.linears if not p.int8) if c.plan else (),
                 outlier_columns=sum(len(p.outliers) for p in c.plan.linears) if c.plan else 0,
             )
         )
     return rows
+
+
+def _accuracy(got: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> Accuracy:
+    return Accuracy(
+        top1=fraction(got == labels),
+        drop=paired_drop(reference == labels, got == labels),
+        agreement=fraction(got == reference),
+    )
 
 
 def _median(times: dict[str, Times]) -> Callable[[str], float]:

@@ -5,27 +5,31 @@ import numpy as np
 import pytest
 
 from benchmarks.peer_builds import normalise
-from benchmarks.peer_report import Report, Row, table
+from benchmarks.peer_report import Accuracy, Report, Row, table
 from benchmarks.timing import Ratio
 from edgevit.measure.host import environment, snapshot
 from edgevit.verify.accuracy import fraction, paired_drop
 from tests.tiny import tiny_images, tiny_program
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def test_peers_get_what_timm_would_feed() -> None:
-    import torch
-    from torchvision.transforms.functional import normalize
-
     spec = tiny_program().spec.image
     images = tiny_images(tiny_program().spec, 3)
-    expected = normalize(torch.from_numpy(images).permute(0, 3, 1, 2) / 255, list(spec.mean), list(spec.std))
+    expected = (images.transpose(0, 3, 1, 2) / 255.0 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    assert (spec.mean, spec.std) == (MEAN, STD)
     got = normalise(images, spec)
     assert got.dtype == np.float32 and got.flags.c_contiguous
-    np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def accuracy(right: int, agreed: int) -> Accuracy:
+    before, after = np.arange(1000) < 750, np.arange(1000) < right
+    return Accuracy(top1=fraction(after), drop=paired_drop(before, after), agreement=fraction(np.arange(1000) < agreed))
 
 
 def row(**changed: Any) -> Row:
-    right = np.arange(1000) < 750
     certain = Ratio(value=1.0, low=1.0, high=1.0)
     base = Row(
         model="m",
@@ -39,9 +43,7 @@ def row(**changed: Any) -> Row:
         to_float=certain,
         to_fastest_peer=certain,
         fastest_peer="p",
-        top1=fraction(right),
-        drop=paired_drop(right, right),
-        agreement=fraction(np.ones(1000, bool)),
+        accuracy=accuracy(750, 1000),
     )
     return replace(base, **changed)
 
@@ -51,9 +53,9 @@ def row(**changed: Any) -> Row:
     [
         ({}, 0),
         ({"to_fastest_peer": Ratio(value=1.06, low=1.0, high=1.1)}, 1),
-        ({"drop": paired_drop(np.arange(1000) < 750, np.arange(1000) < 741)}, 1),
-        ({"drop": paired_drop(np.arange(1000) < 750, np.arange(1000) < 742)}, 0),
-        ({"agreement": fraction(np.arange(1000) < 949)}, 1),
+        ({"accuracy": accuracy(741, 1000)}, 1),
+        ({"accuracy": accuracy(742, 950)}, 0),
+        ({"accuracy": accuracy(750, 949)}, 1),
     ],
 )
 def test_a_missed_figure_is_called_so(changed: dict[str, Any], missed: int) -> None:
@@ -70,6 +72,16 @@ def test_a_row_without_accuracy_says_nothing_about_it() -> None:
     machine = environment(
         snapshot(), snapshot(), runtime="r", runtime_version="v", inference_precision="f32", threads=1
     )
-    bare = row(top1=None, drop=None, agreement=None)
+    bare = row(accuracy=None)
     text = table(Report(command="c", machine=machine, runs=1, images=0, calibration=1, rows=(bare,)))
     assert text.count(": met") == 1 and "agreement 1" not in text
+
+
+def test_what_a_cpu_without_vnni_hides_is_shown_and_judged_too() -> None:
+    machine = environment(
+        snapshot(), snapshot(), runtime="r", runtime_version="v", inference_precision="f32", threads=1
+    )
+    both = row(accuracy=accuracy(700, 800), exact=accuracy(750, 999))
+    text = table(Report(command="c", machine=machine, runs=1, images=1000, calibration=1, rows=(both,)))
+    assert "| **edgevit t**, exact | | | | | 75.0% | +0.0" in text
+    assert text.count("**missed**") == 2 and text.count(": met") == 3
