@@ -298,8 +298,8 @@ def table(document: dict[str, Any]) -> str:
         lines += [
             f"## {name} ({result['model']})",
             "",
-            f"{n['calibration']} calibration images, observed in {result['observe_s']} s (wall). Agreement, cosine and KL "
-            "are against the float model on the same n evaluation images. Float top-1 on the first "
+            f"{n['calibration']} calibration images, observed in {result['observe_s']} s (wall). Agreement, cosine and "
+            "KL are against the float model on the same n evaluation images. Float top-1 on the first "
             f"{min(r['images'] for r in result['rows'])}: {result['rows'][0]['screen_top1']}.",
             "",
             "| recipe | n | top-1 | agreement | cosine | KL | int8 Linears | split columns | CPU / float |"
