@@ -55,10 +55,11 @@ def assemble(
             is_open = segments.gate(graph, program, branch, x, "effort", read)
             emit = _conditional if gating == "if" else _select
             x = emit(graph, program, branch, x, plan, rows, read, is_open)
-            opened.append(_state(graph, branch, is_open))
+            opened.append(is_open)
         states.append((branch.name, x, rows))
     segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
-    graph.op("Concat", opened, "gates", axis=0)
+    # One cast of all decisions: every node on the main path is paid for on every run.
+    graph.op("Cast", [graph.op("Concat", opened, "gates/open", axis=0)], "gates", to=TensorProto.UINT8)
     outputs = [tensor("logits", [1, spec.head.classes]), tensor("gates", [len(opened)], TensorProto.UINT8)]
     if streams:
         outputs += [_expose(graph, f"stream:{name}", x, (rows, spec.dim)) for name, x, rows in states]
@@ -114,13 +115,8 @@ def _select(
     return graph.op("Where", [is_open, ran, stood], f"{branch.name}/y")
 
 
-def _state(graph: Graph, branch: BranchSpec, is_open: str) -> str:
-    value = graph.op("Cast", [is_open], f"{branch.name}.gate/uint8", to=TensorProto.UINT8)
-    return graph.op("Reshape", [value, graph.const("one_element", [1])], f"{branch.name}.gate/state")
-
-
 def _constant_state(graph: Graph, branch: BranchSpec) -> str:
-    return graph.const(f"{branch.name}.state", np.array([0 if branch.removed else 1], dtype=np.uint8))
+    return graph.const(f"{branch.name}.state", np.array([not branch.removed]))
 
 
 def _expose(graph: Graph, name: str, source: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:

@@ -169,15 +169,15 @@ def activation(graph: Graph, spec: BranchSpec, x: str) -> str:
 
 
 def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
-    """The gate's decision, a scalar bool: LN(pool(x)) . weight + effort > threshold - bias."""
+    """The gate's decision, bool `[1]`: LN(pool(x)) . weight + effort > threshold - bias."""
     name, weights = f"{spec.name}.gate", program.weights
     assert spec.gate is not None
     if spec.gate.pool == "prefix":
-        row = graph.op("Gather", [x, graph.const("row_0", np.array(0, dtype=np.int64))], f"{name}/row", axis=0)
+        row = graph.op("Gather", [x, graph.const("row_0", [0])], f"{name}/row", axis=0)
     else:
         x = _patch_rows(graph, program.spec, f"{name}/patches", x, read)
         axes = graph.const("axis_0", [0])
-        row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=0)
+        row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=1)
     ones = graph.const("ones", np.ones(program.spec.dim, dtype=np.float32))
     row = graph.op("LayerNormalization", [row, ones], f"{name}/norm", axis=-1, epsilon=program.spec.norm_eps)
     logit = graph.op("MatMul", [row, graph.const(f"{name}.weight", weights[f"{name}.weight"])], f"{name}/logit")

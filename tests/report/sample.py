@@ -82,7 +82,7 @@ def measurement(**changes: Any) -> Measurement:
                 MemoryPoint(time_ms=3.0, bytes=350_000, where="fused_7"),
                 MemoryPoint(time_ms=6.0, bytes=380_000, where="b01_mhsa.qkv/y"),
                 MemoryPoint(time_ms=8.0, bytes=310_000, where="head/y"),
-                MemoryPoint(time_ms=9.0, bytes=310_000, where="b00_mhsa.gate/state"),
+                MemoryPoint(time_ms=9.0, bytes=310_000, where="b00_mhsa.gate/open"),
             ),
         ),
         "process": ProcessMemory(imported_bytes=48_000_000, loaded_bytes=60_000_000, peak_bytes=70_000_000),
