@@ -5,7 +5,7 @@
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
 imagenet-val-1000.tar (evaluation). The peers' models and all predictions are kept in --work and used again; edgevit's
-builds are made anew each time. peers.json is written after every model; peers.md is made of it.
+builds are made anew each time. peers.json is written after every candidate; peers.md is made of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -40,6 +41,7 @@ from edgevit.verify.accuracy import fraction, paired_drop
 MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
 Logits = Callable[[np.ndarray], np.ndarray]
+Predicted = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,22 +220,30 @@ def backend_versions() -> str:
     return ", ".join(f"{k} {v}" for name in RUNTIMES.values() for k, v in backend(name).versions().items())
 
 
-def measure(case: Case, candidates: list[Candidate], times: dict[str, Times], threads: int | None) -> list[Row]:
-    """One row per candidate; without `threads` no accuracy is measured."""
-    labels, rows = case.evaluation.labels, []
+def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:
+    """Classes that candidates predict, and those with exact int8: after each candidate what is known so far.
+
+    The float model first, which the others are compared with; then edgevit's.
+    """
+    known: dict[str, Predicted] = {}
+    for c in sorted(candidates, key=lambda c: (c.name != FLOAT, not c.own)):
+        exact = predict(case, c, threads, exact=True) if c.exact is not None else None
+        known[c.name] = predict(case, c, threads), exact
+        yield known
+
+
+def measure(
+    case: Case, candidates: list[Candidate], times: dict[str, Times], predicted: dict[str, Predicted]
+) -> tuple[Row, ...]:
+    """One row per candidate; its accuracy if it was evaluated."""
+    rows = []
     fastest = {
         short: min((c.name for c in candidates if c.runtime == short and c.int8 and not c.own), key=_median(times))
         for short in RUNTIMES
     }
-    reference = None
     for c in candidates:
-        accuracy = exact = None
-        if threads is not None and labels is not None:
-            got = predict(case, c, threads)
-            reference = got if reference is None else reference
-            accuracy = _accuracy(got, reference, labels)
-            if c.exact is not None:
-                exact = _accuracy(predict(case, c, threads, exact=True), reference, labels)
+        reference = predicted[FLOAT][0] if predicted else None
+        accuracy, exact = (_accuracy(case, got, reference) for got in predicted.get(c.name, (None, None)))
         rows.append(
             Row(
                 model=case.key,
@@ -253,10 +263,13 @@ def measure(case: Case, candidates: list[Candidate], times: dict[str, Times], th
                 outlier_columns=sum(len(p.outliers) for p in c.plan.linears) if c.plan else 0,
             )
         )
-    return rows
+    return tuple(rows)
 
 
-def _accuracy(got: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> Accuracy:
+def _accuracy(case: Case, got: np.ndarray | None, reference: np.ndarray | None) -> Accuracy | None:
+    labels = case.evaluation.labels
+    if got is None or reference is None or labels is None:
+        return None
     return Accuracy(
         top1=fraction(got == labels),
         drop=paired_drop(reference == labels, got == labels),
@@ -302,12 +315,11 @@ def main(
     data = data_folder()
     before = snapshot()
     out.mkdir(parents=True, exist_ok=True)
-    rows: tuple[Row, ...] = ()
+    done: tuple[Row, ...] = ()
     for key in models:
         case = _case(key, data, work, images, calibration)
         candidates = peer_candidates(case, data) + own_candidates(case)
         times = time_candidates(case, candidates, runs, turn)
-        rows += tuple(measure(case, candidates, times, threads or None))
         machine = environment(
             before,
             snapshot(),
@@ -316,16 +328,21 @@ def main(
             inference_precision="per candidate",
             threads=1,
         )
-        report = Report(
-            command=f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}",
-            machine=machine,
-            runs=runs,
-            images=images,
-            calibration=calibration,
-            rows=rows,
-        )
-        write_atomic(out / "peers.json", dumps(report))
-        write_atomic(out / "peers.md", table(report))
+        rows: tuple[Row, ...] = ()
+        # Written after every candidate: an evaluation takes minutes.
+        for known in chain(({},), evaluate(case, candidates, threads) if threads else ()):
+            rows = measure(case, candidates, times, known)
+            report = Report(
+                command=f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}",
+                machine=machine,
+                runs=runs,
+                images=images,
+                calibration=calibration,
+                rows=done + rows,
+            )
+            write_atomic(out / "peers.json", dumps(report))
+            write_atomic(out / "peers.md", table(report))
+        done += rows
     click.echo(f"wrote {out / 'peers.md'} and {out / 'peers.json'}")
 
 
