@@ -227,11 +227,11 @@ def averaged(rows: list[Row]) -> Row:
         divergence=sum(r.divergence for r in rows) / count,
         open_branches=sum(r.open_branches for r in rows) / count,
         seconds=sum(r.seconds for r in rows),
-        note=f"{count} seeds: {each}",
+        note=f"{count} draw{'s' if count > 1 else ''} per image: {each}",
     )
 
 
-def build_case(name: str, data: Path, limit: int, calibration: int, book: Book) -> Case:
+def build_case(name: str, data: Path, limit: int, calibration: int, book: Book, made: Made) -> Case:
     timm_name = MODELS[name]
     dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
     known = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=calibration)
@@ -243,7 +243,7 @@ def build_case(name: str, data: Path, limit: int, calibration: int, book: Book) 
         calibration=known.images,
         images=held.images,
         labels=held.labels,
-        reference=run(dense, held.images, None)[0],
+        reference=made.reference(f"{name}-{held.digest[:12]}", dense, held.images),
     )
     if not book.has(name, "dense", 0.0, 1.0):
         book.add(judge(case, case.reference, "dense", 0.0, 1.0))
@@ -275,6 +275,14 @@ class Made:
             program = self.pruned(case, fraction, "repaired") if fraction else case.dense
             self._keep(case, fraction, what, train_gates(program, case.calibration, budget, teacher=case.dense))
         return load_program(self._path(case, fraction, what))
+
+    def reference(self, name: str, dense: Program, images: np.ndarray) -> Tensor:
+        """Logits of the dense model."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(path, run(dense, images, None)[0].numpy(), allow_pickle=False)
+        return torch.from_numpy(np.load(path, allow_pickle=False))
 
     def _path(self, case: Case, fraction: float, what: str) -> Path:
         return self.folder / f"{case.name}-{fraction:g}-{what}"
@@ -385,7 +393,9 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         made = Made(work or Path(temporary))
         try:
-            cases = [build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration, book) for name in models]
+            cases = [
+                build_case(name, Path(os.environ["EDGEVIT_DATA"]), images, calibration, book, made) for name in models
+            ]
             for case in cases:
                 prune_rows(case, book, made, compensated=False)
             for case in cases:
