@@ -1,7 +1,7 @@
 """edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
 
     pip install -e '.[all,bench]'
-    EDGEVIT_DATA=DIR python benchmarks/peers.py --work /tmp/peers -o reports/reference
+    EDGEVIT_DATA=DIR python benchmarks/peers.py --work out/peers -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
 imagenet-val-1000.tar (evaluation). The peers' models and all predictions are kept in --work and used again; edgevit's
@@ -290,7 +290,7 @@ def take_turn(lock: Path | None) -> Iterator[None]:
         yield
 
 
-@click.command(epilog="Example: python benchmarks/peers.py --work /tmp/peers -o reports/reference")
+@click.command(epilog="Example: python benchmarks/peers.py --work out/peers -o reports/reference")
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
 @click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built models, kept.")
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1), help="Timed rounds.")

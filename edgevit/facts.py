@@ -24,12 +24,10 @@ from edgevit.bundlespec import (
     Sizes,
 )
 from edgevit.models.macs import branch_macs, gate_macs, macs_by_branch, rows_in, rows_out, total_macs
-from edgevit.models.program import Program, expected_shapes
-from edgevit.proof import Evidence
-from edgevit.quantspec import QuantPlan
+from edgevit.models.program import expected_shapes
+from edgevit.proof import Case, Evidence
 from edgevit.recipe import Recipe
 from edgevit.spec import BranchSpec, ProgramSpec
-from edgevit.targets import Target
 
 GOLDEN_CANDIDATES = 32
 GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
@@ -40,10 +38,7 @@ GOLDEN_TOLERANCE = 0.25  # of the logits' standard deviation: another CPU's int8
 class Facts:
     """Everything a manifest is made of."""
 
-    program: Program
-    dense: Program | None
-    plan: QuantPlan | None
-    target: Target
+    case: Case
     recipe: Recipe
     versions: Mapping[str, str]
     evidence: Evidence
@@ -52,13 +47,13 @@ class Facts:
 
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
     """The manifest, but for what only the writer knows (hashes, golden file names)."""
-    spec, evidence = facts.program.spec, facts.evidence
+    spec, evidence = facts.case.program.spec, facts.evidence
     models = _models(tuple(files))
     logits = np.concatenate([run.logits for run in facts.golden])
     return Manifest(
-        name=f"{spec.name}-{facts.target.name}",
-        backend=facts.target.backend,
-        target=serial.to_data(facts.target),
+        name=f"{spec.name}-{facts.case.target.name}",
+        backend=facts.case.target.backend,
+        target=serial.to_data(facts.case.target),
         recipe=serial.to_data(facts.recipe),
         tools={"edgevit": __version__, **facts.versions},
         origin=dict(spec.origin),
@@ -72,10 +67,10 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         ),
         model=next(iter(models.values())),
         models=models,
-        runtime_settings=backend(facts.target.backend).settings(
+        runtime_settings=backend(facts.case.target.backend).settings(
             next(iter(files.values())).parent,
-            precision=facts.target.inference_precision,
-            weight_bits=facts.target.weight_bits,
+            precision=facts.case.target.inference_precision,
+            weight_bits=facts.case.target.weight_bits,
         ),
         branches=tuple(branch_facts(facts)),
         sizes=_sizes(facts, files, models),
@@ -94,10 +89,11 @@ def _models(files: Sequence[str]) -> dict[str, str]:
 
 def branch_facts(facts: Facts) -> list[BranchFacts]:
     """One row per branch, in order."""
-    spec, evidence = facts.program.spec, facts.evidence
+    spec, evidence = facts.case.program.spec, facts.evidence
+    linears = facts.case.plan.linears if facts.case.plan else ()
     rows = []
     for index, (branch, macs) in enumerate(zip(spec.branches, macs_by_branch(spec), strict=True)):
-        planned = [p for p in (facts.plan.linears if facts.plan else ()) if p.name.startswith(f"{branch.name}.")]
+        planned = [p for p in linears if p.name.startswith(f"{branch.name}.")]
         rows.append(
             BranchFacts(
                 name=branch.name,
@@ -126,7 +122,7 @@ def _dense_macs(spec: ProgramSpec, branch: BranchSpec, index: int) -> int:
 
 
 def _macs(facts: Facts) -> Macs:
-    spec = facts.program.spec
+    spec = facts.case.program.spec
     branches = np.array(macs_by_branch(spec))
     gated = np.array([b.gate is not None for b in spec.branches])
     everything = total_macs(spec)
@@ -145,7 +141,7 @@ def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -
     first = next(iter(models.values()))
     # What one device loads: the model that was verified and the data beside it, not its other formats.
     loaded = [path for name, path in files.items() if name == first or name in (f"{first}.data", "model.bin")]
-    spec = facts.program.spec
+    spec = facts.case.program.spec
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
     dense = sum(int(np.prod(shape)) for shape in expected_shapes(_dense_spec(spec)).values())
     return Sizes(

@@ -7,7 +7,6 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,61 +159,44 @@ def build(
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")
-    given = program
-    program, plan = quantize(program, target, calibration.images)
+    lowered, plan = quantize(program, target, calibration.images)
     say("Lowering")
-    model = assemble(program, plan)
+    model = assemble(lowered, plan)
     check_model(model)
-    staging = Path(tempfile.mkdtemp(prefix="edgevit."))
-    try:
+    with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
         say(f"Compiling for {target.backend}")
-        files = runtime.compile(model, staging, formats=target.formats)
-        runner = runtime.load(
-            staging,
-            threads=target.threads,
-            precision=target.inference_precision,
-            weight_bits=target.weight_bits,
-        )
+        names = runtime.compile(model, Path(staging), formats=target.formats)
         case = Case(
-            program=given,
+            program=program,
             dense=dense,
             target=target,
             plan=plan,
             model=model,
             runtime=runtime,
-            folder=staging,
+            folder=Path(staging),
             calibration=calibration,
             evaluation=evaluation,
+        )
+        runner = runtime.load(
+            case.folder,
+            threads=target.threads,
+            precision=target.inference_precision,
+            weight_bits=target.weight_bits,
         )
         evidence = prove(case, runner, say)
         say("Writing the bundle")
         golden = golden_runs(runner, program.spec, calibration.images)
-        facts = Facts(
-            program=program,
-            dense=dense,
-            plan=plan,
-            target=target,
-            recipe=recipe,
-            versions=versions,
-            evidence=evidence,
-            golden=golden,
-        )
-        manifest = describe(facts, {name: staging / name for name in files})
-        report = make_report(manifest)
-        archive = write_bundle(
-            folder,
-            manifest,
-            {
-                **{name: staging / name for name in files},
-                "report.json": report_json.render(report),
-                "report.html": report_html.render(report),
-            },
-            golden,
-            labels=program.spec.labels,
-            force=force,
-        )
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
+        return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+
+
+def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) -> Built:
+    """Write manifest, model, report and golden runs as one bundle."""
+    manifest = describe(facts, files)
+    report = make_report(manifest)
+    pages = {"report.json": report_json.render(report), "report.html": report_html.render(report)}
+    labels = facts.case.program.spec.labels
+    archive = write_bundle(folder, manifest, {**files, **pages}, facts.golden, labels=labels, force=force)
     return Built(folder=folder, archive=archive, manifest=manifest)
 
 
