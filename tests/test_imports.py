@@ -57,6 +57,7 @@ def imported(path: Path, *, at_module_level: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path} imports relatively, which hides from this test"
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):

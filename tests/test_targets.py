@@ -69,6 +69,27 @@ def test_contradictions_are_faults(tmp_path: Path) -> None:
         load_target(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threads", "0"),
+        ("percentile", "49.9"),
+        ("smoothing", "1.1"),
+        ("min_agreement", "95.0"),
+        ("max_top1_drop", "-0.1"),
+        ("name", '"other"'),
+        ("formats", "[]"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: str) -> None:
+    own = tomllib.loads(TEXT)[key]
+    old = next(line for line in TEXT.splitlines() if line.startswith(f"{key} = "))
+    if key == "name":
+        old = old.replace(own, "mine")
+    with pytest.raises(TargetError, match=rf"1 fault:\n  - {key}: got"):
+        load_target(write(tmp_path, (old, f"{key} = {value}")))
+
+
 def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:
     line = next(line for line in TEXT.splitlines() if line.startswith('smoothing = "'))
     with pytest.raises(TargetError, match="missing the reason of 'smoothing'"):

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgevit.data.images import load_images
+from edgevit.data import sources
+from edgevit.data.images import load_images, prepare
 from edgevit.errors import ImagesError
 from edgevit.resources import shipped
 from edgevit.spec import ImageSpec
@@ -84,8 +85,14 @@ def test_unreadable_images_are_counted_and_too_many_refused(tmp_path: Path) -> N
         load_images(folder, SPEC)
 
 
+def test_a_strip_that_would_be_resized_to_gigabytes_counts_as_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "strip.png").write_bytes(picture(0, (1, 5000)))
+    with pytest.raises(ImagesError, match="5000 x 1 pixels"):
+        load_images(tmp_path, replace(SPEC, height=224, width=224))
+
+
 @pytest.mark.parametrize(
-    ("prepare", "said"),
+    ("place", "said"),
     [
         (lambda folder: folder / "none", "no such file"),
         (lambda folder: folder, "it is empty"),
@@ -95,9 +102,9 @@ def test_unreadable_images_are_counted_and_too_many_refused(tmp_path: Path) -> N
         (lambda folder: (folder / "bad.zip").write_bytes(b"x" * 600) and folder / "bad.zip", "zip"),
     ],
 )
-def test_what_is_no_source_of_images_is_refused(tmp_path: Path, prepare, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_source_of_images_is_refused(tmp_path: Path, place, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ImagesError, match=said):
-        load_images(prepare(tmp_path), SPEC)
+        load_images(place(tmp_path), SPEC)
 
 
 def test_members_that_leave_an_archive_are_refused(tmp_path: Path) -> None:
@@ -111,6 +118,14 @@ def test_members_that_leave_an_archive_are_refused(tmp_path: Path) -> None:
     for name in ("evil.zip", "evil.tar"):
         with pytest.raises(ImagesError, match="refused"):
             load_images(tmp_path / name, SPEC)
+
+
+def test_a_member_too_large_for_a_photograph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MEMBER_LIMIT_BYTES", 100)
+    with zipfile.ZipFile(tmp_path / "big.zip", "w") as archive:
+        archive.writestr("in.png", picture())
+    with pytest.raises(ImagesError, match="allowed: 100"):
+        load_images(tmp_path / "big.zip", SPEC)
 
 
 def test_a_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
@@ -154,7 +169,7 @@ def test_any_bytes_are_one_error(tmp_path: Path, raw: bytes, name: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "crop"), [(224, 224, 0.9), (224, 224, 1.0), (192, 256, 0.9)])
-def test_preprocessing_is_timms(data: Path, height: int, width: int, crop: float) -> None:
+def test_preprocessing_is_timms(height: int, width: int, crop: float) -> None:
     import torch
 
     from edgevit.models.ops import timm
@@ -162,15 +177,27 @@ def test_preprocessing_is_timms(data: Path, height: int, width: int, crop: float
     size = (3, height, width)
     config = {"input_size": size, "mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": crop, "interpolation": "bicubic"}
     transform = timm.data.create_transform(**config)
-    spec = replace(SPEC, height=height, width=width, crop_pct=crop)
-    loaded = load_images(data / "imagenet-val-1000.tar", spec, limit=8)
+    shapes = [(300, 451), (427, 640), (256, 256), (248, 331), (231, 230), (200, 333), (401, 300)]
+    for seed, shape in enumerate(shapes):
+        with Image.open(io.BytesIO(picture(seed, shape))) as file:
+            got = prepare(file, replace(SPEC, height=height, width=width, crop_pct=crop))
+            assert torch.equal(torch.from_numpy(got.copy()).permute(2, 0, 1) / 255, transform(file))
+
+
+def test_real_images_are_prepared_as_timm_does(data: Path) -> None:
+    import torch
+
+    from edgevit.models.ops import timm
+
+    config = {"input_size": (3, 224, 224), "mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 0.9}
+    transform = timm.data.create_transform(**config, interpolation="bicubic")
+    loaded = load_images(data / "imagenet-val-1000.tar", replace(SPEC, height=224, width=224), limit=8)
     with tarfile.open(data / "imagenet-val-1000.tar") as archive:
         for name, image in zip(loaded.names, loaded.images, strict=True):
             file = archive.extractfile(name)
             assert file is not None
             expected = transform(Image.open(file).convert("RGB"))
-            got = torch.from_numpy(image.copy()).permute(2, 0, 1) / 255
-            assert torch.equal(got, expected)
+            assert torch.equal(torch.from_numpy(image.copy()).permute(2, 0, 1) / 255, expected)
 
 
 def test_the_reference_set_loads_whole(data: Path) -> None:
