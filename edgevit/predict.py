@@ -29,6 +29,7 @@ class Prediction:
     """Bytes, MACs per image, and how many Linears would be int8.
 
     `bound_bytes` is ONNX Runtime's memory bound of the predicted graph; None for a runtime without one.
+    `expected_macs` is None for a Program with gates of its own: how often they open only images tell.
     """
 
     model: str
@@ -37,7 +38,7 @@ class Prediction:
     model_bytes: int
     dense_macs: int
     all_open_macs: int
-    expected_macs: float
+    expected_macs: float | None
     bound_bytes: int | None
     int8_linears: int
     linears: int
@@ -67,7 +68,7 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
         model_bytes=sum(len(part) for part in externalise(model)),
         dense_macs=total_macs(program.spec),
         all_open_macs=everything,
-        expected_macs=everything * gate,
+        expected_macs=None if program.spec.gated and gate == 1.0 else everything * gate,
         bound_bytes=bound(model).total_bytes if target.backend == "onnxruntime" else None,
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),

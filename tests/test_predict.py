@@ -50,3 +50,7 @@ def test_a_budget_below_stem_and_head_is_refused_with_the_possible_one() -> None
 
 def test_openvino_has_no_bound_to_predict() -> None:
     assert predict(tiny_program(), load_target("x86-64-openvino")).bound_bytes is None
+
+
+def test_gates_that_are_there_already_are_not_guessed() -> None:
+    assert predict(tiny_program(gated=True), TARGET).expected_macs is None

@@ -68,10 +68,11 @@ def _say(line: str) -> None:
 
 def _prediction(p: Prediction) -> str:
     bound = f"{p.bound_bytes / 1e6:.1f} MB" if p.bound_bytes is not None else "not predicted for this runtime"
+    expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else "fewer as its gates close"
     return (
         f"{p.model} for {p.target}, predicted:\n"
         f"  model       {p.model_bytes / 1e6:.2f} MB (float weights now: {p.float_bytes / 1e6:.2f} MB)\n"
-        f"  MACs        {p.all_open_macs / 1e6:.0f} M all open, {p.expected_macs / 1e6:.0f} M expected "
+        f"  MACs        {p.all_open_macs / 1e6:.0f} M all open, {expected} "
         f"(now {p.dense_macs / 1e6:.0f} M)\n"
         f"  memory      {bound}\n"
         f"  int8        {p.int8_linears} of {p.linears} Linears"
