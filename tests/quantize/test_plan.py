@@ -153,7 +153,8 @@ def test_the_outlier_of_a_real_model_is_found_by_measurement() -> None:
     plan = plan_quantization(program, ranges)
     assert len(splits(plan)) <= 4 and 417 in splits(plan)["b07_ffn.fc2"]
     good = drift(reference, logits(program, plan, held))
-    assert good.kl < 0.02 and good.agreement >= 0.9 and naive.kl > 3 * good.kl
+    assert good.kl < 0.02 and good.agreement >= 0.9
+    assert naive.kl > 1.5 * good.kl and naive.cosine < good.cosine
     # Where splitting is not allowed, the same Linear is the one that measurement keeps float.
     float_plan = plan_quantization(
         program, ranges, max_outliers=0, evaluate=lambda p: logits(program, p, images), max_kl=0.02
