@@ -53,8 +53,8 @@ def test_it_recognises_real_photographs(data: Path, program: Program) -> None:
     assert images.labels is not None
     runner = reference(assemble(program))
     classes = np.array([runner.run(image[None])[0].argmax() for image in images.images])
-    # Measured on all 1000 images: see reports/reference/compression.md; 200 have a standard error of 3.4 points.
-    assert (classes == images.labels).mean() > 0.5
+    # 68.1 % on all 1000 images (reports/reference/shipped.json); 200 have a standard error of 3.3 points.
+    assert (classes == images.labels).mean() > 0.58
 
 
 def test_ungated_it_computes_every_branch(program: Program) -> None:
