@@ -149,12 +149,17 @@ def _vit_tiny() -> tuple[Program, Ranges, np.ndarray, np.ndarray]:
 def test_the_outlier_of_a_real_model_is_found_by_measurement() -> None:
     program, ranges, images, held = _vit_tiny()
     reference = logits(program, None, held)
-    naive = drift(reference, logits(program, plan_quantization(program, ranges, max_outliers=0), held))
+    naive, clipped = (
+        drift(reference, logits(program, plan_quantization(program, ranges, range_method=m, max_outliers=0), held))
+        for m in ("minmax", "mse")
+    )
     plan = plan_quantization(program, ranges)
     assert len(splits(plan)) <= 4 and 417 in splits(plan)["b07_ffn.fc2"]
     good = drift(reference, logits(program, plan, held))
     assert good.kl < 0.02 and good.agreement >= 0.9
-    assert naive.kl > 1.5 * good.kl and naive.cosine < good.cosine
+    assert naive.kl > 3 * good.kl
+    # Clipping alone, without the split, recovers only part of it (measured: 2.2 times the split's).
+    assert clipped.kl > 2 * good.kl and clipped.cosine < good.cosine
     # Where splitting is not allowed, the same Linear is the one that measurement keeps float.
     float_plan = plan_quantization(
         program, ranges, max_outliers=0, evaluate=lambda p: logits(program, p, images), max_kl=0.02
