@@ -73,6 +73,12 @@ class BundleError(EdgevitError):
     exit_code = 19
 
 
+class TrainingError(EdgevitError):
+    """A training recipe, its data or its state does not allow training to go on."""
+
+    exit_code = 20
+
+
 class VerificationError(EdgevitError):
     """Base of the verifiers' errors: a claim about the build did not hold."""
 
