@@ -1,4 +1,4 @@
-"""Progress bars on stderr: shown to a person at a terminal, silent for a script."""
+"""What a person is told on stderr: progress bars (at a terminal only) and single lines."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     from rich.progress import track as rich_track
 
     yield from rich_track(iterable, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def say(line: str) -> None:
+    """One line for a person, on stderr, so that stdout stays what a script reads."""
+    print(line, file=sys.stderr, flush=True)
