@@ -42,7 +42,7 @@ ROOMS = {
     "report",
 }
 # The Program and the images are values that pass between stages, not stages.
-VALUES = {"models"}
+VALUES = {"models", "data"}
 
 
 def imported(path: Path, *, at_module_level: bool = False) -> set[str]:

@@ -8,18 +8,21 @@ import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgevit.data.sources import Entry, open_source
+from edgevit.data.sources import Entry, list_images
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec
 
+T = TypeVar("T")
 UNREADABLE_LIMIT = 0.1
 RESIZED_PIXELS_LIMIT = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 FILTERS = {
@@ -57,7 +60,7 @@ class ImageSet:
 
 
 def load_images(source: Path, image: ImageSpec, *, limit: int | None = None, labelled: bool = False) -> ImageSet:
-    """Load images from a file, a folder, a .tar or .zip, or a TOML manifest (see `sources.open_source`).
+    """Load images from a file, a folder, a .tar or .zip, or a TOML manifest (see `sources.list_images`).
 
     `limit` takes that many, evenly spread over the source, so that a set sorted by class stays mixed. With `labelled`
     every image needs a label.
@@ -65,23 +68,20 @@ def load_images(source: Path, image: ImageSpec, *, limit: int | None = None, lab
     Raises:
         ImagesError: none found, wrong kind, a label missing, or more than 10 % of the images unreadable.
     """
-    if limit is not None and limit < 1:
-        raise ImagesError(f"the number of images to load must be 1 or more, got {limit}")
-    with open_source(source) as entries:
-        chosen = spread(entries, limit)
-        if labelled:
-            _check_labels(source, chosen)
-        pixels = np.empty((len(chosen), image.height, image.width, 3), dtype=np.uint8)
-        read: list[Entry] = []
-        unreadable: list[str] = []
-        for entry in track(chosen, f"Reading {len(chosen)} images"):
-            try:
-                pixels[len(read)] = prepare(decode(entry.read()), image)
-            except (UnreadableImage, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-                unreadable.append(f"{entry.name}: {error}")
-            else:
-                read.append(entry)
-    _check_unreadable(source, unreadable, len(chosen))
+    chosen = spread(list_images(source), limit)
+    if labelled:
+        _check_labels(source, chosen)
+    pixels = np.empty((len(chosen), image.height, image.width, 3), dtype=np.uint8)
+    read: list[Entry] = []
+    unreadable: list[str] = []
+    for entry in track(chosen, f"Reading {len(chosen)} images"):
+        try:
+            pixels[len(read)] = prepare(open_image(entry), image)
+        except UnreadableImage as error:
+            unreadable.append(f"{entry.name}: {error}")
+        else:
+            read.append(entry)
+    check_unreadable(source, unreadable, len(chosen))
     labels = np.array([entry.label for entry in read], dtype=np.int64) if labelled else None
     pixels = pixels[: len(read)]
     return ImageSet(
@@ -96,6 +96,19 @@ def load_images(source: Path, image: ImageSpec, *, limit: int | None = None, lab
 
 class UnreadableImage(Exception):
     """Why the bytes of one image are of no use; the caller counts them."""
+
+
+def open_image(entry: Entry) -> Image.Image:
+    """Read and decode one image of a source, RGB.
+
+    Raises:
+        UnreadableImage: its bytes cannot be read, or are no image.
+    """
+    try:
+        raw = entry.read()
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
+        raise UnreadableImage(str(error) or type(error).__name__) from None
+    return decode(raw)
 
 
 def decode(raw: bytes) -> Image.Image:
@@ -132,10 +145,12 @@ def prepare(picture: Image.Image, image: ImageSpec) -> NDArray[np.uint8]:
     return np.asarray(cropped, dtype=np.uint8)
 
 
-def spread(entries: tuple[Entry, ...], limit: int | None) -> tuple[Entry, ...]:
+def spread(entries: Sequence[T], limit: int | None) -> tuple[T, ...]:
     """At most `limit` entries, evenly spread over all of them, first one included."""
+    if limit is not None and limit < 1:
+        raise ImagesError(f"the number of images to load must be 1 or more, got {limit}")
     if limit is None or limit >= len(entries):
-        return entries
+        return tuple(entries)
     return tuple(entries[i * len(entries) // limit] for i in range(limit))
 
 
@@ -162,7 +177,8 @@ def _check_labels(source: Path, entries: tuple[Entry, ...]) -> None:
         )
 
 
-def _check_unreadable(source: Path, unreadable: list[str], total: int) -> None:
+def check_unreadable(source: Path | str, unreadable: list[str], total: int) -> None:
+    """Refuse a source of `total` images when more than 10 % of them are unreadable (`name: reason` each)."""
     if len(unreadable) > UNREADABLE_LIMIT * total:
         listed = "\n".join(f"  - {line}" for line in unreadable[:10])
         more = f"\n  ... and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from edgevit.data.manifest import leaves_folder, read_manifest
@@ -19,23 +20,36 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 KINDS = f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of them, or a .toml manifest"
 MEMBER_LIMIT_BYTES = 64 << 20  # no photograph is larger; a longer archive member is an accident or an attack
 LABELS = "labels.csv"
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One image that can be read: its name within the source, its label if the source knows one, and its bytes."""
+    """One image that can be read: its name within the source and its bytes, and what the source knows about it.
+
+    `read` holds no open file: an entry can be pickled, and read in any process.
+    """
 
     name: str
-    label: int | None
     read: Callable[[], bytes]
+    label: int | None = None
+    class_name: str = ""
+    split: str = ""
 
 
-@contextmanager
-def open_source(source: Path) -> Iterator[tuple[Entry, ...]]:
-    """List the images of `source`, sorted by name except in a manifest; they can be read inside the `with`.
+def list_images(source: Path) -> tuple[Entry, ...]:
+    """The images of `source`, sorted by name except in a manifest.
 
     Labels come from `labels.csv` (columns `file` and `label`, paths relative to it), from a manifest's `label`, or from
     class folders: a folder named by a whole number is that label, otherwise its place among the sorted folder names.
+    The split comes from the column `split`, or from folders `train`, `val` and `test` above the classes.
 
     Raises:
         ImagesError: nothing there, not one of the kinds above, no image in it, or a member that leaves the archive.
@@ -44,56 +58,99 @@ def open_source(source: Path) -> Iterator[tuple[Entry, ...]]:
         raise ImagesError(f"no images at {source}: no such file or folder. Give {KINDS}")
     suffix = source.suffix.lower()
     if source.is_dir():
-        yield _entries(source, _folder(source))
-    elif suffix == ".toml":
-        yield _manifest(source)
-    elif suffix == ".tar":
-        with _open_tar(source) as archive:
-            yield _entries(source, _tar(source, archive))
-    elif suffix == ".zip":
-        with _open_zip(source) as archive:
-            yield _entries(source, _zip(source, archive))
-    elif suffix in SUFFIXES:
-        yield (Entry(name=source.name, label=None, read=source.read_bytes),)
-    else:
-        raise ImagesError(f"{source} is not a source of images: got a {suffix or 'suffixless'} file. Give {KINDS}")
+        return _entries(source, _folder(source))
+    if suffix == ".toml":
+        return _manifest(source)
+    if suffix == ".tar":
+        return _entries(source, _tar(source))
+    if suffix == ".zip":
+        return _entries(source, _zip(source))
+    if suffix in SUFFIXES:
+        return (Entry(name=source.name, read=source.read_bytes),)
+    raise ImagesError(f"{source} is not a source of images: got a {suffix or 'suffixless'} file. Give {KINDS}")
+
+
+def split_name(written: str) -> str:
+    """One spelling for each of train, val and test (`validation` is `val`); other names as they are."""
+    return SPLITS.get(written.strip().lower(), written.strip())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Facts:
+    label: int | None = None
+    class_name: str = ""
+    split: str = ""
 
 
 def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[Entry, ...]:
-    """The images among `files` with their labels; `files` maps names with forward slashes to readers."""
+    """The images among `files` with what is known about them; `files` maps names with forward slashes to readers."""
     names = sorted(name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES)
     if not names:
         kinds = sorted({PurePosixPath(name).suffix.lower() or "no suffix" for name in files})
         found = f"found {len(files)} files of other kinds ({', '.join(kinds[:6])})" if files else "it is empty"
         raise ImagesError(f"no images in {source}: {found}. Allowed: {', '.join(SUFFIXES)}")
     table = next((name for name in sorted(files, key=len) if PurePosixPath(name).name == LABELS), None)
-    labels = _folder_labels(names) if table is None else _csv_labels(source, table, files[table]())
-    return tuple(Entry(name=name, label=labels.get(name), read=files[name]) for name in names)
+    facts = _folder_facts(names) if table is None else _csv_facts(source, table, files[table]())
+    entries = []
+    for name in names:
+        known = facts.get(name, _Facts())
+        entries.append(
+            Entry(name=name, read=files[name], label=known.label, class_name=known.class_name, split=known.split)
+        )
+    return tuple(entries)
 
 
-def _csv_labels(source: Path, table: str, raw: bytes) -> dict[str, int]:
+def _csv_facts(source: Path, table: str, raw: bytes) -> dict[str, _Facts]:
     reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig", errors="replace"), newline=""))
     columns = reader.fieldnames or []
     column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), None))
     if "file" not in columns or column is None:
         got = ", ".join(columns) or "none"
         raise ImagesError(f"{source}: {table} needs the columns 'file' and 'label', got: {got}")
-    labels: dict[str, int] = {}
+    facts: dict[str, _Facts] = {}
     for number, row in enumerate(reader, start=2):
         value = row[column] or ""
         if not value.isascii() or not value.isdigit():
             raise ImagesError(f"{source}: {table} line {number}: got label {value!r}, allowed: a whole number from 0")
-        labels[str(PurePosixPath(table).parent / (row["file"] or ""))] = int(value)
-    return labels
+        facts[str(PurePosixPath(table).parent / (row["file"] or ""))] = _Facts(
+            label=int(value), class_name=row.get("name") or "", split=split_name(row.get("split") or "")
+        )
+    return facts
 
 
-def _folder_labels(names: list[str]) -> dict[str, int]:
-    parents = {name: PurePosixPath(name).parent.name for name in names}
-    classes = sorted(set(parents.values()))
-    if "" in classes or len(classes) < 2:
-        return {}
+def _folder_facts(names: list[str]) -> dict[str, _Facts]:
+    splits = _folder_splits(names)
+    below = {name: PurePosixPath(name) for name in names}
+    if splits:  # a folder `train` is no class
+        below = {name: PurePosixPath(*path.parts[len(splits[name].parts) :]) for name, path in below.items()}
+    parents = {name: path.parent.name for name, path in below.items()}
+    classes = {name: label for label, name in enumerate(sorted(set(parents.values())))}
+    known = "" not in classes and len(classes) > 1
     numbered = all(name.isascii() and name.isdigit() for name in classes)
-    return {name: int(parent) if numbered else classes.index(parent) for name, parent in parents.items()}
+    facts = {}
+    for name, parent in parents.items():
+        split = split_name(splits[name].name) if splits else ""
+        if not known:
+            facts[name] = _Facts(split=split)
+        elif numbered:
+            facts[name] = _Facts(label=int(parent), split=split)
+        else:
+            facts[name] = _Facts(label=classes[parent], class_name=parent, split=split)
+    return facts
+
+
+def _folder_splits(names: list[str]) -> dict[str, PurePosixPath]:
+    """For every name the folder that is its split, where the topmost folders that differ are all splits."""
+    paths = {name: PurePosixPath(name).parts[:-1] for name in names}
+    depth = 0
+    while all(len(parts) > depth for parts in paths.values()):
+        top = {parts[depth] for parts in paths.values()}
+        if all(name.lower() in SPLITS for name in top):
+            return {name: PurePosixPath(*parts[: depth + 1]) for name, parts in paths.items()}
+        if len(top) > 1:
+            break
+        depth += 1
+    return {}
 
 
 def _folder(root: Path) -> dict[str, Callable[[], bytes]]:
@@ -114,54 +171,56 @@ def _manifest(path: Path) -> tuple[Entry, ...]:
     return tuple(Entry(name=i.file, label=i.label, read=(path.parent / i.file).read_bytes) for i in images)
 
 
-def _open_tar(source: Path) -> tarfile.TarFile:
+def _tar(source: Path) -> dict[str, Callable[[], bytes]]:
     try:
-        return tarfile.open(source, "r:")
+        with tarfile.open(source, "r:") as archive:
+            members = archive.getmembers()
     except (OSError, tarfile.TarError) as error:
         raise ImagesError(f"{source} cannot be read as an uncompressed tar: {error}") from None
-
-
-def _tar(source: Path, archive: tarfile.TarFile) -> dict[str, Callable[[], bytes]]:
-    try:
-        members = archive.getmembers()
-    except (OSError, tarfile.TarError) as error:
-        raise ImagesError(f"{source} is a damaged tar: {error}") from None
     files: dict[str, Callable[[], bytes]] = {}
     for member in members:
-        plain = member.isfile() or member.isdir()
+        plain = (member.isfile() and not member.issparse()) or member.isdir()
         _check_member(source, member.name, "" if plain else "a link or a special file", member.size)
         if member.isfile() and not _hidden(member.name):
-            files[_tidy(member.name)] = lambda m=member: _read_tar(archive, m)  # type: ignore[misc]
+            files[_tidy(member.name)] = partial(_read_range, source, member.offset_data, member.size)
     return files
 
 
-def _read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    return b"" if file is None else file.read()
+def _read_range(source: Path, offset: int, size_bytes: int) -> bytes:
+    with source.open("rb") as file:
+        file.seek(offset)
+        raw = file.read(size_bytes)
+    if len(raw) != size_bytes:
+        raise OSError(f"{source.name} ends {size_bytes - len(raw)} bytes too early")
+    return raw
 
 
-def _open_zip(source: Path) -> zipfile.ZipFile:
+def _zip(source: Path) -> dict[str, Callable[[], bytes]]:
     try:
-        return zipfile.ZipFile(source)
+        archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
         raise ImagesError(f"{source} cannot be read as a zip: {error}") from None
-
-
-def _zip(source: Path, archive: zipfile.ZipFile) -> dict[str, Callable[[], bytes]]:
     files: dict[str, Callable[[], bytes]] = {}
-    for member in archive.infolist():
-        odd = "a link" if stat.S_ISLNK(member.external_attr >> 16) else "encrypted" if member.flag_bits & 1 else ""
-        _check_member(source, member.filename, odd, member.file_size)
-        if not member.is_dir() and not _hidden(member.filename):
-            files[_tidy(member.filename)] = lambda m=member: _read_zip(archive, m)  # type: ignore[misc]
+    with archive:
+        for member in archive.infolist():
+            odd = "a link" if stat.S_ISLNK(member.external_attr >> 16) else "encrypted" if member.flag_bits & 1 else ""
+            _check_member(source, member.filename, odd, member.file_size)
+            if not member.is_dir() and not _hidden(member.filename):
+                files[_tidy(member.filename)] = partial(_read_zip, source, member.filename)
     return files
 
 
-def _read_zip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    with archive.open(member) as file:
+@lru_cache(maxsize=4)
+def _opened_zip(source: Path, process: int, modified_ns: int) -> zipfile.ZipFile:
+    """An open archive per process: forked ones would share, and move, one file position."""
+    return zipfile.ZipFile(source)
+
+
+def _read_zip(source: Path, name: str) -> bytes:
+    with _opened_zip(source, os.getpid(), source.stat().st_mtime_ns).open(name) as file:
         raw = file.read(MEMBER_LIMIT_BYTES + 1)  # the size in the directory may lie
     if len(raw) > MEMBER_LIMIT_BYTES:
-        raise zipfile.BadZipFile(f"{member.filename} is larger than the archive says")
+        raise zipfile.BadZipFile(f"{name} is larger than the archive says")
     return raw
 
 

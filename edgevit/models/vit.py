@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.t2t import t2t_tokens
-from edgevit.spec import BranchSpec, ProgramSpec
+from edgevit.spec import BranchSpec, ImageSpec, ProgramSpec
 
 Decide = Callable[[int, Tensor], Tensor]
 Tap = Callable[[str, Tensor], Tensor]
@@ -154,6 +154,11 @@ class Vit(nn.Module):
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:
     """uint8 RGB `[B, height, width, 3]` to what `Vit` takes: float32 `[B, 3, height, width]`."""
+    return normalise_pixels(spec.image, images)
+
+
+def normalise_pixels(image: ImageSpec, images: np.ndarray) -> Tensor:
+    """`normalise` where there is no Program: uint8 `[B, height, width, 3]` to float32 `[B, 3, height, width]`."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255.0
-    mean, std = torch.tensor(spec.image.mean), torch.tensor(spec.image.std)
+    mean, std = torch.tensor(image.mean), torch.tensor(image.std)
     return (x - mean[:, None, None]) / std[:, None, None]

@@ -1,0 +1,304 @@
+"""Labelled images to train and test on, read one by one: folders, archives, manifests and .npz files of JPEG bytes.
+
+Nothing is decoded when a set is opened, and no file stays open: a set can be pickled and read by any process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgevit.data.images import UnreadableImage, check_unreadable, decode, open_image, prepare, spread
+from edgevit.data.sources import Entry, list_images, split_name
+from edgevit.errors import ImagesError
+from edgevit.progress import track
+from edgevit.spec import ImageSpec
+
+NPZ_KEYS = "jpeg (uint8, all files one after another), offset (n + 1 whole numbers), label (n), classes (names)"
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledSet:
+    """Images that are read when asked for.
+
+    Attributes:
+        source: where they came from.
+        names: `[n]`, each image's name within the source.
+        labels: int64 `[n]`, -1 for an image without one; None where no image has one (the dense model then teaches).
+        classes: names by label; empty where the source gives none.
+        splits: the splits that the source knows, whichever of them this is; empty where it knows none.
+        digest: sha256 of names and labels (of an .npz also the files' sizes): a cheap check that a set is the same.
+        pictures: index to RGB image; raises UnreadableImage.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    digest: str
+    pictures: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, index: int) -> Image.Image:
+        """The image at `index`, RGB, in its own size; raises `edgevit.data.images.UnreadableImage`."""
+        return self.pictures(index)
+
+    def label(self, index: int) -> int:
+        """The label at `index`, -1 where there is none."""
+        return UNLABELLED if self.labels is None else int(self.labels[index])
+
+
+def open_labelled(source: Path, *, split: str | None = None) -> LabelledSet:
+    """Open what `sources.list_images` lists, or an .npz with the keys jpeg, offset, label and classes.
+
+    `split` picks the images of one split ('train', 'val' or 'test', where valid and validation are val; or a name of
+    the table's own); None takes all. A source that knows no splits is one training split: asked for `train` it gives
+    everything, asked for another it refuses, so that nothing is tested on what it was trained with.
+
+    Raises:
+        ImagesError: the source cannot be read, holds no images, or not the split.
+    """
+    data = _open_npz(source) if source.suffix.lower() == ".npz" and source.is_file() else None
+    if data is None:
+        entries = list_images(source)
+        data = _from_entries(source, entries)
+        if split is not None and data.splits:
+            wanted = split_name(split)
+            chosen = [i for i, entry in enumerate(entries) if entry.split == wanted]
+            if not chosen:
+                raise ImagesError(f"{source} has no split {split!r}; it has: {', '.join(data.splits)}")
+            return subset(data, chosen)
+    if split is not None and not data.splits and split_name(split) != "train":
+        raise ImagesError(
+            f"{source} has no split {split!r}: it knows no splits. Give a source of its own for it, a labels.csv with "
+            "a column 'split', or folders train and val; or hold out a part of the training images"
+        )
+    return data
+
+
+def subset(data: LabelledSet, indices: Sequence[int] | NDArray[np.int64]) -> LabelledSet:
+    """The images at `indices`, in that order; classes and splits stay those of the whole."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(data)):
+        raise ImagesError(f"{data.source}: got an index outside 0 to {len(data) - 1}")
+    names = tuple(data.names[i] for i in chosen)
+    labels = None if data.labels is None else data.labels[chosen]
+    digest = _digest(names, labels, data.digest)
+    return replace(data, names=names, labels=labels, digest=digest, pictures=_Chosen(data.pictures, chosen))
+
+
+def hold_out(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split `[n]` labels into sorted indices to train on and to hold out, in equal parts of every class.
+
+    round(n x fraction) images are held out, of each class that share rounded up or down; every class keeps an image to
+    train on. For a set without labels pass zeros.
+
+    Raises:
+        ImagesError: the fraction is not at least 0 and below 1.
+    """
+    if not 0 <= fraction < 1:
+        raise ImagesError(f"the fraction to hold out is {fraction:g}; allowed: at least 0 and below 1, such as 0.1")
+    generator = np.random.default_rng([*b"hold out", seed % 2**64])
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = counts * fraction
+    held = np.floor(shares).astype(np.int64)
+    # The largest remainders are rounded up; a class never gives its last image.
+    order = np.lexsort((generator.permutation(len(classes)), held - shares))
+    room = [c for c in order if held[c] < shares[c] and held[c] < counts[c] - 1]
+    held[room[: max(0, round(len(labels) * fraction) - int(held.sum()))]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for name, count in zip(classes, held, strict=True):
+        members = np.flatnonzero(labels == name)
+        chosen[generator.permutation(members)[:count]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def check_labels(data: LabelledSet, classes: int) -> None:
+    """Check that the labels fit a model of `classes` classes; a set without labels passes.
+
+    Raises:
+        ImagesError: labels out of range, fewer images than classes, or a class without any image.
+    """
+    if data.labels is None:
+        return
+    known = data.labels[data.labels != UNLABELLED]
+    wrong = np.unique(known[(known < 0) | (known >= classes)])
+    if len(wrong):
+        first = int(np.flatnonzero(np.isin(data.labels, wrong))[0])
+        raise ImagesError(
+            f"{data.source}: labels out of range: got {_some(wrong)} (first: {data.names[first]}); allowed: 0 to "
+            f"{classes - 1}. Correct the labels, or train a model with {int(known.max()) + 1} classes"
+        )
+    if len(known) < classes:
+        raise ImagesError(
+            f"{data.source} is too small a data set for the classes: got {len(known)} labelled images, needed: at "
+            f"least one for each of {classes} classes. Add images, or train a model with fewer classes"
+        )
+    missing = np.setdiff1d(np.arange(classes), known)
+    if len(missing):
+        names = [f"{c} ({data.classes[c]})" if c < len(data.classes) and data.classes[c] else str(c) for c in missing]
+        raise ImagesError(
+            f"{data.source} has no image of {len(missing)} of {classes} classes: {_some(names)}. Every class needs "
+            "one: add images, or number the classes without gaps and train a model with as many"
+        )
+
+
+def prepare_all(
+    data: LabelledSet, image: ImageSpec, limit: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images as the network is evaluated on them: uint8 `[n, height, width, 3]`, labels int64 `[n]` (-1: none).
+
+    `limit` takes that many, evenly spread over the set. Unreadable images are left out.
+
+    Raises:
+        ImagesError: more than 10 % of the images are unreadable.
+    """
+    chosen = spread(range(len(data)), limit)
+    pixels = np.empty((len(chosen), image.height, image.width, 3), dtype=np.uint8)
+    labels: list[int] = []
+    unreadable: list[str] = []
+    for index in track(chosen, f"Reading {len(chosen)} images"):
+        try:
+            pixels[len(labels)] = prepare(data.picture(index), image)
+        except UnreadableImage as error:
+            unreadable.append(f"{data.names[index]}: {error}")
+        else:
+            labels.append(data.label(index))
+    check_unreadable(data.source, unreadable, len(chosen))
+    return pixels[: len(labels)], np.array(labels, dtype=np.int64)
+
+
+def labelled_set(
+    *,
+    source: str,
+    names: tuple[str, ...],
+    labels: Sequence[int] | NDArray[np.int64] | None,
+    pictures: Callable[[int], Image.Image],
+    classes: tuple[str, ...] = (),
+    splits: tuple[str, ...] = (),
+    content: str = "",
+) -> LabelledSet:
+    """A set from its parts; `content` is what its digest should depend on besides names and labels."""
+    array = None if labels is None else np.asarray(labels, dtype=np.int64)
+    if array is not None and (array == UNLABELLED).all():
+        array = None
+    return LabelledSet(
+        source=source,
+        names=names,
+        labels=array,
+        classes=classes,
+        splits=splits,
+        digest=_digest(names, array, content),
+        pictures=pictures,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    pictures: Callable[[int], Image.Image]
+    indices: NDArray[np.int64]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.pictures(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    entries: tuple[Entry, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        return open_image(self.entries[index])
+
+
+@dataclass(frozen=True)
+class _Packed:
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    def __call__(self, index: int) -> Image.Image:
+        return decode(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
+
+
+def _from_entries(source: Path, entries: tuple[Entry, ...]) -> LabelledSet:
+    names_by_label = {e.label: e.class_name for e in entries if e.label is not None and e.class_name}
+    # A wrong label may be huge: names are listed only where they are no longer than the set.
+    known = names_by_label and max(names_by_label) < 1000 + len(entries)
+    return labelled_set(
+        source=str(source),
+        names=tuple(e.name for e in entries),
+        labels=[UNLABELLED if e.label is None else e.label for e in entries],
+        pictures=_Entries(entries),
+        classes=tuple(names_by_label.get(i, "") for i in range(max(names_by_label) + 1)) if known else (),
+        splits=tuple(sorted({e.split for e in entries} - {""})),
+    )
+
+
+def _open_npz(source: Path) -> LabelledSet:
+    arrays = _read_npz(source)
+    data, offsets = arrays.get("jpeg"), arrays.get("offset")
+    labels, classes = arrays.get("label"), arrays.get("classes", np.array([], dtype=np.str_))
+    faults = []
+    if data is None or offsets is None:
+        raise ImagesError(f"{source} has the keys {', '.join(arrays) or 'none'}; needed: {NPZ_KEYS}")
+    if data.dtype != np.uint8 or data.ndim != 1:
+        faults.append(f"jpeg: got {data.dtype} {list(data.shape)}, allowed: uint8 [bytes]")
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
+        faults.append(f"offset: got {offsets.dtype} {list(offsets.shape)}, allowed: whole numbers [images + 1]")
+    elif offsets[0] < 0 or (offsets[1:] < offsets[:-1]).any() or offsets[-1] > data.size:
+        faults.append(f"offset: must rise from 0 or more to at most {data.size}, the length of jpeg")
+    count = max(0, offsets.size - 1)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
+        faults.append(f"label: got {labels.dtype} {list(labels.shape)}, allowed: whole numbers [{count}]")
+    elif labels is not None and labels.size and labels.min() < 0:
+        faults.append(f"label: got {labels.min()}, allowed: 0 or more")
+    if classes.dtype.kind != "U" or classes.ndim != 1:
+        faults.append(f"classes: got {classes.dtype} {list(classes.shape)}, allowed: text [classes]")
+    if faults:
+        raise ImagesError(f"{source} is refused:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return labelled_set(
+        source=str(source),
+        names=tuple(f"image {index}" for index in range(count)),
+        labels=None if labels is None else labels.astype(np.int64),
+        pictures=_Packed(data, offsets.astype(np.int64)),
+        classes=tuple(str(name) for name in classes),
+        content=hashlib.sha256(offsets.astype("<i8").tobytes()).hexdigest(),
+    )
+
+
+def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz, never unpickled."""
+    try:
+        file = np.load(source, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ImagesError(f"{source} is one array, no .npz; needed: {NPZ_KEYS}")
+        with file:
+            return {key: file[key] for key in ("jpeg", "offset", "label", "classes") if key in file}
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ImagesError(f"{source} cannot be read as an .npz of plain arrays: {error}") from None
+
+
+def _digest(names: tuple[str, ...], labels: NDArray[np.int64] | None, content: str) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    if labels is not None:
+        digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _some(values: Sequence[object] | NDArray[np.int64]) -> str:
+    shown = ", ".join(str(value) for value in values[:8])
+    return f"{shown} and {len(values) - 8} more" if len(values) > 8 else shown
