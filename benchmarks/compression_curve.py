@@ -263,7 +263,7 @@ class Made:
             scores = score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
             for level in PRUNE:
                 plan = plan_prune(scores, case.dense.spec, level)
-                self._keep(case, level, "plain", shrink(case.dense, plan, statistics, compensate=False))
+                self._keep(case, level, "plain", shrink(case.dense, plan, None))
                 small = shrink(case.dense, plan, statistics)
                 self._keep(case, level, "compensated", small)
                 self._keep(case, level, "repaired", refit(small, case.dense, case.calibration))

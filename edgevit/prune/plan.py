@@ -81,6 +81,14 @@ def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float
     return PrunePlan(branches=branches, macs=total_macs(_reduced(spec, best)), budget_macs=budget)
 
 
+def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
+    """The spec with only the planned units; a branch without any loses its gate too."""
+    branches = tuple(
+        replace(b, kept=p.kept) if p.kept else _emptied(b) for b, p in zip(spec.branches, plan.branches, strict=True)
+    )
+    return replace(spec, branches=branches)
+
+
 def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice] | None:
     """One choice per row with the least total loss within the budget, or None; exact (Pareto dynamic programming).
 

@@ -13,11 +13,12 @@ from edgevit.prune.plan import PrunePlan
 from edgevit.spec import BranchSpec
 
 
-def shrink(program: Program, plan: PrunePlan, statistics: Statistics, *, compensate: bool = True) -> Program:
+def shrink(program: Program, plan: PrunePlan, statistics: Statistics | None) -> Program:
     """The Program with only the planned units; a branch that keeps all of them keeps its arrays bit for bit.
 
-    With `compensate`, what the removed units contributed is folded into the output linears that are left, and a branch
-    that is gone leaves `skip` rows, the mean of its output. Without, units are simply cut out.
+    With `statistics`, what the removed units contributed is folded into the output linears that are left, and a branch
+    that is gone leaves `skip` rows, the mean of its output. Without, units are simply cut out, and a branch that is
+    gone keeps the `skip` rows it has.
     """
     branches, changed = [], {}
     for branch, planned in zip(program.spec.branches, plan.branches, strict=True):
@@ -25,11 +26,23 @@ def shrink(program: Program, plan: PrunePlan, statistics: Statistics, *, compens
             branches.append(branch)
         elif planned.kept:
             branches.append(replace(branch, kept=planned.kept))
-            changed.update(_cut(program, branch, planned.kept, statistics if compensate else None))
+            changed.update(_cut(program, branch, planned.kept, statistics))
         else:
-            branches.append(replace(branch, kept=(), gate=None, skip=compensate))
-            if compensate:
+            branches.append(replace(branch, kept=(), gate=None, skip=branch.skip or statistics is not None))
+            if statistics is not None:
                 changed[f"{branch.name}.skip"] = statistics[branch.name].output.astype(np.float32)
+    return program.with_weights(changed, replace(program.spec, branches=tuple(branches)))
+
+
+def leave_biases(program: Program, plan: PrunePlan) -> Program:
+    """Skip rows for every branch that will be gone and has none: its output bias, which is all it adds without units."""
+    branches, changed = [], {}
+    for branch, planned in zip(program.spec.branches, plan.branches, strict=True):
+        gone = not planned.kept and not branch.removed and not branch.skip
+        branches.append(replace(branch, skip=True) if gone else branch)
+        if gone:
+            bias = program.weights[f"{output_linear(branch)}.bias"]
+            changed[f"{branch.name}.skip"] = np.tile(bias, (program.spec.stem.prefix + 1, 1))
     return program.with_weights(changed, replace(program.spec, branches=tuple(branches)))
 
 

@@ -1,0 +1,144 @@
+"""Pruning in training: unit masks that follow importance under a budget on all-open MACs.
+
+Importance is the diagonal of the empirical Fisher information of a mask on every unit (the mean over samples of the
+squared derivative of the loss by the mask), and of one mask on the whole branch: the four granularities of the paper's
+coefficients (whole MHSA, whole FFN, heads, neurons; arXiv 2310.11117, Eq. 10 and 11 as far as they could be read). How
+they are estimated and chosen is our reconstruction: the plan is found exactly for the budget of the moment, so there is
+no dual that could overshoot, and a unit that is out stays out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgevit.models.vit import Vit
+from edgevit.prune.observe import output_linear
+from edgevit.prune.plan import BranchPlan, PrunePlan, plan_prune
+from edgevit.prune.score import BranchScore
+from edgevit.spec import ProgramSpec
+
+Mean = Callable[[np.ndarray], np.ndarray]  # mean over processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """How masks follow importance: measured every `measure_every` steps, replanned every `replan_every`.
+
+    `memory` is the weight of past measurements.
+    """
+
+    measure_every: int = 2
+    replan_every: int = 10
+    memory: float = 0.95
+
+
+class MaskControl:
+    """The unit masks of a `Vit` during training; `tap` is the model's hook."""
+
+    def __init__(self, model: Vit, settings: MaskSettings, *, mean: Mean = lambda x: x) -> None:
+        self.spec: ProgramSpec = model.spec
+        self.settings, self.mean = settings, mean
+        branches = [b for b in self.spec.branches if not b.removed]
+        self._index = {output_linear(b): b for b in branches}
+        self.masks = {b.name: torch.ones(b.units) for b in branches}
+        self.units = {b.name: np.zeros(b.units) for b in branches}
+        self.whole = {b.name: 0.0 for b in branches}
+        self.measured = 0
+        self._leaves: dict[str, Tensor] = {}
+        self._measuring = False
+
+    def begin(self, step: int) -> None:
+        """Start a micro-batch of optimiser step `step`."""
+        self._leaves = {}
+        self._measuring = step % self.settings.measure_every == 0
+
+    def tap(self, name: str, value: Tensor) -> Tensor:
+        """Mask the input `[B, N, width]` of every branch's output linear."""
+        branch = self._index.get(name)
+        if branch is None:
+            return value
+        mask = self.masks[branch.name].to(value.device, value.dtype)
+        if self._measuring and torch.is_grad_enabled():
+            mask = mask.expand(len(value), -1).clone().requires_grad_(True)
+            self._leaves[branch.name] = mask
+        elif bool(mask.all()):
+            return value
+        if branch.kind == "mhsa":
+            mask = mask.repeat_interleave(branch.head_dim, dim=-1)
+        return value * (mask[:, None] if mask.ndim == 2 else mask)
+
+    def observe(self) -> None:
+        """Take the importance from the gradients of the micro-batch just run backwards."""
+        if not self._leaves:
+            return
+        kept = self.settings.memory if self.measured else 0.0
+        for name, leaf in self._leaves.items():
+            if leaf.grad is None:
+                continue
+            # The loss is a mean over the batch: times its length the derivative is per sample.
+            derivative = leaf.grad.double() * len(leaf)
+            units = self.mean((derivative**2).mean(dim=0).cpu().numpy())
+            whole = (derivative * self.masks[name].to(leaf.device)).sum(dim=1)
+            whole_mean = float(self.mean((whole**2).mean().cpu().numpy()))
+            self.units[name] = kept * self.units[name] + (1 - kept) * units
+            self.whole[name] = kept * self.whole[name] + (1 - kept) * whole_mean
+        self.measured += 1
+        self._leaves = {}
+
+    def replan(self, fraction: float) -> PrunePlan:
+        """Choose the units to keep when `fraction` of the all-open MACs has to go, and mask the others."""
+        plan = plan_prune([self._score(b.name) for b in self.spec.branches], self.spec, fraction)
+        for branch, planned in zip(self.spec.branches, plan.branches, strict=True):
+            if not branch.removed:
+                kept = torch.isin(torch.tensor(branch.kept), torch.tensor(planned.kept, dtype=torch.long))
+                self.masks[branch.name] = self.masks[branch.name] * kept
+        return plan
+
+    def plan(self) -> PrunePlan:
+        """The plan that the masks are."""
+        branches = tuple(
+            BranchPlan(
+                name=b.name,
+                kept=tuple(u for u, m in zip(b.kept, self.masks.get(b.name, ()), strict=False) if m),
+                loss=0.0,
+            )
+            for b in self.spec.branches
+        )
+        return PrunePlan(branches=branches, macs=0, budget_macs=0)
+
+    def _score(self, name: str) -> BranchScore:
+        """Loss by number of units kept: the sum of what goes, all of it together for the whole branch."""
+        branch = next(b for b in self.spec.branches if b.name == name)
+        if branch.removed:
+            return BranchScore(name=name, order=(), units=(0,), loss=(0.0,))
+        importance = np.where(self.masks[name].numpy() > 0, self.units[name], 0.0)
+        order = np.lexsort((importance, self.masks[name].numpy()))
+        loss = np.concatenate([[0.0], np.cumsum(importance[order])]) / 2
+        loss[-1] = max(self.whole[name] / 2, loss[-2])
+        return BranchScore(
+            name=name,
+            order=tuple(branch.kept[i] for i in order),
+            units=tuple(range(branch.units, -1, -1)),
+            loss=tuple(float(v) for v in loss),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "masks": dict(self.masks),
+            "units": {n: torch.from_numpy(u) for n, u in self.units.items()},
+            "whole": dict(self.whole),
+            "measured": self.measured,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.masks = dict(state["masks"])
+        self.units = {n: u.numpy() for n, u in state["units"].items()}
+        self.whole, self.measured = dict(state["whole"]), state["measured"]

@@ -1,0 +1,124 @@
+"""`TrainRecipe`: how `edgevit compress` trains, as data; a TOML file with some of these keys changes those."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgevit import serial
+from edgevit.errors import TrainingError
+from edgevit.train.batches import Augment
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Every number of a training run; what is not the paper's (arXiv 2310.11117) is marked ours in docs/usdc.md.
+
+    Attributes:
+        epochs_joint: passes over the data of stage 1, in which structure and gates are learnt together.
+        epochs_recover: passes of stage 2, with the structure fixed and the gates still learning.
+        batch: samples of one optimiser step, over all processes and accumulated micro-batches.
+        accumulate: micro-batches per step; gate groups are drawn within a micro-batch over all processes.
+        rate_joint: peak learning rate of the weights in stage 1 (AdamW, warm-up, cosine).
+        rate_recover: the same in stage 2.
+        warmup: fraction of a stage that warms up.
+        weight_decay: of matrices; biases, norms, positions and gates have none.
+        clip: largest gradient norm.
+        ema: decay of the averaged weights, which are the result; 0 takes the last ones.
+        label_smoothing: of the cross-entropy.
+        teacher: weight of the distillation loss, 0 to 1; the rest is cross-entropy. 1 needs no labels.
+        temperature: of the distillation.
+        static_share: how much of the saving is static, if not asked for otherwise: of MACs m, m ** static_share is left
+            by pruning (1 = no gates, 0 = no pruning).
+        ramp: fraction of stage 1 over which budgets come down.
+        groups: which samples share a gate's decision: batch, average N, random LO HI, recursive, halving, sample.
+        gate_noise: scale of the logistic noise on gate logits; falls to 0 during the stage.
+        gate_bias: initial logit of every gate.
+        gate_weight_rate: learning rate of gate weights.
+        gate_bias_rate: of gate biases.
+        skip_rate: of the rows added where a branch is skipped.
+        stiffness: weight of the squared gap to the budget (the paper's gamma).
+        price_rate: how fast the price on MACs follows the gap.
+        price_limit: largest price.
+        threshold_images: images held out of the training set that set the gates' thresholds.
+        crop_pct: of evaluation, as timm has it; 0 keeps the model's.
+        precision: auto takes bfloat16 where the processor has instructions for it.
+        workers: processes that read images.
+        seed: of order, augmentation, groups and noise.
+        checkpoint_seconds: time between checkpoints.
+        augment: what is done to training images.
+    """
+
+    epochs_joint: int = 2
+    epochs_recover: int = 4
+    batch: int = 256
+    accumulate: int = 1
+    rate_joint: float = 2e-4
+    rate_recover: float = 3e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.998
+    label_smoothing: float = 0.0
+    teacher: float = 0.9
+    temperature: float = 2.0
+    static_share: float = 0.6
+    ramp: float = 0.8
+    groups: str = "recursive"
+    gate_noise: float = 1.0
+    gate_bias: float = 2.0
+    gate_weight_rate: float = 3e-3
+    gate_bias_rate: float = 2e-2
+    skip_rate: float = 3e-3
+    stiffness: float = 100.0
+    price_rate: float = 0.5
+    price_limit: float = 20.0
+    threshold_images: int = 1000
+    crop_pct: float = 0.0
+    precision: Precision = "auto"
+    workers: int = 0
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+    augment: Augment = field(default_factory=Augment)
+
+
+def load_recipe(path: Path | None) -> TrainRecipe:
+    """The recipe of a TOML file, defaults where it is silent; the default recipe without a file.
+
+    Raises:
+        TrainingError: unreadable, or with every fault at once.
+    """
+    if path is None:
+        return TrainRecipe()
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"recipe {path} cannot be read as TOML: {error}") from None
+    faults: list[str] = []
+    recipe = serial.from_data(TrainRecipe, data, faults, "recipe")
+    faults += [] if recipe is None else check(recipe)
+    if recipe is None or faults:
+        raise TrainingError(f"recipe {path} has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return recipe
+
+
+def check(recipe: TrainRecipe) -> list[str]:
+    """What is impossible in a recipe, one line each."""
+    r = recipe
+    shares = {
+        n: getattr(r, n) for n in ("warmup", "teacher", "static_share", "ramp", "ema", "label_smoothing", "crop_pct")
+    }
+    faults = [f"{n}: got {v:g}, allowed: 0 to 1" for n, v in shares.items() if not 0 <= v <= 1]
+    counts = {n: getattr(r, n) for n in ("batch", "accumulate", "threshold_images")}
+    faults += [f"{n}: got {v}, allowed: 1 or more" for n, v in counts.items() if v < 1]
+    positive = {n: getattr(r, n) for n in ("rate_joint", "rate_recover", "temperature", "clip")}
+    faults += [f"{n}: got {v:g}, allowed: above 0" for n, v in positive.items() if not v > 0]
+    natural = {n: getattr(r, n) for n in ("epochs_joint", "epochs_recover", "workers", "seed")}
+    faults += [f"{n}: got {v}, allowed: 0 or more" for n, v in natural.items() if v < 0]
+    if r.accumulate >= 1 and r.batch % r.accumulate:
+        faults.append(f"batch: got {r.batch}, allowed: a multiple of accumulate ({r.accumulate})")
+    return faults
