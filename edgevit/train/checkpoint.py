@@ -6,6 +6,7 @@ it is checked (the CRC-32 of the zip that torch writes, which torch itself does 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections import OrderedDict
@@ -49,7 +50,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             "then go on with --resume"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -110,12 +112,13 @@ def _write(content: dict[str, Any], raw: IO[bytes]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last through a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the rename itself last through a loss of power, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _check_plain(value: Any, where: str) -> None:
