@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import warnings
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgevit.data.sources import Entry, list_images
+from edgevit.data.sources import READ_FAULTS, Entry, list_images
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec
@@ -106,7 +105,7 @@ def open_image(entry: Entry) -> Image.Image:
     """
     try:
         raw = entry.read()
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
+    except READ_FAULTS as error:
         raise UnreadableImage(str(error) or type(error).__name__) from None
     return decode(raw)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevit.data.images import UnreadableImage, check_unreadable, decode, open_image, prepare, spread
+from edgevit.data.manifest import MAX_LABEL
 from edgevit.data.sources import Entry, list_images, split_name
 from edgevit.errors import ImagesError
 from edgevit.progress import track
@@ -124,6 +125,32 @@ def hold_out(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDA
         members = np.flatnonzero(labels == name)
         chosen[generator.permutation(members)[:count]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def compact_labels(data: LabelledSet, originals: tuple[int, ...] | None = None) -> tuple[LabelledSet, tuple[int, ...]]:
+    """Number the labels 0, 1, 2, ... without gaps, and tell which label each number was.
+
+    Ten classes of ImageNet become ten classes, whose rows of an ImageNet head are `originals`. Passing a training set's
+    `originals` gives its test set the same numbers.
+
+    Raises:
+        ImagesError: the set has no labels, or labels that are not among `originals`.
+    """
+    if data.labels is None:
+        raise ImagesError(f"{data.source} has no labels to number")
+    known = np.unique(data.labels[data.labels != UNLABELLED])
+    kept = known if originals is None else np.array(originals, dtype=np.int64)
+    unknown = np.setdiff1d(known, kept)
+    if len(unknown):
+        raise ImagesError(f"{data.source} has labels that the training images lack: {_some(unknown)}")
+    order = np.argsort(kept, kind="stable")
+    places = (
+        order[np.searchsorted(kept, data.labels, sorter=order).clip(max=len(kept) - 1)] if len(kept) else data.labels
+    )
+    labels = np.where(data.labels == UNLABELLED, UNLABELLED, places).astype(np.int64)
+    classes = tuple(data.classes[i] if i < len(data.classes) else "" for i in kept) if data.classes else ()
+    digest = _digest(data.names, labels, data.digest)
+    return replace(data, labels=labels, classes=classes, digest=digest), tuple(int(i) for i in kept)
 
 
 def check_labels(data: LabelledSet, classes: int) -> None:
@@ -234,14 +261,12 @@ class _Packed:
 
 def _from_entries(source: Path, entries: tuple[Entry, ...]) -> LabelledSet:
     names_by_label = {e.label: e.class_name for e in entries if e.label is not None and e.class_name}
-    # A wrong label may be huge: names are listed only where they are no longer than the set.
-    known = names_by_label and max(names_by_label) < 1000 + len(entries)
     return labelled_set(
         source=str(source),
         names=tuple(e.name for e in entries),
         labels=[UNLABELLED if e.label is None else e.label for e in entries],
         pictures=_Entries(entries),
-        classes=tuple(names_by_label.get(i, "") for i in range(max(names_by_label) + 1)) if known else (),
+        classes=tuple(names_by_label.get(i, "") for i in range(max(names_by_label, default=-1) + 1)),
         splits=tuple(sorted({e.split for e in entries} - {""})),
     )
 
@@ -262,8 +287,8 @@ def _open_npz(source: Path) -> LabelledSet:
     count = max(0, offsets.size - 1)
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
         faults.append(f"label: got {labels.dtype} {list(labels.shape)}, allowed: whole numbers [{count}]")
-    elif labels is not None and labels.size and labels.min() < 0:
-        faults.append(f"label: got {labels.min()}, allowed: 0 or more")
+    elif labels is not None and labels.size and (labels.min() < 0 or labels.max() > MAX_LABEL):
+        faults.append(f"label: got {labels.min()} to {labels.max()}, allowed: 0 to {MAX_LABEL}")
     if classes.dtype.kind != "U" or classes.ndim != 1:
         faults.append(f"classes: got {classes.dtype} {list(classes.shape)}, allowed: text [classes]")
     if faults:

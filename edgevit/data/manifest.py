@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from edgevit import serial
 from edgevit.errors import ImagesError
 
+MAX_LABEL = 10**6
+
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestImage:
@@ -64,8 +66,8 @@ def _faults(folder: Path, image: ManifestImage) -> list[str]:
     path = folder / image.file
     if leaves_folder(image.file) or not path.resolve().is_relative_to(folder.resolve()):
         return [f"{image.file}: leads outside the manifest's folder; only files beside or below it are read"]
-    if image.label is not None and image.label < 0:
-        return [f"{image.file}: got label {image.label}, allowed: 0 or more"]
+    if image.label is not None and not 0 <= image.label <= MAX_LABEL:
+        return [f"{image.file}: got label {image.label}, allowed: 0 to {MAX_LABEL}"]
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -8,18 +8,21 @@ import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
-from edgevit.data.manifest import leaves_folder, read_manifest
+from edgevit.data.manifest import MAX_LABEL, leaves_folder, read_manifest
 from edgevit.errors import ImagesError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 KINDS = f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of them, or a .toml manifest"
 MEMBER_LIMIT_BYTES = 64 << 20  # no photograph is larger; a longer archive member is an accident or an attack
 LABELS = "labels.csv"
+# What reading an entry can raise: gone, cut short, or a damaged or odd member of a zip.
+READ_FAULTS = (OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -90,7 +93,7 @@ def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[En
         found = f"found {len(files)} files of other kinds ({', '.join(kinds[:6])})" if files else "it is empty"
         raise ImagesError(f"no images in {source}: {found}. Allowed: {', '.join(SUFFIXES)}")
     table = next((name for name in sorted(files, key=len) if PurePosixPath(name).name == LABELS), None)
-    facts = _folder_facts(names) if table is None else _csv_facts(source, table, files[table]())
+    facts = _folder_facts(names) if table is None else _csv_facts(source, table, files[table])
     entries = []
     for name in names:
         known = facts.get(name, _Facts())
@@ -100,18 +103,24 @@ def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[En
     return tuple(entries)
 
 
-def _csv_facts(source: Path, table: str, raw: bytes) -> dict[str, _Facts]:
-    reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig", errors="replace"), newline=""))
-    columns = reader.fieldnames or []
+def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str, _Facts]:
+    try:
+        reader = csv.DictReader(io.StringIO(read().decode("utf-8-sig", errors="replace"), newline=""))
+        columns, rows = reader.fieldnames or [], list(reader)
+    except (*READ_FAULTS, csv.Error) as error:
+        raise ImagesError(f"{source}: {table} cannot be read as a table: {error}") from None
     column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), None))
     if "file" not in columns or column is None:
         got = ", ".join(columns) or "none"
         raise ImagesError(f"{source}: {table} needs the columns 'file' and 'label', got: {got}")
     facts: dict[str, _Facts] = {}
-    for number, row in enumerate(reader, start=2):
+    for number, row in enumerate(rows, start=2):
         value = row[column] or ""
-        if not value.isascii() or not value.isdigit():
-            raise ImagesError(f"{source}: {table} line {number}: got label {value!r}, allowed: a whole number from 0")
+        if not _is_label(value):
+            raise ImagesError(
+                f"{source}: {table} line {number}: got label {value[:40]!r}, "
+                f"allowed: a whole number from 0 to {MAX_LABEL}"
+            )
         facts[str(PurePosixPath(table).parent / (row["file"] or ""))] = _Facts(
             label=int(value), class_name=row.get("name") or "", split=split_name(row.get("split") or "")
         )
@@ -126,7 +135,7 @@ def _folder_facts(names: list[str]) -> dict[str, _Facts]:
     parents = {name: path.parent.name for name, path in below.items()}
     classes = {name: label for label, name in enumerate(sorted(set(parents.values())))}
     known = "" not in classes and len(classes) > 1
-    numbered = all(name.isascii() and name.isdigit() for name in classes)
+    numbered = all(_is_label(name) for name in classes)
     facts = {}
     for name, parent in parents.items():
         split = split_name(splits[name].name) if splits else ""
@@ -137,6 +146,10 @@ def _folder_facts(names: list[str]) -> dict[str, _Facts]:
         else:
             facts[name] = _Facts(label=classes[parent], class_name=parent, split=split)
     return facts
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_LABEL)) and int(text) <= MAX_LABEL
 
 
 def _folder_splits(names: list[str]) -> dict[str, PurePosixPath]:

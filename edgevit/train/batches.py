@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgevit.data.images import UNREADABLE_LIMIT, UnreadableImage, check_unreadable
 from edgevit.data.labelled import LabelledSet, prepare_all
-from edgevit.errors import ImagesError
+from edgevit.errors import ImagesError, TrainingError
 from edgevit.models.ops import timm
 from edgevit.models.vit import normalise_pixels
 from edgevit.spec import ImageSpec
@@ -62,7 +62,8 @@ class Batches:
         world: how many processes share every batch.
 
     Raises:
-        ImagesError: the set is smaller than a batch, the batch cannot be shared, or a setting is out of range.
+        ImagesError: the set is smaller than a batch.
+        TrainingError: the batch cannot be shared evenly, or a setting of `augment` is out of range.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Batches:
         world: int = 1,
     ) -> None:
         if batch < 1 or batch % world:
-            raise ImagesError(
+            raise TrainingError(
                 f"a batch of {batch} cannot be shared by {world} processes: it is the size over all of them; choose a "
                 f"multiple of {world}"
             )
@@ -206,7 +207,7 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
         if not good
     ]
     if faults:
-        raise ImagesError(f"augmentation: {'; '.join(faults)}")
+        raise TrainingError(f"augmentation: {'; '.join(faults)}")
     try:
         crop, colour, final = timm.data.create_transform(
             input_size=(3, image.height, image.width),
@@ -222,7 +223,7 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
             separate=True,
         )
     except (AssertionError, ValueError, KeyError, IndexError) as error:
-        raise ImagesError(
+        raise TrainingError(
             f"augmentation: auto_augment is {augment.auto_augment!r}, which timm cannot read ({error}); allowed: such "
             "as rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
         ) from None
