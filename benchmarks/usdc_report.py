@@ -42,11 +42,11 @@ def _head(dense: Row) -> list[str]:
     return [
         "# Static pruning and dynamic gates, together and apart",
         "",
-        "ViT-Ti/16 (ImageNet-21k weights) on CIFAR-10 scaled to 48 x 48 pixels; trained on the training set but for the "
-        f"{r['threshold_images']} images that set thresholds; top-1 on all {dense['images']} test images (standard "
-        f"error about 0.25 points). Dense: fine-tuned for {r['epochs_recover']} epochs; it is the teacher of all others. "
-        "MACs, weights and the memory bound (ONNX Runtime, int8, every gate open) are fractions of the dense model's. No "
-        "test image was used in training or for thresholds.",
+        "ViT-Ti/16 (ImageNet-21k weights) on CIFAR-10 scaled to 48 x 48 pixels; trained on the training set but for "
+        f"the {r['threshold_images']} images that set thresholds; top-1 on all {dense['images']} test images (standard "
+        f"error about 0.25 points). Dense: fine-tuned for {r['epochs_recover']} epochs; it is the teacher of all "
+        "others. MACs, weights and the memory bound (ONNX Runtime, int8, every gate open) are fractions of the dense "
+        "model's. No test image was used in training or for thresholds.",
         "",
         f"Dense: top-1 {percent(dense['top1']['1'])} %, {dense['weights'] / 1e6:.2f} M weights, bound "
         f"{dense['bound_bytes'] / 1e6:.2f} MB.",
@@ -58,7 +58,7 @@ def _methods(dense: Row, rows: Sequence[Row]) -> list[str]:
     lines = [
         "## The same MACs, three ways (inference batch 1)",
         "",
-        "| expected MACs asked | method | top-1, % | to dense, points | MACs | all-open MACs | weights | memory bound | "
+        "| expected MACs asked | method | top-1, % | to dense, points | MACs | all-open MACs | weights | bound | "
         "heads, neurons, branches left | gates that vary |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
