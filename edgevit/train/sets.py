@@ -141,10 +141,10 @@ class _Pictures:
 
 def _item(data: Any, index: int) -> tuple[Any, Any]:
     try:
-        picture, target = data[index]
+        item = data[index]
     except DAMAGE as error:
         raise UnreadableImage(str(error) or type(error).__name__) from None
-    return picture, target
+    return item if isinstance(item, tuple) and len(item) == 2 else (None, None)
 
 
 def _labels(text: str, data: Any) -> NDArray[np.int64]:
@@ -155,8 +155,6 @@ def _labels(text: str, data: Any) -> NDArray[np.int64]:
             picture, target = _item(data, index)
         except UnreadableImage:
             continue
-        except TypeError:
-            picture, target = None, None
         if not isinstance(picture, Image.Image) or not isinstance(target, int | np.integer):
             raise ImagesError(f"{text} is not a set of images with one class each; classification is what is trained")
         probes[index] = int(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import zipfile
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgevit.data import sources
 from edgevit.data.images import UnreadableImage, load_images, prepare
 from edgevit.data.labelled import (
     LabelledSet,
@@ -68,8 +70,20 @@ def test_a_set_can_be_pickled_and_read_by_another_process(tmp_path: Path, kind: 
     before = all_pixels(data)
     assert all_pixels(pickle.loads(pickle.dumps(data))) == before
     with multiprocessing.get_context("fork").Pool(2) as pool:  # at once, on handles opened before the fork
-        assert pool.map(all_pixels, [subset(data, range(12))] * 4) == [before] * 4
+        assert pool.map(all_pixels, [data] * 4) == [before] * 4
     assert all_pixels(data) == before
+
+
+def test_a_forked_process_does_not_move_this_ones_place_in_a_zip(tmp_path: Path) -> None:
+    path = packed(class_folders(tmp_path / "set"), "zip")
+    data = open_labelled(path)
+    data.picture(0)
+    file = sources._opened_zip(path, os.getpid(), path.stat().st_mtime_ns).fp
+    assert file is not None
+    place = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.map(data.picture, [11])
+    assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == place
 
 
 def test_the_digest_changes_with_names_and_labels(tmp_path: Path) -> None:
