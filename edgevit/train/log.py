@@ -29,7 +29,7 @@ class Log:
     """Appends rows to `folder`/metrics.csv and scalars to `folder`/tensorboard; a context manager.
 
     Args:
-        folder: must exist.
+        folder: made if it is not there.
         resume_at: the step that comes next: rows from there on are cut away first, so 0 starts a new log.
         say: told, once, if TensorBoard is not installed.
 
@@ -41,6 +41,7 @@ class Log:
     def __init__(self, folder: Path, *, resume_at: int = 0, say: Callable[[str], None] = to_stderr) -> None:
         self._path = folder / CSV_NAME
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._columns, self._last = _cut(self._path, resume_at)
             self._from_file = bool(self._columns)
             self._board = _open_board(folder / TENSORBOARD_NAME, resume_at, say)

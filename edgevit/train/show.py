@@ -89,7 +89,7 @@ class Show:
         """Show that `step` steps are done, with the last figures and the state of every branch."""
         news = step * LINES // self._total > self._step * LINES // self._total
         self._times.append((time.monotonic(), step))
-        while len(self._times) > 2 and self._times[0][0] < self._times[-1][0] - WINDOW_S:
+        while self._times[1][0] < self._times[-1][0] - WINDOW_S:
             self._times.popleft()
         self._step, self._images_per_s, self._row, self._branches = step, images_per_s, dict(row), tuple(branches)
         if self._live is None and news:
@@ -112,7 +112,7 @@ class Show:
 
     def _line(self) -> str:
         head = f"{self._description}: step {self._step} of {self._total} ({self._step / self._total:.0%})"
-        speed = f"{self._images_per_s:.0f} images/s, {self._time_left()} left"
+        speed = f"{_speed(self._images_per_s)}, {self._time_left()} left"
         figures = [f"{name} {_number(value)}" for name, value in self._row.items() if value is not None]
         return ", ".join([head, speed, *figures, *_summary(self._branches)])
 
@@ -127,7 +127,7 @@ class Show:
             Text(self._description, "bold"),
             ProgressBar(total=max(self._total, 1), completed=self._step),
             f"{self._step}/{self._total}",
-            f"{self._images_per_s:.0f} images/s",
+            _speed(self._images_per_s),
             f"{self._time_left()} left",
         )
         parts: list[RenderableType] = [top]
@@ -189,6 +189,10 @@ def _summary(branches: Sequence[BranchState]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _speed(images_per_s: float) -> str:
+    return f"{images_per_s:.{0 if images_per_s >= 10 else 2}f} images/s"
 
 
 def _duration(seconds: float) -> str:
