@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 
 from edgevit.backends.onnxruntime import externalise
 from edgevit.bound.onnxruntime import bound
@@ -50,17 +51,10 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
     Raises:
         BudgetError: the stem and the head alone cost more than the budget.
     """
-    shaped = _zeros(_gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune))
-    names = linear_names(shaped.spec)
-    plan = None
-    if target.int8:
-        plan = QuantPlan(
-            linears=tuple(LinearPlan(name=n, int8=True) for n in names),
-            activations=target.activations,
-            weight_bits=target.weight_bits,
-        )
-    model = assemble(shaped, plan)
-    everything = total_macs(shaped.spec)
+    spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
+    names = linear_names(spec)
+    model = _model(spec, target)
+    everything = total_macs(spec)
     return Prediction(
         model=program.spec.name,
         target=target.name,
@@ -73,6 +67,24 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),
     )
+
+
+def bound_bytes(spec: ProgramSpec, target: Target) -> int | None:
+    """The memory bound of a build of this structure for `target`; None for a runtime without one."""
+    return bound(_model(spec, target)).total_bytes if target.backend == "onnxruntime" else None
+
+
+def _model(spec: ProgramSpec, target: Target) -> onnx.ModelProto:
+    """The lowered model with zeros for weights, every Linear int8 where the target computes so."""
+    plan = None
+    if target.int8:
+        plan = QuantPlan(
+            linears=tuple(LinearPlan(name=n, int8=True) for n in linear_names(spec)),
+            activations=target.activations,
+            weight_bits=target.weight_bits,
+        )
+    zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
+    return assemble(Program(spec=spec, weights=zeros), plan)
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
@@ -89,11 +101,13 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         share = (low + high) / 2
-        low, high = (share, high) if total_macs(_scaled(spec, share)) <= budget else (low, share)
-    return _scaled(spec, low)
+        low, high = (share, high) if total_macs(scaled(spec, share)) <= budget else (low, share)
+    return scaled(spec, low)
 
 
-def _scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
+def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
+    """The spec with the first `share` (0 to 1) of every branch's units, neurons in steps of 16."""
+
     def keep(branch: BranchSpec) -> BranchSpec:
         step = NEURON_STEP if branch.kind == "ffn" and branch.units >= NEURON_STEP else 1
         units = int(branch.units * share) // step * step
@@ -102,10 +116,7 @@ def _scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
     return replace(spec, branches=tuple(keep(b) for b in spec.branches))
 
 
-def _gated(spec: ProgramSpec) -> ProgramSpec:
+def gated(spec: ProgramSpec) -> ProgramSpec:
+    """The spec with a gate and skip rows on every branch that is left."""
     gate = GateSpec(pool="prefix" if spec.stem.prefix else "mean", threshold=0.0)
     return replace(spec, branches=tuple(b if b.removed else replace(b, gate=gate, skip=True) for b in spec.branches))
-
-
-def _zeros(spec: ProgramSpec) -> Program:
-    return Program(spec=spec, weights={n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()})

@@ -1,306 +1,324 @@
-"""One call of `edgevit compress`: a trained model and a data set to a pruned and gated Program."""
+"""One call of `edgevit compress`: finds the model and the data, trains, and tells what came of it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+import math
+import platform
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from edgevit import serial
-from edgevit.data.labelled import LabelledSet, check_labels, hold_out, subset
-from edgevit.errors import OutputError, TrainingError
+from edgevit import __version__, serial
+from edgevit.data.labelled import UNLABELLED, LabelledSet, compact_labels, subset
+from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import Answers, answers
-from edgevit.gate.threshold import calibrate_thresholds
+from edgevit.gate.subgroups import parse_groups
+from edgevit.memory import fits, parse_bytes, static_for
 from edgevit.models.macs import total_macs
-from edgevit.models.program import Program, expected_shapes, save_program
-from edgevit.models.vit import Vit
-from edgevit.pipeline import Say, weights_digest
-from edgevit.prune.plan import PrunePlan
+from edgevit.models.program import Program, expected_shapes
+from edgevit.models.resolve import resolve
+from edgevit.pipeline import Say
+from edgevit.predict import bound_bytes
 from edgevit.spec import ProgramSpec
-from edgevit.train import checkpoint
-from edgevit.train.batches import Batches, evaluation
-from edgevit.train.distributed import World
-from edgevit.train.log import Log
-from edgevit.train.loop import fit, stage_steps
-from edgevit.train.precision import bfloat16
-from edgevit.train.recipe import TrainRecipe
-from edgevit.train.show import BranchState, Show
-from edgevit.usdc import Budgets, Together, check_budgets, prepare, really_shrink, stage_settings
+from edgevit.targets import Target, load_target
+from edgevit.train.batches import evaluation
+from edgevit.train.device import device_of, use_threads
+from edgevit.train.distributed import World, join, leave, lost
+from edgevit.train.recipe import TrainRecipe, load_recipe, to_toml
+from edgevit.train.sets import open_data
+from edgevit.training_run import Training, kept, split_data, train
+from edgevit.usdc import Budgets, split_budget, with_crop
 
-CHECKPOINT = "checkpoint.pt"
-COLUMNS = ("stage", "loss", "rate", "gradient", "macs", "macs_budget", "static_macs", "price", "images_per_s")
-STAGES = ("joint", "recover")
-MEAN_IMAGES = 256
+__all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
+
+PACKAGES = ("torch", "timm", "numpy")
+NUMBERS = "class_numbers"  # in a Program's origin: the data's label of each class, where it is not its place
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """Everything a training run starts from.
+class CompressJob:
+    """What was asked for, as the command line gives it; see `edgevit compress --help`."""
 
-    Attributes:
-        dense: the trained model, or one with a new head.
-        teacher: whose outputs to follow; None trains on labels alone.
-        data: training images.
-        budgets: what the result may cost.
-        recipe: the numbers.
-        folder: where checkpoint, logs and the Program go.
-        device: where to compute.
-        world: the processes.
+    model: str
+    data: str
+    weights: Path | None = None
+    macs: float = 1.0
+    static: float | None = None
+    memory: str | None = None
+    target: str = "x86-64-onnxruntime"
+    evaluation: str | None = None
+    recipe: Path | None = None
+    image_size: int | None = None
+    new_head: bool = False
+    unlabelled: bool = False
+    groups: str | None = None
+    seed: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    output: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One model: costs, units left, and top-1 at batch 1 where there are labels (None: without, or a new head).
+
+    `macs` is the mean per image, `bound_bytes` the memory bound predicted for an int8 build (None: no bound there).
     """
 
-    dense: Program
-    teacher: Program | None
-    data: LabelledSet
-    budgets: Budgets
+    top1: float | None
+    macs: float
+    all_open_macs: int
+    weights_bytes: int
+    bound_bytes: int | None
+    heads: int
+    neurons: int
+    branches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """What `run_compress` made; `DIR/result.json` is this.
+
+    `images` of `evaluated_on` were answered one by one; `agreement` is on how many of them both models name the same
+    class (None with a new head).
+    """
+
+    folder: str
+    program: str
+    model: str
+    target: str
+    dense: Figures
+    compressed: Figures
+    agreement: float | None
+    images: int
+    evaluated_on: str
+    expected_budget: float
+    static_budget: float
+    memory_budget_bytes: int | None
     recipe: TrainRecipe
-    folder: Path
-    device: str = "cpu"
-    world: World = World()
+    data: str
+    data_sha256: str
+    versions: dict[str, str]
 
 
-def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> Program:
-    """Both stages and the thresholds; the Program is written to `folder`/program by the first process.
+def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | None:
+    """Train as `job` asks; under `torchrun` every process calls this, and all but the first return None.
 
     Raises:
-        TrainingError: the data, the recipe or the state do not allow to go on; the last checkpoint stays.
-        BudgetError: a budget below what stem, head and gates cost.
-        OutputError: there is a run already (and `resume` is false), or the disk refuses.
+        EdgevitError: see `edgevit.errors`; what was finished of the training can be resumed.
     """
-    check_budgets(job.dense.spec, job.budgets)
-    state = _found(job, resume)
-    held, trained = _split(job)
-    run = _Run(job=job, source=_source(job, trained), digest=_digest(job), say=say)
-    prunes_or_gates = job.budgets.prunes or job.budgets.gates
-    if state is None or state["stage"] == "joint":
-        program = prepare(job.dense, job.budgets, held.images[:MEAN_IMAGES], job.recipe)
-        if job.recipe.epochs_joint and prunes_or_gates:
-            model, together = run.stage(program.spec, Vit(program), joint=True, state=state)
-            if together.masks is not None:
-                program = really_shrink(model, together.finish())
-            else:
-                program = model.to_program()
-            state = None
-    else:
-        program = _program_of(state)
-    if job.recipe.epochs_recover:
-        model, _ = run.stage(program.spec, Vit(program), joint=False, state=state)
-        program = model.to_program()
-    if program.spec.gated:
-        share = job.budgets.expected * total_macs(job.dense.spec) / total_macs(program.spec)
-        program = calibrate_thresholds(program, held.images, min(share, 1.0))
-    if job.world.main:
-        save_program(program, job.folder / "program", force=True)
-    return program
+    use_threads(job.threads)
+    world = join()
+    say = say if world.main else _silent
+    try:
+        work = _prepared(job, world, say)
+        program = train(work.training, resume=job.resume, say=say)
+    except KeyboardInterrupt:
+        say(f"stopped; {kept(_folder(job))}")
+        raise
+    except RuntimeError as error:
+        if world.size == 1 or not lost(error):
+            raise
+        raise TrainingError(f"{lost(error)}; {kept(_folder(job))}") from error
+    finally:
+        leave()
+    if not world.main:
+        return None
+    result = _result(work, program, say)
+    _write(work.training.folder / "recipe.toml", to_toml(work.training.recipe))
+    _write(work.training.folder / "result.json", serial.dumps(result))
+    return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Held:
-    images: np.ndarray
-    labels: np.ndarray | None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """A training, the images to measure on (None: those held out), and whether the given model can answer them."""
+
+    training: Training
+    measured: LabelledSet | None
+    target: Target
+    limit_bytes: int | None
+    comparable: bool
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """What both stages share."""
-
-    job: Training
-    source: Batches
-    digest: str
-    say: Say
-
-    def stage(
-        self, spec: ProgramSpec, model: Vit, *, joint: bool, state: Mapping[str, Any] | None
-    ) -> tuple[Vit, Together]:
-        """Train one stage, from its beginning or from a state of it."""
-        job = self.job
-        freeze_features(model)
-        together = Together(model, job.dense.spec, job.budgets, job.recipe, job.world, joint=joint)
-        first = self._steps(joint=True) if not joint and self._has_joint() else 0
-        settings = stage_settings(
-            job.recipe,
-            joint=joint,
-            bfloat16=bfloat16(job.recipe.precision, job.device),
-            first_step=first,
-            learns=job.teacher is not None,
-        )
-        teacher = None if job.teacher is None else Vit(job.teacher).eval().requires_grad_(False).to(job.device)
-        resumed = None if state is None else state["state"]
-        total = stage_steps(self.source, settings)
-        start = 0 if resumed is None else resumed["step"]
-
-        def save(step: int, inner: dict[str, Any]) -> None:
-            if job.world.main:
-                document = {
-                    "stage": settings.name,
-                    "digest": self.digest,
-                    "spec": serial.dumps(spec),
-                    "state": inner,
-                }
-                checkpoint.save(job.folder / CHECKPOINT, document)
-            job.world.barrier()
-
-        with self._reporting(settings.name, first, start, total, together) as report:
-            fit(
-                model,
-                self.source,
-                settings,
-                together,
-                teacher=teacher,
-                world=job.world,
-                report=report,
-                save=save,
-                resume=resumed,
-                device=job.device,
-            )
-        return model, together
-
-    def _has_joint(self) -> bool:
-        return bool(self.job.recipe.epochs_joint and (self.job.budgets.prunes or self.job.budgets.gates))
-
-    def _steps(self, *, joint: bool) -> int:
-        epochs = self.job.recipe.epochs_joint if joint else self.job.recipe.epochs_recover
-        return epochs * (self.source.steps // self.job.recipe.accumulate)
-
-    def _reporting(self, stage: str, first: int, start: int, total: int, together: Together) -> _Reporter:
-        return _Reporter(self.job, stage, first, start, total, together, self.say)
-
-
-class _Reporter:
-    """Log and display of one stage; silent on every process but the first."""
-
-    def __init__(
-        self, job: Training, stage: str, first: int, start: int, total: int, together: Together, say: Say
-    ) -> None:
-        self._job, self._first, self._together = job, first, together
-        self._stage = STAGES.index(stage)
-        self._log = Log(job.folder, resume_at=first + start + 1 if first + start else 0) if job.world.main else None
-        self._show = Show(total, start=start, description=stage, say=say) if job.world.main else None
-
-    def __enter__(self) -> Callable[[int, int, float, Mapping[str, float]], None]:
-        if self._show is not None:
-            self._show.__enter__()
-        return self._report
-
-    def __exit__(self, *details: Any) -> None:
-        if self._show is not None:
-            self._show.__exit__(*details)
-        if self._log is not None:
-            self._log.close()
-
-    def _report(self, step: int, total: int, speed: float, figures: Mapping[str, float]) -> None:
-        if self._log is None or self._show is None:
-            return
-        row = {"stage": float(self._stage), **figures, "images_per_s": round(speed, 1)}
-        self._log.write(self._first + step, {name: row.get(name) for name in COLUMNS})
-        self._show.update(step, speed, figures, self._branches())
-
-    def _branches(self) -> list[BranchState]:
-        units, rates = self._together.units(), self._together.open_rates()
-        return [
-            BranchState(
-                name=b.name, kind=b.kind, units=units[b.name], units_total=b.units_total, open_rate=rates.get(b.name)
-            )
-            for b in self._together.spec.branches
-        ]
-
-
-def freeze_features(model: Vit) -> None:
-    """T2T-ViT's random features are drawn once and never learnt (arXiv 2101.11986 follows the Performer)."""
-    for name, parameter in model.arrays.items():
-        if name.endswith("/w"):
-            parameter.requires_grad_(False)
-
-
-def evaluate(program: Program, images: np.ndarray, *, batch: int = 1) -> Answers:
-    """What the Program answers; see `edgevit.gate.judge`."""
-    return answers(program, images, batch=batch)
-
-
-def _source(job: Training, data: LabelledSet) -> Batches:
-    r = job.recipe
-    return Batches(
-        data,
-        job.dense.spec.image,
-        batch=r.batch // r.accumulate,
-        seed=r.seed,
-        augment=r.augment,
-        workers=r.workers,
-        rank=job.world.rank,
-        world=job.world.size,
+def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
+    """Look at every input; nothing slow is begun."""
+    recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
+    size = None if job.image_size is None else (job.image_size, job.image_size)
+    given = with_crop(resolve(job.model, weights=job.weights, image_size=size), recipe.crop_pct)
+    data = open_data(job.data, "train")
+    data, recipe = _supervision(job, data, recipe, say)
+    dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))
+    measured = _measured(job, data, dense.spec)
+    limit_bytes = None if job.memory is None else parse_bytes(job.memory)
+    training = Training(
+        dense=dense,
+        teacher=dense if recipe.teacher and not job.new_head else None,
+        data=data,
+        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes),
+        recipe=recipe,
+        folder=_folder(job),
+        device=device,
+        world=world,
+        notes={} if limit_bytes is None else {"memory": f"{limit_bytes} bytes on {target.name}"},
+    )
+    return _Work(
+        training=training, measured=measured, target=target, limit_bytes=limit_bytes, comparable=not job.new_head
     )
 
 
-def _split(job: Training) -> tuple[_Held, LabelledSet]:
-    """Images that set thresholds and mean outputs, and the rest, which trains."""
-    if job.data.labels is not None:
-        check_labels(job.data, job.dense.spec.head.classes)
-    count = min(job.recipe.threshold_images, len(job.data) // 4)
-    if count < 1:
-        raise TrainingError(f"{job.data.source} has {len(job.data)} images; training needs at least 4")
-    labels = np.zeros(len(job.data), dtype=np.int64) if job.data.labels is None else job.data.labels
-    rest, held = hold_out(labels, count / len(job.data), job.recipe.seed)
-    images, held_labels = evaluation(subset(job.data, held), job.dense.spec.image)
-    return _Held(images=images, labels=held_labels), subset(job.data, rest)
+def _folder(job: CompressJob) -> Path:
+    path = Path(job.model)
+    name = path.resolve().parent.name if path.name == "program" else path.name.split(".")[0]
+    return job.output or Path("out") / f"{name}-compressed"
 
 
-def _found(job: Training, resume: bool) -> dict[str, Any] | None:
-    """The state to go on from."""
-    path = job.folder / CHECKPOINT
-    if not resume:
-        if path.exists() or (job.folder / "program").exists():
-            raise OutputError(f"{job.folder} holds a training run already; pass --resume to go on, or another -o")
-        if job.world.main:
-            job.folder.mkdir(parents=True, exist_ok=True)
-        job.world.barrier()
-        return None
-    if not path.exists():
-        job.folder.mkdir(parents=True, exist_ok=True)
-        return None
-    state = checkpoint.load(path)
-    if state.get("digest") != _digest(job):
-        raise TrainingError(
-            f"{path} was made with another model, data set, budget or recipe; resume with the same ones, or choose "
-            "another folder with -o"
+def _recipe(job: CompressJob) -> TrainRecipe:
+    """The file's recipe with what the command line says instead."""
+    recipe = load_recipe(job.recipe)
+    recipe = replace(
+        recipe,
+        groups=recipe.groups if job.groups is None else job.groups,
+        seed=recipe.seed if job.seed is None else job.seed,
+    )
+    parse_groups(recipe.groups)
+    return recipe
+
+
+def _supervision(job: CompressJob, data: LabelledSet, recipe: TrainRecipe, say: Say) -> tuple[LabelledSet, TrainRecipe]:
+    """The data without what cannot be learnt from, and the recipe for it: without labels the teacher's word is all."""
+    if job.unlabelled or data.labels is None:
+        if job.new_head:
+            raise TrainingError(
+                f"a new head is learnt from labels, and {data.source} is used without; leave out --new-head"
+            )
+        if recipe.teacher < 1:
+            say("training without labels: the given model's outputs are all that is followed (teacher = 1)")
+        return replace(data, labels=None), replace(recipe, teacher=1.0)
+    missing = int((data.labels == UNLABELLED).sum())
+    if not missing or (recipe.teacher == 1 and not job.new_head):
+        return data, recipe
+    say(f"{missing} of {len(data)} images have no label and are left out; --unlabelled trains on all, without labels")
+    return subset(data, np.flatnonzero(data.labels != UNLABELLED)), recipe
+
+
+def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]:
+    """The model with a head of zeros for the classes of the data, and the data with these numbers."""
+    data, originals = compact_labels(data)
+    count = len(originals)
+    names = data.classes if len(data.classes) == count and all(data.classes) else ()
+    origin = {k: v for k, v in given.spec.origin.items() if k != NUMBERS}
+    if originals != tuple(range(count)):
+        origin[NUMBERS] = " ".join(map(str, originals))
+    head = replace(given.spec.head, classes=count, linear=True)
+    spec = replace(given.spec, head=head, labels=names, origin=origin)
+    shapes = expected_shapes(spec)
+    return given.with_weights({n: np.zeros(shapes[n], np.float32) for n in ("head.weight", "head.bias")}, spec), data
+
+
+def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
+    """The data with the model's class numbers."""
+    if data.labels is None:
+        return data
+    if NUMBERS in spec.origin:
+        return compact_labels(data, tuple(map(int, spec.origin[NUMBERS].split())))[0]
+    used = len(np.unique(data.labels[data.labels != UNLABELLED]))
+    count = len(data.classes) or used
+    if spec.head.classes not in (count, used):
+        raise ImagesError(
+            f"{data.source} has {count} classes, but {spec.name} has {spec.head.classes}; pass --new-head to train a "
+            "new head for these images, or --unlabelled to follow the model without labels"
         )
-    return state
+    return data
 
 
-def _digest(job: Training) -> str:
-    """What a run must have in common with the one it resumes."""
-    neutral = replace(job.recipe, workers=0, checkpoint_seconds=1.0)
-    parts = {
-        "recipe": serial.to_data(neutral),
-        "budgets": [job.budgets.expected, job.budgets.static],
-        "dense": weights_digest(job.dense),
-        "teacher": None if job.teacher is None else weights_digest(job.teacher),
-        "data": job.data.digest,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> LabelledSet | None:
+    """What to measure top-1 on: what was asked for, or the test split of the data; None where it has none."""
+    source = job.evaluation or job.data
+    splits = open_data(source).splits if job.evaluation else data.splits
+    split = next((name for name in ("val", "test") if name in splits), None)
+    if split is None and job.evaluation is None:
+        return None
+    found = open_data(source, split)
+    if found.labels is None or (data.labels is None and job.evaluation is None):
+        return replace(found, labels=None)
+    numbers = spec.origin.get(NUMBERS)
+    originals = tuple(map(int, numbers.split())) if numbers else tuple(range(spec.head.classes))
+    return compact_labels(found, originals)[0]
 
 
-def _program_of(state: Mapping[str, Any]) -> Program:
-    """A Program of the right shape for a state's model; its arrays are filled when the state is restored."""
-    faults: list[str] = []
-    spec = serial.from_data(ProgramSpec, json.loads(state["spec"]), faults, "checkpoint")
-    if spec is None:
-        raise TrainingError("the checkpoint's model cannot be read:\n  " + "\n  ".join(faults))
-    arrays = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
-    return Program(spec=spec, weights=arrays)
+def _budgets(
+    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None
+) -> Budgets:
+    if limit_bytes is None:
+        return split_budget(job.macs, job.static, recipe.static_share)
+    static = static_for(spec, target, limit_bytes)
+    if job.static is not None:
+        static = min(static, job.static)
+    within = partial(fits, target=target, limit_bytes=limit_bytes)
+    return Budgets(expected=min(job.macs, static), static=static, fits=within)
 
 
-def planned_macs(plan: PrunePlan) -> int:
-    """MACs of a plan."""
-    return plan.macs
+def _result(work: _Work, program: Program, say: Say) -> Compressed:
+    """Answer the test images one by one with both models."""
+    training, dense, target = work.training, work.training.dense, work.target
+    if work.measured is None:
+        held, source = split_data(training)[0], f"images held out of {training.data.source}"
+        images, labels = held.images, held.labels
+    else:
+        images, labels = evaluation(work.measured, dense.spec.image)
+        source = work.measured.source
+    say(f"evaluating {len(images)} images, one by one")
+    after = answers(program, images)
+    before = answers(dense, images) if work.comparable else None
+    same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
+    return Compressed(
+        folder=str(training.folder),
+        program=str(training.folder / "program"),
+        model=dense.spec.name,
+        target=target.name,
+        dense=_figures(dense.spec, before, labels, target),
+        compressed=_figures(program.spec, after, labels, target),
+        agreement=same,
+        images=len(images),
+        evaluated_on=source,
+        expected_budget=training.budgets.expected,
+        static_budget=training.budgets.static,
+        memory_budget_bytes=work.limit_bytes,
+        recipe=training.recipe,
+        data=training.data.source,
+        data_sha256=training.data.digest,
+        versions={"edgevit": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+    )
 
 
-def device_of(name: str) -> str:
-    """`auto` is a GPU where torch finds one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _figures(spec: ProgramSpec, found: Answers | None, labels: np.ndarray, target: Target) -> Figures:
+    known = labels != UNLABELLED
+    top1 = None
+    if found is not None and known.any():
+        top1 = float((found.logits[known].argmax(axis=1) == labels[known]).mean())
+    return Figures(
+        top1=top1,
+        macs=float(total_macs(spec)) if found is None else found.macs,
+        all_open_macs=total_macs(spec),
+        weights_bytes=4 * sum(math.prod(shape) for shape in expected_shapes(spec).values()),
+        bound_bytes=bound_bytes(spec, target),
+        heads=sum(b.units for b in spec.branches if b.kind == "mhsa"),
+        neurons=sum(b.units for b in spec.branches if b.kind == "ffn"),
+        branches=sum(not b.removed for b in spec.branches),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        serial.write_atomic(path, text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the first process speaks for all."""

@@ -89,7 +89,7 @@ class GateControl:
         self._seen = {}
 
     def decide(self, index: int, x: Tensor) -> Tensor:
-        """Open (1) or not (0) for this process's samples `[b]`: one noisy decision per group, its slope the sigmoid's."""
+        """Open (1) or not (0) for this process's samples `[b]`: a noisy decision per group, its slope the sigmoid's."""
         if index in self.dead:
             return x.new_zeros(len(x))
         local = self.model.gate_logit(self.model.spec.branches[index], x).float()
@@ -106,7 +106,7 @@ class GateControl:
         return decisions[start : start + len(x)].to(x.dtype)
 
     def penalty(self) -> Tensor:
-        """Price and squared gap of this micro-batch's expected MACs to the budget; unused MACs are accuracy given away."""
+        """Price and squared gap of this micro-batch's MACs to the budget; unused MACs are accuracy given away."""
         spent = torch.tensor(self.fixed)
         if self._seen:
             spent = self.fixed + torch.stack([g.mean() * self.costs[i] for i, g in self._seen.items()]).sum()

@@ -35,7 +35,7 @@ def shrink(program: Program, plan: PrunePlan, statistics: Statistics | None) -> 
 
 
 def leave_biases(program: Program, plan: PrunePlan) -> Program:
-    """Skip rows for every branch that will be gone and has none: its output bias, which is all it adds without units."""
+    """Skip rows for every branch that will be gone and has none: its output bias, all that it adds without units."""
     branches, changed = [], {}
     for branch, planned in zip(program.spec.branches, plan.branches, strict=True):
         gone = not planned.kept and not branch.removed and not branch.skip

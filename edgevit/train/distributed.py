@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+
+# Longer than a checkpoint takes on a slow disk, for which the others wait.
+PATIENCE = timedelta(minutes=10)
+LOST = ("gloo", "nccl", "connection", "peer", "timed out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ def join() -> World:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     return World(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 
@@ -77,3 +83,10 @@ def leave() -> None:
     """Take leave of the other processes."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def lost(error: RuntimeError) -> str:
+    """What happened, if `error` is a process's that waited for another one in vain; otherwise nothing."""
+    text = str(error)
+    known = isinstance(error, distributed.DistError) or any(word in text.lower() for word in LOST)
+    return f"another process of this training is gone ({text.strip().splitlines()[0]})" if known else ""

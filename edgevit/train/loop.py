@@ -152,7 +152,7 @@ def fit(
     total, per_epoch = stage_steps(source, settings), max(source.steps // settings.accumulate, 1)
     first = 0 if resume is None else _restore(resume, model, optimiser, ema, hooks)
     micro = _micro_batches(source, settings.accumulate, first)
-    saved, speed = time.monotonic(), 0.0
+    saved, saved_step, speed = time.monotonic(), first, 0.0
     for step in range(first, total):
         began, losses = time.monotonic(), 0.0
         done = step / max(total, 1)
@@ -166,12 +166,10 @@ def fit(
             hooks.observe()
             losses += float(loss.detach()) / settings.accumulate
         mean = float(world.mean(np.array(losses)))
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss is {mean} at step {step} of stage {settings.name!r}; the weights of the last checkpoint are "
-                "good. Resume with a lower learning rate or a smaller clip, or look at the images of this step"
-            )
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+        if not math.isfinite(mean + norm):
+            # Before the weights take it in: what was saved so far is good.
+            raise _diverged(settings.name, step + 1, saved_step, mean, norm)
         optimiser.step()
         optimiser.zero_grad()
         ema.update(model)
@@ -182,7 +180,7 @@ def fit(
         report(step + 1, total, speed, {"loss": mean, "rate": rate, "gradient": norm, **figures})
         if (step + 1) % per_epoch == 0 or time.monotonic() - saved > settings.checkpoint_seconds:
             save(step + 1, _state(step + 1, model, optimiser, ema, hooks))
-            saved = time.monotonic()
+            saved, saved_step = time.monotonic(), step + 1
     if settings.ema:
         ema.copy_to(model)
     model.to("cpu").eval()
@@ -222,6 +220,14 @@ def make_optimiser(model: Vit, settings: StageSettings) -> torch.optim.AdamW:
             for part, members in groups.items()
             if members
         ]
+    )
+
+
+def _diverged(stage: str, step: int, saved: int, loss: float, norm: float) -> TrainingError:
+    kept = f"the checkpoint of step {saved} is good and kept" if saved else "nothing was saved yet in this stage"
+    return TrainingError(
+        f"the loss is {loss:g} and its gradient {norm:g} long at step {step} of stage {stage!r}; {kept}. Train anew "
+        "with a lower learning rate, or with precision = 'float32'"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,16 @@ def load_recipe(path: Path | None) -> TrainRecipe:
     if recipe is None or faults:
         raise TrainingError(f"recipe {path} has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
     return recipe
+
+
+def to_toml(recipe: TrainRecipe) -> str:
+    """The recipe as text that `load_recipe` reads."""
+    table = serial.to_data(recipe)
+    augment = table.pop("augment")
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return (
+        "\n".join([*lines, "", "[augment]", *(f"{key} = {json.dumps(value)}" for key, value in augment.items())]) + "\n"
+    )
 
 
 def check(recipe: TrainRecipe) -> list[str]:

@@ -1,0 +1,91 @@
+"""`edgevit compress`: train static pruning and dynamic gates together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgevit.training import Compressed
+
+EPILOG = """\b
+Example: fine-tune on your classes, then halve the expected MACs, then build.
+  edgevit compress vit_tiny_patch16_224 --weights vit.safetensors --data photos/ --new-head -o out/dense
+  edgevit compress out/dense/program --data photos/ --macs 0.5 -o out/small
+  edgevit build out/small/program --target x86-64-onnxruntime
+Several processes: torchrun --nproc-per-node 2 -m edgevit compress ...
+"""
+SHARE = click.FloatRange(0, 1, min_open=True)
+DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model")
+@click.option("--data", required=True, help=f"Training images. {DATA}.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
+@click.option("--macs", type=SHARE, default=1.0, show_default=True, help="Expected MACs per image; gates pay.")
+@click.option("--static", type=SHARE, help="MACs with every gate open; pruning pays (default: the recipe's share).")
+@click.option("--memory", help="Memory bound instead of --static, such as 3.0MiB; pruning pays.")
+@click.option("--target", default="x86-64-onnxruntime", show_default=True, help="Whose memory bound is meant.")
+@click.option("--eval", "evaluation", help="Labelled images for top-1 (default: the data's val or test split).")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with numbers of TrainRecipe.")
+@click.option("--image-size", type=click.IntRange(min=1), help="Height and width of a named model's input.")
+@click.option("--new-head", is_flag=True, help="Start a new classifier for the data's classes.")
+@click.option("--unlabelled", is_flag=True, help="Use no labels: follow the given model.")
+@click.option("--groups", help="Samples that share a gate decision: batch, 'random 1 64', recursive, sample, ...")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads on the processor.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
+@click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(as_json: bool, **options: Any) -> None:
+    """Train MODEL (a Program folder, a timm name or a T2T-ViT name) to cost less: smaller, and less for easy images."""
+    from edgevit import serial
+    from edgevit.torchside import require_torch
+
+    require_torch("compressing")
+    from edgevit.training import CompressJob, run_compress
+
+    result = run_compress(CompressJob(**options), say=_quiet if as_json else _say)
+    if result is not None:
+        click.echo(serial.dumps(result) if as_json else _summary(result), nl=not as_json)
+
+
+def _quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def _say(line: str) -> None:
+    click.echo(f"edgevit: {line}", err=True)
+
+
+def _summary(r: Compressed) -> str:
+    d, c = r.dense, r.compressed
+    rows = [
+        ("top-1", _percent(d.top1), f"{_percent(c.top1)} at batch 1, {r.images} images of {r.evaluated_on}"),
+        ("agreement", "", _percent(r.agreement)),
+        ("MACs", _million(d.macs), f"{_million(c.macs)} expected ({c.macs / d.macs:.1%})"),
+        ("", _million(d.all_open_macs), f"{_million(c.all_open_macs)} all open ({c.all_open_macs / d.macs:.1%})"),
+        ("weights", _mb(d.weights_bytes), f"{_mb(c.weights_bytes)} as float32"),
+        ("memory", _mb(d.bound_bytes), f"{_mb(c.bound_bytes)} bound of an int8 build for {r.target}"),
+        ("heads", str(d.heads), str(c.heads)),
+        ("neurons", str(d.neurons), str(c.neurons)),
+        ("branches", str(d.branches), str(c.branches)),
+    ]
+    lines = [f"  {name:<10}{before:>10} -> {after}" for name, before, after in rows]
+    return "\n".join([*lines, f"Program: {r.program}", f"Next: edgevit build {r.program} --target {r.target}"])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _million(macs: float) -> str:
+    return f"{macs / 1e6:.1f} M"
+
+
+def _mb(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.2f} MB"
