@@ -6,8 +6,6 @@ Nothing is decoded when a set is opened, and no file stays open: a set can be pi
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from PIL import Image
 
 from edgevit.data.images import UnreadableImage, check_unreadable, decode, open_image, prepare, spread
 from edgevit.data.manifest import MAX_LABEL
-from edgevit.data.sources import Entry, list_images, split_name
+from edgevit.data.sources import READ_FAULTS, Entry, list_images, split_name
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec
@@ -306,12 +304,12 @@ def _open_npz(source: Path) -> LabelledSet:
 def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz, never unpickled."""
     try:
-        file = np.load(source, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ImagesError(f"{source} is one array, no .npz; needed: {NPZ_KEYS}")
-        with file:
+        with source.open("rb") as raw:
+            file = np.load(raw, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ImagesError(f"{source} is one array, no .npz; needed: {NPZ_KEYS}")
             return {key: file[key] for key in ("jpeg", "offset", "label", "classes") if key in file}
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (*READ_FAULTS, ValueError, MemoryError) as error:
         raise ImagesError(f"{source} cannot be read as an .npz of plain arrays: {error}") from None
 
 

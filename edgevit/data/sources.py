@@ -22,7 +22,7 @@ KINDS = f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of 
 MEMBER_LIMIT_BYTES = 64 << 20  # no photograph is larger; a longer archive member is an accident or an attack
 LABELS = "labels.csv"
 # What reading an entry can raise: gone, cut short, or a damaged or odd member of a zip.
-READ_FAULTS = (OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+READ_FAULTS = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 SPLITS = {
     "train": "train",
     "training": "train",

@@ -208,6 +208,8 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
     ]
     if faults:
         raise TrainingError(f"augmentation: {'; '.join(faults)}")
+    operations = timm.data.auto_augment.NAME_TO_OP
+    operations.update({name: _posterize for name in operations if name.startswith("Posterize")})
     try:
         crop, colour, final = timm.data.create_transform(
             input_size=(3, image.height, image.width),
@@ -228,6 +230,12 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
             "as rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
         ) from None
     return _Varied(crop, colour), final.transforms[-1] if augment.erase else None
+
+
+def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """What timm does, with 0 bits too (a black image): it may draw 0, which Pillow 12 refuses."""
+    mask = 256 - 2 ** (8 - min(bits, 8))
+    return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgevit.data import sources
@@ -346,3 +347,18 @@ def test_the_real_sets_open(data: Path) -> None:
     check_labels(compact, 10)
     assert compact.classes[:2] == ("tench", "English springer")
     assert np.bincount(compact_labels(held, originals)[0].labels).tolist() == [50] * 10  # type: ignore[arg-type]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
+def test_a_damaged_npz_opens_or_is_one_error(tmp_path: Path, damage: list[tuple[int, int]], cut: bool) -> None:
+    path = npz(tmp_path / "set.npz", [b"abc", b"de", b"f"])
+    raw = bytearray(path.read_bytes())
+    for place, value in damage:
+        raw[place % len(raw)] = value
+    path.write_bytes(raw[: damage[0][0]] if cut else raw)
+    with contextlib.suppress(ImagesError):
+        data = open_labelled(path)
+        for index in range(len(data)):
+            with pytest.raises(UnreadableImage):
+                data.picture(index)

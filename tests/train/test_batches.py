@@ -19,7 +19,7 @@ from torch import Tensor
 from edgevit.data.labelled import LabelledSet, open_labelled
 from edgevit.errors import ImagesError, TrainingError
 from edgevit.models.ops import timm
-from edgevit.train.batches import Augment, Batches, derive_seed, evaluation
+from edgevit.train.batches import Augment, Batches, _posterize, derive_seed, evaluation
 from tests.pictures import SPEC, class_folders, npz, packed, picture_bytes
 
 EVERYTHING = Augment(scale_min=0.3, color_jitter=0.4, erase=0.5)
@@ -105,6 +105,24 @@ def test_augmentation_is_timms(data: LabelledSet, auto_augment: str, size: tuple
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         assert torch.equal(images[row], transform(data.picture(int(index))))
+
+
+@pytest.mark.parametrize("bits", range(9))
+def test_posterizing_is_pillows_and_takes_0_bits(bits: int) -> None:
+    from PIL import ImageOps
+
+    picture = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    expected = ImageOps.posterize(picture, bits) if bits else Image.new("RGB", (8, 8))
+    assert _posterize(picture, bits, fillcolor=(0, 0, 0)).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "auto_augment", ["rand-m10-mstd1-inc1", "rand-m10-mstd2", "augmix-m10-mstd1", "v0", "originalr"]
+)
+def test_no_draw_of_a_policy_fails(auto_augment: str) -> None:
+    source = Batches(SET_OF_SIZES, SPEC, batch=40, seed=0, augment=Augment(auto_augment=auto_augment))
+    for epoch in range(15):
+        next(source.epoch(epoch))
 
 
 def test_erasing_sets_a_rectangle_to_the_mean(data: LabelledSet) -> None:
