@@ -1,0 +1,214 @@
+r"""A trained Program's bundles against the dense model's int8 bundles: accuracy, time per path, memory bound.
+
+    python -m benchmarks.usdc_builds --name cifar10 --program DIR/program --dense DIR/program \
+        --calibration cifar10-train.npz --eval cifar10-test.npz -o reports/reference
+
+Both are built by the same `build` for every x86 target and run interleaved in one process on labelled test images with
+one thread. `real` is what the gates decide for the image of the round; the other two paths are forced by `effort`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.gating import chosen_targets
+from benchmarks.peers import backend_versions
+from benchmarks.timing import Ratio, interleave, median_interval
+from edgevit.backends import Runner, backend
+from edgevit.bundlespec import Environment, Manifest
+from edgevit.data.images import ImageSet, load_images
+from edgevit.measure.host import environment, snapshot
+from edgevit.models.program import Program, load_program
+from edgevit.pipeline import build, weights_digest
+from edgevit.recipe import Recipe
+from edgevit.serial import dumps, write_atomic
+from edgevit.targets import Target
+
+ALWAYS, NEVER = 1e4, -1e4
+ASKED_SPEED, ASKED_POINTS = 1.8, 1.0
+DENSE, REAL, OPEN, SKIPPED = "dense int8", "real images", "all open", "all skipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """One target: both bundles' figures, and the time of every path as a share of the dense int8 bundle's.
+
+    `mean_speedup` is the dense bundle's mean CPU time over that of the real path, over all rounds.
+    """
+
+    target: str
+    dense_float_top1: float
+    dense_top1: float
+    top1: float
+    images: int
+    dense_bound_bytes: int
+    bound_bytes: int
+    dense_model_bytes: int
+    model_bytes: int
+    dense_cpu_ms: float
+    paths: dict[str, Ratio]
+    mean_speedup: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything the table is made of."""
+
+    command: str
+    name: str
+    machine: Environment
+    runs: int
+    results: tuple[Built, ...] = ()
+
+
+def bundle(program: Program, target: Target, sets: tuple[ImageSet, ImageSet], folder: Path) -> Manifest:
+    """Build one bundle; every verifier runs."""
+    calibration, evaluation = sets
+    recipe = Recipe(
+        model=program.spec.name,
+        weights_sha256=weights_digest(program),
+        prune=0.0,
+        gate=1.0,
+        seed=0,
+        calibration=calibration.source.name,
+        calibration_images=len(calibration),
+        calibration_sha256=calibration.digest,
+    )
+    return build(program, target, calibration, folder, recipe=recipe, evaluation=evaluation).manifest
+
+
+def top1(manifest: Manifest, model: str) -> float:
+    """Top-1 of `bundle` or of the float `compressed` model."""
+    return next(r.value for r in manifest.accuracy if r.metric == "top1" and r.model == model)
+
+
+def measure(program: Program, dense: Program, target: Target, sets: tuple[ImageSet, ImageSet], runs: int) -> Built:
+    """Build both and time every path, interleaved."""
+    runtime, images = backend(target.backend), sets[1].images
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {"dense": Path(temporary) / "dense", "gated": Path(temporary) / "gated"}
+        manifests = {
+            "dense": bundle(dense, target, sets, folders["dense"]),
+            "gated": bundle(program, target, sets, folders["gated"]),
+        }
+
+        def load(name: str) -> Runner:
+            return runtime.load(
+                folders[name], threads=1, precision=target.inference_precision, weight_bits=target.weight_bits
+            )
+
+        plain, gated = load("dense"), load("gated")
+        chosen = np.random.default_rng(0).permutation(len(images))[: min(runs, len(images))]
+
+        def step(runner: Runner, effort: float) -> Callable[[int], object]:
+            return lambda i: runner.run(images[chosen[i]][None], effort)
+
+        steps = {DENSE: step(plain, 0.0), REAL: step(gated, 0.0)}
+        if program.spec.gated:
+            steps |= {OPEN: step(gated, ALWAYS), SKIPPED: step(gated, NEVER)}
+        times = interleave(steps, len(chosen), runs)
+    base = times[DENSE]
+    shares = {
+        name: median_interval([a / b for a, b in zip(t.cpu_ms, base.cpu_ms, strict=True)])
+        for name, t in times.items()
+        if name != DENSE
+    }
+    return Built(
+        target=target.name,
+        dense_float_top1=top1(manifests["dense"], "compressed"),
+        dense_top1=top1(manifests["dense"], "bundle"),
+        top1=top1(manifests["gated"], "bundle"),
+        images=len(images),
+        dense_bound_bytes=manifests["dense"].bound.bound_bytes,
+        bound_bytes=manifests["gated"].bound.bound_bytes,
+        dense_model_bytes=manifests["dense"].sizes.model_bytes,
+        model_bytes=manifests["gated"].sizes.model_bytes,
+        dense_cpu_ms=base.median_ms,
+        paths=shares,
+        mean_speedup=sum(base.cpu_ms) / sum(times[REAL].cpu_ms),
+    )
+
+
+def table(report: Report) -> str:
+    """The results in Markdown."""
+    m = report.machine
+    lines = [
+        f"# {report.name}: the trained Program's bundles against the dense model's",
+        "",
+        f"`{report.command}`",
+        "",
+        f"{m.cpu}, {m.cores} cores ({', '.join(m.isa)}), {m.system}, {m.runtime_version}; load {m.load_average_before} "
+        f"before, {m.load_average_after} after. Batch 1, one thread, {report.runs} rounds on test images, interleaved; "
+        "median over rounds of the quotient of process CPU times within a round, with its 95 % interval.",
+        "",
+        f"Asked: at least {ASKED_SPEED} times as fast as dense int8 on real images, losing {ASKED_POINTS:.1f} point at "
+        "most.",
+        "",
+        "| target | dense float, int8 | bundle | points | mean speed-up | real | all open | all skipped | bound | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for r in report.results:
+        points = 100 * (r.top1 - r.dense_top1)
+        met = r.mean_speedup >= ASKED_SPEED and points >= -ASKED_POINTS
+        cells = " | ".join(str(r.paths.get(p, "")) for p in (REAL, OPEN, SKIPPED))
+        lines.append(
+            f"| {r.target} | {r.dense_float_top1:.2%}, {r.dense_top1:.2%} | {r.top1:.2%} | {points:+.2f} | "
+            f"{r.mean_speedup:.2f} | {cells} | {r.bound_bytes / 1e6:.2f} of {r.dense_bound_bytes / 1e6:.2f} MB | "
+            f"{'met' if met else '**missed**'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--name", required=True, help="Name of the data set; the files are usdc-NAME.json and .md.")
+@click.option("--program", required=True, type=click.Path(path_type=Path, exists=True), help="The trained Program.")
+@click.option("--dense", required=True, type=click.Path(path_type=Path, exists=True), help="The dense Program.")
+@click.option("--calibration", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--eval", "evaluation", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--limit", default=300, show_default=True, help="Calibration images.")
+@click.option("--eval-limit", type=int, help="Test images; all by default.")
+@click.option("--runs", default=400, show_default=True, help="Timed rounds.")
+@click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
+def main(
+    name: str,
+    program: Path,
+    dense: Path,
+    calibration: Path,
+    evaluation: Path,
+    limit: int,
+    eval_limit: int | None,
+    runs: int,
+    out: Path,
+) -> None:
+    """Build and time a trained Program against its dense model."""
+    before, small, large = snapshot(), load_program(program), load_program(dense)
+    sets = (
+        load_images(calibration, small.spec.image, limit=limit),
+        load_images(evaluation, small.spec.image, limit=eval_limit, labelled=True),
+    )
+    results: tuple[Built, ...] = ()
+    for target in chosen_targets():
+        results += (measure(small, large, target, sets, runs),)
+    machine = environment(
+        before,
+        snapshot(),
+        runtime="both",
+        runtime_version=backend_versions(),
+        inference_precision="per target",
+        threads=1,
+    )
+    command = f"python -m benchmarks.usdc_builds --name {name} --limit {limit} --runs {runs}"
+    report = Report(command=command, name=name, machine=machine, runs=runs, results=results)
+    write_atomic(out / f"usdc-{name}.json", dumps(report))
+    write_atomic(out / f"usdc-{name}.md", table(report))
+    click.echo(table(report))
+
+
+if __name__ == "__main__":
+    main()
