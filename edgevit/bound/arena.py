@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,26 @@ SUFFIX = "_kernel_time"
 PATHS: Mapping[str, float] = {"all_open": np.inf, "all_skipped": -np.inf, "real": 0.0}
 
 
-def measure_arena(model: Path, image: np.ndarray, efforts: Mapping[str, float] = PATHS) -> tuple[PathMemory, ...]:
+def measure_arena(
+    model: Path,
+    image: np.ndarray,
+    efforts: Mapping[str, float] = PATHS,
+    *,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[PathMemory, ...]:
     """Run `model` (`model.onnx`, its data beside it, or `.ort`) once per named effort in one fresh process.
 
     Args:
         model: the file, as it is shipped.
         image: uint8 RGB `[1, height, width, 3]`.
         efforts: name of a path to the input `effort` that is to take it; a model without gates runs the first only.
+        settings: the backend's session configuration entries, as the device has them.
 
     Raises:
         BoundError: the run failed, or the runtime's profile lacks memory figures.
     """
     with tempfile.TemporaryDirectory() as folder:
-        reply = _child(Path(folder), model, image, list(efforts.values()), {})
+        reply = _child(Path(folder), model, image, list(efforts.values()), {}, settings)
         if reply["error"]:
             raise BoundError(f"the run that measures memory failed: {reply['error']}")
         events = json.loads(Path(reply["profile"]).read_text())
@@ -62,7 +70,14 @@ def measure_arena(model: Path, image: np.ndarray, efforts: Mapping[str, float] =
     return tuple(paths)
 
 
-def run_capped(model: Path, bound: Bound, image: np.ndarray, *, cap_bytes: int | None = None) -> CappedRun:
+def run_capped(
+    model: Path,
+    bound: Bound,
+    image: np.ndarray,
+    *,
+    cap_bytes: int | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> CappedRun:
     """Run `model` all open, twice, under an arena that may hold `cap_bytes` (default: the bound's), in a fresh process.
 
     What the cap leaves beside the weights is one piece of memory, as on a device that is given the bound.
@@ -71,7 +86,7 @@ def run_capped(model: Path, bound: Bound, image: np.ndarray, *, cap_bytes: int |
     chunk = max(cap - bound.arena_weights_bytes, ortmemory.ARENA_UNIT_BYTES)
     with tempfile.TemporaryDirectory() as folder:
         limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
-        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits)
+        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits, settings)
         error = reply["error"]
         if not error:
             held = max(int(e["args"]["mem_arena_held"]) for e in _nodes(json.loads(Path(reply["profile"]).read_text())))
@@ -93,9 +108,21 @@ def check_capped(run: CappedRun) -> CappedRun:
     return run
 
 
-def _child(folder: Path, model: Path, image: np.ndarray, efforts: Sequence[float], limits: dict[str, int]) -> Any:
+def _child(
+    folder: Path,
+    model: Path,
+    image: np.ndarray,
+    efforts: Sequence[float],
+    limits: Mapping[str, int],
+    settings: Mapping[str, str],
+) -> Any:
     np.save(folder / "image.npy", image)
-    job = {"model": str(model.resolve()), "efforts": [float(e) for e in efforts], "limits": limits}
+    job = {
+        "model": str(model.resolve()),
+        "efforts": [float(e) for e in efforts],
+        "limits": dict(limits),
+        "settings": dict(settings),
+    }
     command = [sys.executable, "-m", "edgevit.bound.arena", json.dumps(job)]
     try:
         done = subprocess.run(
@@ -141,6 +168,8 @@ def _main(job: dict[str, Any]) -> dict[str, Any]:
     options.enable_profiling = True
     options.profile_file_prefix = str(Path.cwd() / "profile")
     ortmemory.configure(options, **job["limits"])
+    for key, value in job["settings"].items():
+        options.add_session_config_entry(key, value)
     if job["model"].endswith(".ort"):
         ortmemory.map_weights(options)
     opened: list[int] = []

@@ -17,15 +17,20 @@ buffers, no memory pattern, an arena that splits every chunk to size. Why it is 
 5. Weights do not depend on the path. A constant second operand of Gemm, QGemm or a 2-D MatMul is packed into the arena
    and its original is released (from an `.ort` file it stays mapped); constants of at most 127 bytes are copied into
    the arena; others stay where they were loaded (a mapped file, or the heap).
-6. No kernel in `shapes.RULES` takes arena memory inside its node: `scratch_bytes` is 0.
+   Packed sizes are those of MLAS, the runtime's matrix library, on x86-64 with AVX2 or better; other CPUs pack
+   otherwise, and nothing here is proven for them.
+6. No kernel in `shapes.RULES` takes arena memory inside its node. But while the model loads, packing an int8 weight
+   stored `[out, in]` first copies it to `[in, out]` (matmul_integer_base.h, `PrePack`), into the arena's chunks and not
+   beside them like the packed weight. One weight is packed at a time, so loading has at most all weights and the
+   largest of these copies in use. With few tokens that is more than any run needs: `scratch_bytes` is what it is more.
 7. The outputs of the previous run may still be held by the caller; those of earlier runs are assumed dropped.
 8. Gaps: `placement` replays where the arena puts every buffer, over all paths and run after run.
 
 Each rule that comes from reading the runtime's source is held against the runtime by the verifier: `check_bound`
 compares not only peaks but the bytes in use after every node, branch bodies included, of every measured run.
 
-Not in the bound: code and libraries, the graph's own description, thread stacks and the peak while loading. Those are
-measured (a fresh process's peak) and shown apart.
+Not in the bound: code and libraries, the graph's own description, thread stacks, and outside the arena the weights'
+originals while they are packed. Those are measured (a fresh process's peak) and shown apart.
 """
 
 from __future__ import annotations
@@ -33,12 +38,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from edgevit import ortmemory
-from edgevit.bound.frames import main_frame
+from edgevit.bound.frames import main_frame, rounded
 from edgevit.bound.placement import room_needed
 from edgevit.bound.result import Bound
 from edgevit.bound.shapes import constant
@@ -48,8 +54,8 @@ SMALL_CONSTANT_BYTES = 127
 # Operator: the input that is packed when it is a constant matrix.
 PACKED: Mapping[str, int] = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "QGemm": 3}
 PROVEN = (
-    "what ONNX Runtime's arena has in use, plus the constants outside it and the input, at any moment of a run over "
-    "any gate path"
+    "what ONNX Runtime's arena has in use while the model loads and at any moment of a run over any gate path, plus "
+    "the constants outside it and the input, on x86-64 with AVX2 or better"
 )
 
 
@@ -84,11 +90,11 @@ def optimised(model: onnx.ModelProto | Path) -> onnx.GraphProto:
 
 def bound_of_graph(graph: onnx.GraphProto) -> Bound:
     """The bound of an optimised graph; see the module for what it covers."""
-    arena_weights, other_weights = _weights(graph)
+    weights = _weights(graph)
     main = main_frame(graph)
     # A caller may hold one run's outputs while the next runs.
     outputs = sum(size for _, size in main.results)
-    base = arena_weights + outputs
+    base = weights.arena + outputs
     timeline: list[tuple[str, int]] = []
     skipped: list[tuple[str, int]] = []
     activations = 0
@@ -97,21 +103,23 @@ def bound_of_graph(graph: onnx.GraphProto) -> Bound:
             line += [(s.node, base + live + own) for s, own in zip(body.steps, body.live, strict=True)]
         timeline.append((step.node, base + live))
         activations = max(activations, live + max((body.peak for body in step.bodies), default=0))
-    gaps = room_needed(main, outputs + activations) - (outputs + activations)
+    running, loading = outputs + activations, main.copied + rounded(weights.copy)
+    in_use = max(running, loading)
+    room = max(room_needed(main, running), loading)
     initialised = {t.name for t in graph.initializer}
     inputs = sum(main.values[v.name].nbytes for v in graph.input if v.name not in initialised)
-    arena = base + activations + gaps
+    arena = weights.arena + room
     return Bound(
         runtime="onnxruntime",
         proven=PROVEN,
-        weights_bytes=arena_weights + other_weights,
-        arena_weights_bytes=arena_weights,
+        weights_bytes=weights.arena + weights.other,
+        arena_weights_bytes=weights.arena,
         activations_bytes=activations,
-        scratch_bytes=0,
-        fragmentation_bytes=gaps,
+        scratch_bytes=in_use - running,
+        fragmentation_bytes=room - in_use,
         io_bytes=inputs + outputs,
         arena_bytes=arena,
-        total_bytes=arena + other_weights + inputs,
+        total_bytes=arena + weights.other + inputs,
         main_frame_bytes=main.peak,
         branches=tuple((s.node.removesuffix("/y"), s.bodies[0].peak, s.bodies[1].peak) for s in main.steps if s.bodies),
         timeline=tuple(timeline),
@@ -119,19 +127,39 @@ def bound_of_graph(graph: onnx.GraphProto) -> Bound:
     )
 
 
-def _weights(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Bytes of constants (in the arena, elsewhere) once the model is loaded."""
-    packed: dict[str, int] = {}
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of constants once the model is loaded, in the arena and elsewhere; the largest copy made to pack one."""
+
+    arena: int
+    other: int
+    copy: int
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A constant operand that is packed: its packed size, and that of the copy it is packed from, 0 if from itself."""
+
+    size: int
+    copy: int
+
+
+def _weights(graph: onnx.GraphProto) -> _Weights:
+    packed: dict[str, _Packed] = {}
     held = list(_constants(graph, "", {}, packed))
     small = sum(size for key, size in held if key not in packed and size <= SMALL_CONSTANT_BYTES)
     other = sum(size for key, size in held if key not in packed and size > SMALL_CONSTANT_BYTES)
-    return sum(packed.values()) + small, other
+    return _Weights(
+        arena=sum(p.size for p in packed.values()) + small,
+        other=other,
+        copy=max((p.copy for p in packed.values()), default=0),
+    )
 
 
 def _constants(
-    graph: onnx.GraphProto, where: str, outer: Mapping[str, tuple[str, onnx.TensorProto]], packed: dict[str, int]
+    graph: onnx.GraphProto, where: str, outer: Mapping[str, tuple[str, onnx.TensorProto]], packed: dict[str, _Packed]
 ) -> Iterator[tuple[str, int]]:
-    """Every constant as (unique key, bytes); those that are packed are entered in `packed` with their packed size."""
+    """Every constant as (unique key, bytes); those that are packed are entered in `packed`."""
     own = {t.name: (f"{where}/{t.name}", t) for t in graph.initializer}
     yield from ((key, constant(t).nbytes) for key, t in own.values())
     # An input with a default may be overridden, so it is never packed.
@@ -141,12 +169,17 @@ def _constants(
         if index is not None and node.input[index] in scope:
             key, tensor = scope[node.input[index]]
             if len(tensor.dims) == 2:
-                transposed = any(a.name == "transB" and a.i for a in node.attribute)
-                columns, rows = tensor.dims if transposed else tensor.dims[::-1]
-                packed[key] = packed_bytes(rows, columns, int8=node.op_type == "QGemm")
+                packed[key] = _packed(node, tensor)
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _constants(attribute.g, f"{where}/{node.name}/{attribute.name}", scope, packed)
+
+
+def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto) -> _Packed:
+    int8 = node.op_type == "QGemm"
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    columns, rows = tensor.dims if transposed else tensor.dims[::-1]
+    return _Packed(packed_bytes(rows, columns, int8=int8), rows * columns if int8 and transposed else 0)
 
 
 def packed_bytes(rows: int, columns: int, *, int8: bool) -> int:

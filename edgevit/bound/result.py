@@ -18,7 +18,7 @@ class Bound:
         weights_bytes: constants as the runtime holds them while it runs, packed copies included.
         arena_weights_bytes: the part of the weights that lives in ONNX Runtime's arena; 0 for other runtimes.
         activations_bytes: the worst path's live tensors, the branch bodies' included.
-        scratch_bytes: what kernels allocate inside a node.
+        scratch_bytes: what is in use beyond a run's worst moment: the copies that weights are packed from at load.
         fragmentation_bytes: gaps between live tensors that an arena of the bound's size can have on any gate path.
         io_bytes: the model's inputs and outputs; the inputs belong to the caller.
         arena_bytes: the part of the total that lives in ONNX Runtime's arena, gaps included: the cap it can run
@@ -60,7 +60,7 @@ class PathMemory:
         name: the path, `all_open`, `all_skipped`, ...
         effort: the input `effort` of the run.
         open_branches: how many branches ran.
-        peak_bytes: most that the arena had in use at once during this run.
+        peak_bytes: most that the arena had in use at once during this run; the first one's includes loading.
         nodes: (node, bytes in use when its kernel had finished), in order of execution.
     """
 
