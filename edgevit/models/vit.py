@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevit.models.macs import rows_out
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.t2t import t2t_tokens
 from edgevit.spec import BranchSpec, ImageSpec, ProgramSpec
@@ -35,6 +36,7 @@ class Vit(nn.Module):
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
         `[B, N, D]` before it; None means all gates open. A branch's output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
+      trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
     """
 
     indicator: Tensor  # [N, prefix + 1]: which skip row a token row gets
@@ -84,15 +86,22 @@ class Vit(nn.Module):
         x = torch.cat([self.array("stem.prefix").expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm("stem.norm", x) if stem.norm else x
 
-    def mhsa(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
-        b, n, _ = x.shape
-        qkv = self.linear(f"{branch.name}.qkv", self.norm(f"{branch.name}.norm", x), tap)
-        q, k, v = qkv.reshape(b, n, 3, branch.units, branch.head_dim).permute(2, 0, 3, 1, 4)
+    def mhsa(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None, rows: int | None = None) -> Tensor:
+        b = len(x)
+        normed = self.norm(f"{branch.name}.norm", x)
+        if rows is None:
+            parts = self.linear(f"{branch.name}.qkv", normed, tap).chunk(3, dim=-1)
+        else:
+            weight, bias = self.array(f"{branch.name}.qkv.weight"), self.array(f"{branch.name}.qkv.bias")
+            width = branch.width
+            keys_and_values = normed @ weight[:, width:] + bias[width:]
+            parts = (normed[:, :rows] @ weight[:, :width] + bias[:width], *keys_and_values.chunk(2, dim=-1))
+        q, k, v = (p.unflatten(-1, (branch.units, branch.head_dim)).transpose(1, 2) for p in parts)
         if branch.qk_norm:
             q = self.norm(f"{branch.name}.q_norm", q, self.spec.qk_norm_eps)
             k = self.norm(f"{branch.name}.k_norm", k, self.spec.qk_norm_eps)
         out = F.scaled_dot_product_attention(q, k, v, scale=branch.scale)
-        return self.linear(f"{branch.name}.proj", out.transpose(1, 2).reshape(b, n, branch.width), tap)
+        return self.linear(f"{branch.name}.proj", out.transpose(1, 2).reshape(b, -1, branch.width), tap)
 
     def ffn(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
         hidden = self.linear(f"{branch.name}.fc1", self.norm(f"{branch.name}.norm", x), tap)
@@ -104,9 +113,11 @@ class Vit(nn.Module):
             return torch.zeros_like(x)
         return self.mhsa(branch, x, tap) if branch.kind == "mhsa" else self.ffn(branch, x, tap)
 
-    def skip_rows(self, branch: BranchSpec) -> Tensor | float:
-        """What is added when the branch does not run: `[N, D]`, or 0."""
-        return self.indicator @ self.array(f"{branch.name}.skip") if branch.skip else 0.0
+    def skip_rows(self, branch: BranchSpec) -> Tensor:
+        """What is added when the branch does not run: `[N, D]`, zeros without skip rows."""
+        if not branch.skip:
+            return self.indicator.new_zeros(self.spec.tokens, self.spec.dim)
+        return self.indicator @ self.array(f"{branch.name}.skip")
 
     def gate_logit(self, branch: BranchSpec, x: Tensor) -> Tensor:
         """The gate's logit for every image, `[B]`; open when logit + effort > threshold."""
@@ -125,17 +136,22 @@ class Vit(nn.Module):
 
         return decide
 
-    def blocks(self, x: Tensor, decide: Decide | None = None, tap: Tap | None = None) -> Tensor:
-        """All branches in order on the stream `[B, N, D]`."""
+    def blocks(self, x: Tensor, decide: Decide | None = None, tap: Tap | None = None, *, trim: bool = False) -> Tensor:
+        """All branches in order on the stream `[B, N, D]`; trimmed, only the rows that are read later are left."""
+        left = rows_out(self.spec)
         for index, branch in enumerate(self.spec.branches):
+            rows = min(left[index], x.shape[1]) if trim else x.shape[1]
+            g = None if decide is None or branch.gate is None else decide(index, x).reshape(-1, 1, 1)
+            skip = self.skip_rows(branch)[:rows] if branch.skip else 0.0
+            read, x = x, x[:, :rows]
             if branch.removed:
-                x = x + self.skip_rows(branch)
-            elif decide is None or branch.gate is None:
-                x = x + self.branch(branch, x, tap)
+                x = x + skip
+                continue
+            if branch.kind == "ffn":
+                y = self.ffn(branch, x, tap)
             else:
-                g = decide(index, x)
-                g = g.reshape(-1, 1, 1)
-                x = x + g * self.branch(branch, x, tap) + (1 - g) * self.skip_rows(branch)
+                y = self.mhsa(branch, read, tap, rows if rows < read.shape[1] else None)
+            x = x + (y if g is None else g * y + (1 - g) * skip)
         return x
 
     def head(self, x: Tensor, tap: Tap | None = None) -> Tensor:
@@ -148,8 +164,10 @@ class Vit(nn.Module):
             pooled = self.norm("head.pooled_norm", pooled)
         return self.linear("head", pooled, tap) if head.linear else pooled
 
-    def forward(self, images: Tensor, decide: Decide | None = None, tap: Tap | None = None) -> Tensor:
-        return self.head(self.blocks(self.stem(images, tap), decide, tap), tap)
+    def forward(
+        self, images: Tensor, decide: Decide | None = None, tap: Tap | None = None, *, trim: bool = False
+    ) -> Tensor:
+        return self.head(self.blocks(self.stem(images, tap), decide, tap, trim=trim), tap)
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:

@@ -168,3 +168,32 @@ def test_parameters_go_back_into_a_program() -> None:
         model.array("head.bias").add_(1)
     assert np.array_equal(model.to_program().weights["head.bias"], program.weights["head.bias"] + 1)
     assert np.array_equal(again.weights["head.bias"], program.weights["head.bias"])
+
+
+@pytest.mark.parametrize("options", [{}, {"gated": True, "skip": True}, {"gated": True, "gate_pool": "mean"}])
+@pytest.mark.parametrize("removed", [(), ("b01_mhsa",), ("b01_ffn",), ("b01_mhsa", "b01_ffn")])
+def test_trimmed_rows_change_nothing(options: dict[str, Any], removed: tuple[str, ...]) -> None:
+    """Outputs and derivatives are the same without the rows that nothing reads, and less is computed."""
+    program = tiny_program(depth=2, removed=removed, **options)
+    images, model = normalise(program.spec, tiny_images(program.spec)), Vit(program)
+    seen: list[int] = []
+
+    def tap(name: str, value: torch.Tensor) -> torch.Tensor:
+        seen.append(value.numel() if name != "head" else 0)
+        return value
+
+    outputs, gradients, work = [], [], []
+    for trim in (False, True):
+        decide = model.hard_gates() if program.spec.gated else None
+        logits = model(images, decide, tap, trim=trim)
+        logits.square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+        outputs.append(logits)
+        work.append(sum(seen))
+        seen.clear()
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-5, rtol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-4)
+    assert work[1] < work[0]
