@@ -96,7 +96,7 @@ class Vit(nn.Module):
             width = branch.width
             keys_and_values = normed @ weight[:, width:] + bias[width:]
             parts = (normed[:, :rows] @ weight[:, :width] + bias[:width], *keys_and_values.chunk(2, dim=-1))
-        q, k, v = (p.unflatten(-1, (branch.units, branch.head_dim)).transpose(1, 2) for p in parts)
+        q, k, v = (p.reshape(b, -1, branch.units, branch.head_dim).transpose(1, 2) for p in parts)
         if branch.qk_norm:
             q = self.norm(f"{branch.name}.q_norm", q, self.spec.qk_norm_eps)
             k = self.norm(f"{branch.name}.k_norm", k, self.spec.qk_norm_eps)
