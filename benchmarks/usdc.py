@@ -35,7 +35,7 @@ from edgevit.serial import dumps, write_atomic
 from edgevit.targets import load_target
 from edgevit.train.batches import evaluation
 from edgevit.train.recipe import TrainRecipe
-from edgevit.training import Training, train
+from edgevit.training_run import Training, train
 from edgevit.usdc import split_budget, with_crop
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"

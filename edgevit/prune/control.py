@@ -34,7 +34,7 @@ class MaskSettings:
     """
 
     measure_every: int = 2
-    replan_every: int = 10
+    replan_every: int = 15
     memory: float = 0.95
 
 
