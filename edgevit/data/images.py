@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgevit.data.sources import READ_FAULTS, Entry, list_images
+from edgevit.data.packed import READ_FAULTS
+from edgevit.data.sources import Entry, list_images
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec

@@ -9,20 +9,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgevit.data.images import UnreadableImage, check_unreadable, decode, open_image, prepare, spread
-from edgevit.data.manifest import MAX_LABEL
-from edgevit.data.sources import READ_FAULTS, Entry, list_images, split_name
+from edgevit.data.images import UnreadableImage, check_unreadable, open_image, prepare, spread
+from edgevit.data.sources import Entry, list_images, split_name
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec
 
-NPZ_KEYS = "jpeg (uint8, all files one after another), offset (n + 1 whole numbers), label (n), classes (names)"
 UNLABELLED = -1
 
 
@@ -36,7 +33,7 @@ class LabelledSet:
         labels: int64 `[n]`, -1 for an image without one; None where no image has one (the dense model then teaches).
         classes: names by label; empty where the source gives none.
         splits: the splits that the source knows, whichever of them this is; empty where it knows none.
-        digest: sha256 of names and labels (of an .npz also the files' sizes): a cheap check that a set is the same.
+        digest: sha256 of names and labels (of an archive also its size): a cheap check that a set is the same.
         pictures: index to RGB image; raises UnreadableImage.
     """
 
@@ -61,7 +58,7 @@ class LabelledSet:
 
 
 def open_labelled(source: Path, *, split: str | None = None) -> LabelledSet:
-    """Open what `sources.list_images` lists, or an .npz with the keys jpeg, offset, label and classes.
+    """Open what `sources.list_images` lists.
 
     `split` picks the images of one split ('train', 'val' or 'test', where valid and validation are val; or a name of
     the table's own); None takes all. A source that knows no splits is one training split: asked for `train` it gives
@@ -70,16 +67,14 @@ def open_labelled(source: Path, *, split: str | None = None) -> LabelledSet:
     Raises:
         ImagesError: the source cannot be read, holds no images, or not the split.
     """
-    data = _open_npz(source) if source.suffix.lower() == ".npz" and source.is_file() else None
-    if data is None:
-        entries = list_images(source)
-        data = _from_entries(source, entries)
-        if split is not None and data.splits:
-            wanted = split_name(split)
-            chosen = [i for i, entry in enumerate(entries) if entry.split == wanted]
-            if not chosen:
-                raise ImagesError(f"{source} has no split {split!r}; it has: {', '.join(data.splits)}")
-            return subset(data, chosen)
+    entries = list_images(source)
+    data = _from_entries(source, entries)
+    if split is not None and data.splits:
+        wanted = split_name(split)
+        chosen = [i for i, entry in enumerate(entries) if entry.split == wanted]
+        if not chosen:
+            raise ImagesError(f"{source} has no split {split!r}; it has: {', '.join(data.splits)}")
+        return subset(data, chosen)
     if split is not None and not data.splits and split_name(split) != "train":
         raise ImagesError(
             f"{source} has no split {split!r}: it knows no splits. Give a source of its own for it, a labels.csv with "
@@ -248,15 +243,6 @@ class _Entries:
         return open_image(self.entries[index])
 
 
-@dataclass(frozen=True)
-class _Packed:
-    data: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-
-    def __call__(self, index: int) -> Image.Image:
-        return decode(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes())
-
-
 def _from_entries(source: Path, entries: tuple[Entry, ...]) -> LabelledSet:
     names_by_label = {e.label: e.class_name for e in entries if e.label is not None and e.class_name}
     return labelled_set(
@@ -266,51 +252,8 @@ def _from_entries(source: Path, entries: tuple[Entry, ...]) -> LabelledSet:
         pictures=_Entries(entries),
         classes=tuple(names_by_label.get(i, "") for i in range(max(names_by_label, default=-1) + 1)),
         splits=tuple(sorted({e.split for e in entries} - {""})),
+        content=str(source.stat().st_size) if source.is_file() else "",
     )
-
-
-def _open_npz(source: Path) -> LabelledSet:
-    arrays = _read_npz(source)
-    data, offsets = arrays.get("jpeg"), arrays.get("offset")
-    labels, classes = arrays.get("label"), arrays.get("classes", np.array([], dtype=np.str_))
-    faults = []
-    if data is None or offsets is None:
-        raise ImagesError(f"{source} has the keys {', '.join(arrays) or 'none'}; needed: {NPZ_KEYS}")
-    if data.dtype != np.uint8 or data.ndim != 1:
-        faults.append(f"jpeg: got {data.dtype} {list(data.shape)}, allowed: uint8 [bytes]")
-    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or len(offsets) < 2:
-        faults.append(f"offset: got {offsets.dtype} {list(offsets.shape)}, allowed: whole numbers [images + 1]")
-    elif offsets[0] < 0 or (offsets[1:] < offsets[:-1]).any() or offsets[-1] > data.size:
-        faults.append(f"offset: must rise from 0 or more to at most {data.size}, the length of jpeg")
-    count = max(0, offsets.size - 1)
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (count,)):
-        faults.append(f"label: got {labels.dtype} {list(labels.shape)}, allowed: whole numbers [{count}]")
-    elif labels is not None and labels.size and (labels.min() < 0 or labels.max() > MAX_LABEL):
-        faults.append(f"label: got {labels.min()} to {labels.max()}, allowed: 0 to {MAX_LABEL}")
-    if classes.dtype.kind != "U" or classes.ndim != 1:
-        faults.append(f"classes: got {classes.dtype} {list(classes.shape)}, allowed: text [classes]")
-    if faults:
-        raise ImagesError(f"{source} is refused:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return labelled_set(
-        source=str(source),
-        names=tuple(f"image {index}" for index in range(count)),
-        labels=None if labels is None else labels.astype(np.int64),
-        pictures=_Packed(data, offsets.astype(np.int64)),
-        classes=tuple(str(name) for name in classes),
-        content=hashlib.sha256(offsets.astype("<i8").tobytes()).hexdigest(),
-    )
-
-
-def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz, never unpickled."""
-    try:
-        with source.open("rb") as raw:
-            file = np.load(raw, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise ImagesError(f"{source} is one array, no .npz; needed: {NPZ_KEYS}")
-            return {key: file[key] for key in ("jpeg", "offset", "label", "classes") if key in file}
-    except (*READ_FAULTS, ValueError, MemoryError) as error:
-        raise ImagesError(f"{source} cannot be read as an .npz of plain arrays: {error}") from None
 
 
 def _digest(names: tuple[str, ...], labels: NDArray[np.int64] | None, content: str) -> str:

@@ -1,4 +1,7 @@
-"""Where images come from: a file, a folder, a .tar or .zip, a TOML manifest. Archives are never unpacked to disk."""
+"""Where images come from: a file, a folder, a .tar or .zip, a TOML manifest or an .npz.
+
+Archives are never unpacked to disk.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,22 @@ import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from edgevit.data.manifest import MAX_LABEL, leaves_folder, read_manifest
+from edgevit.data.packed import READ_FAULTS, read_packed
 from edgevit.errors import ImagesError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-KINDS = f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of them, or a .toml manifest"
+KINDS = (
+    f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of them, a .toml manifest, or an .npz of JPEG "
+    "bytes"
+)
 MEMBER_LIMIT_BYTES = 64 << 20  # no photograph is larger; a longer archive member is an accident or an attack
 LABELS = "labels.csv"
-# What reading an entry can raise: gone, cut short, or a damaged or odd member of a zip.
-READ_FAULTS = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -48,7 +52,7 @@ class Entry:
 
 
 def list_images(source: Path) -> tuple[Entry, ...]:
-    """The images of `source`, sorted by name except in a manifest.
+    """The images of `source`, sorted by name except in a manifest and an .npz.
 
     Labels come from `labels.csv` (columns `file` and `label`, paths relative to it), from a manifest's `label`, or from
     class folders: a folder named by a whole number is that label, otherwise its place among the sorted folder names.
@@ -68,9 +72,21 @@ def list_images(source: Path) -> tuple[Entry, ...]:
         return _entries(source, _tar(source))
     if suffix == ".zip":
         return _entries(source, _zip(source))
+    if suffix == ".npz":
+        return _packed(source)
     if suffix in SUFFIXES:
         return (Entry(name=source.name, read=source.read_bytes),)
     raise ImagesError(f"{source} is not a source of images: got a {suffix or 'suffixless'} file. Give {KINDS}")
+
+
+def _packed(source: Path) -> tuple[Entry, ...]:
+    packed = read_packed(source)
+    labels = packed.labels or (None,) * len(packed.readers)
+    names = dict(enumerate(packed.classes))
+    return tuple(
+        Entry(name=f"image {i}", read=read, label=label, class_name=names.get(-1 if label is None else label, ""))
+        for i, (read, label) in enumerate(zip(packed.readers, labels, strict=True))
+    )
 
 
 def split_name(written: str) -> str:

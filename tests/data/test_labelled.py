@@ -362,3 +362,12 @@ def test_a_damaged_npz_opens_or_is_one_error(tmp_path: Path, damage: list[tuple[
         for index in range(len(data)):
             with pytest.raises(UnreadableImage):
                 data.picture(index)
+
+
+def test_an_npz_calibrates_and_evaluates_like_any_source(tmp_path: Path) -> None:
+    """What a model was trained with can be given to `edgevit build` as it is."""
+    raws = [picture_bytes(i) for i in range(6)]
+    loaded = load_images(npz(tmp_path / "set.npz", raws), SPEC, limit=3, labelled=True)
+    assert loaded.labels is not None and len(loaded) == 3
+    data = open_labelled(tmp_path / "set.npz")
+    np.testing.assert_array_equal(loaded.images, prepare_all(data, SPEC, limit=3)[0])
