@@ -243,8 +243,8 @@ def _loss(
     autocast = torch.autocast(images.device.type, torch.bfloat16) if settings.bfloat16 else contextlib.nullcontext()
     with autocast:
         with torch.no_grad():
-            wanted = None if teacher is None else teacher(images)
-        logits = wrapped(images, hooks.decide, hooks.tap)
+            wanted = None if teacher is None else teacher(images, trim=True)
+        logits = wrapped(images, hooks.decide, hooks.tap, trim=True)
     loss = task_loss(
         logits,
         labels,
