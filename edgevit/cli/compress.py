@@ -40,7 +40,7 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("--threads", type=click.IntRange(min=1), help="Threads on the processor.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(as_json: bool, **options: Any) -> None:
     """Train MODEL (a Program folder, a timm name or a T2T-ViT name) to cost less: smaller, and less for easy images."""
     from edgevit import serial
@@ -49,13 +49,9 @@ def command(as_json: bool, **options: Any) -> None:
     require_torch("compressing")
     from edgevit.training import CompressJob, run_compress
 
-    result = run_compress(CompressJob(**options), say=_quiet if as_json else _say)
+    result = run_compress(CompressJob(**options), say=_say)
     if result is not None:
         click.echo(serial.dumps(result) if as_json else _summary(result), nl=not as_json)
-
-
-def _quiet(line: str) -> None:
-    """Say nothing."""
 
 
 def _say(line: str) -> None:

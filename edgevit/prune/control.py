@@ -98,7 +98,7 @@ class MaskControl:
             if not branch.removed:
                 kept = torch.isin(torch.tensor(branch.kept), torch.tensor(planned.kept, dtype=torch.long))
                 self.masks[branch.name] = self.masks[branch.name] * kept
-        return plan
+        return self.plan()
 
     def plan(self) -> PrunePlan:
         """The plan that the masks are."""
@@ -120,7 +120,8 @@ class MaskControl:
         importance = np.where(self.masks[name].numpy() > 0, self.units[name], 0.0)
         order = np.lexsort((importance, self.masks[name].numpy()))
         loss = np.concatenate([[0.0], np.cumsum(importance[order])]) / 2
-        loss[-1] = max(self.whole[name] / 2, loss[-2])
+        # What is gone costs nothing: the whole branch's importance is from when it lived.
+        loss[-1] = max(self.whole[name] / 2, loss[-2]) if self.masks[name].any() else 0.0
         return BranchScore(
             name=name,
             order=tuple(branch.kept[i] for i in order),
