@@ -49,7 +49,10 @@ NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One training run: expected MACs, the static share of the saving, gate groups, seed."""
+    """One training run: expected MACs, the static share of the saving, gate groups, seed.
+
+    With MACs 1 nothing is removed: the dense model trained on as long as the others, for a fair comparison.
+    """
 
     macs: float
     share: float = BOTH
@@ -58,6 +61,8 @@ class Experiment:
 
     @property
     def name(self) -> str:
+        if self.macs == 1:
+            return f"longer-100-seed{self.seed}"
         groups = "" if self.share == STATIC else "-" + self.groups.replace(" ", "_")
         return f"{NAMES[self.share]}-{self.macs:.0%}{groups}-seed{self.seed}".replace("%", "")
 
@@ -65,6 +70,7 @@ class Experiment:
 E2_MODES = ("sample", "batch", "average 32", "average 8", "random 1 64", "halving")
 EXPERIMENTS = (
     *(Experiment(macs=0.5, share=s) for s in (BOTH, STATIC, DYNAMIC)),
+    Experiment(macs=1.0),
     *(Experiment(macs=0.5, groups=g) for g in E2_MODES),
     *(Experiment(macs=0.5, share=s, seed=1) for s in (BOTH, STATIC, DYNAMIC)),
     *(Experiment(macs=m, share=s) for m in (0.35, 0.7) for s in (BOTH, STATIC, DYNAMIC)),
@@ -93,6 +99,8 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
     else:
         dense = teacher = load_program(work / "dense" / "program")
         recipe = replace(COMPRESSED, groups=experiment.groups, seed=experiment.seed)
+        if experiment.macs == 1:
+            recipe = replace(recipe, epochs_joint=0, epochs_recover=recipe.epochs_joint + recipe.epochs_recover)
         budgets = split_budget(experiment.macs, None, experiment.share)
     job = Training(
         dense=dense,

@@ -8,7 +8,12 @@ from typing import Any
 
 Row = dict[str, Any]
 BATCHES = ("256", "64", "32", "8", "2", "1")
-METHODS = {"usdc": "both (USDC)", "static": "static only", "dynamic": "dynamic only"}
+METHODS = {
+    "longer": "nothing removed, trained on as long",
+    "usdc": "both (USDC)",
+    "static": "static only",
+    "dynamic": "dynamic only",
+}
 
 
 def parts(name: str) -> tuple[str, int, str, int]:
