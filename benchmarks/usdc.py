@@ -10,8 +10,11 @@ runs on the whole test set at several inference batch sizes and draws usdc.json,
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -111,7 +114,11 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
         folder=folder,
     )
     train(job, resume=(folder / "checkpoint.pt").exists(), say=lambda line: click.echo(f"{name} {line}"))
-    used = {"cpu_seconds": time.process_time() - began, "recipe": serial.to_data(recipe)}
+    used = {
+        "cpu_seconds": time.process_time() - began,
+        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "recipe": serial.to_data(recipe),
+    }
     write_atomic(folder / "done.json", dumps(used))
 
 
@@ -142,10 +149,19 @@ def judge(work: Path, name: str) -> dict[str, Any]:
         "branches": sum(not b.removed for b in program.spec.branches),
         "gates_that_vary": int(((found[1].ran.mean(axis=0) > 0.01) & (found[1].ran.mean(axis=0) < 0.99)).sum()),
         "open": [round(float(rate), 3) for rate in found[1].ran.mean(axis=0)],
+        "images_per_s": speeds(work / name / "metrics.csv"),
         **json.loads((work / name / "done.json").read_text()),
     }
     write_atomic(kept, dumps(row))
     return row
+
+
+def speeds(metrics: Path) -> dict[str, float]:
+    """Median images per second of each stage that a run had; they depend on what else the machine did."""
+    with metrics.open(newline="") as file:
+        rows = [(int(float(row["stage"])), float(row["images_per_s"])) for row in csv.DictReader(file)]
+    names = ("joint", "recover")
+    return {names[s]: statistics.median(v for stage, v in rows if stage == s) for s in sorted({s for s, _ in rows})}
 
 
 @click.group()

@@ -39,7 +39,7 @@ def table(rows: Sequence[Row]) -> str:
     """Both tables in Markdown."""
     dense = next(r for r in rows if r["name"] == "dense")
     others = [r for r in rows if r["name"] != "dense"]
-    return "\n".join([*_head(dense), *_methods(dense, others), "", *_batch_sizes(dense, others), ""])
+    return "\n".join([*_head(dense), *_methods(dense, others), "", *_batch_sizes(dense, others), "", *_cost(rows), ""])
 
 
 def _head(dense: Row) -> list[str]:
@@ -102,6 +102,22 @@ def _batch_sizes(dense: Row, rows: Sequence[Row]) -> list[str]:
         runs = f" (n = {len(same)})" if len(same) > 1 else ""
         macs = sum(r["macs"]["1"] for r in same) / len(same)
         lines.append(f"| {group}{runs} | {cells} | {100 * (max(means) - min(means)):.2f} | {macs:.1%} |")
+    return lines
+
+
+def _cost(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "## What training cost",
+        "",
+        "One thread a run, two runs at a time, on a machine that also did other work; images/s are medians over steps.",
+        "",
+        "| run | images/s, joint | images/s, recover | peak memory |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        speed = [f"{row['images_per_s'][s]:.0f}" if s in row["images_per_s"] else "" for s in ("joint", "recover")]
+        peak = row.get("peak_memory_bytes")
+        lines.append(f"| {row['name']} | {' | '.join(speed)} | {f'{peak / 1e9:.2f} GB' if peak else ''} |")
     return lines
 
 

@@ -23,6 +23,7 @@ def row(name: str, **changed: object) -> Row:
         "neurons": 3000,
         "branches": 22,
         "gates_that_vary": 7,
+        "images_per_s": {"recover": 150.0},
         "recipe": {"threshold_images": 1000, "epochs_recover": 4},
     }
     return made | changed
