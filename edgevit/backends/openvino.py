@@ -197,7 +197,22 @@ def _read(model: onnx.ModelProto) -> Any:
     for index in reversed(range(len(plain.graph.initializer))):
         if plain.graph.initializer[index].name in inputs:
             del plain.graph.initializer[index]
+    _flatten_conditions(plain)
     return _runtime().Core().read_model(io.BytesIO(plain.SerializeToString()))
+
+
+def _flatten_conditions(model: onnx.ModelProto) -> None:
+    """Make the conditions of all Ifs `[1]`: ONNX takes any one element, OpenVINO no `[1, 1]`."""
+    from onnx import TensorProto, helper
+
+    nodes = model.graph.node
+    gated = [index for index, node in enumerate(nodes) if node.op_type == "If"]
+    for index in reversed(gated):
+        condition = nodes[index].input[0]
+        nodes[index].input[0] = flat = f"{condition}/flat"
+        nodes.insert(index, helper.make_node("Reshape", [condition, "if/one"], [flat], name=flat))
+    if gated:
+        model.graph.initializer.append(helper.make_tensor("if/one", TensorProto.INT64, [1], [1]))
 
 
 def _name_stably(model: Any, prefix: str = "") -> None:

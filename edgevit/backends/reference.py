@@ -47,7 +47,7 @@ def reference_with_margins(
     watched.CopyFrom(model)
     nodes = {node.output[0]: node for node in watched.graph.node}
     limits = {t.name: np.frombuffer(t.raw_data, np.float32) for t in model.graph.initializer if len(t.raw_data) == 4}
-    opened = nodes[nodes["gates"].input[0]].input
+    opened = nodes["gates/open"].input
     gates = {index: nodes[name].input for index, name in enumerate(opened) if name in nodes}
     for logit, _ in gates.values():
         watched.graph.output.add(name=logit)

@@ -59,7 +59,9 @@ def assemble(
         states.append((branch.name, x, rows))
     segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
     # One cast of all decisions: every node on the main path is paid for on every run.
-    graph.op("Cast", [graph.op("Concat", opened, "gates/open", axis=0)], "gates", to=TensorProto.UINT8)
+    decisions = graph.op("Concat", opened, "gates/open", axis=0)
+    decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
+    graph.op("Cast", [decisions], "gates", to=TensorProto.UINT8)
     outputs = [tensor("logits", [1, spec.head.classes]), tensor("gates", [len(opened)], TensorProto.UINT8)]
     if streams:
         outputs += [_expose(graph, f"stream:{name}", x, (rows, spec.dim)) for name, x, rows in states]
@@ -116,7 +118,7 @@ def _select(
 
 
 def _constant_state(graph: Graph, branch: BranchSpec) -> str:
-    return graph.const(f"{branch.name}.state", np.array([not branch.removed]))
+    return graph.const(f"{branch.name}.state", np.array([[not branch.removed]]))
 
 
 def _expose(graph: Graph, name: str, source: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:

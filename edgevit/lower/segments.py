@@ -169,7 +169,12 @@ def activation(graph: Graph, spec: BranchSpec, x: str) -> str:
 
 
 def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
-    """The gate's decision, bool `[1]`: LN(pool(x)) . weight + effort > threshold - bias."""
+    """The gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
+
+    Every node here is paid for on every run, and between the products of two branches it finds its caches cold: the
+    product and `effort` are one Gemm, whose constant side comes first because a constant second operand is packed, 16
+    columns wide.
+    """
     name, weights = f"{spec.name}.gate", program.weights
     assert spec.gate is not None
     if spec.gate.pool == "prefix":
@@ -180,8 +185,8 @@ def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, 
         row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=1)
     ones = graph.const("ones", np.ones(program.spec.dim, dtype=np.float32))
     row = graph.op("LayerNormalization", [row, ones], f"{name}/norm", axis=-1, epsilon=program.spec.norm_eps)
-    logit = graph.op("MatMul", [row, graph.const(f"{name}.weight", weights[f"{name}.weight"])], f"{name}/logit")
-    logit = graph.op("Add", [logit, effort], f"{name}/effort")
+    weight = graph.const(f"{name}.weight", weights[f"{name}.weight"][None])
+    logit = graph.op("Gemm", [weight, row, effort], f"{name}/logit", transB=1)
     limit = np.array(spec.gate.threshold - float(weights[f"{name}.bias"][0]), dtype=np.float32)
     return graph.op("Greater", [logit, graph.const(f"{name}/limit", limit)], f"{name}/open")
 
