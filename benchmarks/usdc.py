@@ -112,6 +112,7 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
         budgets=budgets,
         recipe=recipe,
         folder=folder,
+        teacher_cache=work / "teacher",
     )
     train(job, resume=(folder / "checkpoint.pt").exists(), say=lambda line: click.echo(f"{name} {line}"))
     used = {

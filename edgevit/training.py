@@ -58,6 +58,7 @@ class CompressJob:
     seed: int | None = None
     device: str = "auto"
     threads: int | None = None
+    teacher_cache: Path | None = None
     output: Path | None = None
     resume: bool = False
 
@@ -164,6 +165,7 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
         folder=_folder(job),
         device=device,
         world=world,
+        teacher_cache=job.teacher_cache,
         notes={} if limit_bytes is None else {"memory": f"{limit_bytes} bytes on {target.name}"},
     )
     return _Work(

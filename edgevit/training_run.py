@@ -27,6 +27,7 @@ from edgevit.train.loop import fit, stage_steps
 from edgevit.train.precision import bfloat16
 from edgevit.train.recipe import TrainRecipe
 from edgevit.train.show import BranchState, Show
+from edgevit.train.teacher import Teacher
 from edgevit.usdc import Budgets, Together, check_budgets, prepare, really_shrink, stage_settings
 
 CHECKPOINT = "checkpoint.pt"
@@ -49,6 +50,7 @@ class Training:
         folder: where checkpoint, logs and the Program go.
         device: where to compute.
         world: the processes.
+        teacher_cache: a folder that keeps the teacher's outputs for other runs with the same views.
         notes: what else the budgets come from, such as `memory`; a run that is resumed must have the same.
     """
 
@@ -60,6 +62,7 @@ class Training:
     folder: Path
     device: str = "cpu"
     world: World = World()
+    teacher_cache: Path | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -132,7 +135,7 @@ class _Run:
             first_step=first,
             learns=job.teacher is not None,
         )
-        teacher = None if job.teacher is None else Vit(job.teacher).eval().requires_grad_(False).to(job.device)
+        teacher = self._teacher()
         resumed = None if state is None else state["state"]
         total = stage_steps(self.source, settings)
         start = 0 if resumed is None else resumed["step"]
@@ -141,6 +144,7 @@ class _Run:
             if job.world.main:
                 document = {
                     "stage": settings.name,
+                    "step": first + step,
                     "facts": self.facts,
                     "spec": serial.dumps(spec),
                     "state": inner,
@@ -162,6 +166,12 @@ class _Run:
                 device=job.device,
             )
         return model, together
+
+    def _teacher(self) -> Teacher | None:
+        job = self.job
+        if job.teacher is None:
+            return None
+        return Teacher(Vit(job.teacher).to(job.device), name=weights_digest(job.teacher), folder=job.teacher_cache)
 
     def _joint_steps(self) -> int:
         return self.job.recipe.epochs_joint * (self.source.steps // self.job.recipe.accumulate)
@@ -222,7 +232,7 @@ def kept(folder: Path) -> str:
     if not path.exists():
         return f"{folder} holds no checkpoint yet; start anew"
     state = checkpoint.load(path)
-    return f"{path} is kept, step {state['state']['step']} of stage {state['stage']!r}; go on with --resume"
+    return f"{path} is kept, of step {state.get('step')} in stage {state.get('stage')!r}; go on with --resume"
 
 
 def _source(job: Training, data: LabelledSet) -> Batches:

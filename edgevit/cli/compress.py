@@ -38,6 +38,7 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads on the processor.")
+@click.option("--teacher-cache", type=click.Path(path_type=Path), help="Folder that keeps the given model's outputs.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

@@ -18,6 +18,7 @@ from edgevit.models.vit import Decide, Tap, Vit
 from edgevit.train.distributed import World
 from edgevit.train.ema import Ema
 from edgevit.train.loss import task_loss
+from edgevit.train.teacher import Teacher
 
 FINAL_RATE = 0.01  # of the peak, at the end of the cosine
 SMOOTHED = 0.9
@@ -122,7 +123,7 @@ def fit(
     settings: StageSettings,
     hooks: Hooks,
     *,
-    teacher: Vit | None,
+    teacher: Teacher | None,
     world: World,
     report: Report,
     save: Save,
@@ -169,7 +170,7 @@ def fit(
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
         if not math.isfinite(mean + norm):
             # Before the weights take it in: what was saved so far is good.
-            raise _diverged(settings.name, step + 1, saved_step, mean, norm)
+            raise _diverged(settings, step + 1, saved_step, mean, norm)
         optimiser.step()
         optimiser.zero_grad()
         ema.update(model)
@@ -223,11 +224,13 @@ def make_optimiser(model: Vit, settings: StageSettings) -> torch.optim.AdamW:
     )
 
 
-def _diverged(stage: str, step: int, saved: int, loss: float, norm: float) -> TrainingError:
-    kept = f"the checkpoint of step {saved} is good and kept" if saved else "nothing was saved yet in this stage"
+def _diverged(settings: StageSettings, step: int, saved: int, loss: float, norm: float) -> TrainingError:
+    """The error that names the step, as the log counts, and what was saved before it (the end of a stage always is)."""
+    first = settings.first_step
+    kept = f"the checkpoint of step {first + saved} is good and kept" if first + saved else "nothing was saved yet"
     return TrainingError(
-        f"the loss is {loss:g} and its gradient {norm:g} long at step {step} of stage {stage!r}; {kept}. Train anew "
-        "with a lower learning rate, or with precision = 'float32'"
+        f"the loss is {loss:g} and its gradient {norm:g} long at step {first + step}, in stage {settings.name!r}; "
+        f"{kept}. Train anew with a lower learning rate, or with precision = 'float32'"
     )
 
 
@@ -237,13 +240,12 @@ def _loss(
     labels: Tensor,
     settings: StageSettings,
     hooks: Hooks,
-    teacher: Vit | None,
+    teacher: Teacher | None,
 ) -> Tensor:
     """Forward one micro-batch: the task's loss and what the hooks add."""
     autocast = torch.autocast(images.device.type, torch.bfloat16) if settings.bfloat16 else contextlib.nullcontext()
     with autocast:
-        with torch.no_grad():
-            wanted = None if teacher is None else teacher(images, trim=True)
+        wanted = None if teacher is None else teacher(images)
         logits = wrapped(images, hooks.decide, hooks.tap, trim=True)
     loss = task_loss(
         logits,

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgevit.models.vit import Vit, normalise
+from edgevit.train.teacher import Teacher
+from tests.tiny import tiny_images, tiny_program
+
+PROGRAM = tiny_program()
+IMAGES = normalise(PROGRAM.spec, tiny_images(PROGRAM.spec, 6))
+
+
+class Counting(Vit):
+    calls = 0
+
+    def forward(self, *arguments: object, **options: object) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_outputs_are_the_models_and_computed_once(tmp_path: Path) -> None:
+    model = Counting(PROGRAM)
+    expected = model(IMAGES).detach()
+    teacher = Teacher(model, name="a", folder=tmp_path / "kept")
+    for _ in range(3):
+        torch.testing.assert_close(teacher(IMAGES), expected)
+    assert model.calls == 2
+    torch.testing.assert_close(Teacher(model, name="a", folder=tmp_path / "kept")(IMAGES), expected)
+    assert model.calls == 2
+
+
+def test_other_pixels_and_other_models_are_not_confused(tmp_path: Path) -> None:
+    first = Teacher(Vit(PROGRAM), name="a", folder=tmp_path)
+    other = Vit(tiny_program(seed=1))
+    assert not torch.equal(first(IMAGES), first(IMAGES.flip(0)))
+    torch.testing.assert_close(Teacher(other, name="b", folder=tmp_path)(IMAGES), other(IMAGES).detach())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
+def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: bytes) -> None:
+    model = Vit(PROGRAM)
+    teacher = Teacher(model, name="a", folder=tmp_path)
+    expected = teacher(IMAGES)
+    next(tmp_path.iterdir()).write_bytes(damage)
+    torch.testing.assert_close(teacher(IMAGES), expected)
+    torch.testing.assert_close(teacher(IMAGES), expected)
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    model = Counting(PROGRAM)
+    teacher = Teacher(model)
+    teacher(IMAGES), teacher(IMAGES)
+    assert model.calls == 2 and not model.array("head.weight").requires_grad
