@@ -269,10 +269,13 @@ def split_data(job: Training) -> tuple[Held, LabelledSet]:
     if job.data.labels is not None:
         check_labels(job.data, job.dense.spec.head.classes)
     count = min(job.recipe.threshold_images, len(job.data) // 4)
-    if count < 1:
-        raise TrainingError(f"{job.data.source} has {len(job.data)} images; training needs at least 4")
     labels = np.zeros(len(job.data), dtype=np.int64) if job.data.labels is None else job.data.labels
-    rest, held = hold_out(labels, count / len(job.data), job.recipe.seed)
+    rest, held = hold_out(labels, count / max(len(job.data), 1), job.recipe.seed)
+    if not len(held):
+        raise TrainingError(
+            f"{job.data.source} is too small a data set: of its {len(job.data)} images none can be held out to set "
+            "thresholds, as every class keeps one to train on; give at least 4 images, and more than there are classes"
+        )
     images, held_labels = evaluation(subset(job.data, held), job.dense.spec.image)
     return Held(images=images, labels=held_labels), subset(job.data, rest)
 

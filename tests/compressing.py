@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -71,11 +72,18 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def forked(arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> ForkProcess:
-    """Run the command line in a forked process, which needs no second import of torch; its stderr goes to `log`."""
+def forked(
+    arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, room_bytes: int = 0
+) -> ForkProcess:
+    """Run the command line in a forked process, which needs no second import of torch; what it says goes to `log`.
+
+    With `room_bytes` no file of it can grow beyond that, as on a full disk.
+    """
 
     def run() -> None:
         os.environ.update(environment or {})
+        if room_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
         with log.open("ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

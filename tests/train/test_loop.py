@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(broken: in
     program = tiny_program()
     run = Run(program, stage(), source=Memory(program, broken=broken))
     assert run.error is not None
-    assert f"the loss is nan and its gradient nan long at step {broken + 1} of stage 'recover'; {kept}" in str(
+    assert f"the loss is nan and its gradient nan long at step {broken + 1}, in stage 'recover'; {kept}" in str(
         run.error
     )
     assert len(run.figures) == broken

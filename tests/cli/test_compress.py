@@ -1,0 +1,325 @@
+"""`edgevit compress` as a user meets it: what it prints and writes, and one message with an exit code for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit import errors
+from edgevit.cli import main
+from edgevit.models.macs import total_macs
+from edgevit.models.program import load_program
+from edgevit.train.checkpoint import load
+from edgevit.train.recipe import load_recipe
+from tests.compressing import dense, ended, files, forked, metrics, photos, recipe, saved, steps_logged, wait_for
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photos(tmp_path_factory.mktemp("images") / "photos")
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    return saved(dense(), tmp_path / "dense")
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    return recipe(tmp_path / "short.toml", epochs_joint=1, epochs_recover=1)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `edgevit compress`."""
+    capsys.readouterr()
+    status = main(["compress", *map(str, arguments)])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return status, said.out, said.err
+
+
+def test_it_tells_what_came_of_it_and_what_comes_next(
+    program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    status, said, _ = run(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)
+    assert status == 0
+    assert f"Program: {out / 'program'}\nNext: edgevit build {out / 'program'} --target x86-64-onnxruntime" in said
+    for word in ("top-1", "agreement", "expected", "all open", "weights", "heads", "neurons", "branches"):
+        assert word in said
+    result = json.loads((out / "result.json").read_text())
+    made, was = load_program(out / "program"), dense()
+    assert result["dense"]["all_open_macs"] == total_macs(was.spec)
+    assert result["compressed"]["all_open_macs"] == total_macs(made.spec) < total_macs(was.spec)
+    assert result["compressed"]["weights_bytes"] == 4 * sum(a.size for a in made.weights.values())
+    assert result["compressed"]["branches"] == sum(not b.removed for b in made.spec.branches)
+    assert result["images"] == 8
+    assert 0 <= result["compressed"]["top1"] <= 1
+    assert load_recipe(out / "recipe.toml") == load_recipe(short)
+    assert metrics(out)
+
+
+def test_json_is_one_object_and_the_command_line_overrules_the_recipe(
+    program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", short, "-o", tmp_path / "out", "--groups", "random 1 4", "--seed", "5", "--threads", "1"]
+    status, said, _ = run(capsys, program, "--data", images, "--macs", "0.6", "--static", "0.8", *options, "--json")
+    assert status == 0
+    answer = json.loads(said)
+    assert answer["recipe"]["groups"] == "random 1 4"
+    assert answer["recipe"]["seed"] == 5
+    assert (answer["expected_budget"], answer["static_budget"]) == (0.6, 0.8)
+    assert answer == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_what_was_compressed_builds(
+    program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, bundle, target = tmp_path / "out", tmp_path / "bundle", tmp_path / "lenient.toml"
+    assert run(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)[0] == 0
+    from edgevit.resources import shipped
+
+    kept = (shipped("targets") / "x86-64-onnxruntime.toml").read_text().splitlines()
+    kept = [line for line in kept if not line.startswith(("min_agreement =", "max_top1_drop =", "name ="))]
+    target.write_text("\n".join(['name = "lenient"', "min_agreement = 0.0", "max_top1_drop = 1.0", *kept]))
+    command = ["build", str(out / "program"), "--target", str(target), "--calibration", str(images), "--limit", "8"]
+    assert main([*command, "-o", str(bundle)]) == 0
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert all(claim["held"] for claim in manifest["claims"])
+
+
+def test_a_new_head_learns_the_classes_of_the_data(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = saved(dense(classes=10), tmp_path / "ten")
+    status, _, said = run(capsys, program, "--data", images, "-o", tmp_path / "no")
+    assert status == errors.ImagesError.exit_code
+    assert "4 classes" in said
+    assert "10" in said
+    assert "--new-head" in said
+    assert not (tmp_path / "no").exists()
+    long = recipe(tmp_path / "long.toml", epochs_recover=10, rate_recover=3e-3, ema=0.0)
+    options = ["--data", images, "--recipe", long, "-o", tmp_path / "out", "--new-head", "--json"]
+    status, said, _ = run(capsys, program, *options)
+    assert status == 0
+    answer = json.loads(said)
+    assert answer["dense"]["top1"] is answer["agreement"] is None
+    assert answer["compressed"]["top1"] > 0.6
+    made = load_program(tmp_path / "out" / "program").spec
+    assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
+    assert made.branches == dense(classes=10).spec.branches
+
+
+def test_classes_with_gaps_in_their_numbers_keep_them(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ten classes of ImageNet do; the second call finds them again in the Program."""
+    data, program = photos(tmp_path / "photos"), saved(dense(classes=10), tmp_path / "ten")
+    for label, name in enumerate(("3", "5", "70", "700")):
+        (data / f"kind{label}").rename(data / name)
+    options = ["--data", data, "--recipe", short]
+    assert run(capsys, program, *options, "--new-head", "-o", tmp_path / "one")[0] == 0
+    first = tmp_path / "one" / "program"
+    assert load_program(first).spec.origin["class_numbers"] == "3 5 70 700"
+    assert run(capsys, first, *options, "--macs", "0.6", "-o", tmp_path / "two", "--eval", data)[0] == 0
+    (data / "5").rename(data / "6")
+    status, _, said = run(capsys, first, *options, "-o", tmp_path / "three")
+    assert status == errors.ImagesError.exit_code
+    assert "6" in said
+
+
+def test_without_labels_the_model_teaches(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index, path in enumerate(sorted(photos(tmp_path / "photos").rglob("*.png"))):
+        path.rename(flat / f"{index}.png")
+    options = ["--data", flat, "--recipe", short, "--json"]
+    status, out, said = run(capsys, program, *options, "--macs", "0.6", "-o", tmp_path / "out")
+    assert status == 0
+    assert "training without labels" in said
+    answer = json.loads(out)
+    assert answer["recipe"]["teacher"] == 1.0
+    assert answer["compressed"]["top1"] is None
+    assert 0 <= answer["agreement"] <= 1
+    status, _, said = run(capsys, program, *options, "--new-head", "-o", tmp_path / "no")
+    assert status == errors.TrainingError.exit_code
+    assert "a new head is learnt from labels" in said
+
+
+def test_labels_can_be_left_unused(
+    images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where they are another model's classes."""
+    program = saved(dense(classes=10), tmp_path / "ten")
+    options = ["--unlabelled", "--data", images, "--recipe", short, "-o", tmp_path / "out", "--json"]
+    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", images)
+    assert status == 0
+    answer = json.loads(out)
+    assert answer["images"] == 80
+    assert answer["evaluated_on"] == str(images)
+    assert answer["compressed"]["top1"] is not None
+
+
+def test_the_split_of_the_data_is_what_is_measured(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos(tmp_path / "data" / "train")
+    photos(tmp_path / "data" / "val", each=3, seed=1)
+    options = ["--data", tmp_path / "data", "--recipe", short, "-o", tmp_path / "out", "--json"]
+    status, out, _ = run(capsys, program, *options, "--macs", "0.6")
+    assert status == 0
+    assert json.loads(out)["images"] == 12
+
+
+def test_memory_is_paid_by_pruning(
+    images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = saved(dense(depth=3, dim=64, heads=4, hidden=256), tmp_path / "wide")
+    options = ["--data", images, "--recipe", short, "--json"]
+    status, out, _ = run(capsys, program, *options, "--memory", "150KB", "--macs", "0.35", "-o", tmp_path / "out")
+    assert status == 0
+    answer = json.loads(out)
+    assert answer["dense"]["bound_bytes"] > 150_000 >= answer["compressed"]["bound_bytes"] > 100_000
+    assert answer["memory_budget_bytes"] == 150_000
+    assert answer["expected_budget"] == 0.35 < answer["static_budget"] < 1
+    made = load_program(tmp_path / "out" / "program").spec
+    assert made.gated
+    assert made.origin["compressed_memory"] == "150000 bytes on x86-64-onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (["--macs", "0.01"], errors.BudgetError, "ask for more than 0."),
+        (["--macs", "0.5", "--static", "0.02"], errors.BudgetError, "ask for more than 0."),
+        (["--memory", "9KB"], errors.BudgetError, "stem and head, which are not pruned, need"),
+        (["--memory", "three"], errors.BudgetError, "such as 3.0MiB"),
+        (["--memory", "1MB", "--target", "x86-64-openvino"], errors.BudgetError, "has no memory bound"),
+        (["--target", "x86-64-onxruntime"], errors.TargetError, "x86-64-onnxruntime"),
+        (["--groups", "sometimes"], errors.TrainingError, "no such gate groups"),
+        (["--device", "quantum"], errors.TrainingError, "allowed: auto, cpu"),
+        (["--recipe", "{tmp}/none.toml"], errors.TrainingError, "none.toml"),
+        (["--recipe", "{tmp}/odd.toml"], errors.TrainingError, "unknown key 'epoch'"),
+        (["--recipe", "{tmp}/large.toml"], errors.TrainingError, "a batch takes 500"),
+        (["--data", "{tmp}/none"], errors.ImagesError, "none"),
+        (["--data", "{tmp}/few"], errors.TrainingError, "is too small a data set: of its 4 images"),
+        (["--data", "{tmp}/three"], errors.ImagesError, "has 3 classes, but tiny has 4; pass --new-head"),
+        (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
+        (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
+        (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that the training images lack"),
+        (["--image-size", "64"], errors.ProgramError, "image size"),
+        (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
+    ],
+)
+def test_wrong_input_is_one_message_and_an_exit_code(
+    options: list[str],
+    error: type[errors.EdgevitError],
+    said: str,
+    program: Path,
+    images: Path,
+    short: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "odd.toml").write_text("epoch = 3")
+    recipe(tmp_path / "large.toml", batch=500)
+    photos(tmp_path / "few", each=1)
+    photos(tmp_path / "three", each=1, classes=3)
+    bad = photos(tmp_path / "bad")
+    for label, name in enumerate(("0", "1", "2", "11")):
+        (bad / f"kind{label}").rename(bad / name)
+    before = sorted(tmp_path.rglob("*"))
+    given = ["--data", images, "--recipe", short, "-o", tmp_path / "out", *(o.format(tmp=tmp_path) for o in options)]
+    status, _, text = run(capsys, program, *given)
+    assert status == error.exit_code, text
+    assert said in text
+    assert text.count("\n") <= 3
+    assert [p for p in sorted(tmp_path.rglob("*")) if p not in before and p != tmp_path / "out"] == []
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_what_is_good(
+    program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, wild = tmp_path / "out", recipe(tmp_path / "wild.toml", epochs_joint=1, rate_recover=1e30)
+    status, _, said = run(capsys, program, "--data", images, "--macs", "0.6", "--recipe", wild, "-o", out)
+    assert status == errors.TrainingError.exit_code
+    assert "at step 6, in stage 'recover'; the checkpoint of step 4 is good and kept" in said
+    state = load(out / "checkpoint.pt")
+    assert (state["stage"], state["step"]) == ("joint", 4)
+    assert all(bool(value.isfinite().all()) for value in state["state"]["model"].values())
+    assert not (out / "program").exists()
+
+
+def test_a_run_is_not_overwritten_and_resumes_with_the_same_inputs_alone(
+    program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = [program, "--data", images, "--macs", "0.6", "-o", out]
+    assert run(capsys, *options, "--recipe", short)[0] == 0
+    before = files(out)
+    status, _, said = run(capsys, *options, "--recipe", short)
+    assert (status, "--resume" in said) == (errors.OutputError.exit_code, True)
+    other = recipe(tmp_path / "other.toml", epochs_joint=1, epochs_recover=1, clip=2.0)
+    status, _, said = run(capsys, *options, "--recipe", other, "--resume")
+    assert status == errors.TrainingError.exit_code
+    assert "recipe clip was 1.0, is now 2.0" in said
+    damaged = bytearray((out / "checkpoint.pt").read_bytes())
+    assert files(out) == before
+    damaged[len(damaged) // 2] ^= 255
+    (out / "checkpoint.pt").write_bytes(damaged)
+    status, _, said = run(capsys, *options, "--recipe", short, "--resume")
+    assert status == errors.TrainingError.exit_code
+    assert "damaged" in said
+
+
+def test_a_full_disk_is_told_and_can_be_resumed_from(program: Path, images: Path, tmp_path: Path) -> None:
+    """What grows too large is the checkpoint; with room again the run goes on."""
+    out, often = tmp_path / "out", recipe(tmp_path / "often.toml", epochs_joint=1, epochs_recover=1)
+    command = ["compress", str(program), "--data", str(images), "--macs", "0.6", "--recipe", str(often), "-o", str(out)]
+    log = tmp_path / "log"
+    assert ended(forked(command, log, room_bytes=100_000)) == errors.OutputError.exit_code
+    assert "cannot save the checkpoint" in log.read_text()
+    assert "go on with --resume" in log.read_text()
+    assert not list(out.glob(".*"))
+    assert ended(forked([*command, "--resume"], log)) == 0
+    assert (out / "program").is_dir()
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(program: Path, images: Path, tmp_path: Path) -> None:
+    out, often = tmp_path / "out", recipe(tmp_path / "often.toml", epochs_joint=6, checkpoint_seconds=0.01)
+    command = ["compress", str(program), "--data", str(images), "--macs", "0.6", "--recipe", str(often), "-o", str(out)]
+    process = forked(command, tmp_path / "log")
+    wait_for(lambda: steps_logged(out) >= 3, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert ended(process) == 130
+    said = (tmp_path / "log").read_text()
+    step = load(out / "checkpoint.pt")["step"]
+    assert f"is kept, of step {step} in stage 'joint'; go on with --resume" in said
+    assert "Traceback" not in said
+
+
+def test_partly_labelled_images_train_without_the_rest(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "some"
+    place.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(60):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{index}.png")
+        rows += [f"{index}.png,{index % 4}"] if index < 50 else []
+    (place / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    options: list[Any] = [program, "--data", place, "--recipe", short, "--macs", "0.7", "-o", tmp_path / "out"]
+    status, _, said = run(capsys, *options)
+    assert status == 0
+    assert "10 of 60 images have no label and are left out" in said
