@@ -77,7 +77,7 @@ def memory_parts(bound: MemoryBound) -> str:
     pieces = [
         ("weights", bound.weights_bytes, "c1"),
         ("activations", bound.activations_bytes, "c2"),
-        ("kernel scratch", bound.scratch_bytes, "c3"),
+        ("packing copies at load", bound.scratch_bytes, "c3"),
         ("gaps between buffers", bound.fragmentation_bytes, "c4"),
         ("input and output", bound.io_bytes, "c5"),
     ]
