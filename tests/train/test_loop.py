@@ -18,6 +18,7 @@ from edgevit.models.program import Program
 from edgevit.models.vit import Vit, normalise
 from edgevit.train.distributed import World
 from edgevit.train.loop import FINAL_RATE, Plain, StageSettings, fit, make_optimiser, rate_factor, stage_steps
+from edgevit.train.teacher import Teacher
 from tests.tiny import tiny_images, tiny_program
 
 BATCH, IMAGES = 8, 44  # five batches an epoch and a remainder
@@ -89,7 +90,7 @@ class Run:
                 source or Memory(program, settings.batch // settings.accumulate),
                 settings,
                 hooks or Plain(),
-                teacher=None if teacher is None else Vit(teacher),
+                teacher=None if teacher is None else Teacher(Vit(teacher)),
                 world=World(),
                 report=lambda step, total, speed, figures: self.figures.append({"step": step, **figures}),
                 save=lambda step, state: self.saved.__setitem__(step, copy.deepcopy(state)),
