@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.utils.tensorboard  # noqa: F401  # what a forked process needs, imported once
 from PIL import Image
 
+import edgevit.training  # noqa: F401
 from edgevit.cli import main
 from edgevit.models.program import Program, save_program
 from edgevit.train.log import CSV_NAME
 from tests.tiny import tiny_program
 
 CLASSES = 4
-PATIENCE_S = 60
+PATIENCE_S = 100
 
 
 def photos(folder: Path, *, classes: int = CLASSES, each: int = 20, size: int = 32, seed: int = 0) -> Path:
