@@ -231,7 +231,10 @@ def kept(folder: Path) -> str:
     path = folder / CHECKPOINT
     if not path.exists():
         return f"{folder} holds no checkpoint yet; start anew"
-    state = checkpoint.load(path)
+    try:
+        state = checkpoint.load(path)
+    except TrainingError as error:
+        return str(error)
     return f"{path} is kept, of step {state.get('step')} in stage {state.get('stage')!r}; go on with --resume"
 
 

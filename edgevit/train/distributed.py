@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from edgevit.errors import TrainingError
+
 # Longer than a checkpoint takes on a slow disk, for which the others wait.
 PATIENCE = timedelta(minutes=10)
 LOST = ("gloo", "nccl", "connection", "peer", "timed out")
@@ -70,12 +72,22 @@ class _AllGather(torch.autograd.Function):
 
 
 def join() -> World:
-    """The world `torchrun` started this process in, or one process alone."""
+    """The world `torchrun` started this process in, or one process alone.
+
+    Raises:
+        TrainingError: the other processes cannot be reached.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        try:
+            distributed.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"the other {int(os.environ['WORLD_SIZE']) - 1} processes cannot be reached "
+                f"({str(error).splitlines()[0]}); start all of them with torchrun, or unset WORLD_SIZE"
+            ) from error
     return World(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevit.errors import OutputError
 from edgevit.models.vit import Vit
 from edgevit.serial import write_atomic
 
@@ -28,7 +29,10 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.name, self.folder = name, folder
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _refusal(folder, error) from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -41,13 +45,23 @@ class Teacher:
             known = self.model(images, trim=True).float().cpu()
             buffer = io.BytesIO()
             np.save(buffer, known.numpy(), allow_pickle=False)
-            write_atomic(path, buffer.getvalue())
+            try:
+                write_atomic(path, buffer.getvalue())
+            except OSError as error:
+                raise _refusal(path, error) from error
         return known.to(images.device)
 
     def _key(self, images: Tensor) -> str:
         digest = hashlib.blake2b(f"{self.name} {tuple(images.shape)}".encode(), digest_size=20)
         digest.update(images.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _refusal(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot keep the teacher's outputs in {path}: {error.strerror or error}; make room, or leave out "
+        "--teacher-cache, and go on with --resume"
+    )
 
 
 def _read(path: Path, rows: int) -> Tensor | None:

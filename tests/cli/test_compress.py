@@ -216,6 +216,7 @@ def test_memory_is_paid_by_pruning(
         (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
         (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
         (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that the training images lack"),
+        (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "cannot keep the teacher's outputs"),
         (["--image-size", "64"], errors.ProgramError, "image size"),
         (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
     ],

@@ -127,6 +127,14 @@ def test_alone_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert world.mean(np.array(2.0)) == 2.0
 
 
+def test_others_that_cannot_be_reached_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(errors.TrainingError, match="the other 2 processes cannot be reached .*MASTER_PORT"):
+        join()
+
+
 def test_only_errors_of_the_others_are_blamed_on_them() -> None:
     assert "gone (Connection closed by peer" in lost(RuntimeError("Connection closed by peer [127.0.0.1]\nmore"))
     assert lost(RuntimeError("shapes (3,) and (4,) differ")) == ""
