@@ -1,0 +1,240 @@
+"""Attention of all heads as one kernel: scores, softmax and values of a few query rows at a time.
+
+Query, key and value are read where the qkv product left them. Per head, keys and values are packed once as the inner
+loops read them; scores of one row tile are all that is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from edgevit.backends.tvm.code import (
+    Code,
+    buffer,
+    exp,
+    lane_max,
+    lane_sum,
+    literal,
+    load,
+    load_vector,
+    number,
+    splat,
+)
+from edgevit.backends.tvm.kernels import multiply, packed, row_tiles
+from edgevit.backends.tvm.layout import Arena, Place
+from edgevit.backends.tvm.schedules import Isa, Tile, pad
+
+MASKED = -1e30
+# Row tiles that share a panel of keys or values while it is in the first cache.
+BLOCK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """`count` heads of `width` used columns, `stride` apart, side by side in `query`, `key` and `value`."""
+
+    count: int
+    width: int
+    stride: int
+    query: Place
+    key: Place
+    value: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums."""
+
+    keys: Place
+    values: Place
+    scores: Place
+    inverse: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Columns of a packed matrix from `first` on: `count` panels of `vectors` vectors with `used` columns each."""
+
+    first: int
+    used: int
+    vectors: int
+    count: int
+
+
+def scratch(arena: Arena, heads: Heads, tile: Tile, lanes: int) -> Scratch:
+    """Places for one head at a time."""
+    padded, block = pad(heads.key.rows, lanes), min(heads.query.rows, tile.rows * BLOCK)
+    return Scratch(
+        keys=arena.place(heads.width, padded),
+        values=arena.place(heads.value.rows, heads.stride),
+        scores=arena.place(block, padded),
+        inverse=arena.place(1, block),
+    )
+
+
+def attention(isa: Isa, arena: int, heads: Heads, target: Place, work: Scratch, tile: Tile) -> Any:
+    """Per head, target = softmax(query key^T) value; the scale is in the query already."""
+    code = Code()
+    memory = buffer("arena", arena)
+    with code.loop(heads.count) as head:
+        kernel = _Attention(code, memory, heads, head * heads.stride, target, work, tile, isa.lanes)
+        kernel.pack_keys()
+        kernel.pack_values()
+        row_tiles(code, heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors), kernel.rows)
+    return code.function([memory])
+
+
+class _Attention:
+    """One head, whose columns start at `column`."""
+
+    def __init__(
+        self,
+        code: Code,
+        memory: Any,
+        heads: Heads,
+        column: Any,
+        target: Place,
+        work: Scratch,
+        tile: Tile,
+        lanes: int,
+    ) -> None:
+        self.code, self.memory, self.heads, self.column = code, memory, heads, column
+        self.target, self.work, self.tile, self.lanes = target, work, tile, lanes
+
+    def _panels(self, columns: int) -> Iterator[Panel]:
+        width = self.tile.vectors * self.lanes
+        full, rest = divmod(columns, width)
+        if full:
+            yield Panel(first=0, used=width, vectors=self.tile.vectors, count=full)
+        if rest:
+            yield Panel(first=full * width, used=rest, vectors=-(-rest // self.lanes), count=1)
+
+    def pack_keys(self) -> None:
+        """Keys transposed, panel by panel; columns of padding are 0."""
+        code, key = self.code, self.heads.key
+        for panel in self._panels(key.rows):
+            columns = panel.vectors * self.lanes
+            with code.loop(panel.count) as index:
+                first = panel.first + index * columns
+                base = self.work.keys.offset + first * self.heads.width
+                with code.loop(panel.used) as k, code.loop(self.heads.width) as e:
+                    value = load(self.memory, key.offset + (first + k) * key.stride + self.column + e)
+                    code.store(self.memory, base + e * columns + k, value)
+                with code.loop(columns - panel.used) as k, code.loop(self.heads.width) as e:
+                    code.store(self.memory, base + e * columns + panel.used + k, number(0.0))
+
+    def pack_values(self) -> None:
+        code, value, lanes = self.code, self.heads.value, self.lanes
+        for panel in self._panels(self.heads.stride):
+            columns = panel.vectors * lanes
+            with code.loop(panel.count) as index, code.loop(value.rows) as k, code.loop(panel.vectors) as v:
+                first = panel.first + index * columns
+                source = value.offset + k * value.stride + self.column + first + v * lanes
+                place = self.work.values.offset + first * value.rows + k * columns + v * lanes
+                code.store_vector(self.memory, place, load_vector(self.memory, source, lanes), lanes)
+
+    def rows(self, row: Any, block: Tile) -> None:
+        """Scores, softmax and values of the query rows from `row` on."""
+        self._scores(row, block.rows)
+        self._softmax(block.rows)
+        self._values(row, block.rows)
+
+    def _product(
+        self,
+        rows: int,
+        columns: int,
+        depth: int,
+        base: int,
+        left: Callable[[Any, int, Any], Any],
+        start: Callable[[Panel, int], Any],
+        store: Callable[[Any, Any, Any], None],
+    ) -> None:
+        """`[rows, depth] x [depth, columns]`, panel by panel of the packed matrix at `base`; a panel stays in cache.
+
+        Args:
+            rows: of this block.
+            columns: of the packed matrix.
+            depth: of the product.
+            base: where the packed matrix starts.
+            left: (first row of the tile, row in it, k) to a scalar.
+            start: (panel, vector) to what its sums start from.
+            store: takes row, column and vector of every result.
+        """
+        code, lanes = self.code, self.lanes
+        for panel in self._panels(columns):
+            width = panel.vectors * lanes
+            with code.loop(panel.count) as index:
+                first = panel.first + index * width
+                right = packed(self.memory, base + first * depth, width, lanes)
+
+                def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
+                    sums = multiply(
+                        code, lanes, part, depth, lambda r, k: left(row, r, k), right, lambda v: start(panel, v)
+                    )
+                    for r in range(part.rows):
+                        for v in range(part.vectors):
+                            store(row + r, first + v * lanes, load(sums, r * part.vectors + v))
+
+                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile)
+
+    def _scores(self, row: Any, rows: int) -> None:
+        query, scores = self.heads.query, self.work.scores
+
+        def store(r: Any, column: Any, value: Any) -> None:
+            self.code.store_vector(self.memory, scores.offset + r * scores.stride + column, value, self.lanes)
+
+        self._product(
+            rows,
+            self.heads.key.rows,
+            self.heads.width,
+            self.work.keys.offset,
+            lambda first, r, e: load(self.memory, query.offset + (row + first + r) * query.stride + self.column + e),
+            lambda panel, v: _mask(panel.used - v * self.lanes, self.lanes),
+            store,
+        )
+
+    def _softmax(self, rows: int) -> None:
+        """Scores to exp(score - largest), in place, and 1 / their sum beside them."""
+        code, lanes, scores = self.code, self.lanes, self.work.scores
+        vectors = scores.stride // lanes
+        with code.loop(rows) as row:
+            base = scores.offset + row * scores.stride
+            largest = code.registers([load_vector(self.memory, base, lanes)])
+            with code.loop(vectors - 1) as v:
+                x = load_vector(self.memory, base + (v + 1) * lanes, lanes)
+                code.store(largest, 0, tirx.max(load(largest, 0), x))
+            top = code.let(splat(lane_max(code, load(largest, 0), lanes), lanes))
+            total = code.registers([splat(0.0, lanes)])
+            with code.loop(vectors) as v:
+                x = exp(code, load_vector(self.memory, base + v * lanes, lanes) - top, lanes)
+                code.store_vector(self.memory, base + v * lanes, x, lanes)
+                code.store(total, 0, load(total, 0) + x)
+            inverse = number(1.0) / lane_sum(code, load(total, 0), lanes)
+            code.store(self.memory, self.work.inverse.offset + row, inverse)
+
+    def _values(self, row: Any, rows: int) -> None:
+        scores, target = self.work.scores, self.target
+
+        def store(r: Any, column: Any, value: Any) -> None:
+            place = target.offset + (row + r) * target.stride + self.column + column
+            inverse = load(self.memory, self.work.inverse.offset + r)
+            self.code.store_vector(self.memory, place, value * splat(inverse, self.lanes), self.lanes)
+
+        self._product(
+            rows,
+            self.heads.stride,
+            self.heads.value.rows,
+            self.work.values.offset,
+            lambda first, r, k: load(self.memory, scores.offset + (first + r) * scores.stride + k),
+            lambda *_: splat(0.0, self.lanes),
+            store,
+        )
+
+
+def _mask(used: int, lanes: int) -> Any:
+    """What the sums of a vector of scores start from: far below any score in columns of padding."""
+    return literal([0.0 if lane < used else MASKED for lane in range(lanes)])

@@ -1,0 +1,230 @@
+"""A builder of TIR statements for kernels: loops, registers, vectors, and the functions that ViTs need.
+
+Kernels are written as the loops they are to run as, so that every vector and every accumulator is explicit. All
+indices are into flat buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.buffer import buffer_data
+
+from edgevit.spec import Activation
+
+SQRT_HALF = 0.7071067811865476
+# exp(x) with |x| < ln2 / 2 as 1 + x + x^2 p(x); Cephes' expf.
+EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+LN2_HIGH, LN2_LOW, LOG2_E = 0.693359375, -2.12194440e-4, 1.44269504088896341
+# erf(x) with |x| < 4 as x p(x^2) / q(x^2): Eigen's float erf.
+ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+class Code:
+    """Statements of one function, in order; `loop` opens a block."""
+
+    def __init__(self) -> None:
+        self._blocks: list[list[Any]] = [[]]
+        self._names = 0
+
+    def function(self, buffers: Sequence[Any], *, result: str | None = None) -> Any:
+        """The finished function over these parameter buffers; they never alias."""
+        kind = tirx.PrimFunc(buffers, _sequence(self._blocks[0]), ret_type=_prim(result) if result else None)
+        return kind.with_attr("tirx.noalias", True)
+
+    def add(self, statement: Any) -> None:
+        self._blocks[-1].append(statement)
+
+    @contextmanager
+    def loop(self, extent: int, *, parallel: bool = False) -> Iterator[Any]:
+        """Run what follows for 0 <= i < extent; one turn is no loop, none emits nothing."""
+        if extent == 1:
+            yield 0
+            return
+        variable = tirx.Var(self._name("i"), "int32")
+        self._blocks.append([])
+        yield variable
+        body = self._blocks.pop()
+        if extent and body:
+            kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+            self.add(tirx.For(variable, integer(0), integer(extent), kind, _sequence(body)))
+
+    def let(self, value: Any) -> Any:
+        """Compute `value` here, once."""
+        variable = tirx.Var(self._name("v"), value.ty)
+        self.add(tirx.Bind(variable, value))
+        return variable
+
+    def registers(self, values: Sequence[Any]) -> Any:
+        """Local storage, one element of the type of `values` each, that starts with them; indexed by constants."""
+        kind = str(values[0].ty.dtype)
+        buffer = tirx.decl_buffer((len(values),), kind, self._name("r"), scope="local")
+        self.add(tirx.AllocBuffer(buffer))
+        for index, value in enumerate(values):
+            self.store(buffer, index, value)
+        return buffer
+
+    def store(self, buffer: Any, index: Any, value: Any) -> None:
+        """Store one element."""
+        self.add(tirx.BufferStore(buffer, value, [integer(index)]))
+
+    def store_vector(self, buffer: Any, index: Any, value: Any, lanes: int) -> None:
+        """Store `lanes` consecutive elements from `index` on."""
+        self.add(tirx.BufferStore(buffer, value, [tirx.Ramp(integer(index), integer(1), lanes)]))
+
+    def flat(self, source: Any, kind: str) -> Any:
+        """The memory of a buffer as a flat one of elements `kind`."""
+        size = math.prod(int(n) for n in source.shape) * _bytes(source.dtype) // _bytes(kind)
+        view = tirx.decl_buffer((size,), kind, self._name("f"))
+        self.add(tirx.DeclBuffer(view, data=buffer_data(source)))
+        return view
+
+    def give(self, value: Any) -> None:
+        """Return `value` from the function."""
+        self.add(tirx.Return(value))
+
+    def _name(self, prefix: str) -> str:
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+
+def buffer(name: str, size: int, kind: str = "float32") -> Any:
+    """A flat parameter buffer."""
+    return tirx.decl_buffer((size,), kind, name)
+
+
+def tensor(name: str, shape: tuple[int, ...], kind: str = "float32") -> Any:
+    """A parameter buffer of any shape; see `Code.flat`."""
+    return tirx.decl_buffer(shape, kind, name)
+
+
+def integer(value: Any) -> Any:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def number(value: float) -> Any:
+    return tirx.const(value, "float32")
+
+
+def load(source: Any, index: Any) -> Any:
+    return tirx.BufferLoad(source, [integer(index)])
+
+
+def load_vector(source: Any, index: Any, lanes: int) -> Any:
+    return tirx.BufferLoad(source, [tirx.Ramp(integer(index), integer(1), lanes)])
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """A vector of one value in every lane."""
+    return tirx.Broadcast(number(value) if isinstance(value, float | int) else value, lanes)
+
+
+def literal(values: Sequence[float]) -> Any:
+    """A constant vector."""
+    if len(set(values)) == 1:
+        return splat(values[0], len(values))
+    return tirx.Shuffle([number(v) for v in values], [integer(i) for i in range(len(values))])
+
+
+def to_float(value: Any, lanes: int = 1) -> Any:
+    return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+
+
+def rsqrt(value: Any) -> Any:
+    """1 / sqrt of a scalar."""
+    return number(1.0) / tirx.sqrt(value)
+
+
+def lane_sum(code: Code, vector: Any, lanes: int) -> Any:
+    """Sum of the lanes of a vector, as a scalar."""
+    return _fold(code, vector, lanes, lambda a, b: a + b)
+
+
+def lane_max(code: Code, vector: Any, lanes: int) -> Any:
+    """Largest lane of a vector, as a scalar."""
+    return _fold(code, vector, lanes, tirx.max)
+
+
+def _fold(code: Code, vector: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
+    while lanes > 1:
+        lanes //= 2
+        low, high = ([integer(i) for i in part] for part in (range(lanes), range(lanes, 2 * lanes)))
+        vector = code.let(combine(tirx.Shuffle([vector], low), tirx.Shuffle([vector], high)))
+    return vector
+
+
+def exp(code: Code, x: Any, lanes: int) -> Any:
+    """e^x, relative error below 2e-7 (measured); x is clamped to [-87.3, 88]."""
+    x = code.let(tirx.max(tirx.min(x, splat(88.0, lanes)), splat(-87.3, lanes)))
+    steps = code.let(tirx.floor(x * splat(LOG2_E, lanes) + splat(0.5, lanes)))
+    r = code.let(x - steps * splat(LN2_HIGH, lanes) - steps * splat(LN2_LOW, lanes))
+    tail = code.let(_polynomial(EXP, r, lanes) * r * r + r + splat(1.0, lanes))
+    exponent = tirx.Cast(f"int32x{lanes}", steps) + tirx.Broadcast(integer(127), lanes)
+    power = tirx.reinterpret(f"float32x{lanes}", exponent * tirx.Broadcast(integer(1 << 23), lanes))
+    return code.let(tail * power)
+
+
+def erf(code: Code, x: Any, lanes: int) -> Any:
+    """The error function, absolute error below 4e-7 (measured)."""
+    x = code.let(tirx.max(tirx.min(x, splat(4.0, lanes)), splat(-4.0, lanes)))
+    square = code.let(x * x)
+    return code.let(x * _polynomial(ERF_P, square, lanes) / _polynomial(ERF_Q, square, lanes))
+
+
+def activate(code: Code, kind: Activation, x: Any, lanes: int) -> Any:
+    """An FFN's activation function on a vector; 0 stays 0, so padded columns stay 0."""
+    one, half = splat(1.0, lanes), splat(0.5, lanes)
+    x = code.let(x)
+    if kind == "relu":
+        return tirx.max(x, splat(0.0, lanes))
+    if kind == "gelu":
+        return x * half * (one + erf(code, x * splat(SQRT_HALF, lanes), lanes))
+    if kind == "gelu_tanh":
+        inner = x * splat(0.7978845608028654, lanes) * (one + splat(0.044715, lanes) * x * x)
+        return x / (one + exp(code, splat(-2.0, lanes) * inner, lanes))
+    factor = 1.702 if kind == "quick_gelu" else 1.0
+    return x / (one + exp(code, splat(-factor, lanes) * x, lanes))
+
+
+def _polynomial(coefficients: Sequence[float], x: Any, lanes: int) -> Any:
+    """Horner's scheme, highest power first."""
+    value = splat(coefficients[0], lanes)
+    for coefficient in coefficients[1:]:
+        value = value * x + splat(coefficient, lanes)
+    return value
+
+
+def _bytes(kind: Any) -> int:
+    return np.dtype(str(kind)).itemsize
+
+
+def _prim(kind: str) -> Any:
+    from tvm.ir import PrimType
+
+    return PrimType(kind)
+
+
+def _sequence(statements: Sequence[Any]) -> Any:
+    if not statements:
+        return tirx.Evaluate(integer(0))
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))

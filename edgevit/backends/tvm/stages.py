@@ -1,0 +1,284 @@
+"""The stages of a Program as lists of kernels: stem, branch bodies, gates, skip rows and head, each with its weights.
+
+A stage says which kernels run in which order, where their values lie in the arena, and how its weights are packed.
+Weights of a branch and of its gate are apart: a closed branch's are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgevit.backends.tvm import kernels
+from edgevit.backends.tvm.attention import Heads, attention, scratch
+from edgevit.backends.tvm.kernels import Epilogue, Weights
+from edgevit.backends.tvm.layout import Arena, Blob, Place, pack, pad_columns, pad_heads
+from edgevit.backends.tvm.schedules import Isa, Product, Tile, pad
+from edgevit.models.program import Program
+from edgevit.spec import BranchSpec, ProgramSpec
+
+Choose = Callable[[Isa, Product], Tile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One call of a kernel: `build(isa, arena elements, *arguments)` makes it, `takes` names its parameters.
+
+    Equal kernels of different branches are one function.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    takes: tuple[str, ...] = ("arena", "weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Kernels that run one after another with one array of weights (empty where they need none)."""
+
+    name: str
+    kernels: tuple[Kernel, ...]
+    weights: np.ndarray = field(repr=False)
+
+
+class Stages:
+    """Makes the stages of one Program and collects how large an arena they need together."""
+
+    def __init__(self, program: Program, isa: Isa, choose: Choose) -> None:
+        self.program, self.spec, self.isa, self.choose = program, program.spec, isa, choose
+        self.arena = Arena(isa.lanes)
+        self.stream = self.arena.place(self.spec.tokens, self.spec.dim)
+        self._base = self.arena.mark()
+
+    def stem(self, states: tuple[bool, ...]) -> Stage:
+        """Image to stream, and the state of every branch that no gate decides."""
+        spec, stage = self.spec, self._stage("stem")
+        weights = self.program.weights
+        prefix, stride = spec.stem.prefix, self.stream.stride
+        weight, offset = fold_normalisation(spec, weights["stem.weight"])
+        table = weights["stem.pos"] + weights["stem.bias"] + offset
+        patches = self.arena.place(spec.patches, weight.shape[0])
+        stage.call(
+            "patches",
+            kernels.patches,
+            spec.image.height,
+            spec.image.width,
+            spec.stem.patch,
+            patches,
+            takes=("image", "arena"),
+        )
+        target = self.stream.after(prefix)
+        position = stage.blob.add(pad_columns(table, stride))
+        stage.product("stem", patches, target, weight, None, Epilogue(table=position))
+        rows = stage.blob.add(pad_columns(weights["stem.prefix"], stride)) if prefix else 0
+        stage.call("start", kernels.start, self.stream, rows, prefix, states, takes=("arena", "weights", "gates"))
+        if spec.stem.norm:
+            stage.norm("stem.norm", self.stream, self.stream)
+        return stage.done()
+
+    def branch(self, branch: BranchSpec, rows: int, read: int) -> Stage:
+        """stream[:rows] += f(norm(stream[:read]))."""
+        stage = self._stage(branch.name)
+        if branch.kind == "mhsa":
+            self._mhsa(stage, branch, rows, read)
+        else:
+            self._ffn(stage, branch, rows)
+        return stage.done()
+
+    def _ffn(self, stage: _Stage, branch: BranchSpec, rows: int) -> None:
+        name, stream = branch.name, self.stream.first(rows)
+        weights = self.program.weights
+        normed = self.arena.place(rows, self.spec.dim)
+        hidden = self.arena.place(rows, branch.units)
+        stage.norm(f"{name}.norm", stream, normed)
+        fc1, fc2 = (weights[f"{name}.{part}.weight"] for part in ("fc1", "fc2"))
+        inner = Epilogue(activation=branch.activation)
+        stage.product("fc1", normed, hidden, fc1, weights[f"{name}.fc1.bias"], inner)
+        stage.product("fc2", hidden, stream, fc2, weights[f"{name}.fc2.bias"], Epilogue(onto=True))
+
+    def _mhsa(self, stage: _Stage, branch: BranchSpec, rows: int, read: int) -> None:
+        name, spec, isa = branch.name, self.spec, self.isa
+        weights, heads, width = self.program.weights, branch.units, branch.head_dim
+        stride = pad(width, isa.lanes)
+        inner = heads * stride
+        normed = self.arena.place(read, max(spec.dim, inner))
+        qkv = self.arena.place(read, 3 * inner)
+        source = Place(offset=normed.offset, rows=read, width=spec.dim, stride=normed.stride)
+        stage.norm(f"{name}.norm", self.stream.first(read), source)
+        query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
+        weight, bias = self._qkv(branch, stride)
+        if rows == read:
+            stage.product("qkv", source, qkv, weight, bias, Epilogue())
+        else:
+            query = query.first(rows)
+            stage.product("q", source.first(rows), query, weight[:, :inner], bias[:inner], Epilogue())
+            stage.product("kv", source, qkv.columns(inner, 2 * inner), weight[:, inner:], bias[inner:], Epilogue())
+        if branch.qk_norm:
+            for part, place, factor in (("q", query, branch.scale), ("k", key, 1.0)):
+                group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
+                stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
+        split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
+        tile = self.choose(isa, Product(rows=rows, columns=read, depth=width))
+        # What attention reads lies behind the normed rows, which nobody reads any more.
+        context = Place(offset=normed.offset, rows=rows, width=inner, stride=normed.stride)
+        work = scratch(self.arena, split, tile, isa.lanes)
+        stage.call("attention", attention, split, context, work, tile, takes=("arena",))
+        proj = weights[f"{name}.proj.weight"]
+        proj = pad_heads(proj.T, heads, width, stride).T
+        stage.product("proj", context, self.stream.first(rows), proj, weights[f"{name}.proj.bias"], Epilogue(onto=True))
+
+    def _qkv(self, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of query, key and value, every head padded to whole vectors, softmax's scale in the query."""
+        weight, bias = (self.program.weights[f"{branch.name}.qkv.{part}"].copy() for part in ("weight", "bias"))
+        if not branch.qk_norm:
+            weight[:, : branch.width] *= np.float32(branch.scale)
+            bias[: branch.width] *= np.float32(branch.scale)
+        shape = (3 * branch.units, branch.head_dim, stride)
+        return pad_heads(weight, *shape), pad_heads(bias, *shape)
+
+    def skip(self, branch: BranchSpec, rows: int) -> Stage:
+        """stream[:rows] += the branch's skip rows."""
+        stage = self._stage(f"{branch.name}.skip")
+        values = pad_columns(self.program.weights[f"{branch.name}.skip"], self.stream.stride)
+        offset = stage.blob.add(values)
+        stage.call("skip", kernels.add_skip_rows, self.stream.first(rows), offset, self.spec.stem.prefix)
+        return stage.done()
+
+    def gate(self, branch: BranchSpec, index: int, read: int) -> Stage:
+        """The gate's decision, whose only kernel returns it."""
+        assert branch.gate is not None
+        spec, stage = self.spec, self._stage(f"{branch.name}.gate")
+        prefix = spec.stem.prefix
+        pooled = self.stream.first(1) if branch.gate.pool == "prefix" else self.stream.first(read).after(prefix)
+        work = self.arena.place(1, spec.dim)
+        weights = self.program.weights
+        offset = stage.blob.add(pad_columns(weights[f"{branch.name}.gate.weight"], self.stream.stride))
+        # In float64: the sum of two float32 is then rounded once, as in the other backends' graphs.
+        limit = branch.gate.threshold - float(weights[f"{branch.name}.gate.bias"][0])
+        stage.call(
+            "gate",
+            kernels.decide,
+            len(spec.branches),
+            pooled,
+            work,
+            offset,
+            limit,
+            spec.norm_eps,
+            index,
+            takes=("arena", "weights", "effort", "gates"),
+        )
+        return stage.done()
+
+    def head(self, read: int) -> Stage:
+        """stream[:read] to logits."""
+        spec, head, stage = self.spec, self.spec.head, self._stage("head")
+        weights = self.program.weights
+        source = self.stream.first(head.prefix if head.pool == "prefix" else read)
+        if head.pool == "mean":
+            source = source.after(spec.stem.prefix)
+        if head.norm:
+            normed = self.arena.place(source.rows, spec.dim)
+            stage.norm("head.norm", source, normed)
+            source = normed
+        tokens = source.rows if head.pool == "prefix" else 1
+        if head.pool == "mean":
+            pooled = self.arena.place(1, spec.dim)
+            stage.call("mean", kernels.average, source, pooled, takes=("arena",))
+            source = pooled
+        # Rows lie one behind the other: joined they are one row, with zeros between them where dim is no whole vectors.
+        row = Place(offset=source.offset, rows=1, width=tokens * source.stride, stride=tokens * source.stride)
+        if head.pooled_norm:
+            target = self.arena.place(1, row.width)
+            stage.norm("head.pooled_norm", row, target, tokens=tokens)
+            row = target
+        if head.linear:
+            split = weights["head.weight"].reshape(tokens, spec.dim, -1)
+            weight = np.pad(split, ((0, 0), (0, source.stride - spec.dim), (0, 0))).reshape(row.width, -1)
+            logits = self.arena.place(1, head.classes)
+            stage.product("head", row, logits, weight, weights["head.bias"], Epilogue())
+            stage.call("logits", kernels.copy_out, logits, head.classes, 1, takes=("arena", "logits"))
+        else:
+            stage.call("logits", kernels.copy_out, source, spec.dim, tokens, takes=("arena", "logits"))
+        return stage.done()
+
+    def _stage(self, name: str) -> _Stage:
+        self.arena.release(self._base)
+        return _Stage(name, self)
+
+
+class _Stage:
+    """A stage being made."""
+
+    def __init__(self, name: str, owner: Stages) -> None:
+        self.name, self.owner = name, owner
+        self.blob = Blob()
+        self._kernels: list[tuple[str, Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] = []
+
+    def call(
+        self, name: str, build: Callable[..., Any], *arguments: Any, takes: tuple[str, ...] = ("arena", "weights")
+    ) -> None:
+        self._kernels.append((name, build, arguments, takes))
+
+    def norm(
+        self,
+        name: str,
+        source: Place,
+        target: Place,
+        *,
+        eps: float | None = None,
+        factor: float = 1.0,
+        groups: int = 1,
+        tokens: int = 1,
+    ) -> None:
+        """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
+        spec, weights = self.owner.spec, self.owner.program.weights
+        rows = []
+        for part in ("weight", "bias"):
+            values = weights[f"{name}.{part}"].reshape(tokens, -1) * np.float32(factor)
+            rows.append(self.blob.add(pad_columns(values, pad(values.shape[1], self.owner.isa.lanes))))
+        width = weights[f"{name}.weight"].size
+        epsilon = spec.norm_eps if eps is None else eps
+        self.call("norm", kernels.layer_norm, source, target, width, *rows, epsilon, groups)
+
+    def product(
+        self,
+        name: str,
+        source: Place,
+        target: Place,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        epilogue: Epilogue,
+    ) -> None:
+        """A Linear; weight `[depth, columns]`."""
+        isa = self.owner.isa
+        columns = pad(weight.shape[1], isa.lanes)
+        tile = self.owner.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0]))
+        packed = Weights(
+            offset=self.blob.add(pack(pad_columns(weight, columns), tile, isa.lanes)),
+            depth=weight.shape[0],
+            columns=columns,
+            bias=None if bias is None else self.blob.add(pad_columns(bias, columns)),
+        )
+        self.call(name, kernels.product, source, target, packed, tile, epilogue)
+
+    def done(self) -> Stage:
+        """The stage; only now the size of its weights is known, which every kernel that takes them checks."""
+        size = self.blob.size
+        made = []
+        for name, build, arguments, takes in self._kernels:
+            sized = (size, *arguments) if "weights" in takes else arguments
+            made.append(Kernel(name=name, build=build, arguments=sized, takes=takes))
+        return Stage(name=self.name, kernels=tuple(made), weights=self.blob.array())
+
+
+def fold_normalisation(spec: ProgramSpec, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[patch * patch * 3, dim]` for normalised pixels to (weights, offset `[dim]`) for pixels 0..255."""
+    mean, std = (
+        np.tile(np.array(v, dtype=np.float64), len(weight) // 3)[:, None] for v in (spec.image.mean, spec.image.std)
+    )
+    scaled = weight.astype(np.float64) / std
+    return (scaled / 255.0).astype(np.float32), -(scaled * mean).sum(axis=0).astype(np.float32)

@@ -1,0 +1,35 @@
+"""Run single kernels: compile a function over an arena and call it on numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from edgevit.backends.tvm.library import aligned
+from edgevit.backends.tvm.schedules import Isa, isa
+
+AVX2 = isa("avx2")
+
+
+def call(function: Any, *arrays: np.ndarray, isa: Isa = AVX2) -> Any:
+    """Compile `function` and run it on copies of the arrays, which then replace the arrays' contents."""
+    name = "kernel"
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
+    compiled = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))
+    copies = [aligned(a.shape, a.dtype) for a in arrays]
+    for copy, array in zip(copies, arrays, strict=True):
+        copy[...] = array
+    result = compiled[name](*[tvm_ffi.from_dlpack(copy) for copy in copies])
+    for copy, array in zip(copies, arrays, strict=True):
+        array[...] = copy
+    return result
+
+
+def matrix(memory: np.ndarray, place: Any) -> np.ndarray:
+    """A place of an arena as a writable `[rows, width]` view."""
+    flat = memory[place.offset : place.offset + place.rows * place.stride]
+    view: np.ndarray = flat.reshape(place.rows, place.stride)[:, : place.width]
+    return view
