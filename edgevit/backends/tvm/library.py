@@ -1,18 +1,27 @@
-"""Compile a lowered module to machine code and run it here."""
+"""Compile a lowered module: `model.so` with the code, `model.weights` with the weights, `model.json` with their use."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 from tvm import relax
 
-from edgevit.backends import feed
+from edgevit import serial
+from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.emit import Lowered
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
+from edgevit.errors import OutputError, RuntimeMissingError
 
-ALIGN_BYTES = 64
+# Linker per architecture, and the names that an operating system gives it.
+LINKERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
+MACHINES = {"x86_64": ("x86_64", "AMD64"), "aarch64": ("aarch64", "arm64")}
+# Nothing in the file that depends on when or where it was linked.
+LINK_OPTIONS = ("-Wl,--build-id=none", "-s")
 
 
 def build(lowered: Lowered) -> Any:
@@ -29,41 +38,67 @@ def build(lowered: Lowered) -> Any:
     return relax.build(lowered.module, target, relax_pipeline=passes)
 
 
-class TvmRunner:
-    """A compiled model in this process; see `edgevit.backends.Runner`."""
-
-    def __init__(self, executable: Any, lowered: Lowered) -> None:
-        spec = lowered.spec
-        self._machine = relax.VirtualMachine(executable, tvm.cpu())
-        self._main = self._machine["main"]
-        self._shape = (1, spec.image.height, spec.image.width, 3)
-        self._image = aligned(self._shape, np.uint8)
-        self._effort = aligned((), np.float32)
-        self._logits = aligned((1, spec.head.classes), np.float32)
-        self._gates = aligned((len(spec.branches),), np.uint8)
-        arena = aligned((lowered.arena,), np.float32)
-        weights = []
-        for _, values in lowered.weights:
-            weights.append(aligned(values.shape, np.float32))
-            weights[-1][...] = values
-        arrays = [self._image, self._effort, arena, self._logits, self._gates, *weights]
-        self._arguments = [tvm_ffi.from_dlpack(array) for array in arrays]
-
-    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        inputs = feed(image, effort, shape=self._shape, gated=True)
-        self._image[...] = inputs["image"]
-        self._effort[...] = inputs["effort"]
-        self._main(*self._arguments)
-        return self._logits.copy(), self._gates.copy()
-
-    def close(self) -> None:
-        del self._main, self._machine, self._arguments
+def manifest(lowered: Lowered) -> Manifest:
+    """What the compiled module is to be called with; weights lie in the file one behind the other."""
+    spec, offset, parameters = lowered.spec, 0, []
+    for name, values in lowered.weights:
+        parameters.append(Parameter(name=name, offset_bytes=offset, elements=values.size))
+        offset += values.nbytes
+    return Manifest(
+        schema=SCHEMA,
+        tvm=versions()["apache-tvm"],
+        isa=lowered.isa.name,
+        machines=MACHINES[architecture(lowered)],
+        flags=lowered.isa.flags,
+        height=spec.image.height,
+        width=spec.image.width,
+        classes=spec.head.classes,
+        branches=len(spec.branches),
+        arena=lowered.arena,
+        weights=tuple(parameters),
+    )
 
 
-def aligned(shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """Zeros at an address that kernels accept: the runtime crashes on data that is not aligned to 64 bytes."""
-    count = int(np.prod(shape)) * np.dtype(kind).itemsize
-    raw = np.zeros(count + ALIGN_BYTES, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGN_BYTES
-    array: np.ndarray = raw[start : start + count].view(kind).reshape(shape)
-    return array
+def architecture(lowered: Lowered) -> str:
+    """First part of the LLVM triple."""
+    return lowered.isa.target["mtriple"].split("-")[0]
+
+
+def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
+    """Compile into an existing folder and return the file names; equal models give equal bytes.
+
+    Raises:
+        RuntimeMissingError: no linker for the architecture.
+        OutputError: the disk refuses.
+    """
+    linker = _linker(architecture(lowered))
+    executable = build(lowered)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tvm.") as temporary:
+            path = Path(temporary) / LIBRARY
+            compiler = tvm.support.cc.cross_compiler(linker)
+            executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
+            serial.write_atomic(folder / LIBRARY, path.read_bytes())
+        serial.write_atomic(folder / WEIGHTS, b"".join(values.tobytes() for _, values in lowered.weights))
+        serial.write_atomic(folder / MANIFEST, serial.dumps(manifest(lowered)))
+    except OSError as error:
+        raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
+    return LIBRARY, WEIGHTS, MANIFEST
+
+
+def _linker(architecture: str) -> str:
+    linker = LINKERS[architecture]
+    if shutil.which(linker) is None:
+        package = "g++" if linker == "g++" else f"g++-{architecture}-linux-gnu"
+        raise RuntimeMissingError(
+            f"{linker} is not installed, and links libraries for {architecture}; on Debian: apt install {package}"
+        )
+    return linker
+
+
+def runner(lowered: Lowered) -> TvmRunner:
+    """Compile and load here, without files."""
+    weights = [aligned(values.shape, np.float32) for _, values in lowered.weights]
+    for array, (_, values) in zip(weights, lowered.weights, strict=True):
+        array[...] = values
+    return TvmRunner(build(lowered), manifest(lowered), weights)

@@ -16,12 +16,17 @@ from edgevit.errors import TargetError
 
 @dataclass(frozen=True, kw_only=True)
 class Isa:
-    """An instruction set as the kernels see it. `lanes` are float32 per vector register, `target` is for LLVM."""
+    """An instruction set as the kernels see it.
+
+    `lanes` are float32 per vector register, `target` is for LLVM, `flags` are what the CPU must have, as /proc/cpuinfo
+    names them.
+    """
 
     name: str
     lanes: int
     registers: int
     target: Mapping[str, str]
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +55,21 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
                 lanes=8,
                 registers=16,
                 target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
+                flags=("avx2", "fma", "bmi2"),
             ),
             Isa(
                 name="avx512",
                 lanes=16,
                 registers=32,
                 target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
+                flags=("avx512f", "avx512bw", "avx512dq", "avx512vl"),
             ),
             Isa(
                 name="neon",
                 lanes=4,
                 registers=32,
                 target={"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
+                flags=("asimd",),
             ),
         )
     }

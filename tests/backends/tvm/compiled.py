@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from edgevit.backends.tvm.library import aligned
+from edgevit.backends.tvm.runner import aligned
 from edgevit.backends.tvm.schedules import Isa, isa
 
 AVX2 = isa("avx2")

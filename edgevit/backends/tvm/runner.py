@@ -1,0 +1,186 @@
+"""Run a compiled model: one shared library, its weights mapped from a file, one arena.
+
+Needs numpy, tvm_ffi and the small runtime library only, no compiler (`TVM_USE_RUNTIME_LIB=1` makes tvm load no other).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevit import serial
+from edgevit.backends import feed
+from edgevit.backends.tvm.canary import versions
+from edgevit.errors import BundleError
+
+LIBRARY, WEIGHTS, MANIFEST = "model.so", "model.weights", "model.json"
+SCHEMA = 1
+ALIGN_BYTES = 64
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A flat float32 array in the weights file."""
+
+    name: str
+    offset_bytes: int
+    elements: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a library must be called with.
+
+    Attributes:
+        schema: of this file.
+        tvm: version of apache-tvm that compiled it, and that must run it.
+        isa: name of the instruction set.
+        machines: names of the architecture, as the operating system gives them.
+        flags: what the CPU must have, as /proc/cpuinfo names them.
+        height: of the image.
+        width: of the image.
+        classes: length of `logits`.
+        branches: length of `gates`.
+        arena: float32 elements of the activation arena.
+        weights: parameters in the order in which `main` takes them.
+    """
+
+    schema: int
+    tvm: str
+    isa: str
+    machines: tuple[str, ...]
+    flags: tuple[str, ...]
+    height: int
+    width: int
+    classes: int
+    branches: int
+    arena: int
+    weights: tuple[Parameter, ...]
+
+
+class TvmRunner:
+    """A compiled model in this process; see `edgevit.backends.Runner`."""
+
+    def __init__(self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray]) -> None:
+        import tvm
+        import tvm_ffi
+        from tvm.runtime.vm import VirtualMachine
+
+        self._machine = VirtualMachine(library, tvm.runtime.device("cpu", 0))
+        self._main = self._machine["main"]
+        self._shape = (1, manifest.height, manifest.width, 3)
+        self._image = aligned(self._shape, np.uint8)
+        self._effort = aligned((), np.float32)
+        self._logits = aligned((1, manifest.classes), np.float32)
+        self._gates = aligned((manifest.branches,), np.uint8)
+        arena = aligned((manifest.arena,), np.float32)
+        arrays = [self._image, self._effort, arena, self._logits, self._gates, *weights]
+        for array in arrays:
+            # The runtime crashes on what is not aligned.
+            assert array.ctypes.data % ALIGN_BYTES == 0
+        self._arguments = [tvm_ffi.from_dlpack(array) for array in arrays]
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        inputs = feed(image, effort, shape=self._shape, gated=True)
+        self._image[...] = inputs["image"]
+        self._effort[...] = inputs["effort"]
+        self._main(*self._arguments)
+        return self._logits.copy(), self._gates.copy()
+
+    def close(self) -> None:
+        del self._main, self._machine, self._arguments
+
+
+def load(folder: Path) -> TvmRunner:
+    """Load what `library.write` wrote.
+
+    Raises:
+        BundleError: a file is missing or damaged, or not for this machine or this TVM.
+        RuntimeMissingError: TVM is not installed.
+    """
+    installed = versions()["apache-tvm"]
+    manifest = read_manifest(folder / MANIFEST)
+    check_machine(manifest, installed)
+    weights = map_weights(folder / WEIGHTS, manifest)
+    from tvm.runtime import load_module
+
+    path = folder / LIBRARY
+    try:
+        library = load_module(str(path.resolve()))
+    except Exception as error:  # the runtime's errors share no base class of their own
+        raise BundleError(f"TVM {installed} cannot load {path}: {error}; unpack the bundle again") from error
+    return TvmRunner(library, manifest, weights)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `model.json`.
+
+    Raises:
+        BundleError: missing, or not what is written there.
+    """
+    faults: list[str] = []
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {path}: {error}; unpack the bundle again") from error
+    if isinstance(data, dict) and data.get("schema") != SCHEMA:
+        raise BundleError(f"{path} has schema {data.get('schema')!r}, this version reads {SCHEMA}; build again")
+    found = serial.from_data(Manifest, data, faults, "model")
+    if found is None:
+        raise BundleError(f"{path} has faults:\n  " + "\n  ".join(faults))
+    return found
+
+
+def map_weights(path: Path, manifest: Manifest) -> list[np.ndarray]:
+    """Map the weights: pages are read when a branch first runs, and belong to the file.
+
+    Raises:
+        BundleError: missing, or of another size than the manifest says.
+    """
+    expected = max((p.offset_bytes + 4 * p.elements for p in manifest.weights), default=0)
+    try:
+        # Copy on write: the runtime takes no read-only arrays, and a page that nobody writes is never copied.
+        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read the weights {path}: {error}; unpack the bundle again") from error
+    if mapped.size != expected:
+        raise BundleError(f"{path} has {mapped.size} bytes, the manifest says {expected}; unpack the bundle again")
+    parts = [mapped[p.offset_bytes : p.offset_bytes + 4 * p.elements] for p in manifest.weights]
+    return [np.asarray(part).view(np.float32) for part in parts]
+
+
+def check_machine(manifest: Manifest, installed: str, cpuinfo: Path = CPUINFO) -> None:
+    """Refuse what would end in an illegal instruction or in a library that the runtime cannot read.
+
+    Raises:
+        BundleError: another architecture, a CPU without the instructions, or another TVM version.
+    """
+    machine = platform.machine()
+    if machine not in manifest.machines:
+        raise BundleError(f"this library is for {' or '.join(manifest.machines)}, this machine is {machine}")
+    if cpuinfo.is_file():
+        present = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+        lacking = [flag for flag in manifest.flags if flag not in present]
+        if lacking:
+            raise BundleError(f"this library needs a CPU with {' '.join(lacking)}; build for a target that has less")
+    if installed != manifest.tvm:
+        raise BundleError(
+            f"this library was compiled by apache-tvm {manifest.tvm} and runs with no other; installed is {installed}: "
+            f"pip install apache-tvm=={manifest.tvm}"
+        )
+
+
+def aligned(shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    """Zeros at an address that kernels accept."""
+    count = int(np.prod(shape)) * np.dtype(kind).itemsize
+    raw = np.zeros(count + ALIGN_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGN_BYTES
+    array: np.ndarray = raw[start : start + count].view(kind).reshape(shape)
+    return array

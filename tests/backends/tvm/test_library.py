@@ -1,0 +1,122 @@
+"""Files: what is written, read back, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit.errors import BundleError, OutputError, RuntimeMissingError
+from tests.backends.tvm.available import import_or_skip
+from tests.tiny import tiny_images, tiny_program
+
+import_or_skip()
+
+from edgevit.backends.tvm import library, runner  # noqa: E402
+from edgevit.backends.tvm.emit import Lowered, lower  # noqa: E402
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS  # noqa: E402
+from edgevit.backends.tvm.schedules import isa  # noqa: E402
+
+PROGRAM = tiny_program(gated=True, skip=True)
+
+
+@pytest.fixture(scope="module")
+def lowered() -> Lowered:
+    return lower(PROGRAM, isa("avx2"))
+
+
+@pytest.fixture(scope="module")
+def folder(lowered: Lowered, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    assert library.write(lowered, path) == (LIBRARY, WEIGHTS, MANIFEST)
+    return path
+
+
+def copy(folder: Path, target: Path) -> Path:
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_files_run_as_the_module_does(folder: Path, lowered: Lowered) -> None:
+    here, there = library.runner(lowered), runner.load(folder)
+    for image in tiny_images(PROGRAM.spec, 3)[:, None]:
+        for effort in (0.0, float("inf"), float("-inf")):
+            for a, b in zip(here.run(image, effort), there.run(image, effort), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_equal_programs_give_equal_files(folder: Path, tmp_path: Path) -> None:
+    library.write(lower(PROGRAM, isa("avx2")), tmp_path)
+    files = {p.name for p in tmp_path.iterdir()}
+    assert files == {LIBRARY, WEIGHTS, MANIFEST}
+    for name in files:
+        digests = [hashlib.sha256((path / name).read_bytes()).hexdigest() for path in (folder, tmp_path)]
+        assert digests[0] == digests[1], name
+
+
+def test_weights_are_in_their_file_and_not_in_the_library(folder: Path) -> None:
+    fc1 = PROGRAM.weights["b00_ffn.fc1.weight"]
+    row = np.ascontiguousarray(fc1[0, :8]).tobytes()
+    assert row in (folder / WEIGHTS).read_bytes()
+    assert row not in (folder / LIBRARY).read_bytes()
+
+
+def test_the_library_names_no_place_it_was_made_at(folder: Path) -> None:
+    raw = (folder / LIBRARY).read_bytes()
+    for part in (str(folder), "/tmp", str(Path.cwd())):
+        assert part.encode() not in raw
+
+
+def test_missing_and_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    for name, damage, told in (
+        (MANIFEST, None, "cannot read"),
+        (MANIFEST, b"{", "cannot read"),
+        (MANIFEST, b'{"schema": 99}', "schema 99"),
+        (MANIFEST, b'{"schema": 1}', "faults"),
+        (WEIGHTS, None, "cannot read the weights"),
+        (WEIGHTS, b"1234", "has 4 bytes"),
+        (LIBRARY, None, "cannot load"),
+        (LIBRARY, b"no library", "cannot load"),
+    ):
+        copy(folder, tmp_path)
+        if damage is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_bytes(damage)
+        with pytest.raises(BundleError, match=told):
+            runner.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("flags", ["avx2", "amx_fp64"], "a CPU with amx_fp64"),
+        ("machines", ["riscv64"], "is for riscv64"),
+        ("tvm", "0.1", "apache-tvm==0.1"),
+    ],
+)
+def test_a_library_for_another_machine_is_refused(
+    folder: Path, tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    copy(folder, tmp_path)
+    data = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**data, key: value}))
+    with pytest.raises(BundleError, match=told):
+        runner.load(tmp_path)
+
+
+def test_no_linker_and_no_folder_are_clear(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="No such file"):
+        library.write(lowered, tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeMissingError, match=r"g\+\+ is not installed"):
+        library.write(lowered, tmp_path)
+    foreign = replace(lowered, isa=isa("neon"))
+    with pytest.raises(RuntimeMissingError, match=r"apt install g\+\+-aarch64-linux-gnu"):
+        library.write(foreign, tmp_path)
+    assert not list(tmp_path.iterdir())
