@@ -171,7 +171,9 @@ class _Run:
         job = self.job
         if job.teacher is None:
             return None
-        return Teacher(Vit(job.teacher).to(job.device), name=weights_digest(job.teacher), folder=job.teacher_cache)
+        precision = "bfloat16" if bfloat16(job.recipe.precision, job.device) else "float32"
+        name = f"{weights_digest(job.teacher)} {precision}"
+        return Teacher(Vit(job.teacher).to(job.device), name=name, folder=job.teacher_cache)
 
     def _joint_steps(self) -> int:
         return self.job.recipe.epochs_joint * (self.source.steps // self.job.recipe.accumulate)
@@ -220,9 +222,11 @@ class _Reporter:
 
 
 def freeze_features(model: Vit) -> None:
-    """T2T-ViT's random features are drawn once and never learnt (arXiv 2101.11986 follows the Performer)."""
+    """T2T-ViT's random features (as in the Performer) and its sinusoidal positions are never learnt (2101.11986)."""
+    if model.spec.stem.kind == "patch":
+        return
     for name, parameter in model.arrays.items():
-        if name.endswith("/w"):
+        if name.endswith("/w") or name == "stem/pos":
             parameter.requires_grad_(False)
 
 

@@ -224,6 +224,7 @@ def test_t2t_trains_and_its_stem_stays_whole(kind: str, data: LabelledSet, tmp_p
     assert bool(features) == (kind == "t2t_performer")
     changed = {name for name in stem if not np.array_equal(found.weights[name], program.weights[name])}
     assert not changed & features
+    np.testing.assert_array_equal(found.weights["stem.pos"], program.weights["stem.pos"])
     assert {name for name in stem - features if name.endswith("weight")} <= changed
 
 
