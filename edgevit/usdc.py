@@ -108,6 +108,7 @@ class Together:
         self.masks = MaskControl(model, MaskSettings(), mean=world.mean) if prunes else None
         self.decide: Decide | None = self.gates.decide if self.gates else None
         self.tap: Tap | None = self.masks.tap if self.masks else None
+        self.planned = 0
         self._recost()
 
     def static_now(self, done: float) -> float:
@@ -137,12 +138,15 @@ class Together:
 
     def update(self, step: int, done: float) -> dict[str, float]:
         figures: dict[str, float] = {}
-        if self.masks is not None and self.masks.measured and step % self.masks.settings.replan_every == 0:
-            self.masks.replan(self._fraction(self.static_now(done)))
-            self._recost()
+        if self.masks is not None and self.masks.measured:
+            turn = int(min(1.0, done / self.recipe.ramp if self.recipe.ramp else 1.0) * self.masks.settings.replans)
+            if turn > self.planned:
+                self.planned = turn
+                self.masks.replan(self._fraction(self.static_now(done)))
+                self._recost()
         if self.gates is not None:
             figures |= self.gates.update()
-        return figures | {"static_macs": total_macs(self._now()) / self.dense_macs}
+        return figures | {"static_macs": total_macs(self.now) / self.dense_macs}
 
     def finish(self) -> PrunePlan:
         """The plan at the final budget, tightened until a memory budget is met too."""
@@ -158,6 +162,7 @@ class Together:
         return {
             "gates": None if self.gates is None else self.gates.state(),
             "masks": None if self.masks is None else self.masks.state(),
+            "planned": self.planned,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -165,11 +170,12 @@ class Together:
             self.gates.restore(state["gates"])
         if self.masks is not None:
             self.masks.restore(state["masks"])
+        self.planned = state["planned"]
         self._recost()
 
     def units(self) -> dict[str, int]:
         """Units left of every branch."""
-        return {b.name: b.units for b in self._now().branches}
+        return {b.name: b.units for b in self.now.branches}
 
     def open_rates(self) -> dict[str, float]:
         """How often each gate opened lately."""
@@ -177,17 +183,15 @@ class Together:
             return {}
         return {self.spec.branches[i].name: rate for i, rate in self.gates.opened.items() if i not in self.gates.dead}
 
-    def _now(self) -> ProgramSpec:
-        return self.spec if self.masks is None else planned_spec(self.spec, self.masks.plan())
-
     def _fraction(self, static: float) -> float:
         """MACs to remove from this model, as a fraction of its own, so that `static` of the dense model's are left."""
         return max(0.0, 1 - static * self.dense_macs / total_macs(self.spec))
 
     def _recost(self) -> None:
+        """Take the masks of the moment into the structure and the costs."""
+        self.now = now = self.spec if self.masks is None else planned_spec(self.spec, self.masks.plan())
         if self.gates is None:
             return
-        now = self._now()
         dead = frozenset(i for i, b in enumerate(now.branches) if b.removed)
         costs = [m / self.dense_macs for m in macs_by_branch(now)]
         self.gates.set_costs(fixed_macs(now) / self.dense_macs, costs, dead)

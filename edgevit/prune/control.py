@@ -28,13 +28,13 @@ Mean = Callable[[np.ndarray], np.ndarray]  # mean over processes
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """How masks follow importance: measured every `measure_every` steps, replanned every `replan_every`.
+    """How masks follow importance: measured every `measure_every` steps, replanned `replans` times on the way down.
 
     `memory` is the weight of past measurements.
     """
 
     measure_every: int = 2
-    replan_every: int = 15
+    replans: int = 16
     memory: float = 0.95
 
 
@@ -105,12 +105,16 @@ class MaskControl:
         branches = tuple(
             BranchPlan(
                 name=b.name,
-                kept=tuple(u for u, m in zip(b.kept, self.masks.get(b.name, ()), strict=False) if m),
+                kept=tuple(u for u, m in zip(b.kept, self._mask(b.name), strict=True) if m),
                 loss=0.0,
             )
             for b in self.spec.branches
         )
         return PrunePlan(branches=branches, macs=0, budget_macs=0)
+
+    def _mask(self, name: str) -> list[float]:
+        """The mask of a branch as numbers; empty for one that was gone before."""
+        return self.masks[name].tolist() if name in self.masks else []
 
     def _score(self, name: str) -> BranchScore:
         """Loss by number of units kept: the sum of what goes, all of it together for the whole branch."""
