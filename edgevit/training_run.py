@@ -13,6 +13,7 @@ import numpy as np
 from edgevit import __version__, serial
 from edgevit.data.labelled import LabelledSet, check_labels, hold_out, subset
 from edgevit.errors import OutputError, TrainingError
+from edgevit.gate.fold import fold_constant
 from edgevit.gate.threshold import calibrate_thresholds
 from edgevit.models.macs import total_macs
 from edgevit.models.program import Program, expected_shapes, save_program
@@ -96,7 +97,7 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
         program = model.to_program()
     if program.spec.gated:
         share = job.budgets.expected * total_macs(job.dense.spec) / total_macs(program.spec)
-        program = calibrate_thresholds(program, held.images, min(share, 1.0))
+        program = fold_constant(calibrate_thresholds(program, held.images, min(share, 1.0)), held.images)
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
