@@ -177,7 +177,7 @@ class _Attention:
                     )
                     for r in range(part.rows):
                         for v in range(part.vectors):
-                            store(row + r, first + v * lanes, load(sums, r * part.vectors + v))
+                            store(row + r, first + v * lanes, sums[r * part.vectors + v].value)
 
                 row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile)
 
@@ -203,17 +203,17 @@ class _Attention:
         vectors = scores.stride // lanes
         with code.loop(rows) as row:
             base = scores.offset + row * scores.stride
-            largest = code.registers([load_vector(self.memory, base, lanes)])
+            largest = code.register(load_vector(self.memory, base, lanes))
             with code.loop(vectors - 1) as v:
                 x = load_vector(self.memory, base + (v + 1) * lanes, lanes)
-                code.store(largest, 0, tirx.max(load(largest, 0), x))
-            top = code.let(splat(lane_max(code, load(largest, 0), lanes), lanes))
-            total = code.registers([splat(0.0, lanes)])
+                largest.set(tirx.max(largest.value, x))
+            top = code.let(splat(lane_max(code, largest.value, lanes), lanes))
+            total = code.register(splat(0.0, lanes))
             with code.loop(vectors) as v:
                 x = exp(code, load_vector(self.memory, base + v * lanes, lanes) - top, lanes)
                 code.store_vector(self.memory, base + v * lanes, x, lanes)
-                code.store(total, 0, load(total, 0) + x)
-            inverse = number(1.0) / lane_sum(code, load(total, 0), lanes)
+                total.set(total.value + x)
+            inverse = number(1.0) / lane_sum(code, total.value, lanes)
             code.store(self.memory, self.work.inverse.offset + row, inverse)
 
     def _values(self, row: Any, rows: int) -> None:

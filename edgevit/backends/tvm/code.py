@@ -75,14 +75,15 @@ class Code:
         self.add(tirx.Bind(variable, value))
         return variable
 
-    def registers(self, values: Sequence[Any]) -> Any:
-        """Local storage, one element of the type of `values` each, that starts with them; indexed by constants."""
-        kind = str(values[0].ty.dtype)
-        buffer = tirx.decl_buffer((len(values),), kind, self._name("r"), scope="local")
-        self.add(tirx.AllocBuffer(buffer))
-        for index, value in enumerate(values):
-            self.store(buffer, index, value)
-        return buffer
+    def register(self, value: Any) -> Register:
+        """A variable that starts with `value`."""
+        # Scope "global" and under 1 KB is the stack, from where the compiler takes it into a register; "local" would be
+        # a call of the runtime's allocator.
+        cell = tirx.decl_buffer((1,), str(value.ty.dtype), self._name("r"), scope="global")
+        self.add(tirx.AllocBuffer(cell))
+        made = Register(self, cell)
+        made.set(value)
+        return made
 
     def store(self, buffer: Any, index: Any, value: Any) -> None:
         """Store one element."""
@@ -106,6 +107,20 @@ class Code:
     def _name(self, prefix: str) -> str:
         self._names += 1
         return f"{prefix}{self._names}"
+
+
+class Register:
+    """A variable that loops can add to."""
+
+    def __init__(self, code: Code, cell: Any) -> None:
+        self._code, self._cell = code, cell
+
+    @property
+    def value(self) -> Any:
+        return load(self._cell, 0)
+
+    def set(self, value: Any) -> None:
+        self._code.store(self._cell, 0, value)
 
 
 def buffer(name: str, size: int, kind: str = "float32") -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgevit.backends.tvm.code import (
     Code,
+    Register,
     activate,
     buffer,
     integer,
@@ -60,7 +61,7 @@ def multiply(
     left: Callable[[int, Any], Any],
     right: Callable[[Any, int], Any],
     start: Callable[[int], Any],
-) -> Any:
+) -> list[Register]:
     """The inner loop of every product: tile.rows x tile.vectors accumulators over `depth` steps.
 
     Args:
@@ -72,14 +73,14 @@ def multiply(
         right: (k, vector) to a vector.
         start: vector to what its accumulators start from.
     """
-    sums = code.registers([start(vector) for _ in range(tile.rows) for vector in range(tile.vectors)])
+    sums = [code.register(start(vector)) for _ in range(tile.rows) for vector in range(tile.vectors)]
     with code.loop(depth) as k:
         columns = [code.let(right(k, vector)) for vector in range(tile.vectors)]
         for row in range(tile.rows):
             broadcast = code.let(splat(left(row, k), lanes))
             for vector, column in enumerate(columns):
                 index = row * tile.vectors + vector
-                code.store(sums, index, load(sums, index) + broadcast * column)
+                sums[index].set(sums[index].value + broadcast * column)
     return sums
 
 
@@ -125,12 +126,11 @@ def product(
             )
             for r in range(part.rows):
                 for v in range(part.vectors):
-                    store(sums, r * part.vectors + v, row + r, first + v * lanes)
+                    store(sums[r * part.vectors + v].value, row + r, first + v * lanes)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows)
 
-    def store(sums: Any, index: int, row: Any, column: Any) -> None:
-        value = load(sums, index)
+    def store(value: Any, row: Any, column: Any) -> None:
         if epilogue.activation is not None:
             value = activate(code, epilogue.activation, value, lanes)
         place = target.offset + row * target.stride + column
@@ -183,15 +183,15 @@ def layer_norm(
 def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:
     """(mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0."""
     vectors = -(-columns // lanes)
-    sums = code.registers([splat(0.0, lanes)])
+    sums = code.register(splat(0.0, lanes))
     with code.loop(vectors) as v:
-        code.store(sums, 0, load(sums, 0) + load_vector(memory, base + v * lanes, lanes))
-    mean = code.let(lane_sum(code, load(sums, 0), lanes) * number(1 / width))
-    squares = code.registers([splat(0.0, lanes)])
+        sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
+    mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
+    squares = code.register(splat(0.0, lanes))
     with code.loop(vectors) as v:
         centred = code.let(load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes))
-        code.store(squares, 0, load(squares, 0) + centred * centred)
-    total = lane_sum(code, load(squares, 0), lanes)
+        squares.set(squares.value + centred * centred)
+    total = lane_sum(code, squares.value, lanes)
     padding = vectors * lanes - width
     if padding:
         total = total - number(padding) * mean * mean
@@ -219,11 +219,11 @@ def decide(
         mean_rows(code, memory, pooled, scratch, lanes)
         base = scratch.offset
     mean, scaled = _moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
-    sums = code.registers([splat(0.0, lanes)])
+    sums = code.register(splat(0.0, lanes))
     with code.loop(-(-pooled.width // lanes)) as v:
         x = (load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)) * splat(scaled, lanes)
-        code.store(sums, 0, load(sums, 0) + x * load_vector(values, weight + v * lanes, lanes))
-    logit = lane_sum(code, load(sums, 0), lanes) + effort[()]
+        sums.set(sums.value + x * load_vector(values, weight + v * lanes, lanes))
+    logit = lane_sum(code, sums.value, lanes) + effort[()]
     is_open = code.let(logit > number(limit))
     code.store(decisions, index, is_open.astype("uint8"))
     code.give(is_open)
@@ -233,11 +233,11 @@ def decide(
 def mean_rows(code: Code, memory: Any, source: Place, target: Place, lanes: int) -> None:
     """Make target row 0 = mean over the rows of source."""
     with code.loop(-(-source.width // lanes)) as v:
-        sums = code.registers([splat(0.0, lanes)])
+        sums = code.register(splat(0.0, lanes))
         with code.loop(source.rows) as row:
             x = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
-            code.store(sums, 0, load(sums, 0) + x)
-        mean = load(sums, 0) * splat(1 / source.rows, lanes)
+            sums.set(sums.value + x)
+        mean = sums.value * splat(1 / source.rows, lanes)
         code.store_vector(memory, target.offset + v * lanes, mean, lanes)
 
 

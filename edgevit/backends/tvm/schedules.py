@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from edgevit.errors import TargetError
 
@@ -40,15 +39,11 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """The shape of one product: `[rows, depth] x [depth, columns]`, columns before padding.
-
-    `attention` is one head's two products, which share a tile: `rows` queries of `depth` columns, `columns` keys.
-    """
+    """The shape of one product: `[rows, depth] x [depth, columns]`, columns before padding."""
 
     rows: int
     columns: int
     depth: int
-    kind: Literal["linear", "attention"] = "linear"
 
 
 ISAS: Mapping[str, Isa] = MappingProxyType(
@@ -101,7 +96,7 @@ def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
         for rows in range(1, product.rows + 1)
         if rows * vectors + vectors + 1 <= isa.registers
     ]
-    # Measured on Zen 3 in ViT shapes: 4 x 3 reaches 86 GFLOP/s, 6 x 2 82, 3 x 3 79, 12 x 1 67.
+    # In ViT shapes on Zen 3: 4 x 3 and 6 x 2 reach 87 GFLOP/s (the core's peak is 89), 3 x 3 and 5 x 2 83, 12 x 1 74.
     return iter(sorted(fitting, key=lambda t: (1 / t.rows + 1 / t.vectors, -t.rows * t.vectors, t.vectors)))
 
 
@@ -109,11 +104,7 @@ def default_tile(isa: Isa, product: Product) -> Tile:
     """The tile for a shape that nobody has tuned: the one with the fewest loads per multiply-add."""
     if product.rows == 1:
         return Tile(rows=1, vectors=min(8, (isa.registers - 1) // 2, -(-product.columns // isa.lanes)))
-    if product.kind == "linear":
-        return next(tiles(isa, product))
-    # A head's values have few columns: a panel left over costs more than loads do (6 x 2 is 15 % faster than 4 x 3).
-    vectors = -(-product.depth // isa.lanes)
-    return next(tile for tile in tiles(isa, product) if vectors % tile.vectors == 0)
+    return next(tiles(isa, product))
 
 
 def pad(size: int, lanes: int) -> int:

@@ -122,7 +122,7 @@ class Stages:
                 group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
                 stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
         split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
-        tile = self.choose(isa, Product(rows=rows, columns=read, depth=width, kind="attention"))
+        tile = self.choose(isa, Product(rows=rows, columns=read, depth=width))
         # What attention reads lies behind the normed rows, which nobody reads any more.
         context = Place(offset=normed.offset, rows=rows, width=inner, stride=normed.stride)
         work = scratch(self.arena, split, tile, isa.lanes)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,11 +10,9 @@ from edgevit.errors import TargetError
 SIZES = st.integers(1, 400)
 
 
-@given(rows=SIZES, columns=SIZES, name=st.sampled_from(sorted(ISAS)), kind=st.sampled_from(["linear", "attention"]))
-def test_a_default_tile_fits_registers_and_shape(
-    rows: int, columns: int, name: str, kind: Literal["linear", "attention"]
-) -> None:
-    found = default_tile(isa(name), Product(rows=rows, columns=columns, depth=64, kind=kind))
+@given(rows=SIZES, columns=SIZES, name=st.sampled_from(sorted(ISAS)))
+def test_a_default_tile_fits_registers_and_shape(rows: int, columns: int, name: str) -> None:
+    found = default_tile(isa(name), Product(rows=rows, columns=columns, depth=64))
     assert 1 <= found.rows <= rows
     assert 1 <= found.vectors <= -(-columns // isa(name).lanes)
     assert found.rows * found.vectors + found.vectors + 1 <= isa(name).registers
@@ -25,8 +21,6 @@ def test_a_default_tile_fits_registers_and_shape(
 def test_default_tiles_of_a_vit() -> None:
     product = Product(rows=197, columns=768, depth=192)
     assert default_tile(isa("avx2"), product) == Tile(rows=4, vectors=3)
-    head = Product(rows=197, columns=197, depth=64, kind="attention")
-    assert default_tile(isa("avx2"), head) == Tile(rows=6, vectors=2)
     assert default_tile(isa("avx512"), product).rows * default_tile(isa("avx512"), product).vectors >= 24
 
 
