@@ -22,7 +22,7 @@ from benchmarks.peers import backend_versions
 from benchmarks.timing import Ratio, interleave, median_interval
 from edgevit.backends import Runner, backend
 from edgevit.bundlespec import Environment, Manifest
-from edgevit.data.images import ImageSet, load_images
+from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.measure.host import environment, snapshot
 from edgevit.models.program import Program, load_program
 from edgevit.pipeline import build, weights_digest
@@ -189,8 +189,10 @@ def main(
     """Build and time a trained Program against its dense model."""
     before, small, large = snapshot(), load_program(program), load_program(dense)
     sets = (
-        load_images(calibration, small.spec.image, limit=limit),
-        load_images(evaluation, small.spec.image, limit=eval_limit, labelled=True),
+        load_images(calibration, small.spec.image, limit=limit, splits=("train",)),
+        number_labels(
+            load_images(evaluation, small.spec.image, limit=eval_limit, labelled=True, splits=TESTED), small.spec
+        ),
     )
     results: tuple[Built, ...] = ()
     for target in chosen_targets():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
-from edgevit.data.images import load_images
+from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.errors import ImagesError, OutputError
 from edgevit.models.program import Program, save_program
 from edgevit.models.resolve import resolve
@@ -63,10 +63,8 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     if job.save_program and job.save_program.exists() and not job.force:
         raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
     source = job.calibration or shipped("calibration") / "shipped.toml"
-    calibration = load_images(source, given.spec.image, limit=job.limit)
-    evaluation = load_images(job.evaluation, given.spec.image, labelled=True) if job.evaluation else None
-    if evaluation is not None:
-        _check_labels(evaluation.labels.max() if evaluation.labels is not None else 0, given, job.evaluation)
+    calibration = load_images(source, given.spec.image, limit=job.limit, splits=("train",))
+    evaluation = _evaluation(job.evaluation, given) if job.evaluation else None
     if job.calibration is None:
         say(
             f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
@@ -125,9 +123,7 @@ def _labelled(program: Program, path: Path | None) -> Program:
     return program.with_weights({}, replace(program.spec, labels=names))
 
 
-def _check_labels(highest: int, program: Program, source: Path | None) -> None:
-    if highest >= program.spec.head.classes:
-        raise ImagesError(
-            f"{source} has a label {highest}, but {program.spec.name} has {program.spec.head.classes} classes "
-            f"(0 to {program.spec.head.classes - 1}); give images labelled as the model was trained"
-        )
+def _evaluation(source: Path, program: Program) -> ImageSet:
+    """Labelled images numbered as the model's classes; a source with splits gives its test images."""
+    loaded = load_images(source, program.spec.image, labelled=True, splits=TESTED)
+    return number_labels(loaded, program.spec)

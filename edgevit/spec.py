@@ -13,6 +13,7 @@ BranchKind = Literal["mhsa", "ffn"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 StemKind = Literal["patch", "t2t_performer", "t2t_transformer"]
 PoolKind = Literal["prefix", "mean"]
+CLASS_NUMBERS = "class_numbers"  # key of an origin: the data's label of each class, separated by spaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,12 @@ class ProgramSpec:
     @property
     def tokens(self) -> int:
         return self.stem.prefix + self.patches
+
+    @property
+    def class_numbers(self) -> tuple[int, ...]:
+        """The label that the training data gave each class: its place, unless the origin says otherwise."""
+        written = self.origin.get(CLASS_NUMBERS)
+        return tuple(map(int, written.split())) if written else tuple(range(self.head.classes))
 
     @property
     def gated(self) -> bool:

@@ -22,7 +22,7 @@ from edgevit.models.program import Program, expected_shapes
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Say
 from edgevit.predict import bound_bytes
-from edgevit.spec import ProgramSpec
+from edgevit.spec import CLASS_NUMBERS, ProgramSpec
 from edgevit.targets import Target, load_target
 from edgevit.train.batches import evaluation
 from edgevit.train.device import device_of, use_threads
@@ -35,7 +35,6 @@ from edgevit.usdc import Budgets, split_budget, with_crop
 __all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
 
 PACKAGES = ("torch", "timm", "numpy")
-NUMBERS = "class_numbers"  # in a Program's origin: the data's label of each class, where it is not its place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +212,9 @@ def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]
     data, originals = compact_labels(data)
     count = len(originals)
     names = data.classes if len(data.classes) == count and all(data.classes) else ()
-    origin = {k: v for k, v in given.spec.origin.items() if k != NUMBERS}
+    origin = {k: v for k, v in given.spec.origin.items() if k != CLASS_NUMBERS}
     if originals != tuple(range(count)):
-        origin[NUMBERS] = " ".join(map(str, originals))
+        origin[CLASS_NUMBERS] = " ".join(map(str, originals))
     head = replace(given.spec.head, classes=count, linear=True)
     spec = replace(given.spec, head=head, labels=names, origin=origin)
     shapes = expected_shapes(spec)
@@ -226,8 +225,8 @@ def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
     """The data with the model's class numbers."""
     if data.labels is None:
         return data
-    if NUMBERS in spec.origin:
-        return compact_labels(data, tuple(map(int, spec.origin[NUMBERS].split())))[0]
+    if CLASS_NUMBERS in spec.origin:
+        return compact_labels(data, spec.class_numbers)[0]
     used = len(np.unique(data.labels[data.labels != UNLABELLED]))
     count = len(data.classes) or used
     if spec.head.classes not in (count, used):
@@ -248,9 +247,7 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> Labelle
     found = open_data(source, split)
     if found.labels is None or (data.labels is None and job.evaluation is None):
         return replace(found, labels=None)
-    numbers = spec.origin.get(NUMBERS)
-    originals = tuple(map(int, numbers.split())) if numbers else tuple(range(spec.head.classes))
-    return compact_labels(found, originals)[0]
+    return compact_labels(found, spec.class_numbers)[0]
 
 
 def _budgets(

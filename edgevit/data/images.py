@@ -8,7 +8,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,10 +20,11 @@ from edgevit.data.packed import READ_FAULTS
 from edgevit.data.sources import Entry, list_images
 from edgevit.errors import ImagesError
 from edgevit.progress import track
-from edgevit.spec import ImageSpec
+from edgevit.spec import ImageSpec, ProgramSpec
 
 T = TypeVar("T")
 UNREADABLE_LIMIT = 0.1
+TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
 RESIZED_PIXELS_LIMIT = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -59,16 +60,25 @@ class ImageSet:
         return len(self.names)
 
 
-def load_images(source: Path, image: ImageSpec, *, limit: int | None = None, labelled: bool = False) -> ImageSet:
+def load_images(
+    source: Path,
+    image: ImageSpec,
+    *,
+    limit: int | None = None,
+    labelled: bool = False,
+    splits: Sequence[str] = (),
+) -> ImageSet:
     """Load images from a file, a folder, a .tar or .zip, or a TOML manifest (see `sources.list_images`).
 
     `limit` takes that many, evenly spread over the source, so that a set sorted by class stays mixed. With `labelled`
-    every image needs a label.
+    every image needs a label. `splits` names those to prefer: the first that the source has is taken, otherwise all.
 
     Raises:
         ImagesError: none found, wrong kind, a label missing, or more than 10 % of the images unreadable.
     """
-    chosen = spread(list_images(source), limit)
+    entries = list_images(source)
+    preferred = next((s for s in splits if any(e.split == s for e in entries)), None)
+    chosen = spread([e for e in entries if preferred is None or e.split == preferred], limit)
     if labelled:
         _check_labels(source, chosen)
     pixels = np.empty((len(chosen), image.height, image.width, 3), dtype=np.uint8)
@@ -92,6 +102,26 @@ def load_images(source: Path, image: ImageSpec, *, limit: int | None = None, lab
         digest=_digest(pixels, labels),
         source=source,
     )
+
+
+def number_labels(loaded: ImageSet, spec: ProgramSpec) -> ImageSet:
+    """Labelled images with the labels of their source turned into the model's class numbers.
+
+    Raises:
+        ImagesError: no labels, or one that is not among the model's.
+    """
+    numbers = spec.class_numbers
+    place = {number: index for index, number in enumerate(numbers)}
+    labels = [] if loaded.labels is None else loaded.labels.tolist()
+    unknown = sorted(set(labels) - set(place))
+    if unknown or not labels:
+        known = f"0 to {len(numbers) - 1}" if numbers == tuple(range(len(numbers))) else ", ".join(map(str, numbers))
+        got = f"a label {unknown[-1]}" if unknown else "no labels"
+        raise ImagesError(
+            f"{loaded.source} has {got}, but {spec.name} has {len(numbers)} classes ({known}); give images labelled as "
+            "the model was trained"
+        )
+    return replace(loaded, labels=np.array([place[label] for label in labels], dtype=np.int64))
 
 
 class UnreadableImage(Exception):

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgevit.data import sources
-from edgevit.data.images import load_images, prepare
+from edgevit.data.images import TESTED, load_images, number_labels, prepare
 from edgevit.errors import ImagesError
 from edgevit.resources import shipped
 from edgevit.spec import ImageSpec
+from tests.pictures import class_folders
+from tests.tiny import tiny_spec
 
 SPEC = ImageSpec(
     height=32,
@@ -205,3 +207,32 @@ def test_the_reference_set_loads_whole(data: Path) -> None:
     assert loaded.images.shape == (1000, 224, 224, 3)
     assert loaded.labels is not None
     assert 0 <= loaded.labels.min() <= loaded.labels.max() < 1000
+
+
+def splits_folder(folder: Path) -> Path:
+    """Two numbered classes, three pictures each to train on and two to validate."""
+    class_folders(folder / "train", ("7", "40"), 3)
+    class_folders(folder / "val", ("7", "40"), 2)
+    return folder
+
+
+def test_the_first_split_that_a_source_has_is_taken(tmp_path: Path) -> None:
+    folder = splits_folder(tmp_path / "set")
+    assert len(load_images(folder, SPEC)) == 10
+    assert len(load_images(folder, SPEC, splits=TESTED)) == 4
+    assert len(load_images(folder, SPEC, splits=("train",))) == 6
+    assert len(load_images(folder, SPEC, splits=("holdout",))) == 10
+
+
+def test_labels_become_the_models_class_numbers(tmp_path: Path) -> None:
+    """A model with a new head for classes 7 and 40 of a larger set is judged on images labelled 7 and 40."""
+    loaded = load_images(splits_folder(tmp_path / "set"), SPEC, labelled=True, splits=TESTED)
+    assert loaded.labels is not None and loaded.labels.tolist() == [40, 40, 7, 7]
+    spec = tiny_spec(classes=2)
+    known = replace(spec, origin={"class_numbers": "7 40"})
+    numbered = number_labels(loaded, known)
+    assert numbered.labels is not None and numbered.labels.tolist() == [1, 1, 0, 0]
+    with pytest.raises(ImagesError, match=r"a label 40, but tiny has 2 classes \(0 to 1\)"):
+        number_labels(loaded, spec)
+    with pytest.raises(ImagesError, match="no labels"):
+        number_labels(load_images(tmp_path / "set", SPEC), known)
