@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.backends.tvm.available import import_or_skip
+from tests.tiny import tiny_images, tiny_program
+
+import_or_skip()
+
+from edgevit.backends.tvm import library, tune  # noqa: E402
+from edgevit.backends.tvm.emit import lower  # noqa: E402
+from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, isa  # noqa: E402
+
+AVX2 = isa("avx2")
+SHAPES = (Product(rows=50, columns=64, depth=32), Product(rows=40, columns=48, depth=16))
+
+
+class Clock:
+    """Time that passes only when a kernel runs."""
+
+    def __init__(self, cost: Callable[[Tile], float]) -> None:
+        self.now, self.cost, self.prepared = 0.0, cost, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def prepare(self, isa: Isa, shape: Product, tile: Tile) -> Callable[[], None]:
+        self.prepared += 1
+
+        def run() -> None:
+            self.now += self.cost(tile)
+
+        return run
+
+
+def searched(cost: Callable[[Tile], float], seconds: float = 1e9) -> dict[Product, Tile]:
+    clock = Clock(cost)
+    return tune.search(SHAPES, AVX2, seconds, prepare=clock.prepare, clock=clock)
+
+
+def test_the_fastest_tile_is_found() -> None:
+    assert searched(lambda tile: 1.0 if tile == Tile(rows=6, vectors=2) else 2.0) == {
+        shape: Tile(rows=6, vectors=2) for shape in SHAPES
+    }
+
+
+def test_the_default_stays_where_others_are_hardly_faster() -> None:
+    defaults = {shape: default_tile(AVX2, shape) for shape in SHAPES}
+    assert searched(lambda tile: 1.0 if tile in defaults.values() else 0.99) == defaults
+
+
+@pytest.mark.parametrize(("seconds", "done"), [(0.0, 0), (1.0, 1), (1e9, 2)])
+def test_time_is_bounded(seconds: float, done: int) -> None:
+    assert list(searched(lambda _: 1.0, seconds)) == list(SHAPES[:done])
+
+
+def test_products_of_a_program_come_largest_first() -> None:
+    program = tiny_program()
+    found = tune.products(program, AVX2)
+    sizes = [p.rows * p.columns * p.depth for p in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert Product(rows=16, columns=32, depth=192) in found  # the stem
+    assert Product(rows=17, columns=96, depth=32) in found  # query, key and value
+
+
+def test_a_tuned_model_is_the_same_function() -> None:
+    program = tiny_program()
+    table = tune.search(tune.products(program, AVX2)[:3], AVX2, 60)
+    assert len(table) == 3
+    image = tiny_images(program.spec, 1)
+    plain, tuned = (
+        library.runner(lower(program, AVX2, choose=choose)).run(image)[0]
+        for choose in (default_tile, tune.chosen(table))
+    )
+    np.testing.assert_allclose(tuned, plain, atol=1e-5)
