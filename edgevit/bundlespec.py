@@ -210,7 +210,11 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """The machine of a measurement. None: the system does not tell."""
+    """The machine of a measurement. None: the system does not tell.
+
+    `cpu_part` is an ARM core's part number, `cpus` those that the process was held to (None: all), `throttling` the
+    signs seen before or after that the clock was held down, `emulated_by` the emulator that played this machine.
+    """
 
     cpu: str
     arch: str
@@ -230,6 +234,10 @@ class Environment:
     runtime_version: str
     inference_precision: str
     threads: int
+    cpu_part: str | None = None
+    cpus: tuple[int, ...] | None = None
+    throttling: tuple[str, ...] | None = None
+    emulated_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,22 +329,24 @@ class Measurement:
     """What one device measured of one bundle.
 
     `expected_*` is the mean over the images of each image's median time. `unattributed_time_ms` is what a traced
-    all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told).
+    all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
+    what spoils the figures. An emulated machine has no times: they are None and `paths` is empty.
     """
 
     schema: int = MEASUREMENT_SCHEMA
     bundle: str
     bundle_sha256: str
     edgevit: str
-    device: Literal["local"] = "local"
+    device: Literal["local", "ssh"] = "local"
     environment: Environment
     images: ImagesUsed
     paths: tuple[PathLatency, ...]
-    expected_wall_ms: float
-    expected_cpu_ms: float
+    expected_wall_ms: float | None
+    expected_cpu_ms: float | None
     branches: tuple[BranchMeasurement, ...]
     unattributed_time_ms: float | None
     memory: MemoryTrace | None
     process: ProcessMemory | None
-    load_ms: float
-    first_run_ms: float
+    load_ms: float | None
+    first_run_ms: float | None
+    warnings: tuple[str, ...] = ()

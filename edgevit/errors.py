@@ -79,6 +79,12 @@ class TrainingError(EdgevitError):
     exit_code = 20
 
 
+class DeviceError(EdgevitError):
+    """A device cannot be reached, lacks what a bundle needs, or did not answer; nothing is left on it."""
+
+    exit_code = 21
+
+
 class VerificationError(EdgevitError):
     """Base of the verifiers' errors: a claim about the build did not hold."""
 

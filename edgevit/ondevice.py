@@ -6,7 +6,7 @@ Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,9 +19,8 @@ from edgevit import serial
 from edgevit.backends import MODULES, Runner, backend
 from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, verify_bundle
 from edgevit.bundlespec import Bundle, ImagesUsed, Manifest, Measurement
-from edgevit.data.images import load_images
 from edgevit.errors import BundleError
-from edgevit.measure.host import cpu_flags
+from edgevit.measure.host import cpu_flags, held_to
 from edgevit.measure.run import profile_bundle
 from edgevit.targets import Target, missing_flags
 
@@ -53,34 +52,57 @@ def verify(path: Path, *, threads: int | None = None) -> Verified:
         )
 
 
-def profile(path: Path, images: Path | None, *, runs: int = DEFAULT_RUNS, threads: int | None = None) -> Measurement:
+def profile(
+    path: Path,
+    images: Path | None,
+    *,
+    runs: int = DEFAULT_RUNS,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+) -> Measurement:
     """Measure a bundle on this machine with the user's images, or with its own golden inputs if there are none.
 
     Raises:
+        DeviceError: `cpus` that this machine does not offer.
         BundleError: not a bundle, damaged, or without golden inputs when `images` is None.
         ImagesError: no usable image.
         RuntimeMissingError: its runtime is not installed.
     """
     with open_bundle(path) as bundle:
-        pixels, used = _images(bundle, images, runs)
-        with loaded(bundle, threads) as runner:
-            return profile_bundle(
-                bundle,
-                runner,
-                pixels,
-                used,
-                backend=MODULES[bundle.manifest.backend],
-                runtime_version=backend(bundle.manifest.backend).versions()[bundle.manifest.backend],
-                runs=runs,
-                threads=threads or _target(bundle.manifest).threads,
-            )
+        pixels, used = prepare_images(bundle, images, runs)
+        return profile_prepared(bundle, pixels, used, runs=runs, threads=threads, cpus=cpus)
+
+
+def profile_prepared(
+    bundle: Bundle,
+    pixels: NDArray[np.uint8],
+    used: ImagesUsed,
+    *,
+    runs: int,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+) -> Measurement:
+    """Measure an opened bundle on this machine with images uint8 `[n, height, width, 3]` that are ready for it."""
+    name = bundle.manifest.backend
+    with held_to(cpus), loaded(bundle, threads) as runner:
+        return profile_bundle(
+            bundle,
+            runner,
+            pixels,
+            used,
+            backend=MODULES[name],
+            runtime_version=backend(name).versions()[name],
+            runs=runs,
+            threads=threads or target_of(bundle.manifest).threads,
+            cpus=cpus,
+        )
 
 
 @contextmanager
 def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
     """Load the bundle's model with its runtime; freed at the end of the context."""
     manifest = bundle.manifest
-    model, target = PurePosixPath(manifest.model), _target(manifest)
+    model, target = PurePosixPath(manifest.model), target_of(manifest)
     runner = backend(manifest.backend).load(
         bundle.folder / model.parent,
         threads=threads or target.threads,
@@ -96,10 +118,15 @@ def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
 
 def lacking(manifest: Manifest) -> tuple[str, ...]:
     """CPU flags that the bundle's target counts on and this machine does not have."""
-    return missing_flags(_target(manifest), cpu_flags())
+    return missing_flags(target_of(manifest), cpu_flags())
 
 
-def _target(manifest: Manifest) -> Target:
+def target_of(manifest: Manifest) -> Target:
+    """The target a bundle was built for.
+
+    Raises:
+        BundleError: the manifest's target is none.
+    """
     faults: list[str] = []
     target = serial.from_data(Target, manifest.target, faults, "target")
     if target is None:
@@ -107,9 +134,11 @@ def _target(manifest: Manifest) -> Target:
     return target
 
 
-def _images(bundle: Bundle, source: Path | None, runs: int) -> tuple[NDArray[np.uint8], ImagesUsed]:
+def prepare_images(bundle: Bundle, source: Path | None, runs: int) -> tuple[NDArray[np.uint8], ImagesUsed]:
     """Images of the user, at most one per run and spread over the source; else the golden ones."""
     if source is not None:
+        from edgevit.data.images import load_images  # a board that is sent its images needs no Pillow
+
         loaded_set = load_images(source, bundle.manifest.input.preprocessing, limit=runs)
         used = ImagesUsed(
             count=len(loaded_set), digest=loaded_set.digest, golden=False, unreadable=len(loaded_set.unreadable)

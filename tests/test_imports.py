@@ -40,6 +40,7 @@ ROOMS = {
     "measure",
     "bundle",
     "report",
+    "device",
 }
 # The Program and the images are values that pass between stages, not stages.
 VALUES = {"models", "data"}
@@ -118,7 +119,8 @@ def blocked_import(names: set[str], modules: str) -> subprocess.CompletedProcess
 
 def test_the_device_side_runs_without_torch_timm_and_onnx() -> None:
     modules = (
-        "edgevit.ondevice, edgevit.bundle.read, edgevit.measure.run, edgevit.measure.probe, edgevit.measure.trace, "
+        "edgevit.ondevice, edgevit.onboard, edgevit.bundle.read, edgevit.measure.run, edgevit.measure.probe, "
+        "edgevit.measure.trace, "
         "edgevit.backends.onnxruntime, edgevit.backends.openvino, edgevit.data.images, edgevit.report.view"
     )
     done = blocked_import({"torch", "timm", "onnx"}, modules)

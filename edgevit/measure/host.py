@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit.bundlespec import Environment
+from edgevit.errors import DeviceError
+from edgevit.measure.throttle import throttle_count, throttling
 
 # Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
 ISA = (
@@ -24,6 +28,8 @@ class Snapshot:
     frequency_mhz: float | None
     temperature_c: float | None
     load_average: float | None
+    throttling: tuple[str, ...] | None = None
+    throttle_count: int | None = None
 
 
 def snapshot(root: Path = Path("/")) -> Snapshot:
@@ -35,6 +41,8 @@ def snapshot(root: Path = Path("/")) -> Snapshot:
         frequency_mhz=_frequency(root),
         temperature_c=max(temperatures, default=None),
         load_average=float(load[0]) if load else None,
+        throttling=throttling(root),
+        throttle_count=throttle_count(root),
     )
 
 
@@ -46,6 +54,7 @@ def environment(
     runtime_version: str,
     inference_precision: str,
     threads: int,
+    cpus: Sequence[int] | None = None,
     root: Path = Path("/"),
 ) -> Environment:
     """Describe this machine around a measurement."""
@@ -68,7 +77,46 @@ def environment(
         runtime_version=runtime_version,
         inference_precision=inference_precision,
         threads=threads,
+        cpu_part=_field(root, "CPU part"),
+        cpus=None if cpus is None else tuple(cpus),
+        throttling=_throttling(before, after),
+        emulated_by=emulator(root),
     )
+
+
+@contextmanager
+def held_to(cpus: Sequence[int] | None) -> Iterator[None]:
+    """Hold this process, and those it starts, to some CPUs; None: as it is.
+
+    Raises:
+        DeviceError: a CPU that this process may not use.
+    """
+    if cpus is None:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise DeviceError("this system cannot hold a process to CPUs; leave out --cpus")
+    allowed = os.sched_getaffinity(0)
+    if not set(cpus) <= allowed:
+        have = ", ".join(map(str, sorted(allowed)))
+        raise DeviceError(f"CPUs {', '.join(map(str, cpus))} were asked for; this machine offers {have}")
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def emulator(root: Path = Path("/")) -> str | None:
+    """Name of the user-mode emulator this process runs in, None on real hardware.
+
+    qemu shows its guest another /proc/self/exe, but not another /proc/thread-self/exe.
+    """
+    try:
+        name = (root / "proc/thread-self/exe").readlink().name
+    except OSError:
+        return None
+    return name if "qemu" in name else None
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
@@ -87,6 +135,15 @@ def _frequency(root: Path) -> float | None:
     clocks = [value / 1000 for value in map(_number, cores) if value is not None]
     clocks = clocks or [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(root), re.M)]
     return round(sum(clocks) / len(clocks), 1) if clocks else None
+
+
+def _throttling(before: Snapshot, after: Snapshot) -> tuple[str, ...] | None:
+    """Signs of either moment, and the counted events between them."""
+    if before.throttling is None and after.throttling is None and after.throttle_count is None:
+        return None
+    signs = dict.fromkeys([*(before.throttling or ()), *(after.throttling or ())])
+    events = (after.throttle_count or 0) - (before.throttle_count or 0)
+    return (*signs, *([f"throttled for heat {events} times"] if events > 0 else []))
 
 
 def _memory_total(root: Path) -> int | None:

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ from edgevit.bundlespec import (
     PathName,
 )
 from edgevit.measure.device import probe_local, trace_local
-from edgevit.measure.host import environment, snapshot
+from edgevit.measure.doubts import doubts
+from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
 from edgevit.measure.trace import Trace
 from edgevit.progress import track
@@ -63,6 +64,7 @@ def profile_bundle(
     runtime_version: str,
     runs: int,
     threads: int,
+    cpus: Sequence[int] | None = None,
 ) -> Measurement:
     """Measure an opened bundle on this machine.
 
@@ -76,8 +78,11 @@ def profile_bundle(
         runtime_version: version of the runtime.
         runs: timed runs per path.
         threads: threads of a run.
+        cpus: those that this process is held to, for the record (None: all).
     """
     manifest = bundle.manifest
+    if emulator() is not None:
+        return _untimed(bundle, runner, images, used, runtime_version=runtime_version, threads=threads, cpus=cpus)
     target = manifest.target
     settings: dict[str, Any] = {
         "threads": threads,
@@ -96,18 +101,20 @@ def profile_bundle(
     gated = [branch.name for branch in manifest.branches if branch.gated]
     trace = trace_local(manifest.backend, backend, model, few, branches=branches, gated=gated, **settings)
     real = timings["real"]
+    machine = environment(
+        before,
+        after,
+        runtime=manifest.backend,
+        runtime_version=runtime_version,
+        inference_precision=settings["precision"],
+        threads=threads,
+        cpus=cpus,
+    )
     return Measurement(
         bundle=manifest.name,
         bundle_sha256=bundle.sha256,
         edgevit=__version__,
-        environment=environment(
-            before,
-            after,
-            runtime=manifest.backend,
-            runtime_version=runtime_version,
-            inference_precision=settings["precision"],
-            threads=threads,
-        ),
+        environment=machine,
         images=dataclasses.replace(used, timed=len(timed)),
         paths=tuple(_path(name, efforts[name], timing) for name, timing in timings.items()),
         expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
@@ -118,6 +125,53 @@ def profile_bundle(
         process=probe.process,
         load_ms=probe.load_ms,
         first_run_ms=probe.first_run_ms,
+        warnings=doubts(machine),
+    )
+
+
+def _untimed(
+    bundle: Bundle,
+    runner: Runner,
+    images: NDArray[np.uint8],
+    used: ImagesUsed,
+    *,
+    runtime_version: str,
+    threads: int,
+    cpus: Sequence[int] | None,
+) -> Measurement:
+    """What an emulated machine can tell: which gates opened. It has neither the times nor the memory of a device."""
+    manifest, now = bundle.manifest, snapshot()
+    gates = np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
+    machine = environment(
+        now,
+        snapshot(),
+        runtime=manifest.backend,
+        runtime_version=runtime_version,
+        inference_precision=manifest.target["inference_precision"],
+        threads=threads,
+        cpus=cpus,
+    )
+    return Measurement(
+        bundle=manifest.name,
+        bundle_sha256=bundle.sha256,
+        edgevit=__version__,
+        environment=machine,
+        images=dataclasses.replace(used, timed=0),
+        paths=(),
+        expected_wall_ms=None,
+        expected_cpu_ms=None,
+        branches=tuple(
+            BranchMeasurement(
+                name=branch.name, open_rate=float(rate), open_time_ms=None, skipped_time_ms=None, time_source="withheld"
+            )
+            for branch, rate in zip(manifest.branches, gates.mean(axis=0), strict=True)
+        ),
+        unattributed_time_ms=None,
+        memory=None,
+        process=None,
+        load_ms=None,
+        first_run_ms=None,
+        warnings=doubts(machine),
     )
 
 

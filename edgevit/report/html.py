@@ -101,6 +101,8 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
         return ("Latency", say.UNKNOWN, "run edgevit profile on the device")
     first = report.measurements[0]
     shown = say.ms(first.expected_cpu_ms if expected_ms is None else expected_ms)
+    if not first.paths:
+        return ("Latency", say.UNKNOWN, "withheld: the machine was emulated")
     note = f"{say.percent(ratio, 0)} of all open" if ratio is not None else "median"
     return ("CPU time per image, expected", shown, f"{note}, {first.images.timed} images")
 
@@ -166,6 +168,8 @@ def _latency(report: Report) -> str:
     if not report.measurements:
         return _section("Latency", "", _empty("Not measured yet. Latency per path comes from"))
     first = report.measurements[0]
+    if not first.paths:
+        return _section("Latency", escape("; ".join(first.warnings)))
     intro = (
         f"{first.paths[0].wall.runs} runs per path, interleaved, {first.environment.threads} thread"
         f"{'s' * (first.environment.threads > 1)}, on {first.images.timed} "
@@ -179,6 +183,8 @@ def _latency(report: Report) -> str:
             f"(load average {first.environment.load_average_before or 0:g}). Trust the CPU time, or measure again."
             "</strong>"
         )
+    if first.warnings:
+        intro += f" <strong>{escape('; '.join(first.warnings))}.</strong>"
     head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
     rows = [
         [
@@ -305,6 +311,14 @@ def _environment(measurement: Measurement) -> str:
         ("Python", e.python),
         ("images", images),
     ]
+    told = (
+        ("CPU part", e.cpu_part),
+        ("held to CPUs", e.cpus and ", ".join(map(str, e.cpus))),
+        ("throttling", ", ".join(e.throttling) or "none seen" if e.throttling is not None else "not told"),
+        ("reached over", None if measurement.device == "local" else measurement.device),
+        ("warnings", "; ".join(measurement.warnings)),
+    )
+    rows += [(name, value) for name, value in told if value]
     return _section("Measured on", "", _pairs(rows))
 
 

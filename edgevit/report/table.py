@@ -102,12 +102,17 @@ def _paths(report: Report) -> list[Table]:
                 *(say.percentile(value) for value in (p.cpu.p90_ms, p.cpu.p95_ms, p.cpu.p99_ms)),
                 str(p.wall.runs),
             )
-        table.add_row("expected", "", say.ms(m.expected_wall_ms), say.ms(m.expected_cpu_ms))
+        if m.paths:
+            table.add_row("expected", "", say.ms(m.expected_wall_ms), say.ms(m.expected_cpu_ms))
+        notes = [f"doubt: {warning}" for warning in m.warnings]
         if m.process:
-            table.caption = (
+            notes.insert(
+                0,
                 f"process peak {say.size(m.process.peak_bytes)} ({say.size(m.process.imported_bytes)} of it after "
-                f"imports), loads in {say.ms(m.load_ms)}"
+                f"imports), loads in {say.ms(m.load_ms)}",
             )
-            table.caption_justify = "left"
+        # As Text: what a board says of itself is shown as it is.
+        table.caption = Text("\n".join(notes)) if notes else None
+        table.caption_justify = "left"
         tables.append(table)
     return tables

@@ -215,7 +215,8 @@ def _accuracy_change(rows: Sequence[AccuracyRow]) -> Before | None:
 def _time_change(measurement: Measurement | None) -> Before | None:
     """CPU time of the all-open path against the expected one."""
     opened = next((p for p in measurement.paths if p.path == "all_open"), None) if measurement else None
-    return _change(opened.cpu.median_ms, measurement.expected_cpu_ms) if measurement and opened else None
+    expected = measurement.expected_cpu_ms if measurement else None
+    return _change(opened.cpu.median_ms, expected) if opened and expected is not None else None
 
 
 def _disturbed(measurement: Measurement | None) -> bool:

@@ -1,0 +1,38 @@
+"""What spoils the figures of a measurement, read from the machine it was made on: one sentence each, with a remedy."""
+
+from __future__ import annotations
+
+from edgevit.bundlespec import Environment
+
+CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
+HOT_C = 80.0  # a Raspberry Pi begins to throttle here
+IDLE_LOAD = 0.5  # a load average above this, before anything ran, is somebody else's
+
+
+def doubts(machine: Environment) -> tuple[str, ...]:
+    """Every reason to trust these figures less, worst first; empty if none is seen."""
+    if machine.emulated_by is not None:
+        return (
+            f"this machine is emulated by {machine.emulated_by}: times are withheld, because an emulator's are no "
+            "device's; memory of the process is the emulator's and is withheld too",
+        )
+    usable = len(machine.cpus) if machine.cpus is not None else machine.cores
+    before, after = machine.frequency_before_mhz, machine.frequency_after_mhz
+    temperatures = (machine.temperature_before_c, machine.temperature_after_c)
+    hottest = max((t for t in temperatures if t is not None), default=0.0)
+    load = machine.load_average_before or 0.0
+    checks = (
+        (bool(machine.throttling), f"the clock was held down ({', '.join(machine.throttling or ())}): cool or feed it"),
+        (
+            before is not None and after is not None and after < CLOCK_DROP * before,
+            f"the clock fell from {before or 0:g} to {after or 0:g} MHz while measuring",
+        ),
+        (hottest >= HOT_C, f"{hottest:g} °C: too hot to keep its clock; cool it and measure again"),
+        (
+            machine.governor not in (None, "performance"),
+            f"the governor is {machine.governor}, so the clock follows the load; set it to performance",
+        ),
+        (load > IDLE_LOAD, f"other programs ran: load average {load:g} before measuring; stop them, measure again"),
+        (machine.threads > usable, f"{machine.threads} threads share {usable} CPU{'s' * (usable > 1)}"),
+    )
+    return tuple(sentence for holds, sentence in checks if holds)
