@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from edgevit.progress import track
 
 MARK = re.compile(rb"EDGEVIT-(READY|WORKER|RESULT) (\{.*\})")
 LINE_LIMIT_BYTES = 64 << 20
-NOISE_LIMIT_BYTES = 1 << 20
+NOISE_LIMIT_BYTES = 1 << 18
 START_S = 120  # for Python to start there and say that it is ready
 CLEANING_S = 30
 FOLDER = re.compile(r"/(?:[A-Za-z0-9._-]+/)*edgevit-[A-Za-z0-9_]{8}")
@@ -108,6 +109,7 @@ class _Session:
         self.deadline = time.monotonic() + START_S
         self.garbage = b""
         self._held = bytearray()
+        self._lines: deque[bytearray] = deque()
         self._wasted_bytes = 0
 
     def until(self, word: str) -> bool:
@@ -140,17 +142,19 @@ class _Session:
         """The next line; None at the end, when time is up, or when nothing but noise comes."""
         assert self.process.stdout
         pipe = self.process.stdout
-        while b"\n" not in self._held:
+        while not self._lines:
             left_s = self.deadline - time.monotonic()
             if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
                 return None
             part = os.read(pipe.fileno(), 1 << 16)
-            self._held += part
             if not part or len(self._held) > LINE_LIMIT_BYTES or self._wasted_bytes > NOISE_LIMIT_BYTES:
                 self.garbage = bytes(self._held[-300:]) or self.garbage
                 return None
-        line, _, self._held = self._held.partition(b"\n")
-        return bytes(line)
+            self._held += part
+            if b"\n" in part:
+                *whole, self._held = self._held.split(b"\n")
+                self._lines.extend(whole)
+        return bytes(self._lines.popleft())
 
 
 def _talk(session: _Session, job: Job, timeout_s: float) -> dict[str, Any] | None:
@@ -230,7 +234,9 @@ def _silence(
             f"{address} has no {python} ({printable(said)}); install it there (sudo apt-get install python3 "
             "python3-venv), or name another one with --python"
         )
-    if session.process.returncode in (255, None) and not session.garbage:
+    if session.folder is not None:
+        return DeviceError(f"what measured on {address} was ended from outside, for want of memory perhaps; try again")
+    if session.process.returncode == 255 and not session.garbage:
         return explain(said, address)
     heard = printable(session.garbage.decode(errors="replace"))
     if heard == "it said nothing":

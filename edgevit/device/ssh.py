@@ -108,7 +108,8 @@ class Connection:
             part = os.read(stdout.fileno(), 4096)
             if not part:
                 self._master.wait()
-                raise explain(self._errors.read_text(errors="replace"), self.address)
+                said = self._errors.read_text(errors="replace")
+                raise explain(said if said.strip() else heard.decode(errors="replace"), self.address)
             heard = (heard + part)[-65536:]
 
     def closed(self) -> bool:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from edgevit.measure.host import cpu_flags, cpu_name, environment, snapshot
+import pytest
+
+from edgevit.errors import DeviceError
+from edgevit.measure.host import Snapshot, cpu_flags, cpu_name, emulator, environment, held_to, snapshot
 
 
 def fake(root: Path, files: dict[str, str]) -> Path:
@@ -61,3 +65,43 @@ def test_what_a_system_does_not_tell_is_none(tmp_path: Path) -> None:
     empty = snapshot(tmp_path)
     assert (empty.frequency_mhz, empty.temperature_c, empty.load_average) == (None, None, None)
     assert cpu_flags(tmp_path) == frozenset()
+
+
+def test_an_emulator_shows_in_the_place_it_does_not_fake(tmp_path: Path) -> None:
+    assert emulator(tmp_path) is None
+    link = tmp_path / "proc/thread-self/exe"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/usr/bin/python3.11")
+    assert emulator(tmp_path) is None
+    link.unlink()
+    link.symlink_to("/usr/libexec/qemu-aarch64")
+    assert emulator(tmp_path) == "qemu-aarch64"
+
+
+def test_a_machine_tells_its_part_its_cpus_and_what_throttled_it(tmp_path: Path) -> None:
+    fake(tmp_path, {"proc/cpuinfo": "Features : fp asimd\nCPU part : 0xd0b\n"})
+    nothing = Snapshot(frequency_mhz=None, temperature_c=None, load_average=None)
+    settings = {"runtime": "onnxruntime", "runtime_version": "1", "inference_precision": "f32"}
+    quiet = environment(nothing, nothing, **settings, threads=1, root=tmp_path)
+    assert (quiet.cpu_part, quiet.cpus, quiet.throttling, quiet.emulated_by) == ("0xd0b", None, None, None)
+    before = Snapshot(
+        frequency_mhz=None, temperature_c=None, load_average=None, throttling=("capped",), throttle_count=3
+    )
+    after = Snapshot(
+        frequency_mhz=None, temperature_c=None, load_average=None, throttling=("capped", "hot"), throttle_count=5
+    )
+    hot = environment(before, after, **settings, threads=1, cpus=[2, 3], root=tmp_path)
+    assert hot.cpus == (2, 3)
+    assert hot.throttling == ("capped", "hot", "throttled for heat 2 times")
+
+
+def test_a_process_is_held_to_cpus_for_a_while_and_only_to_those_there_are() -> None:
+    before = os.sched_getaffinity(0)
+    one = min(before)
+    with held_to([one]):
+        assert os.sched_getaffinity(0) == {one}
+    with held_to(None):
+        assert os.sched_getaffinity(0) == before
+    with pytest.raises(DeviceError, match=r"CPUs 4095 were asked for; this machine offers "), held_to([4095]):
+        pass
+    assert os.sched_getaffinity(0) == before
