@@ -42,9 +42,9 @@ from edgevit.training_run import Training, train
 from edgevit.usdc import split_budget, with_crop
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-SIZE = 48
+SIZE = 64
 BATCHES = (256, 64, 32, 8, 2, 1)
-DENSE = TrainRecipe(epochs_joint=0, epochs_recover=4, rate_recover=3e-4)
+DENSE = TrainRecipe(epochs_joint=0, epochs_recover=6, rate_recover=2e-4, batch=64, ema=0.9995)
 COMPRESSED = TrainRecipe(epochs_joint=1, epochs_recover=4, rate_joint=3e-4, rate_recover=3e-4)
 STATIC, DYNAMIC, BOTH = 1.0, 0.0, 0.6
 NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}

@@ -84,7 +84,7 @@ def table(report: Report) -> str:
         "",
         f"`{report.command}`",
         "",
-        f"Joint stage, ViT-Ti at 48 x 48, batch {report.batch}, float32, one thread: {report.step_cpu_ms:.0f} ms of "
+        f"Joint stage, ViT-Ti at 64 x 64, batch {report.batch}, float32, one thread: {report.step_cpu_ms:.0f} ms of "
         f"CPU, {report.images_per_cpu_s:.0f} images per CPU second (median of {report.runs}).",
         "",
         "| operator | share of CPU time | calls |",
