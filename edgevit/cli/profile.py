@@ -1,15 +1,23 @@
-"""`edgevit profile`: what a bundle costs on this machine, on real images."""
+"""`edgevit profile`: what a bundle costs on this machine, or on a board, on real images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from edgevit.cli.board import board_options, run_options
 
 EPILOG = """\b
 Example:
   edgevit profile out/deit --images photos/ --runs 700
   edgevit report out/deit out/deit.measurement.json
+  edgevit profile out/deit --images photos/ --device ssh://pi@raspberrypi.local --cpus 2-3 -o pi.json
+
+\b
+A board needs Python 3.11 or newer with numpy and the bundle's runtime, and a login by key. edgevit copies the bundle
+into a temporary folder there, runs as the user who logs in, and removes everything, also when it is stopped.
 """
 
 
@@ -20,14 +28,8 @@ Example:
     type=click.Path(path_type=Path),
     help="Folder, .tar, .zip or image file of real images; without it the bundle's golden inputs are used.",
 )
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Timed runs per path. p90 needs 64, p95 130, p99 662.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a run (default: the target's).")
+@run_options
+@board_options
 @click.option("--json", "as_json", is_flag=True, help="Print the measurement as JSON.")
 @click.option(
     "-o",
@@ -39,14 +41,17 @@ Example:
 def command(
     bundle: Path,
     images: Path | None,
-    runs: int,
-    threads: int | None,
     as_json: bool,
     output: Path | None,
     force: bool,
+    device: str | None,
+    python: str,
+    timeout: int,
+    **settings: Any,
 ) -> None:
-    """Measure BUNDLE here: latency of every path, gates on real images, time and memory per branch."""
-    from edgevit import ondevice, serial
+    """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
+    from edgevit import onboard, ondevice, serial
+    from edgevit.cli.measured import lines
     from edgevit.errors import OutputError
     from edgevit.measure.file import write_measurement
 
@@ -60,17 +65,15 @@ def command(
             "expected latency mean little",
             err=True,
         )
-    measurement = ondevice.profile(bundle, images, runs=runs, threads=threads)
+    if device is None:
+        measurement = ondevice.profile(bundle, images, **settings)
+    else:
+        measurement = onboard.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)
     write_measurement(measurement, target)
+    for warning in measurement.warnings:
+        click.echo(f"edgevit: warning: {warning}", err=True)
     if as_json:
         click.echo(serial.dumps(measurement), nl=False)
         return
-    for path in measurement.paths:
-        click.echo(
-            f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
-            f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
-        )
-    click.echo(
-        f"{'expected':<12} {measurement.expected_wall_ms:8.2f} ms wall  {measurement.expected_cpu_ms:8.2f} ms CPU"
-    )
+    click.echo("\n".join(lines(measurement)))
     click.echo(f"Written to {target}; see it with: edgevit report {bundle} {target}")

@@ -31,6 +31,8 @@ OPTIONS = (
 ADDRESS = re.compile(r"ssh://(?:(?P<user>[^@/]*)@)?(?P<host>\[[^]/]*\]|[^@/:]*)(?::(?P<port>[^/]*))?/?")
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
+# A socket's path has at most 104 bytes on some systems, and ssh adds 17 to the one it is given.
+TMPDIR_LIMIT_BYTES = 60
 ALIVE = b"EDGEVIT-ALIVE"
 
 
@@ -148,7 +150,8 @@ def connect(address: Address) -> Iterator[Connection]:
     ssh = shutil.which("ssh")
     if ssh is None:
         raise DeviceError("there is no ssh client on this machine; install one: sudo apt-get install openssh-client")
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+    short = len(os.fsencode(tempfile.gettempdir())) <= TMPDIR_LIMIT_BYTES
+    with tempfile.TemporaryDirectory(prefix="edgevit-", dir=None if short else "/tmp") as folder:
         connection = Connection(address, ssh, Path(folder))
         try:
             connection.wait_until_open()

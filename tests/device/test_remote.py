@@ -121,8 +121,15 @@ def test_whoever_asked_is_stopped(board: Board, number: signal.Signals) -> None:
         f"board = Known()\nrun_job(board.address, board.job({SLEEP!r}), python='python3', timeout_s=60)"
     )
     root = Path(__file__).parents[2]
+    here = board.folder / f"asked{number}"  # whoever is killed leaves its control folder
+    here.mkdir()
     asking = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=root, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", program],
+        cwd=root,
+        env={**os.environ, "TMPDIR": str(here)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     until(lambda: board.log.exists() and bool(board.log.read_text()), "the job does not start", patience_s=30)
     clients = [int(name) for name in processes_of(asking.pid)]
@@ -131,6 +138,7 @@ def test_whoever_asked_is_stopped(board: Board, number: signal.Signals) -> None:
     _, errors = asking.communicate(timeout=30)
     assert asking.returncode == -number
     assert ("KeyboardInterrupt" in errors) is (number == signal.SIGINT)
+    assert bool(list(here.iterdir())) is (number == signal.SIGKILL)
     until(lambda: all(gone(client) for client in clients), "an ssh client still runs")
 
 

@@ -77,6 +77,7 @@ def test_ssh_is_told_to_ask_nothing_and_host_keys_stay_the_users_matter(
     (tmp_path / "fake").mkdir()
     write_ssh(tmp_path / "fake", f'for a; do echo "$a"; done >> {tmp_path}/arguments; exec cat')
     use(tmp_path / "fake", monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))  # too long for a socket
     with connect(Address(host="board", user="pi", port=2222)) as connection:
         given = (tmp_path / "arguments").read_text().splitlines()
         control = Path(given[given.index("-S") + 1])

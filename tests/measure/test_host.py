@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_an_emulator_shows_in_the_place_it_does_not_fake(tmp_path: Path) -> None
 def test_a_machine_tells_its_part_its_cpus_and_what_throttled_it(tmp_path: Path) -> None:
     fake(tmp_path, {"proc/cpuinfo": "Features : fp asimd\nCPU part : 0xd0b\n"})
     nothing = Snapshot(frequency_mhz=None, temperature_c=None, load_average=None)
-    settings = {"runtime": "onnxruntime", "runtime_version": "1", "inference_precision": "f32"}
+    settings: dict[str, Any] = {"runtime": "onnxruntime", "runtime_version": "1", "inference_precision": "f32"}
     quiet = environment(nothing, nothing, **settings, threads=1, root=tmp_path)
     assert (quiet.cpu_part, quiet.cpus, quiet.throttling, quiet.emulated_by) == ("0xd0b", None, None, None)
     before = Snapshot(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import ondevice
+from edgevit import ondevice, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, Measurement
 from edgevit.measure.file import read_measurement, write_measurement
@@ -63,7 +63,7 @@ def test_the_fresh_process_tells_its_memory_and_times(measured: tuple[Path, Meas
     _, m = measured
     assert m.process is not None
     assert 10_000_000 < m.process.imported_bytes < m.process.loaded_bytes <= m.process.peak_bytes < 400_000_000
-    assert m.load_ms > 0 and m.first_run_ms > 0
+    assert (m.load_ms or 0) > 0 and (m.first_run_ms or 0) > 0
     assert m.memory is not None
     assert m.memory.of == ("runtime" if m.environment.runtime == "onnxruntime" else "process")
     assert max(p.bytes for p in m.memory.points) <= m.memory.peak_bytes
@@ -90,6 +90,31 @@ def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
     assert [p.path for p in m.paths] == ["real"]
     assert [b.open_rate for b in m.branches] == [1.0] * 4
     assert all(b.open_time_ms and b.skipped_time_ms is None for b in m.branches)
+
+
+def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sample_bundle(tmp_path / "tiny")
+    for user in ("run", "host"):
+        monkeypatch.setattr(f"edgevit.measure.{user}.emulator", lambda *_: "qemu-aarch64")
+    m = ondevice.profile(folder, None, runs=2)
+    assert m.environment.emulated_by == "qemu-aarch64" and "times are withheld" in m.warnings[0]
+    assert (m.paths, m.process, m.memory, m.images.timed) == ((), None, None, 0)
+    times = [m.expected_wall_ms, m.expected_cpu_ms, m.load_ms, m.first_run_ms, m.unattributed_time_ms]
+    assert times == [None] * 5
+    assert [b.open_time_ms for b in m.branches] == [b.skipped_time_ms for b in m.branches] == [None] * 4
+    assert {b.open_rate for b in m.branches} <= {0.0, 1.0}  # one golden input
+    write_measurement(m, tmp_path / "m.json")
+    assert read_measurement(tmp_path / "m.json") == m
+
+
+def test_a_measurement_from_before_boards_is_still_read(measured: tuple[Path, Measurement], tmp_path: Path) -> None:
+    _, m = measured
+    data = serial.to_data(m)
+    del data["warnings"]
+    for key in ("cpu_part", "cpus", "throttling", "emulated_by"):
+        del data["environment"][key]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert read_measurement(tmp_path / "old.json").paths == m.paths
 
 
 def test_paths_are_interleaved_and_images_take_turns() -> None:

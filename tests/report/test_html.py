@@ -11,6 +11,7 @@ from edgevit.bundlespec import Claim
 from edgevit.report.html import render
 from edgevit.report.view import Report, make_report
 from tests.report.sample import SHA, manifest, measurement, path
+from tests.report.test_table import EMULATED
 
 VOID = {"meta", "br"}
 
@@ -129,3 +130,11 @@ def test_a_disturbed_measurement_says_so() -> None:
 def test_equal_reports_give_equal_pages() -> None:
     one, other = (render(make_report(manifest(), [measurement()], bundle_sha256=SHA)) for _ in range(2))
     assert one == other
+
+
+def test_an_emulated_machine_shows_no_time_and_doubts_stand_with_the_figures() -> None:
+    page = render(make_report(manifest(), [measurement(**EMULATED)], bundle_sha256=SHA))
+    assert "emulated by qemu: times are withheld" in page and "withheld: the machine was emulated" in page
+    assert "wall median" not in page
+    doubted = render(make_report(manifest(), [measurement(warnings=("<b>hot</b>",))], bundle_sha256=SHA))
+    assert "&lt;b&gt;hot&lt;/b&gt;" in doubted and "<b>hot" not in doubted

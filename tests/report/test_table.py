@@ -42,3 +42,32 @@ def test_strings_of_a_manifest_are_no_markup() -> None:
     claim = Claim(name="skip", held=False, summary="[/bold] [red]x[/red]")
     text = shown(facts=dataclasses.replace(manifest(), name="[bold]name", claims=(claim,)))
     assert "[bold]name" in text and "[/bold] [red]x[/red]" in text and "FAILED" in text
+
+
+EMULATED: dict[str, object] = {
+    "paths": (),
+    "expected_wall_ms": None,
+    "expected_cpu_ms": None,
+    "unattributed_time_ms": None,
+    "memory": None,
+    "process": None,
+    "load_ms": None,
+    "first_run_ms": None,
+    "warnings": ("emulated by qemu: times are withheld",),
+}
+
+
+def test_what_spoils_the_figures_stands_below_them() -> None:
+    assert "doubt: the governor is [b]ondemand" in shown(measurement(warnings=("the governor is [b]ondemand",)))
+
+
+def test_an_emulated_machine_shows_no_time() -> None:
+    text = shown(measurement(**EMULATED))
+    assert "doubt: emulated by qemu: times are withheld" in text and "25 %" in text
+    assert "expected  " not in text.split("Latency on")[1]
+
+
+def test_two_devices_stand_one_after_the_other() -> None:
+    board = dataclasses.replace(measurement().environment, cpu="Raspberry Pi 5")
+    text = shown(measurement(), measurement(environment=board, device="ssh"))
+    assert text.count("Latency on") == 2 and "Latency on Raspberry Pi 5" in text
