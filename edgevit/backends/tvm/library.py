@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,23 @@ import tvm
 from tvm import relax
 
 from edgevit import serial
-from edgevit.backends.tvm.canary import versions
+from edgevit.backends.tvm.canary import INSTALL, versions
 from edgevit.backends.tvm.emit import Lowered
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
+from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 
-# Linker per architecture, and the names that an operating system gives it.
-LINKERS = {"x86_64": "g++", "aarch64": "aarch64-linux-gnu-g++"}
-MACHINES = {"x86_64": ("x86_64", "AMD64"), "aarch64": ("aarch64", "arm64")}
 # Nothing in the file that depends on when or where it was linked.
 LINK_OPTIONS = ("-Wl,--build-id=none", "-s")
 
 
 def build(lowered: Lowered) -> Any:
-    """The module's executable; kernels are final, so only what the virtual machine needs is lowered."""
+    """The module's executable; kernels are final, so only what the virtual machine needs is lowered.
+
+    Raises:
+        RuntimeMissingError: this TVM cannot compile for the architecture.
+    """
+    _require_llvm(architecture(lowered))
     passes = tvm.transform.Sequential(
         [
             relax.transform.LowerRuntimeBuiltin(),
@@ -68,15 +70,15 @@ def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
     """Compile into an existing folder and return the file names; equal models give equal bytes.
 
     Raises:
-        RuntimeMissingError: no linker for the architecture.
+        RuntimeMissingError: this TVM cannot compile for the architecture, or no linker for it.
         OutputError: the disk refuses.
     """
-    linker = _linker(architecture(lowered))
+    tool = linker(architecture(lowered))
     executable = build(lowered)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tvm.") as temporary:
             path = Path(temporary) / LIBRARY
-            compiler = tvm.support.cc.cross_compiler(linker)
+            compiler = tvm.support.cc.cross_compiler(tool)
             executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
             serial.write_atomic(folder / LIBRARY, path.read_bytes())
         serial.write_atomic(folder / WEIGHTS, b"".join(values.tobytes() for _, values in lowered.weights))
@@ -86,14 +88,14 @@ def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
     return LIBRARY, WEIGHTS, MANIFEST
 
 
-def _linker(architecture: str) -> str:
-    linker = LINKERS[architecture]
-    if shutil.which(linker) is None:
-        package = "g++" if linker == "g++" else f"g++-{architecture}-linux-gnu"
+def _require_llvm(architecture: str) -> None:
+    listed = tvm.get_global_func("target.llvm_get_targets", allow_missing=True)
+    known = sorted(str(name) for name in listed()) if listed else []
+    if architecture not in known:
         raise RuntimeMissingError(
-            f"{linker} is not installed, and links libraries for {architecture}; on Debian: apt install {package}"
+            f"the installed TVM's LLVM cannot compile for {architecture} (it knows: {', '.join(known) or 'nothing'}); "
+            f"install the published build: {INSTALL}"
         )
-    return linker
 
 
 def runner(lowered: Lowered) -> TvmRunner:

@@ -8,7 +8,7 @@ predicated: a predicated tile costs up to 20 times a padded one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from edgevit.errors import TargetError
@@ -46,6 +46,9 @@ class Product:
     depth: int
 
 
+# What LLVM takes for granted in x86-64-v3 beyond the kernels' own instructions.
+V3 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe")
+
 ISAS: Mapping[str, Isa] = MappingProxyType(
     {
         isa.name: isa
@@ -55,14 +58,14 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
                 lanes=8,
                 registers=16,
                 target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
-                flags=("avx2", "fma", "bmi2"),
+                flags=V3,
             ),
             Isa(
                 name="avx512",
                 lanes=16,
                 registers=32,
                 target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
-                flags=("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+                flags=(*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
             ),
             Isa(
                 name="neon",
@@ -72,6 +75,15 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
                 flags=("asimd",),
             ),
         )
+    }
+)
+
+# CPUs that code can be scheduled for: architecture, and flags beyond those of the plain instruction set.
+CPUS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "cortex-a53": ("aarch64", ()),
+        "cortex-a72": ("aarch64", ()),
+        "cortex-a76": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")),
     }
 )
 
@@ -85,6 +97,19 @@ def isa(name: str) -> Isa:
     if name not in ISAS:
         raise TargetError(f"no kernels for the instruction set {name!r}; there are kernels for: {', '.join(ISAS)}")
     return ISAS[name]
+
+
+def tuned(isa: Isa, cpu: str) -> Isa:
+    """The same kernels compiled for one CPU, which the library then needs.
+
+    Raises:
+        TargetError: no such CPU, or of another architecture.
+    """
+    architecture = isa.target["mtriple"].split("-")[0]
+    fitting = [name for name, (machine, _) in CPUS.items() if machine == architecture]
+    if cpu not in fitting:
+        raise TargetError(f"no CPU {cpu!r} with {isa.name}; there are: {', '.join(fitting) or 'none'}")
+    return replace(isa, target={**isa.target, "mcpu": cpu}, flags=(*isa.flags, *CPUS[cpu][1]))
 
 
 def tiles(isa: Isa, product: Product) -> Iterator[Tile]:

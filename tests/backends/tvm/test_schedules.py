@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevit.backends.tvm.schedules import ISAS, Product, Tile, default_tile, isa, pad, panels, tiles
+from edgevit.backends.tvm.schedules import ISAS, Product, Tile, default_tile, isa, pad, panels, tiles, tuned
 from edgevit.errors import TargetError
 
 SIZES = st.integers(1, 400)
@@ -40,3 +40,17 @@ def test_panels_cover_padded_columns(columns: int, vectors: int, lanes: int) -> 
 def test_an_unknown_instruction_set_names_the_known_ones() -> None:
     with pytest.raises(TargetError, match=r"'mmx'.*avx2, avx512, neon"):
         isa("mmx")
+
+
+def test_code_for_one_cpu_needs_what_that_cpu_has() -> None:
+    plain = isa("neon")
+    small, large = (tuned(plain, cpu) for cpu in ("cortex-a72", "cortex-a76"))
+    assert small.target["mcpu"] == "cortex-a72" and small.flags == plain.flags
+    assert large.target["mcpu"] == "cortex-a76" and set(large.flags) - set(plain.flags) >= {"asimddp", "atomics"}
+    assert plain.target["mcpu"] == "cortex-a53"
+
+
+@pytest.mark.parametrize(("name", "cpu"), [("neon", "cortex-m4"), ("avx2", "cortex-a72")])
+def test_a_cpu_that_does_not_fit_is_refused(name: str, cpu: str) -> None:
+    with pytest.raises(TargetError, match=f"no CPU '{cpu}' with {name}"):
+        tuned(isa(name), cpu)

@@ -1,0 +1,161 @@
+"""Build the C++ runner for a device: the program and the two runtime libraries, in one folder that can be copied there.
+
+The libraries of this machine's own architecture are the installed ones; another's come from its wheels of the pinned
+versions, whose digests are known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit import serial
+from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
+from edgevit.backends.tvm.toolchain import MACHINES, linker
+from edgevit.errors import OutputError, RuntimeMissingError
+
+SOURCE = Path(__file__).with_name("runner.cc")
+RUNNER = "runner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """One of the two runtime libraries.
+
+    `place` is its path in the package and in the wheel; `wheel` and `aarch64` are the SHA-256 of the pinned aarch64
+    wheel and of the library in it.
+    """
+
+    package: str
+    place: str
+    wheel: str
+    aarch64: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.place).name
+
+
+LIBRARIES = (
+    Shared(
+        package="apache-tvm",
+        place="tvm/lib/libtvm_runtime.so",
+        wheel="4acfdb7653e4e1ba7a707bdf2833db72eb8fda7d04d99141f2a4e1da43171fb7",
+        aarch64="ba06950fac134b8d71549111fad2c6605cd6f738061fe0482f217c37ccbdff05",
+    ),
+    Shared(
+        package="apache-tvm-ffi",
+        place="tvm_ffi/lib/libtvm_ffi.so",
+        wheel="c7a759781d4fbf2b99fa12f2741f250b882b06acc2747bb02831d491d1ac7d3c",
+        aarch64="673d816bd962daddb55d8b0f8ae137e797500307951d0f721227731df0c13e24",
+    ),
+)
+PLATFORM = ("--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", "--only-binary=:all:", "--no-deps")
+
+
+def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = (), cache: Path | None = None) -> Path:
+    """Compile the runner into an existing folder, with the two runtime libraries beside it, and return its path.
+
+    Args:
+        architecture: `x86_64` or `aarch64`.
+        folder: where the three files go.
+        options: further ones for the compiler.
+        cache: where another architecture's libraries are kept.
+
+    Raises:
+        RuntimeMissingError: no compiler for the architecture, no TVM, or its libraries cannot be downloaded.
+        OutputError: the disk refuses, or the compiler fails; says why.
+    """
+    compiler, version = linker(architecture), versions()["apache-tvm"]
+    shared = libraries(architecture, cache or default_cache())
+    try:
+        for path in shared:
+            serial.write_atomic(folder / path.name, path.read_bytes())
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".runner.") as temporary:
+            output = Path(temporary) / RUNNER
+            names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
+            command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
+            command += ["-isystem", str(_package("tvm_ffi") / "include"), str(SOURCE), "-o", str(output)]
+            # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
+            command += [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise OutputError(f"{compiler} cannot compile {SOURCE.name}:\n{done.stderr.strip()}")
+            output.replace(folder / RUNNER)
+    except OSError as error:
+        raise OutputError(f"cannot write the runner into {folder}: {error.strerror or error}") from error
+    return folder / RUNNER
+
+
+def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
+    """The two runtime libraries for an architecture; another one's are downloaded once.
+
+    Raises:
+        RuntimeMissingError: TVM is not installed, or not of the pinned version and another architecture's is wanted,
+            or the wheels cannot be had.
+    """
+    found = versions()
+    if platform.machine() in MACHINES[architecture]:
+        return tuple(_package(shared.place.split("/")[0]).parent / shared.place for shared in LIBRARIES)
+    if architecture != "aarch64" or found != PINNED:
+        raise RuntimeMissingError(
+            f"runtime libraries for {architecture} are known for aarch64 and {PINNED} only, installed is {found}; "
+            f"install those: {INSTALL}"
+        )
+    folder = cache / f"tvm-{PINNED['apache-tvm']}-{architecture}"
+    for shared in LIBRARIES:
+        path = folder / shared.name
+        if not path.is_file() or _digest(path.read_bytes()) != shared.aarch64:
+            _download(shared, path)
+    return tuple(folder / shared.name for shared in LIBRARIES)
+
+
+def default_cache() -> Path:
+    """The user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevit"
+
+
+def _download(shared: Shared, target: Path) -> None:
+    """Take one library out of its wheel; pip checks the wheel, the library is checked here."""
+    requirement = f"{shared.package}=={PINNED[shared.package]}"
+    problem = f"cannot download {requirement} for aarch64, whose wheel holds {shared.name}"
+    with tempfile.TemporaryDirectory() as temporary:
+        listed = Path(temporary) / "requirements.txt"
+        listed.write_text(f"{requirement} --hash=sha256:{shared.wheel}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *PLATFORM]
+        command += ["--require-hashes", "--requirement", str(listed), "--dest", temporary]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise RuntimeMissingError(f"{problem}: {reason}")
+        (wheel,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(shared.place)
+    if _digest(content) != shared.aarch64:
+        raise RuntimeMissingError(f"{problem}: the library in it is not the one that is known")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        serial.write_atomic(target, content)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _package(name: str) -> Path:
+    """Where an installed package lies, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RuntimeMissingError(f"{name} is not installed; install it: {INSTALL}")
+    return Path(spec.origin).parent

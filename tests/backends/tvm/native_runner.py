@@ -1,0 +1,78 @@
+"""Start the C++ runner, here or under an emulator, and read what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from edgevit.backends.tvm.native import build_runner
+from edgevit.errors import RuntimeMissingError
+
+EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
+SYSROOT = "/usr/aarch64-linux-gnu"
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip for want of a tool; a failure where everything must be there."""
+    if os.environ.get("EDGEVIT_CI") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """The compiled runner and what to start it with."""
+
+    path: Path
+    before: tuple[str, ...] = ()
+
+    def on(self, cpu: str) -> Native:
+        """The same under an emulator of `cpu`."""
+        return Native(path=self.path, before=(*self.before[:1], "-cpu", cpu, *self.before[3:]))
+
+    def start(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*self.before, str(self.path), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    def run(self, folder: Path, image: Path, *, effort: float = 0.0, runs: int = 1, top: int = 1000) -> dict[str, Any]:
+        done = self.start(folder, image, "--effort", effort, "--runs", runs, "--top", top)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        printed: dict[str, Any] = json.loads(done.stdout)
+        return printed
+
+
+def here(folder: Path) -> Native:
+    try:
+        return Native(path=build_runner("x86_64", folder, options=WARNINGS))
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+
+
+def emulated(folder: Path) -> Native:
+    """For aarch64, under qemu's user mode with Debian's libraries for the cross compiler."""
+    found = next((name for name in EMULATORS if shutil.which(name)), None)
+    if found is None:
+        unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
+    try:
+        path = build_runner("aarch64", folder, options=WARNINGS)
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+    return Native(path=path, before=(found, "-cpu", "cortex-a53", "-L", SYSROOT))
+
+
+def outputs(printed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """All logits `[1, classes]` and gates of a printed line."""
+    logits = np.empty((1, len(printed["top"])), dtype=np.float32)
+    for label, value in printed["top"]:
+        logits[0, label] = value
+    return logits, np.array(printed["gates"], dtype=np.uint8)

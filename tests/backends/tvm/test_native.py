@@ -1,0 +1,278 @@
+"""The C++ runner: the same numbers as the Python one, here and for aarch64 under an emulator; what it refuses."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevit.errors import OutputError, RuntimeMissingError
+from tests.backends.tvm.available import import_or_skip
+from tests.tiny import tiny_images, tiny_program
+
+import_or_skip()
+
+from edgevit.backends.reference import reference_with_margins  # noqa: E402
+from edgevit.backends.tvm import canary, library, native, runner  # noqa: E402
+from edgevit.backends.tvm.emit import lower  # noqa: E402
+from edgevit.backends.tvm.schedules import Isa, isa, tuned  # noqa: E402
+from edgevit.lower.assemble import assemble  # noqa: E402
+from edgevit.models.program import Program  # noqa: E402
+from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED  # noqa: E402
+from tests.backends.tvm.native_runner import Native, emulated, here, outputs  # noqa: E402
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
+AVX2, NEON = isa("avx2"), isa("neon")
+EFFORTS = (ALL_OPEN, ALL_SKIPPED, 0.0)
+PROGRAM = tiny_program(gated=True, skip=True)
+# Widths that are no whole vectors, gates on the mean, a second prefix token.
+ODD = tiny_program(seed=1, gated=True, skip=True, gate_pool="mean", prefix=2, dim=36, heads=3, hidden=50)
+
+
+@pytest.fixture(scope="module")
+def x86(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    return here(tmp_path_factory.mktemp("runner"))
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    return emulated(tmp_path_factory.mktemp("runner"))
+
+
+def written(program: Program, isa: Isa, folder: Path) -> Path:
+    """The model's folder, with its first image as `image.raw`."""
+    library.write(lower(program, isa), folder)
+    (folder / "image.raw").write_bytes(tiny_images(program.spec, 1).tobytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(PROGRAM, AVX2, tmp_path_factory.mktemp("model"))
+
+
+def assert_reference(native: Native, program: Program, folder: Path) -> None:
+    """All open, all skipped and the image's own path agree with the reference, within what sums in float32 differ."""
+    reference = reference_with_margins(assemble(program))
+    image = tiny_images(program.spec, 1)
+    for effort in EFFORTS:
+        expected, gates, margins = reference(image, effort)
+        assert effort or np.abs(margins).min() > 1e-3 and 0 < gates.sum() < gates.size
+        got = outputs(native.run(folder, folder / "image.raw", effort=effort))
+        np.testing.assert_allclose(got[0], expected, atol=2e-5)
+        np.testing.assert_array_equal(got[1], gates)
+
+
+@pytest.mark.parametrize("program", [PROGRAM, ODD], ids=["even", "odd"])
+def test_it_is_the_python_runner_and_the_reference(x86: Native, program: Program, tmp_path: Path) -> None:
+    written(program, AVX2, tmp_path)
+    python, image = runner.load(tmp_path), tiny_images(program.spec, 1)
+    for effort in EFFORTS:
+        logits, gates = outputs(x86.run(tmp_path, tmp_path / "image.raw", effort=effort))
+        for a, b in zip((logits, gates), python.run(image, effort), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert_reference(x86, program, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("program", "cpu"),
+    [(PROGRAM, "cortex-a53"), (PROGRAM, "cortex-a72"), (PROGRAM, "cortex-a76"), (ODD, "cortex-a72")],
+    ids=["a53", "a72", "a76", "a72, odd"],
+)
+def test_aarch64_is_the_reference(arm: Native, program: Program, cpu: str, tmp_path: Path) -> None:
+    written(program, tuned(NEON, cpu), tmp_path)
+    printed = arm.on(cpu).run(tmp_path, tmp_path / "image.raw")
+    assert printed["emulated"] and "cpu_ms" not in printed  # an emulator's time is no latency
+    assert_reference(arm.on(cpu), program, tmp_path)
+
+
+def test_a_cpu_without_the_instructions_is_refused_before_they_run(arm: Native, tmp_path: Path) -> None:
+    written(PROGRAM, tuned(NEON, "cortex-a76"), tmp_path)
+    done = arm.on("cortex-a72").start(tmp_path, tmp_path / "image.raw")
+    assert done.returncode == 19 and "atomics fphp asimdhp asimdrdm lrcpc asimddp" in done.stderr
+
+
+def test_what_one_line_says(x86: Native, folder: Path) -> None:
+    printed = x86.run(folder, folder / "image.raw", runs=5, top=3)
+    scores = [score for _, score in printed["top"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["class"] == printed["top"][0][0]
+    assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
+    assert 0 < printed["load_peak_bytes"] <= printed["peak_bytes"]
+
+
+def test_a_ppm_file_is_the_same_image(x86: Native, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "image.ppm"
+    path.write_bytes(b"P6\n# made by hand\n32 32\n255\n" + (folder / "image.raw").read_bytes())
+    results = [x86.run(folder, image)["top"] for image in (path, folder / "image.raw")]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("gone.raw", None, "cannot read"),
+        ("short.raw", bytes(3071), "has 3071 bytes; the model takes uint8 RGB, 32 x 32: 3072 bytes"),
+        ("float.raw", bytes(4 * 3072), "is this float32?"),
+        ("empty.raw", b"", "has 0 bytes"),
+        ("small.ppm", b"P6 16 16 255 " + bytes(768), "takes an image of 32 x 32, "),
+        ("deep.ppm", b"P6 32 32 65535 " + bytes(6144), "values up to 65535"),
+        ("cut.ppm", b"P6 32 32 255 " + bytes(3000), "3072 bytes behind the header"),
+        ("text.ppm", b"P3 32 32 255 1 2 3", "no"),
+        ("header.ppm", b"P6 32 # no end", "damaged PPM"),
+    ],
+)
+def test_bad_images_are_refused(
+    x86: Native, folder: Path, tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = x86.start(folder, tmp_path / name)
+    assert done.returncode == 15 and told in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "usage"),
+        (("a",), "usage"),
+        (("a", "b", "--effort"), "--effort needs a value"),
+        (("a", "b", "--effort", "nan"), "got nan"),
+        (("a", "b", "--runs", "0"), "from 1 to 1000000, got 0"),
+        (("a", "b", "--speed", "9"), "unknown option --speed"),
+    ],
+)
+def test_wrong_usage_is_refused(x86: Native, arguments: tuple[str, ...], told: str) -> None:
+    done = x86.start(*arguments)
+    assert done.returncode == 2 and told in done.stderr
+
+
+def copied(folder: Path, target: Path) -> Path:
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("model.json", None, None, "cannot read"),
+        ("model.json", None, b"{", "is not what edgevit writes"),
+        ("model.json", b"\n}\n", b"\n} more", "more after its end"),
+        ("model.json", b'"classes": 10', b'"classes": 10, "classes": 10', "classes twice"),
+        ("model.json", b'"classes": 10', b'"classes": -10', "no whole number"),
+        ("model.json", b'"classes": 10', b'"classes": 0', "has classes = 0"),
+        ("model.json", b'"classes": 10', b'"classes": "10"', "of another type"),
+        ("model.json", b'"classes": 10', b'"classes": 99999999999999999999', "too large a number"),
+        ("model.json", b'"classes": 10,', b"", "has no field classes"),
+        ("model.json", b'"classes": 10', b'"classes": 10, "colour": 1', "unknown field colour"),
+        ("model.json", b'"schema": 1', b'"schema": 99', "schema 99"),
+        ("model.json", b'"offset_bytes": 0', b'"offset_bytes": 4', "do not follow each other"),
+        ("model.json", b'"x86_64",', b'"riscv64",', "is for riscv64"),
+        ("model.json", b'"fma"', b'"amx_fp64"', "a CPU with amx_fp64"),
+        ("model.json", b'"tvm": "0.', b'"tvm": "9.', "compiled by apache-tvm 9."),
+        ("model.weights", None, None, "cannot read the weights"),
+        ("model.weights", None, b"1234", "has 4 bytes"),
+        ("model.so", None, None, "cannot read"),
+        ("model.so", None, b"no library", "is not a shared library"),
+        ("model.so", None, b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\3\0\xb7\0" + bytes(99), "another architecture"),
+        ("model.so", None, b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\3\0\x3e\0" + bytes(99), "cannot load"),
+    ],
+)
+def test_damaged_models_are_refused(
+    x86: Native, folder: Path, tmp_path: Path, file: str, old: bytes | None, new: bytes | None, told: str
+) -> None:
+    path = copied(folder, tmp_path) / file
+    if new is None:
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        assert old is None or old in content
+        path.write_bytes(content.replace(old, new, 1) if old is not None else new)
+    done = x86.start(tmp_path, tmp_path / "image.raw")
+    assert done.returncode == 19 and told in done.stderr and not done.stdout
+
+
+def test_a_library_for_another_architecture_is_refused(x86: Native, folder: Path, tmp_path: Path) -> None:
+    text = (copied(folder, tmp_path) / "model.json").read_text().replace("x86_64", "aarch64")
+    (tmp_path / "model.json").write_text(text)
+    done = x86.start(tmp_path, tmp_path / "image.raw")
+    assert done.returncode == 19 and "is for aarch64 or AMD64, this runner is for x86_64" in done.stderr
+
+
+def test_nothing_of_a_library_runs_before_the_checks(x86: Native, folder: Path, tmp_path: Path) -> None:
+    """A library that ends the process as soon as it is loaded: seen when checks pass, not when one of them fails."""
+    copied(folder, tmp_path)
+    source = tmp_path / "exit.cc"
+    source.write_text("#include <unistd.h>\n__attribute__((constructor)) void loaded() { _exit(77); }\n")
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "model.so")], check=True)
+    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 77
+    (tmp_path / "image.raw").write_bytes(b"")
+    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 15
+    (tmp_path / "model.json").write_text((tmp_path / "model.json").read_text().replace('"fma"', '"amx_fp64"'))
+    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 19
+
+
+def test_no_compiler_and_no_folder_are_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="No such file"):
+        native.build_runner("x86_64", tmp_path / "nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeMissingError, match=r"apt install g\+\+-aarch64-linux-gnu"):
+        native.build_runner("aarch64", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_compile_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot compile runner.cc"):
+        native.build_runner("x86_64", tmp_path, options=("-DEDGEVIT_TVM=",))
+    assert not (tmp_path / "runner").exists()
+
+
+def test_libraries_that_are_not_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "versions", lambda: {**canary.PINNED, "apache-tvm": "0.28.0"})
+    with pytest.raises(RuntimeMissingError, match=r"installed is .*0\.28\.0"):
+        native.libraries("aarch64", tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeMissingError, match="cannot download apache-tvm=="):
+        native.libraries("aarch64", tmp_path)
+
+
+def test_a_damaged_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(native, "_download", lambda shared, path: fetched.append(path.name))
+    (first, second) = native.libraries("aarch64", tmp_path)
+    first.parent.mkdir(parents=True)
+    first.write_bytes(b"damaged")
+    native.libraries("aarch64", tmp_path)
+    assert fetched == [first.name, second.name] * 2
+
+
+@pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
+def test_memory_of_a_real_gated_model(x86: Native, tmp_path: Path) -> None:
+    """Loading reads no weights; a run reads each once, from pages of the file."""
+    from edgevit.models.resolve import resolve
+    from edgevit.spec import GateSpec
+
+    name = "deit_tiny_patch16_224.fb_in1k"
+    program = resolve(name, weights=Path(os.environ["EDGEVIT_DATA"]) / f"{name}.safetensors")
+    gate = GateSpec(pool="prefix", threshold=0.0)
+    spec = replace(program.spec, branches=tuple(replace(b, gate=gate) for b in program.spec.branches))
+    rng = np.random.default_rng(0)
+    added: dict[str, Any] = {}
+    for branch in spec.branches:
+        added[f"{branch.name}.gate.weight"] = rng.standard_normal(spec.dim, dtype=np.float32)
+        added[f"{branch.name}.gate.bias"] = np.zeros(1, dtype=np.float32)
+    written(Program(spec=spec, weights={**program.weights, **added}), AVX2, tmp_path)
+    weights = (tmp_path / "model.weights").stat().st_size
+    arena = 4 * runner.read_manifest(tmp_path / "model.json").arena
+    closed, opened = (x86.run(tmp_path, tmp_path / "image.raw", effort=e) for e in (ALL_SKIPPED, ALL_OPEN))
+    # A process with the runtime libraries and nothing to do has 7.9 MB.
+    assert opened["load_peak_bytes"] < 11e6
+    assert opened["peak_bytes"] < weights + arena + 12e6
+    assert closed["peak_bytes"] < opened["peak_bytes"] / 2
