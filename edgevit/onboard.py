@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from edgevit.ondevice import DEFAULT_RUNS, prepare_images, target_of
 
 DEFAULT_TIMEOUT_S = 1800
 PACKAGE = Path(__file__).parent
+# Modules that run in processes of their own, so that nobody imports them.
+WORKERS = ("edgevit.measure.probe", "edgevit.measure.trace")
 
 
 def profile(
@@ -75,14 +78,14 @@ def profile(
         return _measurement(answer, bundle.sha256, manifest, device)
 
 
-# Modules that run in processes of their own, so that nobody imports them.
-WORKERS = ("edgevit.measure.probe", "edgevit.measure.trace")
-
-
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """(module, pip requirement) of numpy and the bundle's runtime, in the versions the bundle was verified with."""
-    version = manifest.tools.get(manifest.backend)
-    return (("numpy", "numpy"), (manifest.backend, f"{manifest.backend}=={version}" if version else manifest.backend))
+    # What follows the release (OpenVINO tells its commit) means nothing to pip.
+    release = re.match(r"[0-9]+(?:\.[0-9]+)*", manifest.tools.get(manifest.backend, ""))
+    return (
+        ("numpy", "numpy"),
+        (manifest.backend, f"{manifest.backend}=={release[0]}" if release else manifest.backend),
+    )
 
 
 def program_files(modules: Sequence[str]) -> dict[str, Content]:

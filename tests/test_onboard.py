@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -120,3 +121,10 @@ def onboard_measurement(bundle: Path) -> Measurement:
 
     with open_bundle(bundle) as opened:
         return measurement(bundle_sha256=opened.sha256)
+
+
+def test_pip_is_told_the_release_that_the_bundle_was_verified_with(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        manifest = dataclasses.replace(opened.manifest, backend="openvino", tools={"openvino": "2026.4.1-22982-e21"})
+    assert onboard.requirements(manifest) == (("numpy", "numpy"), ("openvino", "openvino==2026.4.1"))
+    assert onboard.requirements(dataclasses.replace(manifest, tools={}))[1] == ("openvino", "openvino")
