@@ -92,6 +92,9 @@ class _Writer:
     def write(self, steps: Sequence[Step]) -> Lowered:
         stages = [s for step in steps for s in (step.gate, step.body, step.otherwise) if s is not None]
         functions = {stage.name: self._function(stage) for stage in stages if not stage.name.endswith(".gate")}
+        # What every run reads lies together, so that pages around it bring in no closed branch's weights.
+        bodies = {step.body.name for step in steps if step.gate is not None and step.body is not None}
+        stages.sort(key=lambda stage: stage.name in bodies)
         names = [stage.name for stage in stages if stage.weights.size]
         parameters = {name: self._parameter(name) for name in ("image", "effort", "arena", "logits", "gates")}
         weights = {s.name: self._tensor(f"w_{_plain(s.name)}", (s.weights.size,)) for s in stages if s.weights.size}

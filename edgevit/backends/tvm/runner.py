@@ -142,9 +142,13 @@ def map_weights(path: Path, manifest: Manifest) -> list[np.ndarray]:
     """Map the weights: pages are read when a branch first runs, and belong to the file.
 
     Raises:
-        BundleError: missing, or of another size than the manifest says.
+        BundleError: missing, of another size than the manifest says, or not at addresses that kernels accept.
     """
-    expected = max((p.offset_bytes + 4 * p.elements for p in manifest.weights), default=0)
+    expected = 0
+    for part in manifest.weights:
+        if part.offset_bytes != expected or part.offset_bytes % ALIGN_BYTES or part.elements < 1:
+            raise BundleError(f"the manifest of {path} puts {part.name} at a wrong place; unpack the bundle again")
+        expected += 4 * part.elements
     try:
         # Copy on write: the runtime takes no read-only arrays, and a page that nobody writes is never copied.
         mapped = np.memmap(path, dtype=np.uint8, mode="c")

@@ -120,6 +120,13 @@ def test_a_closed_branch_calls_none_of_its_kernels() -> None:
     assert count[1e9] == 1 + 2 * (4 + 3) + 1  # the last attention makes query apart from key and value
 
 
+def test_weights_of_branches_that_a_gate_can_close_lie_behind_the_rest() -> None:
+    program = tiny_program(gated=True, skip=True)
+    names = [name for name, _ in lower(program, AVX2).weights]
+    assert names[-4:] == [branch.name for branch in program.spec.branches]
+    assert {"stem", "head", "b01_ffn.gate", "b01_ffn.skip"} <= set(names[:-4])
+
+
 def test_equal_shapes_share_their_kernels() -> None:
     shared = lower(tiny_program(depth=6), AVX2)
     names = [str(v.name_hint) for v in shared.module.functions]

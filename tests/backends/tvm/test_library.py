@@ -93,6 +93,18 @@ def test_missing_and_damaged_files_are_refused(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("old", "new"), [('"offset_bytes": 0', '"offset_bytes": 4'), ('"elements": ', '"elements": -')]
+)
+def test_weights_at_a_wrong_place_are_refused(folder: Path, tmp_path: Path, old: str, new: str) -> None:
+    copy(folder, tmp_path)
+    text = (tmp_path / MANIFEST).read_text()
+    assert old in text
+    (tmp_path / MANIFEST).write_text(text.replace(old, new, 1))
+    with pytest.raises(BundleError, match="puts stem at a wrong place"):
+        runner.load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "told"),
     [
         ("flags", ["avx2", "amx_fp64"], "a CPU with amx_fp64"),
