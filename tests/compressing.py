@@ -1,24 +1,21 @@
-"""What tests of training share: small photographs on disk, a short recipe, runs in forked processes."""
+"""What tests of training share: small photographs on disk, a short recipe, runs in processes of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import multiprocessing
 import os
-import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.utils.tensorboard  # noqa: F401  # what a forked process needs, imported once
 from PIL import Image
 
-import edgevit.training  # noqa: F401
-from edgevit.cli import main
 from edgevit.models.program import Program, save_program
 from edgevit.train.log import CSV_NAME
 from tests.tiny import tiny_program
@@ -74,56 +71,65 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def forked(
-    arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, room_bytes: int = 0
-) -> ForkProcess:
-    """Run the command line in a forked process, which needs no second import of torch; what it says goes to `log`.
-
-    With `room_bytes` no file of it can grow beyond that, as on a full disk.
-    """
-
-    def run() -> None:
-        os.environ.update(environment or {})
-        if room_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, room_bytes))
-        with log.open("ab", buffering=0) as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os._exit(_code(arguments))
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
+CHILD = """
+import resource, signal, sys
+room = int(sys.argv[1])
+if room:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background hands down that it is ignored
+from edgevit.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
-def _code(arguments: Sequence[str]) -> int:
-    import sys
-    import traceback
+class Run:
+    """The command line in a process of its own; what it says goes to a file."""
 
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    try:
-        return main(list(arguments))
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def __init__(self, arguments: Sequence[str], log: Path, environment: dict[str, str], room_bytes: int) -> None:
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(room_bytes), *arguments],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.process.poll()
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def join(self, patience_s: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience_s)
 
 
-def together(arguments: Sequence[str], logs: Path, size: int = 2) -> list[ForkProcess]:
+def started(arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, room_bytes: int = 0) -> Run:
+    """Start the command line. With `room_bytes` no file of it can grow beyond that, as on a full disk."""
+    return Run(arguments, log, environment or {}, room_bytes)
+
+
+def together(arguments: Sequence[str], logs: Path, size: int = 2) -> list[Run]:
     """The same command line in `size` processes that know each other as `torchrun` lets them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        forked(arguments, logs / f"rank{rank}.log", {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        started(arguments, logs / f"rank{rank}.log", {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)
     ]
 
 
-def wait_for(met: Callable[[], bool], process: ForkProcess) -> None:
+def wait_for(met: Callable[[], bool], process: Run) -> None:
     """Wait until `met`, or the process has ended."""
     end = time.monotonic() + PATIENCE_S
     while not met() and process.is_alive():
@@ -131,7 +137,7 @@ def wait_for(met: Callable[[], bool], process: ForkProcess) -> None:
         time.sleep(0.002)
 
 
-def ended(process: ForkProcess) -> int:
+def ended(process: Run) -> int:
     """The exit status of a process, which must end by itself."""
     process.join(PATIENCE_S)
     if process.exitcode is None:

@@ -25,11 +25,11 @@ from tests.compressing import (
     dense,
     ended,
     files,
-    forked,
     metrics,
     photos,
     recipe,
     saved,
+    started,
     steps_logged,
     wait_for,
 )
@@ -61,7 +61,7 @@ def test_kill_and_resume_is_as_if_nothing_happened(images: Path, tmp_path: Path)
     numbers = recipe(tmp_path / "recipe.toml", checkpoint_seconds=0.01, groups="random 1 5")
     command = ["compress", str(program), "--data", str(images), "--macs", "0.5", "--recipe", str(numbers)]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert ended(forked([*command, "-o", str(undisturbed)], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert ended(started([*command, "-o", str(undisturbed)], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     total = steps_logged(undisturbed)
     assert total == 16
     stages = {row["stage"] for row in metrics(undisturbed)}
@@ -70,12 +70,12 @@ def test_kill_and_resume_is_as_if_nothing_happened(images: Path, tmp_path: Path)
     points = sorted(int(n) for n in rng.choice(np.arange(1, total), 4, replace=False))
     points[0], points[-1] = min(points[0], 6), max(points[-1], 10)  # one in each stage at least
     for point in points:
-        process = forked([*command, "-o", str(disturbed), "--resume"], tmp_path / "log")
+        process = started([*command, "-o", str(disturbed), "--resume"], tmp_path / "log")
         wait_for(lambda point=point: steps_logged(disturbed) >= point, process)  # type: ignore[misc]
         process.kill()
         process.join()
         assert process.exitcode == -9, f"killed at {points}: {(tmp_path / 'log').read_text()}"
-    last = forked([*command, "-o", str(disturbed), "--resume"], tmp_path / "log")
+    last = started([*command, "-o", str(disturbed), "--resume"], tmp_path / "log")
     assert ended(last) == 0, (tmp_path / "log").read_text()
     assert metrics(disturbed) == metrics(undisturbed), f"killed at {points}"
     assert files(disturbed / "program") == files(undisturbed / "program"), f"killed at {points}"

@@ -18,7 +18,7 @@ from edgevit.models.macs import total_macs
 from edgevit.models.program import load_program
 from edgevit.train.checkpoint import load
 from edgevit.train.recipe import load_recipe
-from tests.compressing import dense, ended, files, forked, metrics, photos, recipe, saved, steps_logged, wait_for
+from tests.compressing import dense, ended, files, metrics, photos, recipe, saved, started, steps_logged, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -287,18 +287,18 @@ def test_a_full_disk_is_told_and_can_be_resumed_from(program: Path, images: Path
     out, often = tmp_path / "out", recipe(tmp_path / "often.toml", epochs_joint=1, epochs_recover=1)
     command = ["compress", str(program), "--data", str(images), "--macs", "0.6", "--recipe", str(often), "-o", str(out)]
     log = tmp_path / "log"
-    assert ended(forked(command, log, room_bytes=100_000)) == errors.OutputError.exit_code
+    assert ended(started(command, log, room_bytes=100_000)) == errors.OutputError.exit_code
     assert "cannot save the checkpoint" in log.read_text()
     assert "go on with --resume" in log.read_text()
     assert not list(out.glob(".*"))
-    assert ended(forked([*command, "--resume"], log)) == 0
+    assert ended(started([*command, "--resume"], log)) == 0
     assert (out / "program").is_dir()
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(program: Path, images: Path, tmp_path: Path) -> None:
     out, often = tmp_path / "out", recipe(tmp_path / "often.toml", epochs_joint=6, checkpoint_seconds=0.01)
     command = ["compress", str(program), "--data", str(images), "--macs", "0.6", "--recipe", str(often), "-o", str(out)]
-    process = forked(command, tmp_path / "log")
+    process = started(command, tmp_path / "log")
     wait_for(lambda: steps_logged(out) >= 3, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)

@@ -18,17 +18,18 @@ from tests.compressing import (
     column,
     dense,
     ended,
-    forked,
     metrics,
     photos,
     recipe,
     saved,
+    started,
     steps_logged,
     together,
     wait_for,
 )
 
 FLOAT_NOISE = 1e-4
+NOISE = {"gradient": 5e-4}  # the norm adds up the noise of all gradients
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,9 @@ def compare(one: Path, two: Path) -> None:
     stages = column(one, "stage")
     assert set(stages) == {0.0, 1.0}
     for name in ("loss", "gradient", "macs", "static_macs", "price", "rate"):
-        np.testing.assert_allclose(column(two, name), column(one, name), rtol=FLOAT_NOISE, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            column(two, name), column(one, name), rtol=NOISE.get(name, FLOAT_NOISE), atol=1e-6, err_msg=name
+        )
     first, second = load_program(one / "program"), load_program(two / "program")
     assert [b.kept for b in first.spec.branches] == [b.kept for b in second.spec.branches]
     assert [b.gate is None for b in first.spec.branches] == [b.gate is None for b in second.spec.branches]
@@ -62,7 +65,7 @@ def compare(one: Path, two: Path) -> None:
 def test_two_processes_train_as_one(groups: str, accumulate: int, images: Path, tmp_path: Path) -> None:
     """Groups cross the border between processes: `batch` is one group, and 5 does not divide 16."""
     given = command(tmp_path, images, "--groups", groups, accumulate=accumulate)
-    assert ended(forked([*given, "-o", str(tmp_path / "one")], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert ended(started([*given, "-o", str(tmp_path / "one")], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     both = together([*given, "-o", str(tmp_path / "two")], tmp_path)
     codes = [ended(process) for process in both]
     assert codes == [0, 0], (tmp_path / "rank1.log").read_text()
@@ -74,7 +77,7 @@ def test_two_processes_train_as_one(groups: str, accumulate: int, images: Path, 
 def test_torchrun_starts_it_and_one_process_resumes_it(images: Path, tmp_path: Path) -> None:
     """With the default groups, `recursive`. Nothing in a checkpoint depends on the number of processes."""
     given = command(tmp_path, images)
-    assert ended(forked([*given, "-o", str(tmp_path / "one")], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
+    assert ended(started([*given, "-o", str(tmp_path / "one")], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgevit", *given]
     found = subprocess.run(
         [sys.executable, *run, "-o", str(tmp_path / "two"), "--json"],
@@ -86,7 +89,7 @@ def test_torchrun_starts_it_and_one_process_resumes_it(images: Path, tmp_path: P
     )
     assert found.returncode == 0, found.stderr
     compare(tmp_path / "one", tmp_path / "two")
-    resumed = forked([*given, "-o", str(tmp_path / "two"), "--resume"], tmp_path / "log")
+    resumed = started([*given, "-o", str(tmp_path / "two"), "--resume"], tmp_path / "log")
     assert ended(resumed) == 0, (tmp_path / "log").read_text()
 
 
