@@ -17,8 +17,12 @@ demo: $(STAMP)
 	@echo "Bundle: $(CURDIR)/$(DEMO) (and $(DEMO).zip)"
 	@echo "Report: $(CURDIR)/$(DEMO).html"
 
+# Training and boards start processes and import much that the compilers' tests should not share a process with.
+PROCESSES := tests/train tests/device tests/cli/test_compress.py tests/test_training.py tests/test_usdc.py tests/test_onboard.py
+
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PROCESSES:%=--ignore=%)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PROCESSES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
