@@ -52,7 +52,7 @@ NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One training run: expected MACs, the static share of the saving, gate groups, seed.
+    """One training run: expected MACs, the static share of the saving, gate groups, seed, epochs of recovery.
 
     With MACs 1 nothing is removed: the dense model trained on as long as the others, for a fair comparison.
     """
@@ -61,19 +61,23 @@ class Experiment:
     share: float = BOTH
     groups: str = "recursive"
     seed: int = 0
+    epochs: int = COMPRESSED.epochs_recover
 
     @property
     def name(self) -> str:
         if self.macs == 1:
             return f"longer-100-seed{self.seed}"
+        method = NAMES[self.share] if self.epochs == COMPRESSED.epochs_recover else "long"
         groups = "" if self.share == STATIC else "-" + self.groups.replace(" ", "_")
-        return f"{NAMES[self.share]}-{self.macs:.0%}{groups}-seed{self.seed}".replace("%", "")
+        return f"{method}-{self.macs:.0%}{groups}-seed{self.seed}".replace("%", "")
 
 
+LONG = 3 * COMPRESSED.epochs_recover
 E2_MODES = ("sample", "batch", "average 32", "average 8", "random 1 64", "halving")
 EXPERIMENTS = (
     *(Experiment(macs=0.5, share=s) for s in (BOTH, STATIC, DYNAMIC)),
     Experiment(macs=1.0),
+    Experiment(macs=0.5, groups="sample", epochs=LONG),
     *(Experiment(macs=0.5, groups=g) for g in E2_MODES),
     *(Experiment(macs=0.5, share=s, seed=1) for s in (BOTH, STATIC, DYNAMIC)),
     *(Experiment(macs=m, share=s) for m in (0.35, 0.7) for s in (BOTH, STATIC, DYNAMIC)),
@@ -101,7 +105,7 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
         dense, teacher, recipe, budgets = pretrained(), None, DENSE, split_budget(1.0, None, STATIC)
     else:
         dense = teacher = load_program(work / "dense" / "program")
-        recipe = replace(COMPRESSED, groups=experiment.groups, seed=experiment.seed)
+        recipe = replace(COMPRESSED, groups=experiment.groups, seed=experiment.seed, epochs_recover=experiment.epochs)
         if experiment.macs == 1:
             recipe = replace(recipe, epochs_joint=0, epochs_recover=recipe.epochs_joint + recipe.epochs_recover)
         budgets = split_budget(experiment.macs, None, experiment.share)

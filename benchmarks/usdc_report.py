@@ -11,6 +11,7 @@ BATCHES = ("256", "64", "32", "8", "2", "1")
 METHODS = {
     "longer": "nothing removed, trained on as long",
     "usdc": "both (USDC)",
+    "long": "both (USDC), recovery three times as long",
     "static": "static only",
     "dynamic": "dynamic only",
 }
