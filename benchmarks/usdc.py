@@ -42,9 +42,9 @@ from edgevit.training_run import Training, train
 from edgevit.usdc import split_budget, with_crop
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-SIZE = 64
+SIZE = 48
 BATCHES = (256, 64, 32, 8, 2, 1)
-DENSE = TrainRecipe(epochs_joint=0, epochs_recover=6, rate_recover=2e-4, batch=64, ema=0.9995)
+DENSE = TrainRecipe(epochs_joint=0, epochs_recover=4, rate_recover=3e-4)
 COMPRESSED = TrainRecipe(epochs_joint=1, epochs_recover=4, rate_joint=3e-4, rate_recover=3e-4)
 STATIC, DYNAMIC, BOTH = 1.0, 0.0, 0.6
 NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}
@@ -73,7 +73,7 @@ class Experiment:
 
 
 LONG = 3 * COMPRESSED.epochs_recover
-E2_MODES = ("sample", "batch", "average 32", "average 8", "random 1 64", "halving")
+E2_MODES = ("sample", "batch", "average 32", "random 1 64", "halving")
 EXPERIMENTS = (
     *(Experiment(macs=0.5, share=s) for s in (BOTH, STATIC, DYNAMIC)),
     Experiment(macs=1.0),

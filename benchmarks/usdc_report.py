@@ -48,7 +48,7 @@ def _head(dense: Row) -> list[str]:
     return [
         "# Static pruning and dynamic gates, together and apart",
         "",
-        "ViT-Ti/16 (ImageNet-21k weights) on CIFAR-10 scaled to 64 x 64 pixels; trained on the training set but for "
+        "ViT-Ti/16 (ImageNet-21k weights) on CIFAR-10 scaled to 48 x 48 pixels; trained on the training set but for "
         f"the {r['threshold_images']} images that set thresholds; top-1 on all {dense['images']} test images (standard "
         f"error about 0.25 points). Dense: fine-tuned for {r['epochs_recover']} epochs; it is the teacher of all "
         "others. MACs, weights and the memory bound (ONNX Runtime, int8, every gate open) are fractions of the dense "
