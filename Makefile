@@ -17,12 +17,8 @@ demo: $(STAMP)
 	@echo "Bundle: $(CURDIR)/$(DEMO) (and $(DEMO).zip)"
 	@echo "Report: $(CURDIR)/$(DEMO).html"
 
-# Training and boards start processes and import much that the compilers' tests should not share a process with.
-PROCESSES := tests/train tests/device tests/cli/test_compress.py tests/test_training.py tests/test_usdc.py tests/test_onboard.py
-
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PROCESSES:%=--ignore=%)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PROCESSES)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def load(
         if not needed.is_file():
             raise BundleError(f"{folder} has no {needed.name}")
     try:
-        return OpenVinoRunner(_compiled(runtime.Core().read_model(path), threads, precision, **_exact(weight_bits)))
+        return OpenVinoRunner(_compiled(_core().read_model(path), threads, precision, **_exact(weight_bits)))
     except RuntimeError as error:
         raise BundleError(f"OpenVINO {runtime.__version__} cannot load {path}: {error}") from error
 
@@ -98,7 +99,7 @@ def load(
 def counting(path: Path, *, threads: int = 1, precision: str = "f32", weight_bits: int = 8) -> Any:
     """An infer request, set up as `load` does, whose `profiling_info` tells the time of every node; an `If` is one."""
     more = {**_exact(weight_bits), "PERF_COUNT": True}
-    return _compiled(_runtime().Core().read_model(path), threads, precision, **more).create_infer_request()
+    return _compiled(_core().read_model(path), threads, precision, **more).create_infer_request()
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
@@ -119,7 +120,7 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
 
 def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:
     """The configuration that `load` compiles this model with on any device; for the bundle's own runner."""
-    return _settings(_runtime().Core().read_model(folder / (file or MODEL)), precision)
+    return _settings(_core().read_model(folder / (file or MODEL)), precision)
 
 
 def _exact(weight_bits: int) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _lacks_vnni() -> bool:
 
 def _compiled(model: Any, threads: int, precision: str, **more: Any) -> Any:
     configuration = {**_settings(model, precision), "INFERENCE_NUM_THREADS": threads, **more}
-    return _runtime().Core().compile_model(model, "CPU", configuration)
+    return _core().compile_model(model, "CPU", configuration)
 
 
 def _settings(model: Any, precision: str) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _read(model: onnx.ModelProto) -> Any:
         if plain.graph.initializer[index].name in inputs:
             del plain.graph.initializer[index]
     _flatten_conditions(plain)
-    return _runtime().Core().read_model(io.BytesIO(plain.SerializeToString()))
+    return _core().read_model(io.BytesIO(plain.SerializeToString()))
 
 
 def _flatten_conditions(model: onnx.ModelProto) -> None:
@@ -223,6 +224,16 @@ def _name_stably(model: Any, prefix: str = "") -> None:
         if operation.get_type_name() == "If":
             _name_stably(operation.get_then_body(), f"{operation.get_friendly_name()}/then/")
             _name_stably(operation.get_else_body(), f"{operation.get_friendly_name()}/else/")
+
+
+@cache
+def _core() -> Any:
+    """The process's one Core.
+
+    OpenVINO 2026.4 gives the thread a signal stack per Core and, when Cores end in another order than last in first
+    out, leaves it one that is unmapped: the next signal with a handler, even Ctrl-C, ends the process without a word.
+    """
+    return _runtime().Core()
 
 
 def _runtime() -> Any:

@@ -5,6 +5,7 @@ python runner/run.py --check        every file's sha256, and the golden inputs a
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -118,13 +119,11 @@ def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
 
 def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
     """Load the model with OpenVINO; the function takes an image and an effort, gives logits and gates."""
-    import openvino
-
     settings = {**manifest["runtime_settings"], "INFERENCE_NUM_THREADS": threads}
     if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
         # int8 kernels would saturate here: the model is computed as written, in float.
         settings["LP_TRANSFORMS_MODE"] = "NO"
-    request = openvino.Core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
+    request = openvino_core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
 
     def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         feeds = {"image": image}
@@ -134,6 +133,14 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
         return results["logits"].copy(), results["gates"].copy()
 
     return run
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """One Core for the process: several that end in any order leave signal handlers an unmapped stack (2026.4)."""
+    import openvino
+
+    return openvino.Core()
 
 
 def lacks_vnni() -> bool:

@@ -103,12 +103,28 @@ def check_skip_time(
 ) -> SkipTimeResult:
     """Hold the CPU time of all-skipped against all-open runs, taken in turns so that both meet the same machine.
 
+    What misses the limit is measured again, over more runs, before it is refused.
+
     `margin` is added to the share that MACs say: norms, gates and copies cost time but no MACs, and int8 makes the
     branches, but not them, cheaper.
 
     Raises:
         SkipError: the ratio is above the expected share plus `margin`.
     """
+    result = _time_paths(spec, runner, images, margin=margin, runs=runs)
+    # A busy machine can spoil a few short runs, not more and more of them.
+    for more in (3, 9):
+        if result.ratio > result.limit:
+            result = _time_paths(spec, runner, images, margin=margin, runs=more * runs)
+    if result.ratio > result.limit:
+        raise SkipError(
+            f"{result.summary}: all open {result.all_open_ms:.3g} ms, all skipped {result.all_skipped_ms:.3g} ms; a "
+            "closed gate does not save the work of its branch"
+        )
+    return result
+
+
+def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin: float, runs: int) -> SkipTimeResult:
     samples: dict[float, list[float]] = {ALL_OPEN: [], ALL_SKIPPED: []}
     for index in range(runs + 1):
         image = images[index % len(images)][None]
@@ -119,7 +135,7 @@ def check_skip_time(
     # The first round warms up.
     all_open, all_skipped = (float(np.median(times[1:])) for times in samples.values())
     expected = skipped_macs(spec) / total_macs(spec)
-    result = SkipTimeResult(
+    return SkipTimeResult(
         all_open_ms=all_open,
         all_skipped_ms=all_skipped,
         ratio=all_skipped / max(all_open, 1e-9),
@@ -127,12 +143,6 @@ def check_skip_time(
         limit=expected + margin,
         runs=runs,
     )
-    if result.ratio > result.limit:
-        raise SkipError(
-            f"{result.summary}: all open {all_open:.3g} ms, all skipped {all_skipped:.3g} ms; a closed gate does not "
-            "save the work of its branch"
-        )
-    return result
 
 
 def skipped_macs(spec: ProgramSpec) -> int:

@@ -248,3 +248,16 @@ def test_int8_weights_move_into_the_body_that_uses_them(int8_model: onnx.ModelPr
     assert {name for name in left if name.endswith("/w_q")} == {"stem/w_q", "head/w_q"}
     body = next(a.g for n in moved.graph.node if n.name == "b00_ffn/y" for a in n.attribute if a.name == "then_branch")
     assert {"b00_ffn.fc1/w_q", "b00_ffn.fc2/w_q"} <= {t.name for t in body.initializer}
+
+
+def test_a_signal_is_handled_after_models_ended_in_any_order(runtime: Backend, tmp_path: Path) -> None:
+    runtime.compile(assemble(PROGRAM), tmp_path)
+    code = (
+        "import pathlib, signal; from edgevit.backends import backend\n"
+        f"models = [backend({runtime.NAME!r}).load(pathlib.Path({str(tmp_path)!r})) for _ in range(2)]\n"
+        "del models[0], models[0]\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -103,3 +103,22 @@ def test_ungated_branches_count_as_run() -> None:
     plain = tiny_program()
     assert skipped_macs(plain.spec) == total_macs(plain.spec)
     assert (ALL_OPEN, ALL_SKIPPED) == (1e9, -1e9)
+
+
+@pytest.mark.parametrize("disturbed", [20, 10**6])
+def test_what_misses_the_limit_is_measured_again(monkeypatch: pytest.MonkeyPatch, disturbed: int) -> None:
+    clock, count = [0.0], [0]
+
+    class Fake:
+        def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+            count[0] += 1
+            clock[0] += 1.0 if effort > 0 or count[0] < disturbed else 0.1
+            return np.zeros((1, 10)), np.zeros(4)
+
+    monkeypatch.setattr("edgevit.verify.skip.time.process_time", lambda: clock[0])
+    if disturbed > 1000:
+        with pytest.raises(SkipError, match="135 runs"):
+            check_skip_time(LARGE.spec, Fake(), LARGE_IMAGES)
+        assert count[0] == 2 * (16 + 46 + 136)
+    else:
+        assert check_skip_time(LARGE.spec, Fake(), LARGE_IMAGES).runs == 45
