@@ -28,6 +28,7 @@ from edgevit.bound import openvino as ov_bound
 from edgevit.bound.result import Bound, check_bound
 from edgevit.bundlespec import AccuracyRow, Claim, ClaimName, MemoryBound
 from edgevit.data.images import ImageSet
+from edgevit.elsewhere import qualified
 from edgevit.lower.assemble import assemble
 from edgevit.measure.device import probe_local
 from edgevit.models.program import Program
@@ -104,8 +105,9 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
     rows, claim = _accuracy(case, runner)
     claims.append(claim)
     gates = [runner.run(i[None])[1] for i in track(case.calibration.images, "Watching the gates")]
+    said, memory = qualified(claims, memory, case.target)
     return Evidence(
-        claims=tuple(claims),
+        claims=said,
         bound=memory,
         branch_bytes={name.split("/")[0]: max(then, other) for name, then, other in bound.branches},
         open_rates=np.stack(gates).mean(axis=0),
