@@ -24,6 +24,7 @@ from edgevit.backends.tvm.code import (
     number,
     splat,
 )
+from edgevit.backends.tvm.integers import Matrix, put
 from edgevit.backends.tvm.kernels import multiply, packed, row_tiles
 from edgevit.backends.tvm.layout import Arena, Place
 from edgevit.backends.tvm.schedules import Isa, Tile, pad
@@ -76,16 +77,16 @@ def scratch(arena: Arena, heads: Heads, tile: Tile, lanes: int) -> Scratch:
     )
 
 
-def attention(isa: Isa, arena: int, heads: Heads, target: Place, work: Scratch, tile: Tile) -> Any:
+def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
     """Per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
-    memory = buffer("arena", arena)
+    memory, values = buffer("arena", arena), buffer("weights", blob)
     with code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, heads, head * heads.stride, target, work, tile, isa.lanes)
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes)
         kernel.pack_keys()
         kernel.pack_values()
         row_tiles(code, heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors), kernel.rows)
-    return code.function([memory])
+    return code.function([memory, values])
 
 
 class _Attention:
@@ -95,14 +96,15 @@ class _Attention:
         self,
         code: Code,
         memory: Any,
+        values: Any,
         heads: Heads,
         column: Any,
-        target: Place,
+        target: Matrix,
         work: Scratch,
         tile: Tile,
         lanes: int,
     ) -> None:
-        self.code, self.memory, self.heads, self.column = code, memory, heads, column
+        self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.tile, self.lanes = target, work, tile, lanes
 
     def _panels(self, columns: int) -> Iterator[Panel]:
@@ -220,9 +222,8 @@ class _Attention:
         scores, target = self.work.scores, self.target
 
         def store(r: Any, column: Any, value: Any) -> None:
-            place = target.offset + (row + r) * target.stride + self.column + column
-            inverse = load(self.memory, self.work.inverse.offset + r)
-            self.code.store_vector(self.memory, place, value * splat(inverse, self.lanes), self.lanes)
+            value = value * splat(load(self.memory, self.work.inverse.offset + r), self.lanes)
+            put(self.code, self.memory, self.values, target, row + r, self.column + column, value, self.lanes)
 
         self._product(
             rows,

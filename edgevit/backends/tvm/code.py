@@ -165,6 +165,26 @@ def to_float(value: Any, lanes: int = 1) -> Any:
     return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
 
 
+def bits(kind: str, value: Any) -> Any:
+    """The same bits as another type."""
+    return tirx.reinterpret(kind, value)
+
+
+def instruction(kind: str, name: str, *arguments: Any) -> Any:
+    """One of LLVM's intrinsics, which gives a `kind`."""
+    return tirx.call_llvm_pure_intrin(kind, name, *arguments)
+
+
+def lanes_of(value: Any, *indices: int) -> Any:
+    """A vector of some lanes of a vector."""
+    return tirx.Shuffle([value], [integer(i) for i in indices])
+
+
+def joined(first: Any, second: Any, *indices: int) -> Any:
+    """A vector of some lanes of two vectors of one type, numbered through."""
+    return tirx.Shuffle([first, second], [integer(i) for i in indices])
+
+
 def rsqrt(value: Any) -> Any:
     """1 / sqrt of a scalar."""
     return number(1.0) / tirx.sqrt(value)

@@ -16,10 +16,11 @@ import tvm
 from tvm import relax
 
 from edgevit.backends.tvm.schedules import Isa, default_tile
-from edgevit.backends.tvm.stages import Choose, Kernel, Stage, Stages
+from edgevit.backends.tvm.stages import Choose, Counted, Kernel, Stage, Stages
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.macs import rows_in, rows_out
 from edgevit.models.program import Program
+from edgevit.quantspec import QuantPlan
 from edgevit.spec import ProgramSpec
 
 
@@ -33,6 +34,7 @@ class Lowered:
         isa: what its kernels are for.
         arena: float32 elements of the activation arena, to be aligned to 64 bytes.
         weights: name and flat float32 array of every weight parameter, in order, to be aligned to 64 bytes.
+        int8: every int8 Linear's kernels by name, with what must be in their code.
     """
 
     module: Any = field(repr=False)
@@ -40,6 +42,7 @@ class Lowered:
     isa: Isa
     arena: int
     weights: tuple[tuple[str, np.ndarray], ...] = field(repr=False)
+    int8: tuple[tuple[str, Counted], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +54,20 @@ class Step:
     otherwise: Stage | None = None
 
 
-def lower(program: Program, isa: Isa, *, gating: bool = True, choose: Choose = default_tile) -> Lowered:
-    """Lower a Program in float32.
+def lower(
+    program: Program,
+    isa: Isa,
+    plan: QuantPlan | None = None,
+    *,
+    gating: bool = True,
+    choose: Choose = default_tile,
+) -> Lowered:
+    """Lower a Program.
 
     Args:
         program: the model; with `gating` false its gates are ignored and every branch runs.
         isa: instruction set.
+        plan: which Linears are int8 and how; None keeps all of them float32, and what else there is always is.
         gating: whether gates decide.
         choose: the register tile for a product's shape.
 
@@ -66,7 +77,7 @@ def lower(program: Program, isa: Isa, *, gating: bool = True, choose: Choose = d
     spec = program.spec
     if spec.stem.kind != "patch":
         raise UnsupportedModelError(f"{spec.name} has a {spec.stem.kind} stem; TVM builds take plain patch stems")
-    stages = Stages(program, isa, choose)
+    stages = Stages(program, isa, choose, plan)
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)
     for index, (branch, kept, read) in enumerate(zip(spec.branches, rows, rows_in(spec), strict=True)):
@@ -88,6 +99,7 @@ class _Writer:
         self.block = relax.BlockBuilder()
         self._kernels: dict[tuple[Any, ...], Any] = {}
         self._functions: dict[tuple[Any, ...], Any] = {}
+        self._int8: dict[tuple[str, Counted], None] = {}
 
     def write(self, steps: Sequence[Step]) -> Lowered:
         stages = [s for step in steps for s in (step.gate, step.body, step.otherwise) if s is not None]
@@ -112,6 +124,7 @@ class _Writer:
             isa=self.isa,
             arena=self.size,
             weights=tuple((s.name, s.weights) for s in stages if s.name in names),
+            int8=tuple(self._int8),
         )
 
     def _step(
@@ -134,6 +147,10 @@ class _Writer:
     def _function(self, stage: Stage) -> Any:
         """The stage as a private function that returns the arena; equal stages of different weights share one."""
         takes = _takes(stage)
+        for kernel in stage.kernels:
+            name = str(self._kernel(kernel).name_hint)
+            if kernel.counted is not None:
+                self._int8[name, kernel.counted] = None
         key = (stage.weights.size, *((k.build, k.arguments, k.takes) for k in stage.kernels))
         if key in self._functions:
             return self._functions[key]
@@ -150,12 +167,15 @@ class _Writer:
         return self._functions[key]
 
     def _call(self, kernel: Kernel, given: dict[str, Any], result: Any) -> Any:
+        return relax.Call(self._kernel(kernel), [given[name] for name in kernel.takes], ty_args=[result])
+
+    def _kernel(self, kernel: Kernel) -> Any:
         key = (kernel.build, kernel.arguments)
         if key not in self._kernels:
             function = kernel.build(self.isa, self.size, *kernel.arguments)
             name = f"{kernel.name}_{len(self._kernels)}"
             self._kernels[key] = self.block.add_func(function.with_attr("global_symbol", name), name)
-        return relax.Call(self._kernels[key], [given[name] for name in kernel.takes], ty_args=[result])
+        return self._kernels[key]
 
     def _parameter(self, name: str) -> Any:
         image = self.spec.image

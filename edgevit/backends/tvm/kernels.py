@@ -25,6 +25,7 @@ from edgevit.backends.tvm.code import (
     tensor,
     to_float,
 )
+from edgevit.backends.tvm.integers import Matrix, put
 from edgevit.backends.tvm.layout import Place
 from edgevit.backends.tvm.schedules import Isa, Tile, panels
 from edgevit.spec import Activation
@@ -99,7 +100,7 @@ def row_tiles(code: Code, rows: int, tile: Tile, emit: Callable[[Any, Tile], Non
 
 
 def product(
-    isa: Isa, arena: int, blob: int, source: Place, target: Place, weights: Weights, tile: Tile, epilogue: Epilogue
+    isa: Isa, arena: int, blob: int, source: Place, target: Matrix, weights: Weights, tile: Tile, epilogue: Epilogue
 ) -> Any:
     """Compute target = epilogue(source @ weights + bias); source `[M, K]`, target `[M, N]`."""
     code, lanes = Code(), isa.lanes
@@ -131,14 +132,7 @@ def product(
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows)
 
     def store(value: Any, row: Any, column: Any) -> None:
-        if epilogue.activation is not None:
-            value = activate(code, epilogue.activation, value, lanes)
-        place = target.offset + row * target.stride + column
-        if epilogue.onto:
-            value = value + load_vector(memory, place, lanes)
-        if epilogue.table is not None:
-            value = value + load_vector(values, epilogue.table + row * weights.columns + column, lanes)
-        code.store_vector(memory, place, value, lanes)
+        finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 
     width = tile.vectors * lanes
     with code.loop(full) as index:
@@ -148,12 +142,35 @@ def product(
     return code.function([memory, values])
 
 
+def finish(
+    code: Code,
+    memory: Any,
+    values: Any,
+    target: Matrix,
+    columns: int,
+    epilogue: Epilogue,
+    row: Any,
+    column: Any,
+    value: Any,
+    lanes: int,
+) -> None:
+    """The end of an epilogue: activation, additions, and one vector of the target."""
+    if epilogue.activation is not None:
+        value = activate(code, epilogue.activation, value, lanes)
+    if epilogue.onto:
+        assert isinstance(target, Place)
+        value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
+    if epilogue.table is not None:
+        value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
+    put(code, memory, values, target, row, column, value, lanes)
+
+
 def layer_norm(
     isa: Isa,
     arena: int,
     blob: int,
     source: Place,
-    target: Place,
+    target: Matrix,
     width: int,
     scale: int,
     shift: int,
@@ -175,8 +192,8 @@ def layer_norm(
         with code.loop(vectors) as v:
             x = load_vector(memory, base + v * lanes, lanes)
             y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
-            place = target.offset + row * target.stride + start + v * lanes
-            code.store_vector(memory, place, y + load_vector(values, shift + v * lanes, lanes), lanes)
+            y = y + load_vector(values, shift + v * lanes, lanes)
+            put(code, memory, values, target, row, start + v * lanes, y, lanes)
     return code.function([memory, values])
 
 

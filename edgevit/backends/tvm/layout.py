@@ -87,6 +87,12 @@ class Blob:
         return np.concatenate(self._parts)
 
 
+def words(values: np.ndarray) -> np.ndarray:
+    """The bytes of an array as flat float32, zeros behind them up to a whole one; bits, not numbers."""
+    flat = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    return np.pad(flat, (0, -flat.size % 4)).view(np.float32)
+
+
 def pad_columns(values: np.ndarray, width: int) -> np.ndarray:
     """Zeros to the right of the last axis, up to `width`."""
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any, Protocol
 
 from edgevit.errors import TargetError
 
@@ -25,7 +26,7 @@ class Isa:
     name: str
     lanes: int
     registers: int
-    target: Mapping[str, str]
+    target: Mapping[str, Any]
     flags: tuple[str, ...]
 
 
@@ -37,17 +38,28 @@ class Tile:
     vectors: int
 
 
+class Instructions(Protocol):
+    """How integers are multiplied; see `dots.Dot`."""
+
+    def registers(self, tile: Tile) -> int: ...
+
+    def loads(self, tile: Tile) -> float: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """The shape of one product: `[rows, depth] x [depth, columns]`, columns before padding."""
+    """The shape of one product: `[rows, depth] x [depth, columns]`, columns before padding; float without a `dot`."""
 
     rows: int
     columns: int
     depth: int
+    dot: Instructions | None = None
 
 
 # What LLVM takes for granted in x86-64-v3 beyond the kernels' own instructions.
 V3 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe")
+V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+V8_2 = ("asimd", "atomics", "asimdrdm", "asimddp")
 
 ISAS: Mapping[str, Isa] = MappingProxyType(
     {
@@ -65,7 +77,31 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
                 lanes=16,
                 registers=32,
                 target={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v4"},
-                flags=(*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+                flags=V4,
+            ),
+            Isa(
+                name="avxvnni",
+                lanes=8,
+                registers=16,
+                target={
+                    "kind": "llvm",
+                    "mtriple": "x86_64-linux-gnu",
+                    "mcpu": "x86-64-v3",
+                    "mattr": ("+avxvnni",),
+                },
+                flags=(*V3, "avx_vnni"),
+            ),
+            Isa(
+                name="avx512vnni",
+                lanes=16,
+                registers=32,
+                target={
+                    "kind": "llvm",
+                    "mtriple": "x86_64-linux-gnu",
+                    "mcpu": "x86-64-v4",
+                    "mattr": ("+avx512vnni",),
+                },
+                flags=(*V4, "avx512_vnni"),
             ),
             Isa(
                 name="neon",
@@ -73,6 +109,30 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
                 registers=32,
                 target={"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"},
                 flags=("asimd",),
+            ),
+            Isa(
+                name="dotprod",
+                lanes=4,
+                registers=32,
+                target={
+                    "kind": "llvm",
+                    "mtriple": "aarch64-linux-gnu",
+                    "mcpu": "generic",
+                    "mattr": ("+v8.2a", "+dotprod"),
+                },
+                flags=V8_2,
+            ),
+            Isa(
+                name="i8mm",
+                lanes=4,
+                registers=32,
+                target={
+                    "kind": "llvm",
+                    "mtriple": "aarch64-linux-gnu",
+                    "mcpu": "generic",
+                    "mattr": ("+v8.2a", "+dotprod", "+i8mm"),
+                },
+                flags=(*V8_2, "i8mm"),
             ),
         )
     }
@@ -84,6 +144,7 @@ CPUS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "cortex-a53": ("aarch64", ()),
         "cortex-a72": ("aarch64", ()),
         "cortex-a76": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")),
+        "ampere1": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp", "i8mm", "bf16")),
     }
 )
 
@@ -112,17 +173,27 @@ def tuned(isa: Isa, cpu: str) -> Isa:
     return replace(isa, target={**isa.target, "mcpu": cpu}, flags=(*isa.flags, *CPUS[cpu][1]))
 
 
+class _Float:
+    """Accumulators, one row of weights and one broadcast."""
+
+    def registers(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors + tile.vectors + 1
+
+    def loads(self, tile: Tile) -> float:
+        return 1 / tile.rows + 1 / tile.vectors
+
+
 def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
-    """Every tile that fits the registers: accumulators, one row of weights and one broadcast; fewest loads first."""
-    widest = -(-product.columns // isa.lanes)
-    fitting = [
+    """Every tile that fits the registers, fewest loads first."""
+    how = product.dot or _Float()
+    candidates = (
         Tile(rows=rows, vectors=vectors)
-        for vectors in range(1, min(widest, isa.registers - 2) + 1)
-        for rows in range(1, product.rows + 1)
-        if rows * vectors + vectors + 1 <= isa.registers
-    ]
+        for vectors in range(1, min(-(-product.columns // isa.lanes), isa.registers) + 1)
+        for rows in range(1, min(product.rows, isa.registers) + 1)
+    )
+    fitting = [tile for tile in candidates if how.registers(tile) <= isa.registers]
     # In ViT shapes on Zen 3: 4 x 3 and 6 x 2 reach 87 GFLOP/s (the core's peak is 89), 3 x 3 and 5 x 2 83, 12 x 1 74.
-    return iter(sorted(fitting, key=lambda t: (1 / t.rows + 1 / t.vectors, -t.rows * t.vectors, t.vectors)))
+    return iter(sorted(fitting, key=lambda t: (how.loads(t), -t.rows * t.vectors, t.vectors)))
 
 
 def default_tile(isa: Isa, product: Product) -> Tile:

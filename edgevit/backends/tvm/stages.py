@@ -7,33 +7,46 @@ Weights of a branch and of its gate are apart: a closed branch's are never read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from edgevit.backends.tvm import kernels
+from edgevit.backends.tvm import int8, integers, kernels
 from edgevit.backends.tvm.attention import Heads, attention, scratch
+from edgevit.backends.tvm.dots import dot
+from edgevit.backends.tvm.integers import Integers, Matrix
 from edgevit.backends.tvm.kernels import Epilogue, Weights
 from edgevit.backends.tvm.layout import Arena, Blob, Place, pack, pad_columns, pad_heads
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, pad
 from edgevit.models.program import Program
+from edgevit.quantspec import LinearPlan, QuantPlan
 from edgevit.spec import BranchSpec, ProgramSpec
 
 Choose = Callable[[Isa, Product], Tile]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What the code of an int8 Linear has: at least so many instructions of a mnemonic (a regular expression)."""
+
+    linear: str
+    mnemonic: str
+    at_least: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
     """One call of a kernel: `build(isa, arena elements, *arguments)` makes it, `takes` names its parameters.
 
-    Equal kernels of different branches are one function.
+    Equal kernels of different branches are one function. `counted` says what is int8 about it.
     """
 
     name: str
     build: Callable[..., Any]
     arguments: tuple[Any, ...]
     takes: tuple[str, ...] = ("arena", "weights")
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +61,10 @@ class Stage:
 class Stages:
     """Makes the stages of one Program and collects how large an arena they need together."""
 
-    def __init__(self, program: Program, isa: Isa, choose: Choose) -> None:
+    def __init__(self, program: Program, isa: Isa, choose: Choose, plan: QuantPlan | None = None) -> None:
         self.program, self.spec, self.isa, self.choose = program, program.spec, isa, choose
+        self.plan = plan or QuantPlan(linears=())
+        self.dot = dot(isa, self.plan.weight_bits)
         self.arena = Arena(isa.lanes)
         self.stream = self.arena.place(self.spec.tokens, self.spec.dim)
         self._base = self.arena.mark()
@@ -61,19 +76,20 @@ class Stages:
         prefix, stride = spec.stem.prefix, self.stream.stride
         weight, offset = fold_normalisation(spec, weights["stem.weight"])
         table = weights["stem.pos"] + weights["stem.bias"] + offset
-        patches = self.arena.place(spec.patches, weight.shape[0])
-        stage.call(
-            "patches",
-            kernels.patches,
-            spec.image.height,
-            spec.image.width,
-            spec.stem.patch,
-            patches,
-            takes=("image", "arena"),
-        )
+        entry = self._entry("stem")
+        patches = self._input(stage, entry, spec.patches, weight.shape[0])
+        if entry is not None:
+            # The kernel sees pixel - zero_point: a zero point near the mean pixel keeps rounding from adding up.
+            table = table + entry.zero_point * weight.sum(axis=0)
+            if self.plan.activations == "int8":
+                # Pixels are uint8 whatever other inputs are.
+                entry = replace(entry, zero_point=entry.zero_point - 128)
+        build = integers.pixels if isinstance(patches, Integers) else kernels.patches
+        image = spec.image
+        stage.call("patches", build, image.height, image.width, spec.stem.patch, patches, takes=("image", "arena"))
         target = self.stream.after(prefix)
         position = stage.blob.add(pad_columns(table, stride))
-        stage.product("stem", patches, target, weight, None, Epilogue(table=position))
+        stage.product("stem", entry, patches, target, weight, None, Epilogue(table=position))
         rows = stage.blob.add(pad_columns(weights["stem.prefix"], stride)) if prefix else 0
         stage.call("start", kernels.start, self.stream, rows, prefix, states, takes=("arena", "weights", "gates"))
         if spec.stem.norm:
@@ -92,44 +108,49 @@ class Stages:
     def _ffn(self, stage: _Stage, branch: BranchSpec, rows: int) -> None:
         name, stream = branch.name, self.stream.first(rows)
         weights = self.program.weights
-        normed = self.arena.place(rows, self.spec.dim)
-        hidden = self.arena.place(rows, branch.units)
+        first, second = (self._entry(f"{name}.{part}") for part in ("fc1", "fc2"))
+        normed = self._input(stage, first, rows, self.spec.dim)
+        hidden = self._input(stage, second, rows, branch.units)
         stage.norm(f"{name}.norm", stream, normed)
         fc1, fc2 = (weights[f"{name}.{part}.weight"] for part in ("fc1", "fc2"))
         inner = Epilogue(activation=branch.activation)
-        stage.product("fc1", normed, hidden, fc1, weights[f"{name}.fc1.bias"], inner)
-        stage.product("fc2", hidden, stream, fc2, weights[f"{name}.fc2.bias"], Epilogue(onto=True))
+        stage.product("fc1", first, normed, hidden, fc1, weights[f"{name}.fc1.bias"], inner)
+        stage.product("fc2", second, hidden, stream, fc2, weights[f"{name}.fc2.bias"], Epilogue(onto=True))
 
     def _mhsa(self, stage: _Stage, branch: BranchSpec, rows: int, read: int) -> None:
         name, spec, isa = branch.name, self.spec, self.isa
         weights, heads, width = self.program.weights, branch.units, branch.head_dim
         stride = pad(width, isa.lanes)
         inner = heads * stride
-        normed = self.arena.place(read, max(spec.dim, inner))
+        entry, last = self._entry(f"{name}.qkv"), spread(self._entry(f"{name}.proj"), width, stride)
+        # What attention writes lies on the normed rows, which nobody reads any more.
+        begin = self.arena.mark()
+        context = self._input(stage, last, rows, inner)
+        end = self.arena.mark()
+        self.arena.release(begin)
+        source = self._input(stage, entry, read, spec.dim)
+        self.arena.release(max(end, self.arena.mark()))
         qkv = self.arena.place(read, 3 * inner)
-        source = Place(offset=normed.offset, rows=read, width=spec.dim, stride=normed.stride)
         stage.norm(f"{name}.norm", self.stream.first(read), source)
         query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
         weight, bias = self._qkv(branch, stride)
         if rows == read:
-            stage.product("qkv", source, qkv, weight, bias, Epilogue())
+            stage.product("qkv", entry, source, qkv, weight, bias, Epilogue())
         else:
-            query = query.first(rows)
-            stage.product("q", source.first(rows), query, weight[:, :inner], bias[:inner], Epilogue())
-            stage.product("kv", source, qkv.columns(inner, 2 * inner), weight[:, inner:], bias[inner:], Epilogue())
+            query, rest = query.first(rows), qkv.columns(inner, 2 * inner)
+            stage.product("q", entry, source.first(rows), query, weight[:, :inner], bias[:inner], Epilogue())
+            stage.product("kv", entry, source, rest, weight[:, inner:], bias[inner:], Epilogue())
         if branch.qk_norm:
             for part, place, factor in (("q", query, branch.scale), ("k", key, 1.0)):
                 group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
                 stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
         split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
         tile = self.choose(isa, Product(rows=rows, columns=read, depth=width))
-        # What attention reads lies behind the normed rows, which nobody reads any more.
-        context = Place(offset=normed.offset, rows=rows, width=inner, stride=normed.stride)
         work = scratch(self.arena, split, tile, isa.lanes)
-        stage.call("attention", attention, split, context, work, tile, takes=("arena",))
-        proj = weights[f"{name}.proj.weight"]
-        proj = pad_heads(proj.T, heads, width, stride).T
-        stage.product("proj", context, self.stream.first(rows), proj, weights[f"{name}.proj.bias"], Epilogue(onto=True))
+        stage.call("attention", attention, split, context, work, tile)
+        proj = pad_heads(weights[f"{name}.proj.weight"].T, heads, width, stride).T
+        target, bias = self.stream.first(rows), weights[f"{name}.proj.bias"]
+        stage.product("proj", last, context, target, proj, bias, Epilogue(onto=True))
 
     def _qkv(self, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of query, key and value, every head padded to whole vectors, softmax's scale in the query."""
@@ -199,11 +220,30 @@ class Stages:
             split = weights["head.weight"].reshape(tokens, spec.dim, -1)
             weight = np.pad(split, ((0, 0), (0, source.stride - spec.dim), (0, 0))).reshape(row.width, -1)
             logits = self.arena.place(1, head.classes)
-            stage.product("head", row, logits, weight, weights["head.bias"], Epilogue())
+            entry = spread(self._entry("head"), spec.dim, source.stride)
+            read_as: Matrix = row
+            if entry is not None:
+                rounded = self._input(stage, replace(entry, outliers=()), 1, row.width)
+                stage.call("quantize", integers.quantize, row, rounded)
+                assert isinstance(rounded, Integers)
+                read_as = replace(rounded, exact=row)
+            stage.product("head", entry, read_as, logits, weight, weights["head.bias"], Epilogue())
             stage.call("logits", kernels.copy_out, logits, head.classes, 1, takes=("arena", "logits"))
         else:
             stage.call("logits", kernels.copy_out, source, spec.dim, tokens, takes=("arena", "logits"))
         return stage.done()
+
+    def _entry(self, linear: str) -> LinearPlan | None:
+        """The plan of a Linear that is int8."""
+        entry = self.plan.linear(linear)
+        return entry if entry is not None and entry.int8 else None
+
+    def _input(self, stage: _Stage, entry: LinearPlan | None, rows: int, width: int) -> Matrix:
+        """A place for a Linear's input, of the kind that its plan wants."""
+        if entry is None:
+            return self.arena.place(rows, width)
+        depth, stored = self.dot.depth, self.dot.stored
+        return integers.place_integers(self.arena, stage.blob, rows, width, depth, stored, self.plan, entry)
 
     def _stage(self, name: str) -> _Stage:
         self.arena.release(self._base)
@@ -216,18 +256,23 @@ class _Stage:
     def __init__(self, name: str, owner: Stages) -> None:
         self.name, self.owner = name, owner
         self.blob = Blob()
-        self._kernels: list[tuple[str, Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] = []
+        self._kernels: list[Kernel] = []
 
     def call(
-        self, name: str, build: Callable[..., Any], *arguments: Any, takes: tuple[str, ...] = ("arena", "weights")
+        self,
+        name: str,
+        build: Callable[..., Any],
+        *arguments: Any,
+        takes: tuple[str, ...] = ("arena", "weights"),
+        counted: Counted | None = None,
     ) -> None:
-        self._kernels.append((name, build, arguments, takes))
+        self._kernels.append(Kernel(name=name, build=build, arguments=arguments, takes=takes, counted=counted))
 
     def norm(
         self,
         name: str,
         source: Place,
-        target: Place,
+        target: Matrix,
         *,
         eps: float | None = None,
         factor: float = 1.0,
@@ -247,32 +292,49 @@ class _Stage:
     def product(
         self,
         name: str,
-        source: Place,
-        target: Place,
+        entry: LinearPlan | None,
+        source: Matrix,
+        target: Matrix,
         weight: np.ndarray,
         bias: np.ndarray | None,
         epilogue: Epilogue,
     ) -> None:
-        """A Linear; weight `[depth, columns]`."""
-        isa = self.owner.isa
-        columns = pad(weight.shape[1], isa.lanes)
-        tile = self.owner.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0]))
-        packed = Weights(
-            offset=self.blob.add(pack(pad_columns(weight, columns), tile, isa.lanes)),
-            depth=weight.shape[0],
-            columns=columns,
-            bias=None if bias is None else self.blob.add(pad_columns(bias, columns)),
-        )
-        self.call(name, kernels.product, source, target, packed, tile, epilogue)
+        """A Linear, int8 with an `entry`; weight `[depth, columns]`."""
+        isa, choose = self.owner.isa, self.owner.choose
+        shape = {"rows": source.rows, "columns": pad(weight.shape[1], isa.lanes), "depth": weight.shape[0]}
+        if isinstance(source, Place):
+            tile = choose(isa, Product(**shape))
+            packed = Weights(
+                offset=self.blob.add(pack(pad_columns(weight, shape["columns"]), tile, isa.lanes)),
+                depth=shape["depth"],
+                columns=shape["columns"],
+                bias=None if bias is None else self.blob.add(pad_columns(bias, shape["columns"])),
+            )
+            self.call(name, kernels.product, source, target, packed, tile, epilogue)
+            return
+        assert entry is not None
+        how = self.owner.dot
+        tile = choose(isa, Product(**shape, dot=how))
+        weights = int8.add_weights(self.blob, weight, bias, self.owner.plan, entry, how, tile)
+        least = int8.instructions(source.rows, weights.columns, how, tile)
+        counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
+        self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted)
 
     def done(self) -> Stage:
         """The stage; only now the size of its weights is known, which every kernel that takes them checks."""
         size = self.blob.size
-        made = []
-        for name, build, arguments, takes in self._kernels:
-            sized = (size, *arguments) if "weights" in takes else arguments
-            made.append(Kernel(name=name, build=build, arguments=sized, takes=takes))
+        made = (
+            replace(kernel, arguments=(size, *kernel.arguments)) if "weights" in kernel.takes else kernel
+            for kernel in self._kernels
+        )
         return Stage(name=self.name, kernels=tuple(made), weights=self.blob.array())
+
+
+def spread(entry: LinearPlan | None, width: int, stride: int) -> LinearPlan | None:
+    """A plan whose input comes in groups of `width` columns that lie `stride` apart."""
+    if entry is None or not entry.outliers:
+        return entry
+    return replace(entry, outliers=tuple(c // width * stride + c % width for c in entry.outliers))
 
 
 def fold_normalisation(spec: ProgramSpec, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
