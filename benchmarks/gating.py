@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.peers import MODELS, RUNTIMES, backend_versions, data_folder, take_turn
 from benchmarks.timing import Ratio, Times, interleave, ratio
-from edgevit.backends import Runner, backend
+from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
 from edgevit.bundlespec import Environment
 from edgevit.data.images import load_images
 from edgevit.lower.assemble import assemble
@@ -123,7 +123,7 @@ def measure(
     }
     models = {PLAIN: assemble(lowered, plan, gating="open")}
     models |= {name: assemble(gated(lowered, order), plan) for name, order in orders.items()}
-    runtime = backend(target.backend)
+    runtime = onnx_backend(target.backend)
     with tempfile.TemporaryDirectory() as temporary:
         runners: dict[str, Runner] = {}
         for name, model in models.items():
@@ -179,7 +179,8 @@ def _result(
 
 def chosen_targets() -> list[Target]:
     """Per runtime the x86 target that this CPU is made for: all its flags are there, or OpenVINO's one."""
-    shipped = [load_target(name) for name in list_targets() if name.startswith("x86-64")]
+    every = [load_target(name) for name in list_targets()]
+    shipped = [target for target in every if target.arch == "x86_64" and target.backend in ONNX_MODULES]
     chosen = []
     for runtime in RUNTIMES.values():
         own = sorted((t for t in shipped if t.backend == runtime), key=lambda t: -len(t.requires_flags))

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import peer_builds
 from benchmarks.peer_report import FLOAT, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
-from edgevit.backends import backend
+from edgevit.backends import onnx_backend
 from edgevit.data.images import ImageSet, load_images
 from edgevit.lower.assemble import assemble
 from edgevit.measure.host import cpu_flags, environment, snapshot
@@ -142,7 +142,9 @@ def own_candidates(case: Case) -> list[Candidate]:
     for short, name in RUNTIMES.items():
         folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
-    for target in (load_target(name) for name in list_targets() if name.startswith("x86-64")):
+    for target in (load_target(name) for name in list_targets()):
+        if target.arch != "x86_64" or target.backend not in RUNTIMES.values():
+            continue
         short = next(s for s, name in RUNTIMES.items() if name == target.backend)
         program, plan = quantize(case.program, target, case.calibration)
         folder = _compiled(case, f"edgevit-{target.name}", target.backend, program, plan)
@@ -153,12 +155,14 @@ def own_candidates(case: Case) -> list[Candidate]:
 def _compiled(case: Case, name: str, runtime: str, program: Program, plan: QuantPlan | None) -> Path:
     folder = case.folder / name
     folder.mkdir(exist_ok=True)
-    backend(runtime).compile(assemble(program, plan, gating="open"), folder, formats=backend(runtime).FORMATS[:1])
+    onnx_backend(runtime).compile(
+        assemble(program, plan, gating="open"), folder, formats=onnx_backend(runtime).FORMATS[:1]
+    )
     return folder
 
 
 def _own(label: str, short: str, folder: Path, target: Target | None = None) -> Candidate:
-    runtime = backend(RUNTIMES[short])
+    runtime = onnx_backend(RUNTIMES[short])
     names = ("model.onnx", "model.onnx.data") if short == "ORT" else ("model.xml", "model.bin")
     precision, bits = (target.inference_precision, target.weight_bits) if target else ("f32", 8)
 
@@ -217,7 +221,7 @@ def predict(case: Case, candidate: Candidate, threads: int, *, exact: bool = Fal
 
 
 def backend_versions() -> str:
-    return ", ".join(f"{k} {v}" for name in RUNTIMES.values() for k, v in backend(name).versions().items())
+    return ", ".join(f"{k} {v}" for name in RUNTIMES.values() for k, v in onnx_backend(name).versions().items())
 
 
 def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:

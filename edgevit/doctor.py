@@ -11,11 +11,33 @@ from importlib import metadata
 from pathlib import Path
 
 from edgevit import __version__
+from edgevit.backends.tvm.process import INSTALL_EMULATOR, emulator_path
+from edgevit.backends.tvm.runtime import llvm_architectures
+from edgevit.backends.tvm.toolchain import linker
+from edgevit.errors import RuntimeMissingError
 from edgevit.measure.host import cpu_flags
 from edgevit.targets import Target, list_targets, load_target, missing_flags
 
-PACKAGES = ("numpy", "onnx", "onnxruntime", "safetensors", "pillow", "rich", "openvino", "torch", "torchvision", "timm")
-RUNTIME_PACKAGE = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "pillow",
+    "rich",
+    "openvino",
+    "apache-tvm",
+    "apache-tvm-ffi",
+    "torch",
+    "torchvision",
+    "timm",
+)
+RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "tvm": ("apache-tvm", "apache-tvm-ffi")}
+INSTALL = {
+    **dict.fromkeys(("torch", "torchvision", "timm"), "pip install 'edgevit[train]'"),
+    **dict.fromkeys(("apache-tvm", "apache-tvm-ffi"), "pip install 'edgevit[tvm]'"),
+    "openvino": "pip install 'edgevit[openvino]'",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +95,42 @@ def diagnose() -> Health:
 
 
 def _target(target: Target, flags: set[str], versions: dict[str, str | None]) -> TargetHealth:
-    package = RUNTIME_PACKAGE[target.backend]
-    remarks = []
-    if versions[package] is None:
-        remarks.append(f"{package} is missing: {_install(package)}")
+    remarks = [f"{n} is missing: {_install(n)}" for n in RUNTIME_PACKAGES[target.backend] if versions[n] is None]
+    if target.backend == "tvm":
+        remarks += _compiling(target, tvm_installed=not remarks)
+    builds = not remarks
     if platform.machine() != target.arch:
         remarks.append(f"this machine is {platform.machine()}, the target {target.arch}")
-    lacking = missing_flags(target, flags)
+        if target.backend == "tvm":
+            emulator = emulator_path()
+            remarks.append(f"verified here in {emulator}" if emulator else f"not verified here: {INSTALL_EMULATOR}")
+    lacking = missing_flags(target, flags) if platform.machine() == target.arch else ()
     if lacking:
-        remarks.append(f"this CPU lacks {', '.join(lacking)}: bundles run here exactly, but slower than on the target")
-    return TargetHealth(
-        name=target.name, builds=versions[package] is not None, runs_as_device=not remarks, remarks=tuple(remarks)
-    )
+        means = "do not run here" if target.backend == "tvm" else "run here exactly, but slower than on the target"
+        remarks.append(f"this CPU lacks {', '.join(lacking)}: bundles {means}")
+    return TargetHealth(name=target.name, builds=builds, runs_as_device=not remarks, remarks=tuple(remarks))
+
+
+def _compiling(target: Target, *, tvm_installed: bool) -> list[str]:
+    """What is missing to compile machine code for the target."""
+    remarks = []
+    try:
+        linker(target.arch)
+    except RuntimeMissingError as error:
+        remarks.append(str(error))
+    if not tvm_installed:
+        return remarks
+    try:
+        known = llvm_architectures()
+    except RuntimeMissingError as error:
+        return [*remarks, str(error)]
+    if target.arch not in known:
+        remarks.append(f"the installed TVM cannot compile for {target.arch}, only for: {', '.join(known) or 'nothing'}")
+    return remarks
 
 
 def _install(package: str) -> str:
-    if package in ("torch", "torchvision", "timm"):
-        return "pip install 'edgevit[train]'"
-    return "pip install 'edgevit[openvino]'" if package == "openvino" else "pip install edgevit"
+    return INSTALL.get(package, "pip install edgevit")
 
 
 def _version(package: str) -> str | None:

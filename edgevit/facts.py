@@ -83,7 +83,7 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
 
 
 def _models(files: Sequence[str]) -> dict[str, str]:
-    known = {"model.onnx": "onnx", "model.ort": "ort", "model.xml": "ir"}
+    known = {"model.onnx": "onnx", "model.ort": "ort", "model.xml": "ir", "model.so": "so"}
     return {known[name]: name for name in files if name in known}
 
 
@@ -140,7 +140,8 @@ def _macs(facts: Facts) -> Macs:
 def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -> Sizes:
     first = next(iter(models.values()))
     # What one device loads: the model that was verified and the data beside it, not its other formats.
-    loaded = [path for name, path in files.items() if name == first or name in (f"{first}.data", "model.bin")]
+    beside = (f"{first}.data", "model.bin", "model.weights")
+    loaded = [path for name, path in files.items() if name == first or name in beside]
     spec = facts.case.program.spec
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
     dense = sum(int(np.prod(shape)) for shape in expected_shapes(_dense_spec(spec)).values())

@@ -24,6 +24,9 @@ from edgevit.ondevice import DEFAULT_RUNS, prepare_images, target_of
 
 DEFAULT_TIMEOUT_S = 1800
 PACKAGE = Path(__file__).parent
+# What a runtime consists of where it is not one module, and how pip calls a module where that differs.
+NEEDS = {"tvm": ("tvm", "tvm_ffi")}
+PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
 # Modules that run in processes of their own, so that nobody imports them.
 WORKERS = ("edgevit.measure.probe", "edgevit.measure.trace")
 
@@ -80,12 +83,15 @@ def profile(
 
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """(module, pip requirement) of numpy and the bundle's runtime, in the versions the bundle was verified with."""
-    # What follows the release (OpenVINO tells its commit) means nothing to pip.
-    release = re.match(r"[0-9]+(?:\.[0-9]+)*", manifest.tools.get(manifest.backend, ""))
-    return (
-        ("numpy", "numpy"),
-        (manifest.backend, f"{manifest.backend}=={release[0]}" if release else manifest.backend),
-    )
+
+    def pinned(module: str) -> str:
+        package = PACKAGES.get(module, module)
+        # What follows the release (OpenVINO tells its commit) means nothing to pip.
+        release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(module, ""))
+        return f"{package}=={release[0]}" if release else package
+
+    modules = NEEDS.get(manifest.backend, (manifest.backend,))
+    return (("numpy", "numpy"), *((module, pinned(module)) for module in modules))
 
 
 def program_files(modules: Sequence[str]) -> dict[str, Content]:

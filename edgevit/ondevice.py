@@ -6,6 +6,7 @@ Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from edgevit import serial
 from edgevit.backends import MODULES, Runner, backend
 from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, verify_bundle
 from edgevit.bundlespec import Bundle, ImagesUsed, Manifest, Measurement
-from edgevit.errors import BundleError
+from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.host import cpu_flags, held_to
 from edgevit.measure.run import profile_bundle
 from edgevit.targets import Target, missing_flags
@@ -63,7 +64,7 @@ def profile(
     """Measure a bundle on this machine with the user's images, or with its own golden inputs if there are none.
 
     Raises:
-        DeviceError: `cpus` that this machine does not offer.
+        DeviceError: `cpus` that this machine does not offer, or machine code for another architecture.
         BundleError: not a bundle, damaged, or without golden inputs when `images` is None.
         ImagesError: no usable image.
         RuntimeMissingError: its runtime is not installed.
@@ -83,7 +84,12 @@ def profile_prepared(
     cpus: Sequence[int] | None = None,
 ) -> Measurement:
     """Measure an opened bundle on this machine with images uint8 `[n, height, width, 3]` that are ready for it."""
-    name = bundle.manifest.backend
+    name, target = bundle.manifest.backend, target_of(bundle.manifest)
+    if target.cpu is not None and target.arch != platform.machine():
+        raise DeviceError(
+            f"{bundle.manifest.name} is machine code for {target.arch}, this machine is {platform.machine()}, and an "
+            "emulator has no time of its own; measure it on its device with --device ssh://user@board"
+        )
     with held_to(cpus), loaded(bundle, threads) as runner:
         return profile_bundle(
             bundle,
@@ -93,7 +99,7 @@ def profile_prepared(
             backend=MODULES[name],
             runtime_version=backend(name).versions()[name],
             runs=runs,
-            threads=threads or target_of(bundle.manifest).threads,
+            threads=threads or target.threads,
             cpus=cpus,
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.backends import backend
+from edgevit.backends import Source, backend
 from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.bundlespec import Manifest
@@ -165,7 +165,8 @@ def build(
     check_model(model)
     with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
         say(f"Compiling for {target.backend}")
-        names = runtime.compile(model, Path(staging), formats=target.formats)
+        source = Source(program=lowered, plan=plan, model=model, target=target)
+        names = runtime.build(source, Path(staging))
         case = Case(
             program=program,
             dense=dense,

@@ -19,13 +19,15 @@ import numpy as np
 import onnx
 
 from edgevit import serial
-from edgevit.backends import MODULES, Backend, Runner
+from edgevit.backends import MODULES, Backend, Runner, onnx_backend
 from edgevit.backends import onnxruntime as ort
+from edgevit.backends import tvm as tvm_backend
 from edgevit.backends.reference import reference, reference_with_margins
 from edgevit.bound import arena
 from edgevit.bound import onnxruntime as ort_bound
 from edgevit.bound import openvino as ov_bound
-from edgevit.bound.result import Bound, check_bound
+from edgevit.bound import tvm as tvm_bound
+from edgevit.bound.result import Bound, PathMemory, check_bound
 from edgevit.bundlespec import AccuracyRow, Claim, ClaimName, MemoryBound
 from edgevit.data.images import ImageSet
 from edgevit.elsewhere import qualified
@@ -38,14 +40,14 @@ from edgevit.targets import Target
 from edgevit.verify.accuracy import AccuracyResult, Fraction, check_accuracy, fraction
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity
-from edgevit.verify.skip import check_skip_nodes, check_skip_time
+from edgevit.verify.skip import Trace, check_skip_nodes, check_skip_time
 
 PARITY_IMAGES = 2
 SKIP_IMAGES = 2
 SKIP_MARGIN = 0.15
 MARGIN_RUNS = 6
-# An If and its gate, skipped, at worst (measured: up to 0.02 ms in ONNX Runtime, 0.065 ms in OpenVINO).
-GATE_MS = {"onnxruntime": 0.03, "openvino": 0.07}
+# An If and its gate, skipped, at worst (measured: up to 0.02 ms in ONNX Runtime and TVM, 0.065 ms in OpenVINO).
+GATE_MS = {"onnxruntime": 0.03, "openvino": 0.07, "tvm": 0.03}
 Say = Callable[[str], None]
 
 
@@ -123,7 +125,7 @@ def _claim(name: ClaimName, summary: str, figures: Any) -> Claim:
 def _coverage(case: Case, plan: QuantPlan) -> Claim:
     # OpenVINO shows no branch bodies in its runtime graph; there the plain twin of the same plan is looked at.
     shown = case.model if case.target.backend == "onnxruntime" else assemble(case.program, plan, gating="open")
-    kernels = case.runtime.linear_kernels(shown, precision=case.target.inference_precision)
+    kernels = onnx_backend(case.target.backend).linear_kernels(shown, precision=case.target.inference_precision)
     result = check_coverage(plan, kernels)
     kept = [{"name": p.name, "int8": p.int8, "outliers": len(p.outliers), "why": p.reason} for p in plan.linears]
     exceptions = [k for k in kept if k["why"]]
@@ -151,8 +153,9 @@ def _skip(case: Case, runner: Runner, say: Say) -> Claim:
     spec, images = case.program.spec, case.calibration.images[:SKIP_IMAGES]
     figures: dict[str, Any] = {}
     summary = []
-    if case.target.backend == "onnxruntime":
-        nodes = check_skip_nodes(spec, lambda image, effort: ort.trace(case.folder, image, effort), images)
+    traced = TRACES.get(case.target.backend)
+    if traced is not None:
+        nodes = check_skip_nodes(spec, traced(case.folder), images)
         figures["nodes"] = nodes
         summary.append(nodes.summary)
     times = check_skip_time(spec, runner, images, margin=_skip_margin(case, runner))
@@ -160,6 +163,24 @@ def _skip(case: Case, runner: Runner, say: Say) -> Claim:
     figures["time"] = {"runs": times.runs, "macs_ratio": times.expected}
     summary.append(f"the time of all skipped against all open is near what MACs say, {times.expected:.1%}")
     return _claim("skip", "; ".join(summary), figures)
+
+
+def _trace_onnxruntime(folder: Path) -> Trace:
+    return lambda image, effort: ort.trace(folder, image, effort)
+
+
+def _trace_tvm(folder: Path) -> Trace:
+    watched = tvm_backend.watched(folder)
+
+    def trace(image: np.ndarray, effort: float) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
+        calls, gates = watched.run(image, effort)
+        return tuple(call.node for call in calls), gates
+
+    return trace
+
+
+# OpenVINO tells of an If that it ran, not what ran in it.
+TRACES: Mapping[str, Callable[[Path], Trace]] = {"onnxruntime": _trace_onnxruntime, "tvm": _trace_tvm}
 
 
 def _skip_margin(case: Case, runner: Runner) -> float:
@@ -174,7 +195,9 @@ def _skip_margin(case: Case, runner: Runner) -> float:
 
 
 def _bound(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
-    return _bound_onnxruntime(case) if case.target.backend == "onnxruntime" else _bound_openvino(case, say)
+    if case.target.backend == "onnxruntime":
+        return _bound_onnxruntime(case)
+    return _bound_tvm(case) if case.target.backend == "tvm" else _bound_openvino(case, say)
 
 
 def _bound_onnxruntime(case: Case) -> tuple[Bound, MemoryBound, Claim]:
@@ -210,6 +233,27 @@ def _bound_openvino(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
         say(f"a fresh process grew by {peak / 1e6:.1f} MB (measured, not a bound)")
     summary = f"{bound.total_bytes / 1e6:.2f} MB proven for the graph's tensors; the process holds more: profile it"
     return bound, _memory(bound, None, proven=False), _claim("bound", summary, {"total_bytes": bound.total_bytes})
+
+
+def _bound_tvm(case: Case) -> tuple[Bound, MemoryBound, Claim]:
+    """Read off the library that ships, for any architecture; measured in fresh processes of its own runner."""
+    needed = tvm_backend.memory(case.folder)
+    bound = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
+    image = case.calibration.images[:1]
+    efforts = {"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, "real": 0.0}
+    measured = [
+        PathMemory(name=name, effort=effort, open_branches=int(gates.sum()), peak_bytes=touched, nodes=())
+        for name, effort in efforts.items()
+        for touched, gates in [tvm_backend.touched(case.folder, image, effort)]
+        if touched is not None
+    ]
+    figures = check_bound(bound, measured)
+    peak = max(p.peak_bytes for p in measured)
+    summary = (
+        f"{bound.arena_bytes / 1e6:.2f} MB proven for a run on any path, {peak / 1e6:.2f} MB measured; "
+        f"weights are {bound.weights_bytes / 1e6:.2f} MB of a mapped file, read as branches open"
+    )
+    return bound, _memory(bound, peak, proven=True), _claim("bound", summary, figures)
 
 
 def _memory(bound: Bound, peak: int | None, *, proven: bool) -> MemoryBound:

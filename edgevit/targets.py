@@ -13,12 +13,12 @@ from edgevit import serial
 from edgevit.errors import TargetError
 from edgevit.resources import shipped
 
-Backend = Literal["onnxruntime", "openvino"]
-Format = Literal["onnx", "ort", "ir"]
+Backend = Literal["onnxruntime", "openvino", "tvm"]
+Format = Literal["onnx", "ort", "ir", "so"]
 
 # Choices that a target file must give a reason for: a reader should learn why, not only what.
 EXPLAINED = ("backend", "weight_bits", "activations", "inference_precision", "range_method", "smoothing", "threads")
-FORMATS: dict[Backend, tuple[Format, ...]] = {"onnxruntime": ("onnx", "ort"), "openvino": ("ir",)}
+FORMATS: dict[Backend, tuple[Format, ...]] = {"onnxruntime": ("onnx", "ort"), "openvino": ("ir",), "tvm": ("so",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Target:
         min_agreement: fraction of calibration images on which int8 must name the float model's class (verifier).
         max_top1_drop: fraction of top-1 that int8 may lose on labelled images (verifier).
         threads: threads a run uses.
-        formats: files of the bundle's model: `onnx` with external data, `ort`, OpenVINO `ir`.
+        formats: files of the bundle's model: `onnx` with external data, `ort`, OpenVINO `ir`, TVM's library `so`.
+        cpu: the CPU that code is compiled for, as LLVM names it; for TVM only, the other runtimes choose on the device.
         reasons: why, per choice; EXPLAINED names those that are required.
     """
 
@@ -63,6 +64,7 @@ class Target:
     max_top1_drop: float
     threads: int
     formats: tuple[Format, ...]
+    cpu: str | None = None
     reasons: dict[str, str]
 
 
@@ -128,8 +130,13 @@ def _faults(target: Target, path: Path) -> list[str]:
         ),
         (
             target.inference_precision == "f32" or target.backend == "openvino",
-            "inference_precision: got 'bf16', allowed for onnxruntime: 'f32'",
+            f"inference_precision: got 'bf16', allowed for {target.backend}: 'f32'",
         ),
+        (
+            (target.cpu is not None) == (target.backend == "tvm"),
+            f"cpu: got {target.cpu!r}; tvm needs one and no other backend takes one",
+        ),
+        (not target.int8 or target.backend != "tvm", "int8: got true, allowed for tvm: false"),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import backend
+from edgevit.backends import onnx_backend
 from edgevit.bundle.write import GoldenRun, write_bundle
 from edgevit.bundlespec import (
     EFFORT_ALL_OPEN,
@@ -57,8 +57,8 @@ def sample_bundle(
     program = tiny_program(**{"gated": True, **options})
     with tempfile.TemporaryDirectory() as staging:
         model = Path(staging)
-        backend(runtime).compile(assemble(program), model)
-        runner = backend(runtime).load(model)
+        onnx_backend(runtime).compile(assemble(program), model)
+        runner = onnx_backend(runtime).load(model)
         image = tiny_images(program.spec, 1)
         golden = []
         for path, effort in PATHS:
@@ -66,7 +66,7 @@ def sample_bundle(
             golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
         runner.close()
         manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
-        settings = backend(runtime).settings(model, weight_bits=manifest.target["weight_bits"])
+        settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target["weight_bits"])
         manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
         write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
     return folder
@@ -82,7 +82,7 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
         backend=runtime,
         target=to_data(load_target(f"x86-64-{runtime}")) | {"inference_precision": "f32", "requires_flags": []},
         recipe={"model": "tiny", "prune": 0.0, "gate": 0.7, "calibration": {"digest": "0" * 64, "images": 4}},
-        tools={"edgevit": "0.1.0", **backend(runtime).versions()},
+        tools={"edgevit": "0.1.0", **onnx_backend(runtime).versions()},
         origin={"source": "generated", "licence": "Apache-2.0"},
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
         effort=EffortContract() if spec.gated else None,

@@ -1,6 +1,7 @@
 """Runtimes: each backend is a module that fits `Backend`, listed by name; importing one imports no runtime yet.
 
-Compiling reads an ONNX model; loading and running need numpy and the runtime only.
+Building reads a `Source` in the form that the backend understands: an ONNX model, or for TVM the Program itself.
+Loading and running need numpy and the runtime only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,10 +21,38 @@ from edgevit.errors import ImagesError, RuntimeMissingError
 if TYPE_CHECKING:
     import onnx
 
-MODULES = MappingProxyType(
+    from edgevit.models.program import Program
+    from edgevit.quantspec import QuantPlan
+    from edgevit.targets import Target
+
+ONNX_MODULES = MappingProxyType(
     {"onnxruntime": "edgevit.backends.onnxruntime", "openvino": "edgevit.backends.openvino"},
 )
-INSTALL = MappingProxyType({"onnxruntime": "pip install edgevit", "openvino": "pip install 'edgevit[openvino]'"})
+MODULES = MappingProxyType({**ONNX_MODULES, "tvm": "edgevit.backends.tvm"})
+INSTALL = MappingProxyType(
+    {
+        "onnxruntime": "pip install edgevit",
+        "openvino": "pip install 'edgevit[openvino]'",
+        "tvm": "pip install 'edgevit[tvm]'",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a backend builds, in every form that one of them reads.
+
+    Attributes:
+        program: the Program as it is lowered, smoothing folded in.
+        plan: how it is quantized (None: not at all).
+        model: both of them as an ONNX graph.
+        target: the device.
+    """
+
+    program: Program
+    plan: QuantPlan | None
+    model: onnx.ModelProto
+    target: Target
 
 
 class Runner(Protocol):
@@ -62,17 +92,21 @@ class Backend(Protocol):
         """
         ...
 
-    def compile(self, model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = ...) -> tuple[str, ...]:
-        """Write `model` in the runtime's formats into an existing folder and return the file names.
+    def build(self, source: Source, folder: Path) -> tuple[str, ...]:
+        """Write the model in the target's formats into an existing folder and return the file names.
 
-        Equal models give equal bytes; `model` is not changed.
+        Equal sources give equal bytes; `source` is not changed.
+
+        Raises:
+            OutputError: the disk refuses.
+            RuntimeMissingError: the runtime, or a tool it compiles with, is not installed.
         """
         ...
 
     def load(
         self, folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
     ) -> Runner:
-        """Load what `compile` wrote. `precision` is that of what stays float; `file` picks one of several formats.
+        """Load what `build` wrote. `precision` is that of what stays float; `file` picks one of several formats.
 
         With `weight_bits` 8 a CPU that would saturate in its int8 kernels takes exact ones.
 
@@ -86,6 +120,17 @@ class Backend(Protocol):
         self, folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None
     ) -> dict[str, Any]:
         """The runtime's settings, without threads, that `load` uses for this model."""
+        ...
+
+
+class OnnxBackend(Backend, Protocol):
+    """A backend that reads ONNX models, whoever made them."""
+
+    def compile(self, model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = ...) -> tuple[str, ...]:
+        """Write `model` in these formats into an existing folder and return the file names.
+
+        Equal models give equal bytes; `model` is not changed.
+        """
         ...
 
     def linear_kernels(self, model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
@@ -102,6 +147,17 @@ def backend(name: str) -> Backend:
     if name not in MODULES:
         raise RuntimeMissingError(f"unknown runtime {name!r}; known: {', '.join(MODULES)}")
     return cast(Backend, importlib.import_module(MODULES[name]))
+
+
+def onnx_backend(name: str) -> OnnxBackend:
+    """Return the backend `name`, which reads ONNX.
+
+    Raises:
+        RuntimeMissingError: no such backend of that name.
+    """
+    if name not in ONNX_MODULES:
+        raise RuntimeMissingError(f"no runtime {name!r} that reads ONNX; known: {', '.join(ONNX_MODULES)}")
+    return cast(OnnxBackend, backend(name))
 
 
 def missing(name: str, error: ImportError) -> RuntimeMissingError:

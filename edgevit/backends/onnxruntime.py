@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit import ortmemory
-from edgevit.backends import feed, missing
+from edgevit.backends import Source, feed, missing
 from edgevit.backends.ort_format import canonical
 from edgevit.errors import BundleError, OutputError
 from edgevit.serial import write_atomic
@@ -54,6 +54,10 @@ class OnnxRuntimeRunner:
 
 def versions() -> dict[str, str]:
     return {"onnxruntime": str(_runtime().__version__)}
+
+
+def build(source: Source, folder: Path) -> tuple[str, ...]:
+    return compile(source.model, folder, formats=source.target.formats)
 
 
 def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS) -> tuple[str, ...]:

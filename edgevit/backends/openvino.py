@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import feed, missing
+from edgevit.backends import Source, feed, missing
 from edgevit.errors import BundleError, OutputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class OpenVinoRunner:
 
 def versions() -> dict[str, str]:
     return {"openvino": str(_runtime().__version__)}
+
+
+def build(source: Source, folder: Path) -> tuple[str, ...]:
+    return compile(source.model, folder, formats=source.target.formats)
 
 
 def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS) -> tuple[str, ...]:

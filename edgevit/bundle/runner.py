@@ -1,4 +1,4 @@
-"""Run the model of this bundle on images, with nothing but numpy, pillow and the runtime.
+"""Run the model of this bundle on images, with nothing but numpy, pillow and the runtime (TVM's is in the bundle).
 
 python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +44,8 @@ def main() -> int:
         print(f"this bundle is damaged: {', '.join(changed)} differ from manifest.json; copy it again", file=sys.stderr)
         return 1
     threads = arguments.threads or manifest["target"]["threads"]
-    run = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}[manifest["backend"]](manifest, threads)
+    loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tvm": load_tvm}
+    run = loaders[manifest["backend"]](manifest, threads)
     if arguments.check:
         return check_golden(manifest, run)
     for path in arguments.images:
@@ -131,6 +133,35 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
             feeds["effort"] = np.array(effort, dtype=np.float32)
         results = request.infer(feeds)
         return results["logits"].copy(), results["gates"].copy()
+
+    return run
+
+
+def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
+    """Start the bundle's own program, which takes images one after the other; the function hands it one."""
+    program = ROOT / "runner" / "native" / "runner"
+    program.chmod(program.stat().st_mode | 0o100)  # a zip keeps no permissions
+    classes = manifest["outputs"][0]["shape"][1]
+    process = subprocess.Popen(
+        [program, ROOT, "-", "--top", str(classes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1
+    )
+    pipe, answers = process.stdin, process.stdout
+    assert pipe is not None and answers is not None
+
+    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        try:
+            pipe.write(np.float32(effort).tobytes() + image.tobytes())
+            pipe.flush()
+        except BrokenPipeError:  # it has said why, on standard error
+            sys.exit(process.wait() or 1)
+        line = answers.readline()
+        if not line:
+            sys.exit(process.wait() or 1)
+        told = json.loads(line)
+        logits = np.empty((1, classes), dtype=np.float32)
+        for index, value in told["top"]:
+            logits[0, index] = value
+        return logits, np.array(told["gates"], dtype=np.uint8)
 
     return run
 

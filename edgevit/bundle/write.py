@@ -28,6 +28,7 @@ from edgevit.models.program import replace_folder
 
 MANIFEST = "manifest.json"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
+PROGRAM = "runner/native/runner"  # the one file that may be executed
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 Content = bytes | str | Path
@@ -163,8 +164,12 @@ def _put(content: Path, name: str, value: Content) -> BundleFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
     path.write_bytes(raw)
-    path.chmod(0o644)
+    path.chmod(_mode(name))
     return BundleFile(path=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _mode(name: str) -> int:
+    return 0o755 if name == PROGRAM else 0o644
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:
@@ -206,6 +211,6 @@ def _zip(content: Path, target: Path) -> None:
         for name in names:
             info = zipfile.ZipInfo(name, date_time=ZIP_EPOCH)
             info.create_system = 3  # Unix, wherever it is written
-            info.external_attr = 0o100644 << 16
+            info.external_attr = (0o100000 | _mode(name)) << 16
             archive.writestr(info, (content / name).read_bytes())
     target.chmod(0o644)

@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
     click.echo(f"{memory}, {health.disk_free_bytes / 1e9:.1f} GB disk free, EDGEVIT_DATA: {health.data or 'not set'}")
     click.echo("\nPackages")
     for package in health.packages:
-        click.echo(f"  {package.name:<12} {package.version or 'missing: ' + package.install}")
+        click.echo(f"  {package.name:<14} {package.version or 'missing: ' + package.install}")
     click.echo("\nTargets")
     width = max(len(target.name) for target in health.targets)
     for target in health.targets:

@@ -1,8 +1,9 @@
 """Inside one run, as the runtime itself tells it: time per branch, and memory over an all-open run.
 
 ONNX Runtime's profile lists every executed node with the arena's bytes in use; the event of an `If` spans its body.
-OpenVINO's counters give one row per `If` and no memory. Both cost time, so these figures never enter the latency, and
-an arena belongs to its process, so each is taken in a fresh one: `python -m edgevit.measure.trace REQUEST`.
+OpenVINO's counters give one row per `If` and no memory, TVM's virtual machine tells every kernel. All cost time, so
+these figures never enter the latency, and an arena belongs to its process, so each is taken in a fresh one:
+`python -m edgevit.measure.trace REQUEST`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,38 @@ def trace_openvino(
     )
 
 
-TRACES: Mapping[str, Callable[..., Trace]] = {"onnxruntime": trace_onnxruntime, "openvino": trace_openvino}
+def trace_tvm(
+    model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
+) -> Trace:
+    """Time the kernels of every branch, as the virtual machine calls them."""
+    watched = backend.watched(model.parent)
+    efforts = _efforts(gated)
+    runs = []
+    for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
+        for effort in efforts:
+            calls, _ = watched.run(np.ascontiguousarray(image[None]), effort)
+            runs.append([(call.stage, call.ms) for call in calls])
+    runs = runs[WARM_UP_RUNS * len(efforts) :]
+    opened, skipped = runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)]
+    open_ms = [{name: sum(ms for stage, ms in run if stage == name) for name in branches} for run in opened]
+    return Trace(
+        open_ms=_medians(open_ms),
+        skipped_ms=_medians(
+            [{name: sum(ms for stage, ms in run if stage == f"{name}.skip") for name in gated} for run in skipped]
+        ),
+        other_ms=statistics.median(
+            sum(ms for _, ms in run) - sum(each.values()) for run, each in zip(opened, open_ms, strict=True)
+        ),
+        source=f"TVM kernel times, median of {len(images)} runs",
+        memory=None,
+    )
+
+
+TRACES: Mapping[str, Callable[..., Trace]] = {
+    "onnxruntime": trace_onnxruntime,
+    "openvino": trace_openvino,
+    "tvm": trace_tvm,
+}
 
 
 def main(request: dict[str, Any]) -> Trace:

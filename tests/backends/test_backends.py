@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import MODULES, Backend, backend, onnxruntime
+from edgevit.backends import ONNX_MODULES, OnnxBackend, backend, onnx_backend, onnxruntime
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import BundleError, ImagesError, OutputError, RuntimeMissingError
 from edgevit.lower.assemble import assemble
@@ -28,9 +28,9 @@ def int8_model() -> onnx.ModelProto:
     return assemble(PROGRAM, tiny_plan(PROGRAM))
 
 
-@pytest.fixture(params=tuple(MODULES))
-def runtime(request: pytest.FixtureRequest) -> Backend:
-    return backend(request.param)
+@pytest.fixture(params=tuple(ONNX_MODULES))
+def runtime(request: pytest.FixtureRequest) -> OnnxBackend:
+    return onnx_backend(request.param)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -40,11 +40,11 @@ def digests(folder: Path) -> dict[str, str]:
 def test_both_runtimes_compute_the_same_float_function(tmp_path: Path) -> None:
     model = assemble(PROGRAM)
     runners = []
-    for name in MODULES:
+    for name in ONNX_MODULES:
         folder = tmp_path / name
         folder.mkdir()
-        backend(name).compile(model, folder)
-        runners.append(backend(name).load(folder))
+        onnx_backend(name).compile(model, folder)
+        runners.append(onnx_backend(name).load(folder))
     seen = set()
     for image in IMAGES[:, None]:
         for effort in EFFORTS:
@@ -57,7 +57,7 @@ def test_both_runtimes_compute_the_same_float_function(tmp_path: Path) -> None:
     assert {(0, 0, 0, 0), (1, 1, 1, 1)} < seen
 
 
-def test_int8_stays_near_float(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_int8_stays_near_float(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     logits = []
     for name, model in (("float", assemble(PROGRAM)), ("int8", int8_model)):
         (tmp_path / name).mkdir()
@@ -69,7 +69,7 @@ def test_int8_stays_near_float(runtime: Backend, int8_model: onnx.ModelProto, tm
 
 
 def test_outputs_are_not_overwritten_by_the_next_run(
-    runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path
+    runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path
 ) -> None:
     runtime.compile(int8_model, tmp_path)
     runner = runtime.load(tmp_path)
@@ -82,7 +82,7 @@ def test_outputs_are_not_overwritten_by_the_next_run(
 
 
 def test_every_format_computes_the_same(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
-    runtime = backend("onnxruntime")
+    runtime = onnx_backend("onnxruntime")
     assert runtime.compile(int8_model, tmp_path) == ("model.onnx", "model.onnx.data", "model.ort")
     ours, ort = runtime.load(tmp_path), runtime.load(tmp_path, file="model.ort")
     for image in IMAGES[:, None]:
@@ -92,13 +92,13 @@ def test_every_format_computes_the_same(int8_model: onnx.ModelProto, tmp_path: P
 
 
 def test_only_the_formats_asked_for_are_written(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
-    assert backend("onnxruntime").compile(int8_model, tmp_path, formats=("ort",)) == ("model.ort",)
+    assert onnx_backend("onnxruntime").compile(int8_model, tmp_path, formats=("ort",)) == ("model.ort",)
     assert [p.name for p in tmp_path.iterdir()] == ["model.ort"]
-    assert backend("onnxruntime").load(tmp_path).run(IMAGES[:1])[0].shape == (1, 10)
+    assert onnx_backend("onnxruntime").load(tmp_path).run(IMAGES[:1])[0].shape == (1, 10)
 
 
 def test_large_weights_lie_outside_the_graph_file(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
-    backend("onnxruntime").compile(int8_model, tmp_path, formats=("onnx",))
+    onnx_backend("onnxruntime").compile(int8_model, tmp_path, formats=("onnx",))
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     bodies = [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
     inside = {t.name: len(t.raw_data) for g in (graph, *bodies) for t in g.initializer}
@@ -106,13 +106,13 @@ def test_large_weights_lie_outside_the_graph_file(int8_model: onnx.ModelProto, t
     assert (tmp_path / "model.onnx.data").stat().st_size > sum(inside.values())
 
 
-def test_compile_leaves_the_model_as_it_was(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_compile_leaves_the_model_as_it_was(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     before = int8_model.SerializeToString(deterministic=True)
     runtime.compile(int8_model, tmp_path)
     assert int8_model.SerializeToString(deterministic=True) == before
 
 
-def test_two_builds_give_equal_bytes(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_two_builds_give_equal_bytes(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     source, one = tmp_path / "m.onnx", tmp_path / "one"
     source.write_bytes(int8_model.SerializeToString())
     one.mkdir()
@@ -126,25 +126,27 @@ def test_two_builds_give_equal_bytes(runtime: Backend, int8_model: onnx.ModelPro
     other = tmp_path / "a" / "longer" / "path"
     other.mkdir(parents=True)
     code = (
-        f"import onnx, pathlib; from edgevit.backends import backend; m = onnx.load({str(source)!r});"
-        f"backend({runtime.NAME!r}).compile(m, pathlib.Path({str(other)!r}))"
+        f"import onnx, pathlib; from edgevit.backends import backend, onnx_backend; m = onnx.load({str(source)!r});"
+        f"onnx_backend({runtime.NAME!r}).compile(m, pathlib.Path({str(other)!r}))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert digests(other) == digests(one)
 
 
-def test_files_name_no_local_path(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_files_name_no_local_path(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     for name in runtime.compile(int8_model, tmp_path):
         content = (tmp_path / name).read_bytes()
         assert str(tmp_path).encode() not in content and b"/tmp/" not in content and str(ROOT).encode() not in content
 
 
-def test_loading_needs_neither_torch_nor_onnx(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_loading_needs_neither_torch_nor_onnx(
+    runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path
+) -> None:
     runtime.compile(int8_model, tmp_path)
     code = (
         "import sys\nfor name in ('torch', 'timm', 'onnx', 'safetensors', 'click', 'rich'): sys.modules[name] = None\n"
-        "import pathlib, numpy as np\nfrom edgevit.backends import backend\n"
-        f"r = backend({runtime.NAME!r}).load(pathlib.Path({str(tmp_path)!r}))\n"
+        "import pathlib, numpy as np\nfrom edgevit.backends import backend, onnx_backend\n"
+        f"r = onnx_backend({runtime.NAME!r}).load(pathlib.Path({str(tmp_path)!r}))\n"
         "print(r.run(np.zeros((1, 32, 32, 3), np.uint8), float('inf'))[1].tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -152,7 +154,7 @@ def test_loading_needs_neither_torch_nor_onnx(runtime: Backend, int8_model: onnx
     assert done.stderr == ""
 
 
-def test_the_plain_twin_has_no_effort(runtime: Backend, tmp_path: Path) -> None:
+def test_the_plain_twin_has_no_effort(runtime: OnnxBackend, tmp_path: Path) -> None:
     # Its last FFN, one token row wide, is also what crashes OpenVINO's fusion of small MLPs where that is left on.
     runtime.compile(assemble(PROGRAM, gating="open"), tmp_path)
     runner = runtime.load(tmp_path)
@@ -162,15 +164,15 @@ def test_the_plain_twin_has_no_effort(runtime: Backend, tmp_path: Path) -> None:
 
 
 def test_kernels_are_counted_in_branch_bodies_too(int8_model: onnx.ModelProto) -> None:
-    found = backend("onnxruntime").linear_kernels(int8_model)
+    found = onnx_backend("onnxruntime").linear_kernels(int8_model)
     assert len(found) == 11 and all(int8 for _, int8 in found)
     mixed = assemble(PROGRAM, tiny_plan(PROGRAM, floats=("b01_ffn.fc2",)))
-    assert [n for n, int8 in backend("onnxruntime").linear_kernels(mixed) if not int8] == ["b01_ffn.fc2/w"]
+    assert [n for n, int8 in onnx_backend("onnxruntime").linear_kernels(mixed) if not int8] == ["b01_ffn.fc2/w"]
 
 
 def test_openvino_kernels_are_counted_on_the_twin() -> None:
     twin = assemble(PROGRAM, tiny_plan(PROGRAM, floats=("b01_ffn.fc2",)), gating="open")
-    found = {n.split("/")[0]: int8 for n, int8 in backend("openvino").linear_kernels(twin)}
+    found = {n.split("/")[0]: int8 for n, int8 in onnx_backend("openvino").linear_kernels(twin)}
     assert not found["b01_ffn.fc2"] and found["b00_mhsa.qkv"] and found["head"]
 
 
@@ -185,7 +187,7 @@ def test_executed_nodes_stop_at_closed_gates(int8_model: onnx.ModelProto, tmp_pa
 
 @pytest.mark.parametrize("image", [np.zeros((1, 32, 31, 3), np.uint8), np.zeros((1, 32, 32, 3), np.float32)])
 def test_wrong_images_are_refused(
-    runtime: Backend, int8_model: onnx.ModelProto, image: np.ndarray, tmp_path: Path
+    runtime: OnnxBackend, int8_model: onnx.ModelProto, image: np.ndarray, tmp_path: Path
 ) -> None:
     runtime.compile(int8_model, tmp_path)
     runner = runtime.load(tmp_path)
@@ -195,7 +197,7 @@ def test_wrong_images_are_refused(
         runner.run(IMAGES[:1], float("nan"))
 
 
-def test_missing_and_damaged_files_are_named(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_named(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="has no model"):
         runtime.load(tmp_path)
     for name in runtime.compile(int8_model, tmp_path):
@@ -205,20 +207,20 @@ def test_missing_and_damaged_files_are_named(runtime: Backend, int8_model: onnx.
                 runtime.load(tmp_path, file=name)
 
 
-def test_an_unknown_precision_is_refused(runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_an_unknown_precision_is_refused(runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     runtime.compile(int8_model, tmp_path)
     with pytest.raises(BundleError, match="'f8'"):
         runtime.load(tmp_path, precision="f8")
 
 
 def test_a_folder_that_cannot_be_written_is_named(
-    runtime: Backend, int8_model: onnx.ModelProto, tmp_path: Path
+    runtime: OnnxBackend, int8_model: onnx.ModelProto, tmp_path: Path
 ) -> None:
     with pytest.raises(OutputError, match="cannot write the model"):
         runtime.compile(int8_model, tmp_path / "absent")
 
 
-def test_a_missing_runtime_says_how_to_install_it(runtime: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_says_how_to_install_it(runtime: OnnxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.versions()[runtime.NAME][0].isdigit()
     monkeypatch.setitem(sys.modules, runtime.NAME, None)
     with pytest.raises(RuntimeMissingError, match="pip install"):
@@ -226,15 +228,20 @@ def test_a_missing_runtime_says_how_to_install_it(runtime: Backend, monkeypatch:
 
 
 def test_an_unknown_backend_is_named() -> None:
-    with pytest.raises(RuntimeMissingError, match="'tensorrt'; known: onnxruntime, openvino"):
+    with pytest.raises(RuntimeMissingError, match="'tensorrt'; known: onnxruntime, openvino, tvm"):
         backend("tensorrt")
+    with pytest.raises(RuntimeMissingError, match="'tvm' that reads ONNX; known: onnxruntime, openvino"):
+        onnx_backend("tvm")
 
 
 def test_8_bit_weights_in_branches_are_exact_on_any_cpu(tmp_path: Path) -> None:
     program = tiny_program(gated=True, dim=64, hidden=256, seed=3)
     model = assemble(program, replace(tiny_plan(program), weight_bits=8))
-    backend("onnxruntime").compile(model, tmp_path, formats=("onnx",))
-    runner, exact = backend("onnxruntime").load(tmp_path, weight_bits=8), reference_with_margins(model, optimised=False)
+    onnx_backend("onnxruntime").compile(model, tmp_path, formats=("onnx",))
+    runner, exact = (
+        onnx_backend("onnxruntime").load(tmp_path, weight_bits=8),
+        reference_with_margins(model, optimised=False),
+    )
     for image in tiny_images(program.spec, 4)[:, None]:
         expected = exact(image, 1e9)[0]
         # One rounding step of a quantized input may tip over between two kernels.
@@ -250,11 +257,11 @@ def test_int8_weights_move_into_the_body_that_uses_them(int8_model: onnx.ModelPr
     assert {"b00_ffn.fc1/w_q", "b00_ffn.fc2/w_q"} <= {t.name for t in body.initializer}
 
 
-def test_a_signal_is_handled_after_models_ended_in_any_order(runtime: Backend, tmp_path: Path) -> None:
+def test_a_signal_is_handled_after_models_ended_in_any_order(runtime: OnnxBackend, tmp_path: Path) -> None:
     runtime.compile(assemble(PROGRAM), tmp_path)
     code = (
-        "import pathlib, signal; from edgevit.backends import backend\n"
-        f"models = [backend({runtime.NAME!r}).load(pathlib.Path({str(tmp_path)!r})) for _ in range(2)]\n"
+        "import pathlib, signal; from edgevit.backends import backend, onnx_backend\n"
+        f"models = [onnx_backend({runtime.NAME!r}).load(pathlib.Path({str(tmp_path)!r})) for _ in range(2)]\n"
         "del models[0], models[0]\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
         "signal.raise_signal(signal.SIGUSR1)"

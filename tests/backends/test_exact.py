@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit.backends import backend, openvino
+from edgevit.backends import onnx_backend, openvino
 from edgevit.backends.reference import reference
 from edgevit.lower.assemble import assemble
 from tests.lowered import tiny_plan
@@ -33,6 +33,6 @@ def test_computed_as_written_it_is_the_quantized_model_in_exact_arithmetic(
     openvino.compile(model, tmp_path)
     image = tiny_images(program.spec, 1)
     exact, _ = reference(model, exact=True).run(image)
-    got, _ = backend("openvino").load(tmp_path, weight_bits=8).run(image)
+    got, _ = onnx_backend("openvino").load(tmp_path, weight_bits=8).run(image)
     # One rounding step of a quantized input may tip over between two float kernels.
     np.testing.assert_allclose(got, exact, atol=0.02 * float(np.abs(exact).max()))

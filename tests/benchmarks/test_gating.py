@@ -15,7 +15,7 @@ from benchmarks.gating import (
     table,
 )
 from benchmarks.timing import Ratio
-from edgevit.backends import backend
+from edgevit.backends import onnx_backend
 from edgevit.lower.assemble import assemble
 from edgevit.measure.host import environment, snapshot
 from edgevit.models.macs import total_macs
@@ -25,7 +25,7 @@ from tests.tiny import tiny_images, tiny_program
 def test_effort_opens_the_first_k_of_the_order(tmp_path: Path) -> None:
     program = tiny_program(depth=3)
     order = kind_order(program.spec, "ffn")
-    runtime = backend("onnxruntime")
+    runtime = onnx_backend("onnxruntime")
     runtime.compile(assemble(gated(program, order)), tmp_path, formats=("onnx",))
     runner = runtime.load(tmp_path)
     for image in tiny_images(program.spec, 3):
@@ -36,7 +36,7 @@ def test_effort_opens_the_first_k_of_the_order(tmp_path: Path) -> None:
 
 def test_all_open_computes_what_the_plain_model_does(tmp_path: Path) -> None:
     program = tiny_program()
-    runtime = backend("onnxruntime")
+    runtime = onnx_backend("onnxruntime")
     logits = []
     for name, model in (
         (PLAIN, assemble(program, gating="open")),

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import MODULES, Runner, backend
+from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import ParityError
 from edgevit.lower.assemble import assemble
@@ -25,11 +25,11 @@ REFERENCE = reference_with_margins(assemble(PROGRAM))
 
 
 def runner(model: onnx.ModelProto, folder: Path, name: str = "onnxruntime") -> Runner:
-    backend(name).compile(model, folder)
-    return backend(name).load(folder)
+    onnx_backend(name).compile(model, folder)
+    return onnx_backend(name).load(folder)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ONNX_MODULES)
 def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
     result = check_parity(REFERENCE, runner(assemble(PROGRAM), tmp_path, name), IMAGES, FLOAT)
     by_name = {p.path: p for p in result.paths}
@@ -42,7 +42,7 @@ def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
     assert result.summary.startswith("12 paths, largest error ")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ONNX_MODULES)
 def test_int8_computes_the_quantized_graph(name: str, tmp_path: Path) -> None:
     # Against the same rounded values in float arithmetic, int8 kernels are nearly exact.
     model = assemble(PROGRAM, PLAN)
@@ -60,7 +60,7 @@ def test_a_clipping_scale_is_caught_against_the_quantized_graph(tmp_path: Path) 
         check_parity(quantized, runner(assemble(PROGRAM, wrong), tmp_path), IMAGES, QUANTIZED)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", ONNX_MODULES)
 def test_int8_stays_within_its_tolerance_of_float(name: str, tmp_path: Path) -> None:
     result = check_parity(REFERENCE, runner(assemble(PROGRAM, PLAN), tmp_path, name), IMAGES, INT8)
     assert all(p.error > 1e-3 for p in result.paths if p.path != "all_skipped")

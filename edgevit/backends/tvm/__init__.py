@@ -1,1 +1,155 @@
-"""TVM: kernels and an emitter of our own, from a Program to one shared library per device."""
+"""TVM: kernels and an emitter of our own, from a Program to one shared library per device.
+
+A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with) and, in
+`runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a device needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevit.backends.tvm.bytecode import Memory, bound
+from edgevit.backends.tvm.canary import require
+from edgevit.backends.tvm.canary import versions as installed
+from edgevit.backends.tvm.process import ProcessRunner, command, foreign
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, Manifest, TvmRunner, read_manifest
+from edgevit.backends.tvm.runner import load as load_here
+from edgevit.backends.tvm.runtime import runtime
+from edgevit.backends.tvm.shipped import read
+from edgevit.backends.tvm.trace import Watched
+from edgevit.errors import BundleError, TargetError
+
+if TYPE_CHECKING:
+    from edgevit.backends import Source
+    from edgevit.backends.tvm.schedules import Isa
+    from edgevit.targets import Target
+
+NAME = "tvm"
+FORMATS = ("so",)
+NATIVE = "runner/native"
+RUNNER = f"{NATIVE}/runner"
+
+
+def versions() -> dict[str, str]:
+    found = installed()
+    runtime()
+    return {"tvm": found["apache-tvm"], "tvm_ffi": found["apache-tvm-ffi"]}
+
+
+def build(source: Source, folder: Path) -> tuple[str, ...]:
+    """Compile the Program for the target's CPU, and the C++ runner for it.
+
+    Raises:
+        OutputError: the disk refuses.
+        RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no g++ for it.
+        TargetError: no kernels for the target.
+        UnsupportedModelError: T2T-ViT's stem.
+    """
+    if source.plan is not None:
+        raise TargetError(f"{source.target.name} asks for int8, TVM builds are float32; set int8 = false")
+    require()
+    from edgevit.backends.tvm import library, native
+    from edgevit.backends.tvm.emit import lower
+
+    isa = isa_of(source.target)
+    names = library.write(lower(source.program, isa), folder)
+    (folder / NATIVE).mkdir(parents=True, exist_ok=True)
+    runner = native.build_runner(source.target.arch, folder / NATIVE)
+    return (*names, *(f"{NATIVE}/{path.name}" for path in sorted(runner.parent.iterdir())))
+
+
+def isa_of(target: Target) -> Isa:
+    """The richest kernels that need no more than the target's CPU has, compiled for that CPU.
+
+    Raises:
+        TargetError: no kernels fit, or no such CPU.
+    """
+    from edgevit.backends.tvm.schedules import ISAS, tuned
+
+    present = set(target.requires_flags)
+    fitting = [
+        isa
+        for isa in ISAS.values()
+        if isa.target["mtriple"].startswith(f"{target.arch}-") and present.issuperset(isa.flags)
+    ]
+    if not fitting:
+        raise TargetError(
+            f"no kernels for {target.name}: requires_flags must hold all flags of one of "
+            + "; ".join(f"{isa.name}: {' '.join(isa.flags)}" for isa in ISAS.values())
+        )
+    best = max(fitting, key=lambda isa: len(isa.flags))
+    return best if target.cpu in (None, best.target["mcpu"]) else tuned(best, target.cpu)
+
+
+def load(
+    folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
+) -> TvmRunner | ProcessRunner:
+    """Load the library here, or in an emulator where it is for another architecture.
+
+    Kernels run on one thread; `threads`, `precision` and `weight_bits` were decided when it was compiled.
+
+    Raises:
+        BundleError: a file is missing or damaged, or not for this machine, and there is no emulator of the right one.
+        RuntimeMissingError: TVM's runtime is not installed.
+    """
+    if precision != "f32":
+        raise BundleError(f"TVM keeps what is float in f32, got precision {precision!r}")
+    if file not in (None, LIBRARY):
+        raise BundleError(f"{folder} has no {file} that TVM could load; it loads {LIBRARY}")
+    manifest = read_manifest(folder / MANIFEST)
+    if foreign(manifest):
+        return start(folder, manifest)
+    return load_here(folder)
+
+
+def start(folder: Path, manifest: Manifest | None = None) -> ProcessRunner:
+    """The build's own C++ runner, started.
+
+    Raises:
+        BundleError: it is missing, or cannot run here.
+    """
+    manifest = manifest or read_manifest(folder / MANIFEST)
+    runner = folder / RUNNER
+    if not runner.is_file():
+        raise BundleError(f"{folder} has no {RUNNER}; unpack the bundle again")
+    if not foreign(manifest):
+        # A zip keeps no permissions.
+        runner.chmod(runner.stat().st_mode | 0o100)
+    return ProcessRunner(command(manifest, runner), folder, manifest)
+
+
+def watched(folder: Path) -> Watched:
+    """The library, loaded here so that every kernel call of a run is told."""
+    return Watched(load_here(folder))
+
+
+def memory(folder: Path) -> Memory:
+    """What a run needs on any path, read off the library without running it, for any architecture.
+
+    Raises:
+        BoundError: an instruction or a kernel could allocate.
+        BundleError: the library cannot be read.
+    """
+    return bound(read(folder / LIBRARY), read_manifest(folder / MANIFEST))
+
+
+def touched(folder: Path, image: np.ndarray, effort: float) -> tuple[int | None, np.ndarray]:
+    """Bytes that a fresh process touched or allocated in its first run, image included, and the gates.
+
+    None where the system does not tell, or an emulator's memory would be meant.
+    """
+    runner = start(folder)
+    try:
+        _, gates = runner.run(image, effort)
+        grown = runner.told.get("grown_bytes", -1)
+        return grown if grown >= 0 else None, gates
+    finally:
+        runner.close()
+
+
+def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:
+    """None: everything was decided when the library was compiled."""
+    return {}

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from edgevit.backends.tvm.runner import Manifest
+from edgevit.backends.tvm.shipped import Shipped
 from edgevit.errors import BoundError
 
 # Checks of arguments, the branch itself, and the copy of a reference: none of them makes a tensor.
 HARMLESS = frozenset(
     f"vm.builtin.{name}" for name in ("check_tensor_info", "match_shape", "read_if_cond", "copy", "make_tuple")
 )
+# What a kernel needs to ask the runtime for memory.
+ALLOCATOR = re.compile(r"Alloc|malloc|calloc|_Znw")
 FUNCTION = re.compile(r"^@(\S+):$")
 CALL = re.compile(r"^\s+call\s+(\S+)\s+in:")
 
@@ -49,17 +51,20 @@ def calls(text: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(called) for name, called in found.items()}
 
 
-def bound(library: Any, manifest: Manifest) -> Memory:
-    """Memory of a compiled model, from a loaded library or an executable.
+def bound(shipped: Shipped, manifest: Manifest) -> Memory:
+    """Memory of a compiled model, read from the library that ships.
 
     Raises:
-        BoundError: an instruction calls what might allocate; names it and the function it is in.
+        BoundError: an instruction calls what might allocate, or a kernel could ask for memory; names it.
     """
-    functions = calls(str(library["as_text"]()))
+    functions = calls(shipped.text)
     if "main" not in functions:
         raise BoundError("the library has no function main; compile it again")
     for name, called in functions.items():
-        _check(name, called, functions, library)
+        _check(name, called, functions, shipped)
+    allocators = sorted(name for name in shipped.symbols if ALLOCATOR.search(name))
+    if allocators:
+        raise BoundError(f"kernels of the library can allocate, by {', '.join(allocators)}: no memory bound")
     image = manifest.height * manifest.width * 3
     return Memory(
         arena=4 * manifest.arena,
@@ -69,11 +74,11 @@ def bound(library: Any, manifest: Manifest) -> Memory:
     )
 
 
-def _check(name: str, called: tuple[str, ...], functions: Mapping[str, tuple[str, ...]], library: Any) -> None:
+def _check(name: str, called: tuple[str, ...], functions: Mapping[str, tuple[str, ...]], shipped: Shipped) -> None:
     for callee in called:
         if callee in functions or callee in HARMLESS:
             continue
-        if callee.startswith("vm.") or not library.implements_function(callee, True):
+        if callee.startswith("vm.") or not shipped.has_kernel(callee):
             raise BoundError(
                 f"{name} calls {callee}, which may allocate: no memory bound; only kernels of the library and "
                 f"{', '.join(sorted(HARMLESS))} are known not to"

@@ -14,6 +14,7 @@ from edgevit import serial
 from edgevit.backends.tvm.canary import INSTALL, versions
 from edgevit.backends.tvm.emit import Lowered
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
+from edgevit.backends.tvm.runtime import llvm_architectures
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 
@@ -63,7 +64,7 @@ def manifest(lowered: Lowered) -> Manifest:
 
 def architecture(lowered: Lowered) -> str:
     """First part of the LLVM triple."""
-    return lowered.isa.target["mtriple"].split("-")[0]
+    return str(lowered.isa.target["mtriple"]).split("-")[0]
 
 
 def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
@@ -89,8 +90,7 @@ def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
 
 
 def _require_llvm(architecture: str) -> None:
-    listed = tvm.get_global_func("target.llvm_get_targets", allow_missing=True)
-    known = sorted(str(name) for name in listed()) if listed else []
+    known = llvm_architectures()
     if architecture not in known:
         raise RuntimeMissingError(
             f"the installed TVM's LLVM cannot compile for {architecture} (it knows: {', '.join(known) or 'nothing'}); "
@@ -103,4 +103,4 @@ def runner(lowered: Lowered) -> TvmRunner:
     weights = [aligned(values.shape, np.float32) for _, values in lowered.weights]
     for array, (_, values) in zip(weights, lowered.weights, strict=True):
         array[...] = values
-    return TvmRunner(build(lowered), manifest(lowered), weights)
+    return TvmRunner(build(lowered).jit(), manifest(lowered), weights)

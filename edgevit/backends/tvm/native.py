@@ -7,7 +7,6 @@ versions, whose digests are known here.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import platform
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from edgevit import serial
 from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
+from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 
@@ -76,6 +76,7 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
         OutputError: the disk refuses, or the compiler fails; says why.
     """
     compiler, version = linker(architecture), versions()["apache-tvm"]
+    include = package("tvm_ffi") / "include"
     shared = libraries(architecture, cache or default_cache())
     try:
         for path in shared:
@@ -84,7 +85,9 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
             output = Path(temporary) / RUNNER
             names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
             command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
-            command += ["-isystem", str(_package("tvm_ffi") / "include"), str(SOURCE), "-o", str(output)]
+            # No path of this machine in the file, and nothing that depends on when it was linked.
+            command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
+            command += ["-isystem", str(include), str(SOURCE), "-o", str(output)]
             # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
             command += [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -105,7 +108,7 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
     """
     found = versions()
     if platform.machine() in MACHINES[architecture]:
-        return tuple(_package(shared.place.split("/")[0]).parent / shared.place for shared in LIBRARIES)
+        return tuple(package(shared.place.split("/")[0]).parent / shared.place for shared in LIBRARIES)
     if architecture != "aarch64" or found != PINNED:
         raise RuntimeMissingError(
             f"runtime libraries for {architecture} are known for aarch64 and {PINNED} only, installed is {found}; "
@@ -151,11 +154,3 @@ def _download(shared: Shared, target: Path) -> None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _package(name: str) -> Path:
-    """Where an installed package lies, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise RuntimeMissingError(f"{name} is not installed; install it: {INSTALL}")
-    return Path(spec.origin).parent

@@ -1,9 +1,11 @@
 // Run one compiled model on one image: the twin of runner.py for a device without Python.
 //
 //   runner FOLDER IMAGE [--effort X] [--runs N] [--top K]
+//   runner FOLDER - [--top K]
 //
 // FOLDER holds model.so, model.weights and model.json. IMAGE is raw uint8 RGB, row by row, of exactly the model's size,
-// or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. Needs the headers of tvm_ffi,
+// or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. With - the images come over
+// standard input until it ends, each behind its own effort, a float32, and each is answered by a line. Needs the headers of tvm_ffi,
 // libtvm_runtime.so and libtvm_ffi.so, nothing else. Everything that can be checked is checked before the library is
 // loaded, since loading already executes code from it.
 //
@@ -11,6 +13,7 @@
 // this machine.
 #include <elf.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -34,6 +37,7 @@
 #include <iterator>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -409,7 +413,7 @@ struct Options {
   int64_t runs = 1, top = 5;
 };
 
-constexpr const char* kHelp = "usage: runner FOLDER IMAGE [--effort X] [--runs N] [--top K]";
+constexpr const char* kHelp = "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--top K]";
 
 int64_t whole(const std::string& name, const char* text) {
   char* end = nullptr;
@@ -424,7 +428,7 @@ Options parse(int count, char** arguments) {
   std::vector<std::string> places;
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
-    if (name.compare(0, 2, "--")) {
+    if (name == "-" || name.compare(0, 2, "--")) {
       places.push_back(name);
       continue;
     }
@@ -452,11 +456,21 @@ bool emulated() {  // qemu fakes /proc/self/exe, but not this one.
   return length > 0 && std::string(path, length).find("qemu") != std::string::npos;
 }
 
-int64_t peak_bytes() {
-  std::ifstream status("/proc/self/status");
+int64_t told_bytes(const char* path, const std::string& field) {  // 0 where the system does not tell it
+  std::ifstream status(path);
   for (std::string line; std::getline(status, line);)
-    if (!line.compare(0, 6, "VmHWM:")) return 1024 * std::atoll(line.c_str() + 6);
+    if (!line.compare(0, field.size(), field)) return 1024 * std::atoll(line.c_str() + field.size());
   return 0;
+}
+
+int64_t peak_bytes() { return told_bytes("/proc/self/status", "VmHWM:"); }
+
+// Memory of this process that is in no file: what it allocated and touched.
+int64_t anonymous_bytes() { return told_bytes("/proc/self/smaps_rollup", "Anonymous:"); }
+
+void keep_what_is_freed() {  // so that memory taken for a moment still shows at the end
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
 double cpu_ms() {
@@ -470,7 +484,7 @@ struct Model {
   ffi::Function main;
 };
 
-Model load(const std::string& path) {
+Model load_model(const std::string& path) {
   try {
     ffi::Module library = ffi::Module::LoadFromFile(path);
     ffi::Module machine = library->GetFunction("vm_load_executable", true).value()().cast<ffi::Module>();
@@ -482,8 +496,14 @@ Model load(const std::string& path) {
   }
 }
 
-void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates,
-           std::vector<double> times, int64_t load_peak) {
+struct Costs {
+  std::vector<double> times;
+  int64_t load_peak, grown;
+};
+
+void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
+  for (int64_t i = 0; i < manifest.classes; ++i)
+    if (!std::isfinite(logits[i])) fail(kFault, "the model gave a logit that is not finite, of class " + std::to_string(i));
   std::vector<int64_t> order(manifest.classes);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [logits](int64_t a, int64_t b) { return logits[a] > logits[b]; });
@@ -492,52 +512,99 @@ void print(const Options& options, const Manifest& manifest, const float* logits
     std::printf("%s[%lld, %.9g]", i ? ", " : "", static_cast<long long>(order[i]), logits[order[i]]);
   std::printf("], \"gates\": [");
   for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", gates[i]);
-  std::printf("], \"runs\": %lld, ", static_cast<long long>(options.runs));
+  std::printf("], \"runs\": %zu, ", costs.times.size());
   if (emulated()) {  // Time and memory would be the emulator's.
     std::printf("\"emulated\": true}\n");
     return;
   }
+  std::vector<double>& times = costs.times;
   std::sort(times.begin(), times.end());
   std::printf(
       "\"emulated\": false, \"cpu_ms\": {\"min\": %.3f, \"median\": %.3f}, \"load_peak_bytes\": %lld, "
-      "\"peak_bytes\": %lld}\n",
-      times.front(), times[times.size() / 2], static_cast<long long>(load_peak), static_cast<long long>(peak_bytes()));
+      "\"peak_bytes\": %lld, \"grown_bytes\": %lld}\n",
+      times.front(), times[times.size() / 2], static_cast<long long>(costs.load_peak),
+      static_cast<long long>(peak_bytes()), static_cast<long long>(costs.grown));
+}
+
+// A loaded model with the memory that it runs in.
+class Session {
+ public:
+  explicit Session(const Options& options) : manifest(read_manifest(options.folder + "/model.json")) {
+    const std::string library = options.folder + "/model.so";
+    check_machine(manifest);
+    check_library(library);
+    const char* weights = map_weights(options.folder + "/model.weights", manifest);
+    image = static_cast<char*>(allocate(image_bytes()));
+    effort = static_cast<float*>(allocate(sizeof(float)));
+    void* arena = allocate(4 * manifest.arena);
+    logits = static_cast<float*>(allocate(4 * manifest.classes));
+    gates = static_cast<uint8_t*>(allocate(manifest.branches));
+    tensors_ = {tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8), tensor(effort, {}, kDLFloat, 32),
+                tensor(arena, {manifest.arena}, kDLFloat, 32), tensor(logits, {1, manifest.classes}, kDLFloat, 32),
+                tensor(gates, {manifest.branches}, kDLUInt, 8)};
+    for (const Parameter& p : manifest.weights)
+      tensors_.push_back(tensor(weights + p.offset, {p.elements}, kDLFloat, 32));
+    library_ = library;
+  }
+
+  void load() {
+    model_.emplace(load_model(library_));
+    for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
+    load_peak = peak_bytes();
+    keep_what_is_freed();
+  }
+
+  double run() {  // CPU time in ms
+    const double begin = cpu_ms();
+    ffi::Any result;
+    model_->main.CallPacked(arguments_.data(), static_cast<int32_t>(arguments_.size()), &result);
+    return cpu_ms() - begin;
+  }
+
+  int64_t image_bytes() const { return 3 * manifest.height * manifest.width; }
+
+  const Manifest manifest;
+  char* image;
+  float *effort, *logits;
+  uint8_t* gates;
+  int64_t load_peak = 0;
+
+ private:
+  std::string library_;
+  std::vector<ffi::Tensor> tensors_;
+  std::vector<ffi::AnyView> arguments_;
+  std::optional<Model> model_;
+};
+
+void run_one(const Options& options, Session& session) {
+  const std::string picture = pixels(options.image, session.manifest);
+  std::memcpy(session.image, picture.data(), picture.size());
+  *session.effort = options.effort;
+  session.load();
+  Costs costs{{}, session.load_peak, 0};
+  const int64_t before = anonymous_bytes();  // 0: not told
+  for (int64_t i = 0; i < options.runs; ++i) costs.times.push_back(session.run());
+  costs.grown = before ? anonymous_bytes() - before : -1;
+  print(options, session.manifest, session.logits, session.gates, costs);
+}
+
+void run_stream(const Options& options, Session& session) {
+  session.load();
+  const size_t bytes = session.image_bytes();
+  const int64_t before = anonymous_bytes();  // 0: not told
+  while (const size_t begun = std::fread(session.effort, 1, sizeof(float), stdin)) {
+    if (begun != sizeof(float) || std::fread(session.image, 1, bytes, stdin) != bytes)
+      fail(kImage, "standard input ended inside an image of " + std::to_string(bytes) + " bytes");
+    if (std::isnan(*session.effort)) fail(kImage, "an effort must be a number, got nan");
+    const double time = session.run();
+    print(options, session.manifest, session.logits, session.gates, {{time}, session.load_peak, before ? anonymous_bytes() - before : -1});
+    std::fflush(stdout);
+  }
 }
 
 void run(const Options& options) {
-  const Manifest manifest = read_manifest(options.folder + "/model.json");
-  const std::string library = options.folder + "/model.so";
-  check_machine(manifest);
-  check_library(library);
-  const char* weights = map_weights(options.folder + "/model.weights", manifest);
-  const std::string picture = pixels(options.image, manifest);
-  auto* image = static_cast<char*>(allocate(static_cast<int64_t>(picture.size())));
-  std::memcpy(image, picture.data(), picture.size());
-  auto* effort = static_cast<float*>(allocate(sizeof(float)));
-  *effort = options.effort;
-  void* arena = allocate(4 * manifest.arena);
-  auto* logits = static_cast<float*>(allocate(4 * manifest.classes));
-  auto* gates = static_cast<uint8_t*>(allocate(manifest.branches));
-  std::vector<ffi::AnyView> arguments;
-  std::vector<ffi::Tensor> tensors{tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8),
-                                   tensor(effort, {}, kDLFloat, 32),
-                                   tensor(arena, {manifest.arena}, kDLFloat, 32),
-                                   tensor(logits, {1, manifest.classes}, kDLFloat, 32),
-                                   tensor(gates, {manifest.branches}, kDLUInt, 8)};
-  for (const Parameter& p : manifest.weights) tensors.push_back(tensor(weights + p.offset, {p.elements}, kDLFloat, 32));
-  for (const ffi::Tensor& t : tensors) arguments.emplace_back(t);
-  const Model model = load(library);
-  const int64_t load_peak = peak_bytes();
-  std::vector<double> times;
-  for (int64_t i = 0; i < options.runs; ++i) {
-    const double begin = cpu_ms();
-    ffi::Any result;
-    model.main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-    times.push_back(cpu_ms() - begin);
-  }
-  for (int64_t i = 0; i < manifest.classes; ++i)
-    if (!std::isfinite(logits[i])) fail(kFault, "the model gave a logit that is not finite, of class " + std::to_string(i));
-  print(options, manifest, logits, gates, times, load_peak);
+  Session session(options);
+  options.image == "-" ? run_stream(options, session) : run_one(options, session);
 }
 
 }  // namespace

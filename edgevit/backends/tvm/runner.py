@@ -1,13 +1,13 @@
 """Run a compiled model: one shared library, its weights mapped from a file, one arena.
 
-Needs numpy, tvm_ffi and the small runtime library only, no compiler (`TVM_USE_RUNTIME_LIB=1` makes tvm load no other).
+Needs numpy, tvm_ffi and libtvm_runtime.so only; the compiler is never loaded.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,17 @@ import numpy as np
 from edgevit import serial
 from edgevit.backends import feed
 from edgevit.backends.tvm.canary import versions
+from edgevit.backends.tvm.runtime import runtime
 from edgevit.errors import BundleError
 
 LIBRARY, WEIGHTS, MANIFEST = "model.so", "model.weights", "model.json"
 SCHEMA = 1
 ALIGN_BYTES = 64
 CPUINFO = Path("/proc/cpuinfo")
+CPU, NAIVE = 1, 1  # kDLCPU; an allocator that is never asked for anything
+
+# (function, its name, before or after it, what it returned, its arguments...)
+Watch = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +74,9 @@ class TvmRunner:
     """A compiled model in this process; see `edgevit.backends.Runner`."""
 
     def __init__(self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray]) -> None:
-        import tvm
-        import tvm_ffi
-        from tvm.runtime.vm import VirtualMachine
-
-        self._machine = VirtualMachine(library, tvm.runtime.device("cpu", 0))
+        self.library = library
+        self._machine = library["vm_load_executable"]()
+        self._machine["vm_initialization"](CPU, 0, NAIVE)
         self._main = self._machine["main"]
         self._shape = (1, manifest.height, manifest.width, 3)
         self._image = aligned(self._shape, np.uint8)
@@ -85,7 +88,13 @@ class TvmRunner:
         for array in arrays:
             # The runtime crashes on what is not aligned.
             assert array.ctypes.data % ALIGN_BYTES == 0
-        self._arguments = [tvm_ffi.from_dlpack(array) for array in arrays]
+        # Where a kernel's weights lie tells whose they are.
+        self.places = {a.ctypes.data: p.name for a, p in zip(weights, manifest.weights, strict=True)}
+        self._arguments = [runtime().from_dlpack(array) for array in arrays]
+
+    def watch(self, watch: Watch) -> None:
+        """Have every call inside a run told to `watch`, before and after it."""
+        self._machine["set_instrument"](watch)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         inputs = feed(image, effort, shape=self._shape, gated=True)
@@ -109,12 +118,10 @@ def load(folder: Path) -> TvmRunner:
     manifest = read_manifest(folder / MANIFEST)
     check_machine(manifest, installed)
     weights = map_weights(folder / WEIGHTS, manifest)
-    from tvm.runtime import load_module
-
     path = folder / LIBRARY
     try:
-        library = load_module(str(path.resolve()))
-    except Exception as error:  # the runtime's errors share no base class of their own
+        library = runtime().load_module(str(path.resolve()))
+    except (OSError, RuntimeError) as error:
         raise BundleError(f"TVM {installed} cannot load {path}: {error}; unpack the bundle again") from error
     return TvmRunner(library, manifest, weights)
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,6 +18,7 @@ from edgevit.backends.tvm.bytecode import bound, calls  # noqa: E402
 from edgevit.backends.tvm.emit import Lowered, lower  # noqa: E402
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST  # noqa: E402
 from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.shipped import Shipped, read  # noqa: E402
 
 PROGRAM = tiny_program(gated=True, skip=True)
 
@@ -36,8 +35,7 @@ def lowered() -> Lowered:
 
 def test_the_bound_is_read_from_the_file_that_ships(lowered: Lowered, tmp_path: Path) -> None:
     library.write(lowered, tmp_path)
-    shipped = tvm.runtime.load_module(str(tmp_path / LIBRARY))
-    memory = bound(shipped, runner.read_manifest(tmp_path / MANIFEST))
+    memory = bound(read(tmp_path / LIBRARY), runner.read_manifest(tmp_path / MANIFEST))
     assert memory.arena == 4 * lowered.arena
     assert memory.weights == sum(values.nbytes for _, values in lowered.weights)
     assert memory.activations == memory.arena + 32 * 32 * 3 + 4 + 4 * 10 + 4
@@ -78,16 +76,20 @@ def test_a_module_that_allocates_has_no_bound(lowered: Lowered) -> None:
             y = block.emit_output(relax.op.add(x, x))
         block.emit_func_output(y)
     allocating = relax.build(block.finalize(), tvm.target.Target({"kind": "llvm"}))
+    text = str(allocating["as_text"]())
     with pytest.raises(BoundError, match=r"main calls vm\.builtin\.alloc_storage"):
-        bound(allocating, library.manifest(lowered))
+        bound(Shipped(text=text, symbols=frozenset()), library.manifest(lowered))
 
 
 @pytest.mark.parametrize(("text", "told"), [("@other:\n", "no function main"), ("@main:\n  call  f in: ", "calls f")])
 def test_what_is_not_known_has_no_bound(lowered: Lowered, text: str, told: str) -> None:
-    class Library(SimpleNamespace):
-        def __getitem__(self, name: str) -> Any:
-            return lambda: text
-
-    stranger = Library(implements_function=lambda name, imports: False)
     with pytest.raises(BoundError, match=told):
-        bound(stranger, library.manifest(lowered))
+        bound(Shipped(text=text, symbols=frozenset()), library.manifest(lowered))
+
+
+@pytest.mark.parametrize("name", ["__TVMBackendAllocWorkspace", "malloc", "_Znwm"])
+def test_a_kernel_that_could_allocate_has_no_bound(lowered: Lowered, name: str) -> None:
+    text, symbols = "@main:\n  call  f in: ", frozenset({"__tvm_ffi_f"})
+    assert bound(Shipped(text=text, symbols=symbols), library.manifest(lowered)).arena > 0
+    with pytest.raises(BoundError, match=f"can allocate, by {name}"):
+        bound(Shipped(text=text, symbols=symbols | {name}), library.manifest(lowered))
