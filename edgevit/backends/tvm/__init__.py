@@ -48,14 +48,12 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         TargetError: no kernels for the target.
         UnsupportedModelError: T2T-ViT's stem.
     """
-    if source.plan is not None:
-        raise TargetError(f"{source.target.name} asks for int8, TVM builds are float32; set int8 = false")
     require()
     from edgevit.backends.tvm import library, native
     from edgevit.backends.tvm.emit import lower
 
     isa = isa_of(source.target)
-    names = library.write(lower(source.program, isa), folder)
+    names = library.write(lower(source.program, isa, source.plan), folder)
     (folder / NATIVE).mkdir(parents=True, exist_ok=True)
     runner = native.build_runner(source.target.arch, folder / NATIVE)
     return (*names, *(f"{NATIVE}/{path.name}" for path in sorted(runner.parent.iterdir())))
