@@ -119,10 +119,13 @@ class MemoryBound:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim about the build that a verifier checked. `summary` is one line for people, e.g. '48 of 48 Gemm int8'."""
+    """A claim about the build that a verifier checked. `summary` is one line for people, e.g. '48 of 48 Gemm int8'.
+
+    `held` None: the machine that built it could not run it, so nobody has checked yet; `summary` says why.
+    """
 
     name: ClaimName
-    held: bool
+    held: bool | None
     summary: str
     figures: dict[str, Any] = field(default_factory=dict)
 

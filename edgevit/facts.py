@@ -158,9 +158,12 @@ def _dense_spec(spec: ProgramSpec) -> ProgramSpec:
     return replace(spec, branches=branches)
 
 
-def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray) -> list[GoldenRun]:
-    """Runs of the compiled model for all-open, all-skipped and one real path, on calibration images."""
-    image = _real_image(runner, images) if spec.gated else images[:1]
+def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, chooser: Runner) -> list[GoldenRun]:
+    """Runs of the compiled model for all-open, all-skipped and one real path, on a calibration image.
+
+    `chooser`, which is the same model and may be a faster one, looks for the image.
+    """
+    image = _real_image(chooser, images) if spec.gated else images[:1]
     paths: list[tuple[PathName, float]] = [("real", 0.0)]
     if spec.gated:
         paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]

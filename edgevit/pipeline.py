@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.backends import Source, backend
+from edgevit.backends import Runner, Source, backend
 from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.bundlespec import Manifest
@@ -178,17 +178,24 @@ def build(
             calibration=calibration,
             evaluation=evaluation,
         )
-        runner = runtime.load(
-            case.folder,
-            threads=target.threads,
-            precision=target.inference_precision,
-            weight_bits=target.weight_bits,
-        )
+        runner = _load(case)
         evidence = prove(case, runner, say)
         say("Writing the bundle")
-        golden = golden_runs(runner, program.spec, calibration.images)
+        golden = golden_runs(
+            runner, program.spec, calibration.images, chooser=reference(model) if case.emulated else runner
+        )
         facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+
+
+def _load(case: Case) -> Runner:
+    """The compiled model; where nothing here can run it the lowered graph, whose outputs a device will be held to."""
+    if not case.runnable:
+        return reference(case.model)
+    target = case.target
+    return case.runtime.load(
+        case.folder, threads=target.threads, precision=target.inference_precision, weight_bits=target.weight_bits
+    )
 
 
 def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) -> Built:

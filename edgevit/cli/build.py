@@ -82,7 +82,8 @@ def _prediction(p: Prediction) -> str:
 def _show(built: Built) -> None:
     manifest = built.manifest
     for claim in manifest.claims:
-        click.echo(f"  {claim.name:<9} {'holds' if claim.held else 'FAILS'}: {claim.summary}")
+        state = {True: "holds", False: "FAILS", None: "not verified"}[claim.held]
+        click.echo(f"  {claim.name:<9} {state}: {claim.summary}")
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
         click.echo(f"  {row.metric:<9} {row.model}: {row.value:.1%} ({interval})")

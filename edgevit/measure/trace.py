@@ -111,13 +111,14 @@ def trace_tvm(
     model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:
     """Time the kernels of every branch, as the virtual machine calls them."""
-    watched = backend.watched(model.parent)
+    runner = backend.start(model.parent, trace=True)
     efforts = _efforts(gated)
     runs = []
     for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
         for effort in efforts:
-            calls, _ = watched.run(np.ascontiguousarray(image[None]), effort)
+            calls, _ = runner.trace(np.ascontiguousarray(image[None]), effort)
             runs.append([(call.stage, call.ms) for call in calls])
+    runner.close()
     runs = runs[WARM_UP_RUNS * len(efforts) :]
     opened, skipped = runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)]
     open_ms = [{name: sum(ms for stage, ms in run if stage == name) for name in branches} for run in opened]

@@ -118,7 +118,11 @@ def _claims(report: Report) -> str:
         return ""
     rows = (
         [
-            f'<span class="status {"held" if c.held else "failed"}">{"✓ held" if c.held else "✗ failed"}</span>',
+            {
+                True: '<span class="status held">✓ held</span>',
+                False: '<span class="status failed">✗ failed</span>',
+                None: '<span class="status">not verified</span>',
+            }[c.held],
             f'<span class="rate">{escape(say.CLAIM_NAMES[c.name])}</span>',
             escape(c.summary),
         ]

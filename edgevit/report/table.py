@@ -51,7 +51,7 @@ def _claims(report: Report) -> Table:
     for name in ("", "claim", "what was found"):
         table.add_column(name)
     for claim in report.claims:
-        mark = "[green]held[/green]" if claim.held else "[red]FAILED[/red]"
+        mark = {True: "[green]held[/green]", False: "[red]FAILED[/red]", None: "[yellow]open[/yellow]"}[claim.held]
         table.add_row(mark, say.CLAIM_NAMES[claim.name], Text(claim.summary))
     return table
 

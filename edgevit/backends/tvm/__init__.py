@@ -15,12 +15,12 @@ from edgevit.backends.tvm.bytecode import Memory, bound
 from edgevit.backends.tvm.canary import require
 from edgevit.backends.tvm.canary import versions as installed
 from edgevit.backends.tvm.process import ProcessRunner, command, foreign
-from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, Manifest, TvmRunner, read_manifest
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
 from edgevit.backends.tvm.runner import load as load_here
 from edgevit.backends.tvm.runtime import runtime
 from edgevit.backends.tvm.shipped import read
-from edgevit.backends.tvm.trace import Watched
 from edgevit.errors import BundleError, TargetError
+from edgevit.serial import write_atomic
 
 if TYPE_CHECKING:
     from edgevit.backends import Source
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "tvm"
 FORMATS = ("so",)
-NATIVE = "runner/native"
+NATIVE, SOURCES = "runner/native", "runner/source"
 RUNNER = f"{NATIVE}/runner"
 
 
@@ -54,9 +54,13 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
 
     isa = isa_of(source.target)
     names = library.write(lower(source.program, isa, source.plan), folder)
-    (folder / NATIVE).mkdir(parents=True, exist_ok=True)
-    runner = native.build_runner(source.target.arch, folder / NATIVE)
-    return (*names, *(f"{NATIVE}/{path.name}" for path in sorted(runner.parent.iterdir())))
+    for part in (NATIVE, SOURCES):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    native.build_runner(source.target.arch, folder / NATIVE)
+    for path in native.SOURCES:
+        write_atomic(folder / SOURCES / path.name, path.read_bytes())
+    written = sorted(path for part in (NATIVE, SOURCES) for path in (folder / part).iterdir())
+    return (*names, *(path.relative_to(folder).as_posix() for path in written))
 
 
 def isa_of(target: Target) -> Isa:
@@ -97,31 +101,23 @@ def load(
         raise BundleError(f"TVM keeps what is float in f32, got precision {precision!r}")
     if file not in (None, LIBRARY):
         raise BundleError(f"{folder} has no {file} that TVM could load; it loads {LIBRARY}")
-    manifest = read_manifest(folder / MANIFEST)
-    if foreign(manifest):
-        return start(folder, manifest)
-    return load_here(folder)
+    return start(folder) if foreign(read_manifest(folder / MANIFEST)) else load_here(folder)
 
 
-def start(folder: Path, manifest: Manifest | None = None) -> ProcessRunner:
-    """The build's own C++ runner, started.
+def start(folder: Path, *, trace: bool = False) -> ProcessRunner:
+    """The build's own C++ runner, started; with `trace` it can tell every kernel call of a run.
 
     Raises:
         BundleError: it is missing, or cannot run here.
     """
-    manifest = manifest or read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST)
     runner = folder / RUNNER
     if not runner.is_file():
         raise BundleError(f"{folder} has no {RUNNER}; unpack the bundle again")
     if not foreign(manifest):
         # A zip keeps no permissions.
         runner.chmod(runner.stat().st_mode | 0o100)
-    return ProcessRunner(command(manifest, runner), folder, manifest)
-
-
-def watched(folder: Path) -> Watched:
-    """The library, loaded here so that every kernel call of a run is told."""
-    return Watched(load_here(folder))
+    return ProcessRunner(command(manifest, runner), folder, manifest, trace=trace)
 
 
 def memory(folder: Path) -> Memory:

@@ -23,7 +23,8 @@ from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 
-SOURCE = Path(__file__).with_name("runner.cc")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", "manifest.h", "machine.h"))
+SOURCE = SOURCES[0]
 RUNNER = "runner"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from edgevit.backends import feed
 from edgevit.backends.tvm.runner import Manifest
 from edgevit.backends.tvm.toolchain import MACHINES
+from edgevit.backends.tvm.trace import Call, kernel_calls
 from edgevit.errors import BundleError, EdgevitError, ImagesError, RuntimeMissingError
 
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
@@ -28,14 +29,18 @@ CLOSE_S = 10
 
 
 class ProcessRunner:
-    """A model in a process of its own; see `edgevit.backends.Runner`. `told` is all that the last run printed."""
+    """A model in a process of its own; see `edgevit.backends.Runner`.
 
-    def __init__(self, command: Sequence[str], folder: Path, manifest: Manifest) -> None:
+    `told` is all that the last run printed; with `trace` every call of it too, which costs time.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, manifest: Manifest, *, trace: bool = False) -> None:
         self._shape = (1, manifest.height, manifest.width, 3)
         self._classes = manifest.classes
+        self._weights = [part.name for part in manifest.weights]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         self._process = subprocess.Popen(
-            [*command, str(folder), "-", "--top", str(manifest.classes)],
+            [*command, str(folder), "-", "--top", str(manifest.classes), *(["--trace"] if trace else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -59,6 +64,11 @@ class ProcessRunner:
             logits[0, label] = value
         return logits, np.array(self.told["gates"], dtype=np.uint8)
 
+    def trace(self, image: np.ndarray, effort: float = 0.0) -> tuple[tuple[Call, ...], np.ndarray]:
+        """Run one image; the kernels that it called, in order, and gates uint8 `[branches]`."""
+        _, gates = self.run(image, effort)
+        return kernel_calls(self.told["calls"], self._weights), gates
+
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -77,8 +87,9 @@ class ProcessRunner:
     def _error(self) -> EdgevitError:
         code = self._process.wait()
         self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
-        return ERRORS.get(code, BundleError)(f"the runner ended: {words[0].removeprefix('error: ')}")
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        words = [line for line in lines if line.startswith("error: ")] or [f"exit code {code}"]
+        return ERRORS.get(code, BundleError)(f"the runner ended: {words[-1].removeprefix('error: ')}")
 
 
 def foreign(manifest: Manifest) -> bool:

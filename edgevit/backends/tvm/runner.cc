@@ -1,17 +1,17 @@
 // Run one compiled model on one image: the twin of runner.py for a device without Python.
 //
 //   runner FOLDER IMAGE [--effort X] [--runs N] [--top K]
-//   runner FOLDER - [--top K]
+//   runner FOLDER - [--top K] [--trace]
 //
 // FOLDER holds model.so, model.weights and model.json. IMAGE is raw uint8 RGB, row by row, of exactly the model's size,
 // or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. With - the images come over
-// standard input until it ends, each behind its own effort, a float32, and each is answered by a line. Needs the headers of tvm_ffi,
+// standard input until it ends, each behind its own effort, a float32, and each is answered by a line; --trace adds every call inside
+// the run to it: how deep, its name, whose weights it was given (their index, or -1), and its time. Needs the headers of tvm_ffi,
 // libtvm_runtime.so and libtvm_ffi.so, nothing else. Everything that can be checked is checked before the library is
 // loaded, since loading already executes code from it.
 //
 // Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image, 18 the runtime, 19 the model's files or
 // this machine.
-#include <elf.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <sys/mman.h>
@@ -19,11 +19,8 @@
 #include <time.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
 #include <unistd.h>
-#if defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 
 #include <algorithm>
 #include <cctype>
@@ -34,301 +31,21 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#ifndef EDGEVIT_TVM
-#error "define EDGEVIT_TVM as the version of apache-tvm whose runtime library is linked"
-#endif
+#include "machine.h"
+#include "manifest.h"
 
-namespace {
+namespace edgevit {
 
 namespace ffi = tvm::ffi;
 
-enum Exit { kDone = 0, kFault = 1, kUsage = 2, kImage = 15, kRuntime = 18, kModel = 19 };
-
-struct Failure {
-  Exit code;
-  std::string message;
-};
-
-[[noreturn]] void fail(Exit code, const std::string& message) { throw Failure{code, message}; }
-
-constexpr int64_t kSchema = 1;
-constexpr size_t kAlign = 64;                  // The runtime crashes on data that is not aligned, and does not say why.
-constexpr int64_t kLargest = int64_t{1} << 40; // No size in a manifest is larger: products of three of them are checked.
-constexpr int kAllocator = 1;                  // Never asked for anything: the model allocates nothing.
-
-std::string read_file(const std::string& path, Exit code) {
-  std::ifstream file(path, std::ios::binary);
-  std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file || (content.empty() && file.bad())) fail(code, "cannot read " + path + ": " + std::strerror(errno));
-  return content;
-}
-
-// ---- model.json: objects, lists, strings without escapes, whole numbers ----
-
-struct Json {
-  enum Kind { kNumber, kText, kList, kMap } kind = kNumber;
-  int64_t number = 0;
-  std::string text;
-  std::vector<std::string> keys;  // of a map, beside `items`
-  std::vector<Json> items;
-};
-
-class JsonReader {
- public:
-  JsonReader(std::string path, std::string text) : path_(std::move(path)), text_(std::move(text)) {}
-
-  Json read() {
-    Json value = read_value(0);
-    if (skip() != '\0' || at_ != text_.size()) bad("more after its end");
-    return value;
-  }
-
- private:
-  [[noreturn]] void bad(const std::string& what) const {
-    fail(kModel, path_ + " is not what edgevit writes: " + what + " at byte " + std::to_string(at_) +
-                     "; unpack the bundle again");
-  }
-
-  char skip() {
-    while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) && text_[at_]) ++at_;
-    return at_ < text_.size() ? text_[at_] : '\0';
-  }
-
-  void expect(char wanted) {
-    if (skip() != wanted) bad(std::string("no '") + wanted + "'");
-    ++at_;
-  }
-
-  bool another(char close) {
-    if (skip() == ',') return ++at_, true;
-    expect(close);
-    return false;
-  }
-
-  Json read_value(int depth) {
-    if (depth > 3) bad("too deep a nesting");
-    Json value;
-    const char first = skip();
-    if (first == '"') {
-      value.kind = Json::kText;
-      value.text = read_text();
-    } else if (first == '{' || first == '[') {
-      const bool map = first == '{';
-      value.kind = map ? Json::kMap : Json::kList;
-      const char close = map ? '}' : ']';
-      ++at_;
-      if (skip() == close) return ++at_, value;
-      do {
-        if (map) read_key(value.keys);
-        value.items.push_back(read_value(depth + 1));
-      } while (another(close));
-    } else {
-      value.number = read_number();
-    }
-    return value;
-  }
-
-  void read_key(std::vector<std::string>& keys) {
-    if (skip() != '"') bad("no name");
-    std::string key = read_text();
-    if (std::find(keys.begin(), keys.end(), key) != keys.end()) bad(key + " twice");
-    keys.push_back(std::move(key));
-    expect(':');
-  }
-
-  std::string read_text() {
-    const size_t start = ++at_;
-    while (at_ < text_.size() && text_[at_] != '"') {
-      if (text_[at_] == '\\' || static_cast<unsigned char>(text_[at_]) < 0x20) bad("an escape or a control character");
-      ++at_;
-    }
-    if (at_ == text_.size()) bad("a string without an end");
-    return text_.substr(start, at_++ - start);
-  }
-
-  int64_t read_number() {
-    const size_t start = at_;
-    int64_t value = 0;
-    for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_) {
-      value = 10 * value + (text_[at_] - '0');
-      if (value > kLargest) bad("too large a number");
-    }
-    if (at_ == start || (text_[start] == '0' && at_ > start + 1)) bad("no whole number");
-    return value;
-  }
-
-  std::string path_, text_;
-  size_t at_ = 0;
-};
-
-// ---- The manifest, as runner.py defines it ----
-
-struct Parameter {
-  int64_t offset, elements;
-};
-
-struct Manifest {
-  std::string tvm;
-  std::vector<std::string> machines, flags;
-  int64_t height, width, classes, branches, arena;
-  std::vector<Parameter> weights;
-};
-
-class Fields {
- public:
-  Fields(std::string path, const Json& map, std::vector<std::string> names) : path_(std::move(path)), map_(map) {
-    if (map.kind != Json::kMap) bad("is not an object");
-    for (const std::string& key : map.keys)
-      if (std::find(names.begin(), names.end(), key) == names.end()) bad("has an unknown field " + key);
-    for (const std::string& name : names) get(name);
-  }
-
-  const Json& get(const std::string& name) const {
-    const auto found = std::find(map_.keys.begin(), map_.keys.end(), name);
-    if (found == map_.keys.end()) bad("has no field " + name);
-    return map_.items[found - map_.keys.begin()];
-  }
-
-  const Json& get(const std::string& name, Json::Kind kind) const {
-    const Json& value = get(name);
-    if (value.kind != kind) bad("has a field " + name + " of another type");
-    return value;
-  }
-
-  int64_t number(const std::string& name, int64_t least) const {
-    const int64_t value = get(name, Json::kNumber).number;
-    if (value < least) bad("has " + name + " = " + std::to_string(value));
-    return value;
-  }
-
-  std::vector<std::string> texts(const std::string& name) const {
-    std::vector<std::string> found;
-    for (const Json& item : get(name, Json::kList).items) {
-      if (item.kind != Json::kText) bad("has a field " + name + " of another type");
-      found.push_back(item.text);
-    }
-    return found;
-  }
-
- private:
-  [[noreturn]] void bad(const std::string& what) const { fail(kModel, path_ + " " + what + "; build again"); }
-
-  std::string path_;
-  const Json& map_;
-};
-
-Manifest read_manifest(const std::string& path) {
-  const Json data = JsonReader(path, read_file(path, kModel)).read();
-  for (size_t i = 0; i < data.keys.size(); ++i)
-    if (data.keys[i] == "schema" && data.items[i].number != kSchema)
-      fail(kModel, path + " has schema " + std::to_string(data.items[i].number) + ", this runner reads " +
-                       std::to_string(kSchema) + "; build again");
-  const Fields fields(path, data,
-                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "arena",
-                       "weights"});
-  fields.get("isa", Json::kText);
-  Manifest found{fields.get("tvm", Json::kText).text,
-                 fields.texts("machines"),
-                 fields.texts("flags"),
-                 fields.number("height", 1),
-                 fields.number("width", 1),
-                 fields.number("classes", 1),
-                 fields.number("branches", 0),
-                 fields.number("arena", 1),
-                 {}};
-  if (found.height > 1 << 16 || found.width > 1 << 16) fail(kModel, path + " has too large an image; build again");
-  int64_t end = 0;
-  for (const Json& item : fields.get("weights", Json::kList).items) {
-    const Fields part(path + ", weights", item, {"name", "offset_bytes", "elements"});
-    part.get("name", Json::kText);
-    const Parameter parameter{part.number("offset_bytes", 0), part.number("elements", 1)};
-    if (parameter.offset != end || parameter.offset % kAlign)
-      fail(kModel, path + " has weights that do not follow each other at 64 bytes; build again");
-    end = parameter.offset + 4 * parameter.elements;
-    found.weights.push_back(parameter);
-  }
-  return found;
-}
-
-// ---- What must hold before code of the library may run ----
-
-#if defined(__x86_64__)
-constexpr const char* kMachine = "x86_64";
-constexpr int kElfMachine = EM_X86_64;
-
-std::vector<std::pair<std::string, bool>> cpu_flags() {  // Names as in /proc/cpuinfo; the operating system's part too.
-  __builtin_cpu_init();
-#define EDGEVIT_FLAG(name, gcc) {name, __builtin_cpu_supports(gcc) != 0}
-  return {EDGEVIT_FLAG("avx2", "avx2"),         EDGEVIT_FLAG("fma", "fma"),
-          EDGEVIT_FLAG("bmi1", "bmi"),          EDGEVIT_FLAG("bmi2", "bmi2"),
-          EDGEVIT_FLAG("f16c", "f16c"),         EDGEVIT_FLAG("abm", "lzcnt"),
-          EDGEVIT_FLAG("movbe", "movbe"),       EDGEVIT_FLAG("avx_vnni", "avxvnni"),
-          EDGEVIT_FLAG("avx512f", "avx512f"),   EDGEVIT_FLAG("avx512bw", "avx512bw"),
-          EDGEVIT_FLAG("avx512cd", "avx512cd"), EDGEVIT_FLAG("avx512dq", "avx512dq"),
-          EDGEVIT_FLAG("avx512vl", "avx512vl"), EDGEVIT_FLAG("avx512_vnni", "avx512vnni")};
-#undef EDGEVIT_FLAG
-}
-#elif defined(__aarch64__)
-constexpr const char* kMachine = "aarch64";
-constexpr int kElfMachine = EM_AARCH64;
-
-std::vector<std::pair<std::string, bool>> cpu_flags() {  // Names as in /proc/cpuinfo.
-  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
-  return {{"asimd", first & HWCAP_ASIMD},       {"atomics", first & HWCAP_ATOMICS},
-          {"fphp", first & HWCAP_FPHP},         {"asimdhp", first & HWCAP_ASIMDHP},
-          {"asimdrdm", first & HWCAP_ASIMDRDM}, {"lrcpc", first & HWCAP_LRCPC},
-          {"asimddp", first & HWCAP_ASIMDDP},   {"i8mm", second & HWCAP2_I8MM}};
-}
-#else
-#error "there are kernels for x86-64 and aarch64 only"
-#endif
-
-std::string joined(const std::vector<std::string>& words, const char* between) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : between) + word;
-  return text;
-}
-
-void check_machine(const Manifest& manifest) {
-  const auto& machines = manifest.machines;
-  if (std::find(machines.begin(), machines.end(), kMachine) == machines.end())
-    fail(kModel, "this library is for " + joined(machines, " or ") + ", this runner is for " + kMachine);
-  const auto known = cpu_flags();
-  std::vector<std::string> lacking;
-  for (const std::string& flag : manifest.flags)
-    if (std::find(known.begin(), known.end(), std::make_pair(flag, true)) == known.end()) lacking.push_back(flag);
-  if (!lacking.empty())
-    fail(kModel,
-         "this library needs a CPU with " + joined(lacking, " ") + "; build for a target that this CPU can run");
-  if (manifest.tvm != EDGEVIT_TVM)
-    fail(kModel, "this library was compiled by apache-tvm " + manifest.tvm +
-                     " and runs with no other; this runner is for " EDGEVIT_TVM "; build again");
-  TVMFFIVersion linked;
-  TVMFFIGetVersion(&linked);
-  if (linked.major != TVM_FFI_VERSION_MAJOR || linked.minor != TVM_FFI_VERSION_MINOR ||
-      linked.patch != TVM_FFI_VERSION_PATCH)
-    fail(kRuntime, "libtvm_ffi.so is not the one that this runner was compiled with; copy the runner's folder again");
-}
-
-void check_library(const std::string& path) {
-  Elf64_Ehdr header{};
-  std::ifstream file(path, std::ios::binary);
-  if (!file) fail(kModel, "cannot read " + path + ": " + std::strerror(errno) + "; unpack the bundle again");
-  file.read(reinterpret_cast<char*>(&header), sizeof(header));
-  if (!file || std::memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_type != ET_DYN)
-    fail(kModel, path + " is not a shared library; unpack the bundle again");
-  if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != kElfMachine)
-    fail(kModel, path + " is for another architecture (ELF machine " + std::to_string(header.e_machine) +
-                     "), this runner is for " + kMachine);
-}
+constexpr int kAllocator = 1;  // Never asked for anything: the model allocates nothing.
 
 // ---- Tensors ----
 
@@ -411,9 +128,10 @@ struct Options {
   std::string folder, image;
   float effort = 0;
   int64_t runs = 1, top = 5;
+  bool trace = false;
 };
 
-constexpr const char* kHelp = "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--top K]";
+constexpr const char* kHelp = "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--top K] [--trace]";
 
 int64_t whole(const std::string& name, const char* text) {
   char* end = nullptr;
@@ -430,6 +148,10 @@ Options parse(int count, char** arguments) {
     const std::string name = arguments[i];
     if (name == "-" || name.compare(0, 2, "--")) {
       places.push_back(name);
+      continue;
+    }
+    if (name == "--trace") {
+      options.trace = true;
       continue;
     }
     if (name != "--effort" && name != "--runs" && name != "--top")
@@ -496,9 +218,16 @@ Model load_model(const std::string& path) {
   }
 }
 
+struct Call {  // of a kernel, or of a function of kernels
+  int depth, weights;
+  std::string name;
+  double ms;
+};
+
 struct Costs {
   std::vector<double> times;
   int64_t load_peak, grown;
+  std::vector<Call> calls;
 };
 
 void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
@@ -513,6 +242,13 @@ void print(const Options& options, const Manifest& manifest, const float* logits
   std::printf("], \"gates\": [");
   for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", gates[i]);
   std::printf("], \"runs\": %zu, ", costs.times.size());
+  if (options.trace) {
+    std::printf("\"calls\": [");
+    for (size_t i = 0; i < costs.calls.size(); ++i)
+      std::printf("%s[%d, \"%s\", %d, %.6f]", i ? ", " : "", costs.calls[i].depth, costs.calls[i].name.c_str(),
+                  costs.calls[i].weights, costs.calls[i].ms);
+    std::printf("], ");
+  }
   if (emulated()) {  // Time and memory would be the emulator's.
     std::printf("\"emulated\": true}\n");
     return;
@@ -542,19 +278,23 @@ class Session {
     tensors_ = {tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8), tensor(effort, {}, kDLFloat, 32),
                 tensor(arena, {manifest.arena}, kDLFloat, 32), tensor(logits, {1, manifest.classes}, kDLFloat, 32),
                 tensor(gates, {manifest.branches}, kDLUInt, 8)};
-    for (const Parameter& p : manifest.weights)
+    for (const Parameter& p : manifest.weights) {
+      places_[weights + p.offset] = static_cast<int>(places_.size());
       tensors_.push_back(tensor(weights + p.offset, {p.elements}, kDLFloat, 32));
+    }
     library_ = library;
   }
 
-  void load() {
+  void load(bool trace) {
     model_.emplace(load_model(library_));
     for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
+    if (trace) watch();
     load_peak = peak_bytes();
     keep_what_is_freed();
   }
 
   double run() {  // CPU time in ms
+    calls.clear();
     const double begin = cpu_ms();
     ffi::Any result;
     model_->main.CallPacked(arguments_.data(), static_cast<int32_t>(arguments_.size()), &result);
@@ -568,9 +308,34 @@ class Session {
   float *effort, *logits;
   uint8_t* gates;
   int64_t load_peak = 0;
+  std::vector<Call> calls;
 
  private:
+  // The virtual machine tells every call before and after it: (function, its name, before, result, arguments...).
+  void watch() {
+    auto told = [this](ffi::PackedArgs args, ffi::Any*) {
+      if (!args[2].cast<bool>()) {
+        Call& done = calls[open_.back()];
+        done.ms = cpu_ms() - done.ms;
+        open_.pop_back();
+        return;
+      }
+      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), cpu_ms()};
+      for (int i = 4; i < args.size() && begun.weights < 0; ++i) {
+        const auto given = args[i].try_cast<ffi::Tensor>();
+        const bool none = !given || !given->defined();  // a None is a tensor too
+        const auto found = none ? places_.end() : places_.find(given->data_ptr());
+        if (found != places_.end()) begun.weights = found->second;
+      }
+      open_.push_back(calls.size());
+      calls.push_back(begun);
+    };
+    model_->machine->GetFunction("set_instrument", false).value()(ffi::Function::FromPacked(told));
+  }
+
   std::string library_;
+  std::map<const void*, int> places_;  // of the weights, to their index in the manifest
+  std::vector<size_t> open_;           // calls that have begun and not ended
   std::vector<ffi::Tensor> tensors_;
   std::vector<ffi::AnyView> arguments_;
   std::optional<Model> model_;
@@ -580,16 +345,17 @@ void run_one(const Options& options, Session& session) {
   const std::string picture = pixels(options.image, session.manifest);
   std::memcpy(session.image, picture.data(), picture.size());
   *session.effort = options.effort;
-  session.load();
-  Costs costs{{}, session.load_peak, 0};
+  session.load(options.trace);
+  Costs costs{{}, session.load_peak, 0, {}};
   const int64_t before = anonymous_bytes();  // 0: not told
   for (int64_t i = 0; i < options.runs; ++i) costs.times.push_back(session.run());
   costs.grown = before ? anonymous_bytes() - before : -1;
+  costs.calls = session.calls;
   print(options, session.manifest, session.logits, session.gates, costs);
 }
 
 void run_stream(const Options& options, Session& session) {
-  session.load();
+  session.load(options.trace);
   const size_t bytes = session.image_bytes();
   const int64_t before = anonymous_bytes();  // 0: not told
   while (const size_t begun = std::fread(session.effort, 1, sizeof(float), stdin)) {
@@ -597,7 +363,8 @@ void run_stream(const Options& options, Session& session) {
       fail(kImage, "standard input ended inside an image of " + std::to_string(bytes) + " bytes");
     if (std::isnan(*session.effort)) fail(kImage, "an effort must be a number, got nan");
     const double time = session.run();
-    print(options, session.manifest, session.logits, session.gates, {{time}, session.load_peak, before ? anonymous_bytes() - before : -1});
+    const int64_t grown = before ? anonymous_bytes() - before : -1;
+    print(options, session.manifest, session.logits, session.gates, {{time}, session.load_peak, grown, session.calls});
     std::fflush(stdout);
   }
 }
@@ -607,17 +374,17 @@ void run(const Options& options) {
   options.image == "-" ? run_stream(options, session) : run_one(options, session);
 }
 
-}  // namespace
+}  // namespace edgevit
 
 int main(int count, char** arguments) {
   try {
-    run(parse(count, arguments));
-    return kDone;
-  } catch (const Failure& failure) {
+    edgevit::run(edgevit::parse(count, arguments));
+    return edgevit::kDone;
+  } catch (const edgevit::Failure& failure) {
     std::fprintf(stderr, "error: %s\n", failure.message.c_str());
     return failure.code;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
-    return kFault;
+    return edgevit::kFault;
   }
 }

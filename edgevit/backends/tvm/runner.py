@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,6 @@ SCHEMA = 1
 ALIGN_BYTES = 64
 CPUINFO = Path("/proc/cpuinfo")
 CPU, NAIVE = 1, 1  # kDLCPU; an allocator that is never asked for anything
-
-# (function, its name, before or after it, what it returned, its arguments...)
-Watch = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,6 @@ class TvmRunner:
     """A compiled model in this process; see `edgevit.backends.Runner`."""
 
     def __init__(self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray]) -> None:
-        self.library = library
         self._machine = library["vm_load_executable"]()
         self._machine["vm_initialization"](CPU, 0, NAIVE)
         self._main = self._machine["main"]
@@ -88,13 +84,7 @@ class TvmRunner:
         for array in arrays:
             # The runtime crashes on what is not aligned.
             assert array.ctypes.data % ALIGN_BYTES == 0
-        # Where a kernel's weights lie tells whose they are.
-        self.places = {a.ctypes.data: p.name for a, p in zip(weights, manifest.weights, strict=True)}
         self._arguments = [runtime().from_dlpack(array) for array in arrays]
-
-    def watch(self, watch: Watch) -> None:
-        """Have every call inside a run told to `watch`, before and after it."""
-        self._machine["set_instrument"](watch)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         inputs = feed(image, effort, shape=self._shape, gated=True)
