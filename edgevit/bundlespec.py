@@ -328,19 +328,59 @@ class ImagesUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GoldenParity:
+    """A golden input run again: the largest absolute logit difference, and what the manifest allows; gates equal."""
+
+    path: PathName
+    logit_error: float
+    allowed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathInstructions:
+    """Instructions that one inference executes on one path, mean over `images`; `classes` add up to `total`."""
+
+    path: PathName
+    effort: float
+    branches_open: float
+    images: int
+    total: float
+    classes: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulation:
+    """What an emulated processor tells of a bundle: its results and its instructions, never its time.
+
+    `skip` says what the exact check of the counts found; without counts it is empty and `uncounted` says why.
+    `arena_peak_bytes` is the runtime's own figure there, `arena_bytes` the bound's for it (None: it has no arena).
+    """
+
+    emulator: str
+    cpu: str
+    golden: tuple[GoldenParity, ...]
+    instructions: tuple[PathInstructions, ...] = ()
+    skip: str = ""
+    uncounted: str = ""
+    arena_peak_bytes: int | None = None
+    arena_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What one device measured of one bundle.
 
     `expected_*` is the mean over the images of each image's median time. `unattributed_time_ms` is what a traced
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
-    what spoils the figures. An emulated machine has no times: they are None and `paths` is empty.
+    what spoils the figures. An emulated machine has no times: they are None and `paths` is empty; what edgevit's own
+    emulated device tells instead is in `emulation`.
     """
 
     schema: int = MEASUREMENT_SCHEMA
     bundle: str
     bundle_sha256: str
     edgevit: str
-    device: Literal["local", "ssh"] = "local"
+    device: Literal["local", "ssh", "qemu"] = "local"
     environment: Environment
     images: ImagesUsed
     paths: tuple[PathLatency, ...]
@@ -353,3 +393,4 @@ class Measurement:
     load_ms: float | None
     first_run_ms: float | None
     warnings: tuple[str, ...] = ()
+    emulation: Emulation | None = None

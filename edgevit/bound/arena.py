@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,8 @@ from edgevit.errors import BoundError
 
 TIMEOUT_S = 600
 SUFFIX = "_kernel_time"
+# Runs a fresh Python with some arguments in a folder; on another device, that device's.
+Start = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 PATHS: Mapping[str, float] = {"all_open": np.inf, "all_skipped": -np.inf, "real": 0.0}
 
 
@@ -35,6 +37,7 @@ def measure_arena(
     efforts: Mapping[str, float] = PATHS,
     *,
     settings: Mapping[str, str] = MappingProxyType({}),
+    start: Start | None = None,
 ) -> tuple[PathMemory, ...]:
     """Run `model` (`model.onnx`, its data beside it, or `.ort`) once per named effort in one fresh process.
 
@@ -43,12 +46,13 @@ def measure_arena(
         image: uint8 RGB `[1, height, width, 3]`.
         efforts: name of a path to the input `effort` that is to take it; a model without gates runs the first only.
         settings: the backend's session configuration entries, as the device has them.
+        start: starts that process (None: on this machine).
 
     Raises:
         BoundError: the run failed, or the runtime's profile lacks memory figures.
     """
     with tempfile.TemporaryDirectory() as folder:
-        reply = _child(Path(folder), model, image, list(efforts.values()), {}, settings)
+        reply = _child(Path(folder), model, image, list(efforts.values()), {}, settings, start or _here)
         if reply["error"]:
             raise BoundError(f"the run that measures memory failed: {reply['error']}")
         events = json.loads(Path(reply["profile"]).read_text())
@@ -86,7 +90,7 @@ def run_capped(
     chunk = max(cap - bound.arena_weights_bytes, ortmemory.ARENA_UNIT_BYTES)
     with tempfile.TemporaryDirectory() as folder:
         limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
-        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits, settings)
+        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits, settings, _here)
         error = reply["error"]
         if not error:
             held = max(int(e["args"]["mem_arena_held"]) for e in _nodes(json.loads(Path(reply["profile"]).read_text())))
@@ -115,6 +119,7 @@ def _child(
     efforts: Sequence[float],
     limits: Mapping[str, int],
     settings: Mapping[str, str],
+    start: Start,
 ) -> Any:
     np.save(folder / "image.npy", image)
     job = {
@@ -123,17 +128,21 @@ def _child(
         "limits": dict(limits),
         "settings": dict(settings),
     }
-    command = [sys.executable, "-m", "edgevit.bound.arena", json.dumps(job)]
     try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment(), check=False
-        )
+        done = start(["-m", "edgevit.bound.arena", json.dumps(job)], folder)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {TIMEOUT_S} s", "profile": "", "open": []}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"error": f"process ended with {done.returncode}: {last}", "profile": "", "open": []}
     return json.loads(done.stdout)
+
+
+def _here(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment(), check=False
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from edgevit import __version__
 from edgevit.cli.exit_codes import exit_codes
 from edgevit.errors import EdgevitError
 
-COMMANDS = ("compress", "build", "profile", "report", "verify", "targets", "models", "doctor")
+COMMANDS = ("compress", "build", "profile", "report", "verify", "device", "targets", "models", "doctor")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 EXAMPLE = """\b

@@ -43,10 +43,14 @@ RUN = (
     click.option("--cpus", type=Cpus(), help="Hold the run to these CPUs of the device, for example 2-3 or 0,2."),
 )
 BOARD = (
-    click.option("--device", metavar="ssh://[USER@]BOARD[:PORT]", help="Measure on a board instead of this machine."),
+    click.option(
+        "--device",
+        metavar="ssh://[USER@]BOARD[:PORT] | qemu:CPU",
+        help="Measure on a board, or on an emulated processor, instead of this machine.",
+    ),
     click.option("--python", default="python3", show_default=True, help="Python on the board; a name or path there."),
     click.option(
-        "--timeout", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds the board may take."
+        "--timeout", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds the device may take."
     ),
 )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgevit.bundlespec import Measurement
+from edgevit.bundlespec import Emulation, Measurement
 
 
 def lines(measurement: Measurement) -> Iterator[str]:
     """Where it was made, one line per path, and what an image is expected to cost."""
     machine = measurement.environment
+    if measurement.emulation is not None:
+        yield from _emulated(measurement, measurement.emulation)
+        return
     if measurement.device != "local":
         held = f", held to CPUs {', '.join(map(str, machine.cpus))}" if machine.cpus is not None else ""
         yield (
@@ -26,3 +29,26 @@ def lines(measurement: Measurement) -> Iterator[str]:
     else:
         mean = sum(branch.open_rate for branch in measurement.branches)
         yield f"times withheld; on average {mean:.1f} of {len(measurement.branches)} branches ran"
+
+
+def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
+    """What an emulated processor computed and executed, per path."""
+    machine = measurement.environment
+    yield (
+        f"{emulation.cpu} emulated by {emulation.emulator}, {machine.runtime} {machine.runtime_version}, 1 thread; "
+        "an emulator has no times"
+    )
+    for case in emulation.golden:
+        within = f"{case.logit_error:.3g} ({case.allowed:.3g} allowed)"
+        yield f"{case.path:<12} golden output: gates equal, logits within {within}"
+    for path in emulation.instructions:
+        largest = sorted(path.classes.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in largest if count and name != "other")
+        yield (
+            f"{path.path:<12} {path.total / 1e6:8.2f} M instructions  {path.branches_open:.1f} of "
+            f"{len(measurement.branches)} branches ran  (M: {told})"
+        )
+    yield f"skipping: {emulation.skip}" if emulation.skip else f"instructions were not counted: {emulation.uncounted}"
+    if emulation.arena_peak_bytes is not None:
+        limit = f", bound {emulation.arena_bytes / 1e6:.2f} MB" if emulation.arena_bytes else ""
+        yield f"arena peak {emulation.arena_peak_bytes / 1e6:.2f} MB{limit}"

@@ -14,10 +14,15 @@ Example:
   edgevit profile out/deit --images photos/ --runs 700
   edgevit report out/deit out/deit.measurement.json
   edgevit profile out/deit --images photos/ --device ssh://pi@raspberrypi.local --cpus 2-3 -o pi.json
+  edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
 
 \b
 A board needs Python 3.11 or newer with numpy and the bundle's runtime, and a login by key. edgevit copies the bundle
 into a temporary folder there, runs as the user who logs in, and removes everything, also when it is stopped.
+
+\b
+Without a board, qemu:cortex-a76 (and others, see edgevit device list) runs it on an emulated processor: results,
+executed instructions and memory, never times. It runs up to 8 images; set it up with: edgevit device setup qemu
 """
 
 
@@ -50,7 +55,7 @@ def command(
     **settings: Any,
 ) -> None:
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
-    from edgevit import onboard, ondevice, serial
+    from edgevit import serial
     from edgevit.cli.measured import lines
     from edgevit.errors import OutputError
     from edgevit.measure.file import write_measurement
@@ -65,10 +70,7 @@ def command(
             "expected latency mean little",
             err=True,
         )
-    if device is None:
-        measurement = ondevice.profile(bundle, images, **settings)
-    else:
-        measurement = onboard.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)
+    measurement = _profile(bundle, images, device, python=python, timeout=timeout, **settings)
     write_measurement(measurement, target)
     for warning in measurement.warnings:
         click.echo(f"edgevit: warning: {warning}", err=True)
@@ -77,3 +79,22 @@ def command(
         return
     click.echo("\n".join(lines(measurement)))
     click.echo(f"Written to {target}; see it with: edgevit report {bundle} {target}")
+
+
+def _profile(
+    bundle: Path, images: Path | None, device: str | None, *, python: str, timeout: int, **settings: Any
+) -> Any:
+    """Here, on an emulated processor, or on a board."""
+    if device is None:
+        from edgevit import ondevice
+
+        return ondevice.profile(bundle, images, **settings)
+    if device.startswith("qemu:"):
+        from edgevit import emulated
+
+        if settings.pop("cpus") is not None:
+            raise click.UsageError("--cpus is for real processors; an emulated device has one")
+        return emulated.profile(bundle, images, device, timeout_s=timeout, **settings)
+    from edgevit import onboard
+
+    return onboard.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)

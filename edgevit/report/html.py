@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.bundlespec import Environment, Latency, Measurement
-from edgevit.report import pictures
+from edgevit.report import emulation, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -24,6 +24,7 @@ def render(report: Report) -> str:
         _claims(report),
         _memory(report),
         _latency(report),
+        _instructions(report),
         _branches(report),
         _accuracy(report),
         _size(report),
@@ -171,9 +172,9 @@ def _memory(report: Report) -> str:
 def _latency(report: Report) -> str:
     if not report.measurements:
         return _section("Latency", "", _empty("Not measured yet. Latency per path comes from"))
-    first = report.measurements[0]
+    first = next((m for m in report.measurements if m.paths), report.measurements[0])
     if not first.paths:
-        return _section("Latency", escape("; ".join(first.warnings)))
+        return _section("Latency", escape("; ".join(first.warnings)) or "Withheld: the processor was emulated.")
     intro = (
         f"{first.paths[0].wall.runs} runs per path, interleaved, {first.environment.threads} thread"
         f"{'s' * (first.environment.threads > 1)}, on {first.images.timed} "
@@ -204,6 +205,17 @@ def _latency(report: Report) -> str:
     return _section(
         "Latency", intro, _picture(pictures.latency_by_path(first.paths)), _table(head, rows, numbers=range(1, 8))
     )
+
+
+def _instructions(report: Report) -> str:
+    found = emulation.emulated(report.measurements)
+    if not found:
+        return ""
+    notes = "".join(f"<li>{escape(note)}</li>" for m in found for note in emulation.notes(m))
+    rows = [[escape(cell) for cell in row] for row in emulation.rows(found)]
+    table = _table(emulation.HEAD, rows, numbers=range(2, len(emulation.HEAD))) if rows else ""
+    intro = "Executed per image on emulated processors. An emulator tells what is executed, not how long it takes."
+    return _section("Instructions", intro, table, f"<ul class=hint>{notes}</ul>")
 
 
 def _percentiles(cpu: Latency) -> list[str]:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgevit.report import emulation
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -20,6 +21,8 @@ def show(report: Report, console: Console) -> None:
     console.print(_branches(report))
     for table in _paths(report):
         console.print(table)
+    if emulation.emulated(report.measurements):
+        console.print(_emulated(report))
     if not report.measurements:
         console.print("Not measured yet: edgevit profile BUNDLE --images DIR", highlight=False)
 
@@ -86,6 +89,8 @@ def _branch(row: BranchRow) -> list[str | Text]:
 def _paths(report: Report) -> list[Table]:
     tables = []
     for m in report.measurements:
+        if m.emulation is not None:
+            continue
         e = m.environment
         where = f"{e.cpu}, {e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}"
         images = "golden inputs" if m.images.golden else f"{m.images.timed} of {m.images.count} images timed"
@@ -116,3 +121,15 @@ def _paths(report: Report) -> list[Table]:
         table.caption_justify = "left"
         tables.append(table)
     return tables
+
+
+def _emulated(report: Report) -> Table:
+    title = "Executed instructions per image on emulated processors, which have no times"
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    for index, name in enumerate(emulation.HEAD):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in emulation.rows(report.measurements):
+        table.add_row(*map(Text, row))
+    lines = [line for m in emulation.emulated(report.measurements) for line in emulation.notes(m)]
+    table.caption, table.caption_justify = Text("\n".join(lines)), "left"
+    return table

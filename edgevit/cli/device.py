@@ -1,0 +1,91 @@
+"""`edgevit device`: the emulated device, set up, listed, removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgevit.device.emulator import CPUS
+from edgevit.device.userland import DEFAULT_CPUS, NAME, RUNTIMES
+
+EPILOG = """\b
+Example:
+  edgevit device setup qemu
+  edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
+  edgevit device remove qemu
+"""
+KIND = click.argument("kind", type=click.Choice([NAME]))
+
+
+@click.group(epilog=EPILOG)
+def command() -> None:
+    """Set up, list and remove devices that edgevit emulates on this machine."""
+
+
+@command.command()
+@KIND
+@click.option(
+    "--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), help="Try it on this processor; repeatable."
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(list(RUNTIMES)), help="Repeatable; default: onnxruntime."
+)
+def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
+    """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
+    from edgevit.device import userland
+    from edgevit.progress import say
+
+    made = userland.setup(runtimes or ("onnxruntime",), cpus or DEFAULT_CPUS, say=say)
+    click.echo(f"{made.emulator_version} with {_contents(made.packages)} in {made.folder}")
+    if made.uncounted:
+        click.echo(f"edgevit: note: no instructions will be counted: {made.uncounted}", err=True)
+    click.echo(f"Use it with: edgevit profile BUNDLE --device qemu:{(cpus or DEFAULT_CPUS)[0]}")
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_devices(as_json: bool) -> None:
+    """What is set up, and the processors it can play."""
+    from edgevit import serial
+    from edgevit.device import userland
+    from edgevit.errors import DeviceError
+
+    try:
+        made, why = userland.installed(), ""
+    except DeviceError as error:
+        made, why = None, str(error)
+    size = userland.size_bytes(made.folder) if made else 0
+    if as_json:
+        click.echo(
+            serial.dumps({"device": _plain(serial.to_data(made)), "bytes": size, "cpus": list(CPUS.values())}), nl=False
+        )
+        return
+    click.echo(
+        f"{made.emulator_version}, {size / 1e6:.0f} MB in {made.folder}: {_contents(made.packages)}" if made else why
+    )
+    if made:
+        click.echo(f"instructions are not counted: {made.uncounted}" if made.uncounted else "instructions are counted")
+    for cpu in CPUS.values():
+        click.echo(f"  {'qemu:' + cpu.name:<20} {cpu.sold_as}")
+
+
+@command.command()
+@KIND
+def remove(kind: str) -> None:
+    """Remove what `setup` made."""
+    from edgevit.device import userland
+
+    click.echo("removed" if userland.remove() else "nothing was set up")
+
+
+def _contents(packages: Mapping[str, str]) -> str:
+    shown = ("libc6", "numpy", "pillow", *RUNTIMES)
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if name in shown)
+
+
+def _plain(data: Any) -> Any:
+    """Paths as JSON can hold them."""
+    return data and {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}

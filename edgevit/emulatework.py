@@ -1,0 +1,71 @@
+"""What the emulated device runs: the bundle's own runner on its golden inputs, and on images between two marks.
+
+`python -m edgevit.emulatework REQUEST`, in a folder where `images.npy` lies; leaves `answer.json` there. The marks are
+system calls that no kernel knows; `edgevit/device/count.c` hears them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevit import serial
+from edgevit.measure.host import environment, snapshot
+
+MARK, BEGIN, END = 0x7FFE, 1, 2
+IMAGES, ANSWER = "images.npy", "answer.json"
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked.
+
+    The request: {"bundle": folder, "runs": [[image, effort]], "threads"}. The answer: {"golden": [{"path", "error",
+    "gates_equal"}], "gates": one list per run, "environment"}. The first run warms up and is counted like the others.
+    """
+    bundle = Path(request["bundle"])
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    backend, before = manifest["backend"], snapshot()
+    run = getattr(_runner(bundle), f"load_{backend}")(manifest, request["threads"])
+    golden = []
+    for case in manifest["golden"]:
+        image, logits, gates = (np.load(bundle / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
+        got_logits, got_gates = run(image, case["effort"])
+        error, equal = float(np.abs(got_logits - logits).max()), bool((got_gates == gates).all())
+        golden.append({"path": case["path"], "error": error, "gates_equal": equal})
+    images = np.load(IMAGES, allow_pickle=False)
+    mark = ctypes.CDLL(None).syscall
+    taken = []
+    for index, effort in request["runs"]:
+        image = images[index : index + 1]
+        mark(MARK, BEGIN)
+        _, gates = run(image, effort)
+        mark(MARK, END)
+        taken.append(gates.astype(int).tolist())
+    machine = environment(
+        before,
+        snapshot(),
+        runtime=backend,
+        runtime_version=str(sys.modules[backend].__version__),
+        inference_precision=manifest["target"]["inference_precision"],
+        threads=request["threads"],
+    )
+    return {"golden": golden, "gates": taken, "environment": serial.to_data(machine)}
+
+
+def _runner(bundle: Path) -> Any:
+    """The bundle's own runner as a module."""
+    spec = importlib.util.spec_from_file_location("run", bundle / "runner/run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    Path(ANSWER).write_text(json.dumps(main(json.loads(sys.argv[1]))), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""What emulated processors told, side by side: one row per processor and path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgevit.bundlespec import Emulation, Measurement
+from edgevit.report import text as say
+
+HEAD = ("processor", "path", "open", "instructions", "multiply-add", "dot", "matrix", "widening", "loads", "stores")
+CLASSES = ("multiply_add", "dot", "matrix", "widening", "load", "store")
+
+
+def emulated(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Those made on an emulated processor by edgevit itself."""
+    return tuple(m for m in measurements if m.emulation is not None)
+
+
+def rows(measurements: Sequence[Measurement]) -> Iterator[list[str]]:
+    """Executed instructions per inference, as `HEAD` names the columns."""
+    for measurement in emulated(measurements):
+        assert measurement.emulation
+        for path in measurement.emulation.instructions:
+            yield [
+                measurement.emulation.cpu,
+                say.PATH_NAMES[path.path],
+                f"{path.branches_open:.1f}",
+                say.count(path.total),
+                *(say.count(path.classes[name]) if path.classes.get(name) else say.UNKNOWN for name in CLASSES),
+            ]
+
+
+def notes(measurement: Measurement) -> Iterator[str]:
+    """Results, skipping and memory of one processor, a sentence each; then its warnings."""
+    emulation = measurement.emulation
+    assert emulation
+    where = f"{emulation.cpu}, emulated by {emulation.emulator}"
+    yield f"{where}: {_parity(emulation)}"
+    yield f"skipping: {emulation.skip}" if emulation.skip else f"instructions not counted: {emulation.uncounted}"
+    if emulation.arena_peak_bytes is not None:
+        limit = f", bound {say.size(emulation.arena_bytes)}" if emulation.arena_bytes else ""
+        yield f"arena peak {say.size(emulation.arena_peak_bytes)}{limit}"
+    yield from (f"doubt: {warning}" for warning in measurement.warnings)
+
+
+def _parity(emulation: Emulation) -> str:
+    if not emulation.golden:
+        return "no golden outputs to hold it against"
+    largest = max(emulation.golden, key=lambda case: case.logit_error)
+    return (
+        f"{len(emulation.golden)} golden outputs reproduced, gates equal, logits within {largest.logit_error:.3g} "
+        f"({largest.allowed:.3g} allowed)"
+    )

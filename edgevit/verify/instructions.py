@@ -1,0 +1,109 @@
+"""Skipped is skipped, exactly: the products that a run executes are those of its open branches and nothing else.
+
+The instructions of matrix kernels depend on shapes only, not on data. So over runs with any gates, the count of each
+class is `base + sum of the open branches' costs`, where branches of one shape cost the same: an overdetermined linear
+system over whole numbers. A branch that runs although its gate is closed, or that runs in part, contradicts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from edgevit.errors import SkipError
+
+PRODUCTS = ("multiply_add", "dot", "matrix", "widening")
+EXACT = 0.5  # whole numbers agree when they differ by less
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedRun:
+    """One inference: its gates, uint8 per branch, and executed instructions by class."""
+
+    gates: tuple[int, ...]
+    classes: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipCounts:
+    """What was found. `spare`: equations beyond those that the unknowns need, each of which could have failed."""
+
+    runs: int
+    patterns: int
+    unknowns: int
+    spare: int
+    summary: str
+
+
+def check_skip_instructions(runs: Sequence[CountedRun], shapes: Sequence[Hashable | None]) -> SkipCounts:
+    """Hold the counts of some runs against each other, exactly.
+
+    Args:
+        runs: inferences of one model, several with equal gates.
+        shapes: per branch what its cost depends on; None for a branch without a gate.
+
+    Raises:
+        SkipError: equal gates with unequal counts, counts that no cost per shape explains, or a shape without a cost.
+    """
+    by_gates: dict[tuple[int, ...], list[int]] = {}
+    for run in runs:
+        counts = [run.classes[name] for name in PRODUCTS]
+        known = by_gates.setdefault(run.gates, counts)
+        if known != counts:
+            raise SkipError(
+                f"two runs took the same path ({_open(run.gates, shapes)}) and executed {_named(known)} and "
+                f"{_named(counts)}: what is executed depends on more than the gates"
+            )
+    groups = list(dict.fromkeys(shape for shape in shapes if shape is not None))
+    rows = np.array([[1, *_opened(gates, shapes, groups)] for gates in by_gates], dtype=np.float64)
+    table = np.array(list(by_gates.values()), dtype=np.float64)
+    costs, _, rank, _ = np.linalg.lstsq(rows, table, rcond=None)
+    for gates, counts, miss in zip(by_gates, table, np.abs(rows @ costs - table), strict=True):
+        if miss.max() >= EXACT:
+            raise SkipError(
+                f"{_open(gates, shapes)}, and {_named(counts)} were executed: no cost per shape of branch "
+                f"explains that (off by {miss.max():.0f}), so a closed branch runs, or an open one does not"
+            )
+    least = costs[1:].sum(axis=1).min() if rank == rows.shape[1] and groups else None
+    if least is not None and least < EXACT:
+        raise SkipError("a branch executes no product more when it is open than when it is closed: it runs always")
+    _least_open(by_gates, shapes)
+    spare = len(by_gates) - int(rank)
+    return SkipCounts(
+        runs=len(runs),
+        patterns=len(by_gates),
+        unknowns=rows.shape[1],
+        spare=spare,
+        summary=(
+            f"{len(runs)} runs over {len(by_gates)} gate patterns: equal gates execute equal products, and every count "
+            f"is exactly what its open branches cost ({spare} equations to spare)"
+        ),
+    )
+
+
+def _least_open(by_gates: Mapping[tuple[int, ...], Sequence[int]], shapes: Sequence[Hashable | None]) -> None:
+    """Whoever opens more branches executes more products, for every two patterns where one holds the other."""
+    for few, many in permutations(by_gates, 2):
+        inside = all(a <= b for a, b in zip(few, many, strict=True))
+        if inside and sum(by_gates[few]) >= sum(by_gates[many]):
+            raise SkipError(
+                f"{_open(few, shapes)} executes {sum(by_gates[few])} products, {_open(many, shapes)} "
+                f"{sum(by_gates[many])}: a closed branch is not skipped"
+            )
+
+
+def _opened(gates: Sequence[int], shapes: Sequence[Hashable | None], groups: Sequence[Hashable]) -> list[int]:
+    return [sum(g for g, s in zip(gates, shapes, strict=True) if s is not None and s == group) for group in groups]
+
+
+def _open(gates: Sequence[int], shapes: Sequence[Hashable | None]) -> str:
+    gated = [gate for gate, shape in zip(gates, shapes, strict=True) if shape is not None]
+    return f"{sum(gated)} of {len(gated)} gates open"
+
+
+def _named(counts: Sequence[float]) -> str:
+    told = (f"{count:.0f} {name}" for name, count in zip(PRODUCTS, counts, strict=True) if count)
+    return ", ".join(told) or "no product"

@@ -1,0 +1,69 @@
+"""The exact check of counted products: it passes whatever branches cost, and fails when one closed branch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgevit.errors import SkipError
+from edgevit.verify.instructions import PRODUCTS, CountedRun, check_skip_instructions
+
+SHAPES = ("mhsa", "ffn", "mhsa", "ffn", None)
+PATTERNS = [(*gates, 1) for gates in product((0, 1), repeat=4)]
+
+
+def counted(gates: Sequence[int], mhsa: int, ffn: int, base: int = 1000, extra: int = 0) -> CountedRun:
+    """A run of a model whose branches cost so many dot products, with half as many float multiply-adds in mhsa."""
+    attention = gates[0] + gates[2]
+    dots = base + mhsa * attention + ffn * (gates[1] + gates[3]) + extra
+    classes = {"multiply_add": base + mhsa // 2 * attention, "dot": dots, "load": 7 * dots, "other": 99}
+    return CountedRun(gates=tuple(gates), classes=dict.fromkeys(PRODUCTS, 0) | classes)
+
+
+@given(
+    st.integers(2, 10**9),
+    st.integers(1, 10**9),
+    st.integers(0, 10**9),
+    st.lists(st.sampled_from(PATTERNS), min_size=2, max_size=16),
+)
+def test_what_only_open_branches_cost_passes(mhsa: int, ffn: int, base: int, patterns: list[tuple[int, ...]]) -> None:
+    runs = [counted(gates, mhsa, ffn, base) for gates in (*patterns, *patterns)]
+    found = check_skip_instructions(runs, SHAPES)
+    assert found.runs == 2 * len(patterns)
+    assert found.patterns == len(set(patterns))
+
+
+def test_what_cannot_be_contradicted_is_said() -> None:
+    found = check_skip_instructions([counted(PATTERNS[0], 10, 20), counted(PATTERNS[-1], 10, 20)], SHAPES)
+    assert found.spare == 0 and "(0 equations to spare)" in found.summary
+    assert check_skip_instructions([counted(gates, 10, 20) for gates in PATTERNS], SHAPES).spare == 16 - 3
+
+
+@given(st.sampled_from(PATTERNS[1:-1]), st.sampled_from((-1, 1, 10, -10)))
+def test_one_closed_branch_that_runs_is_found(pattern: tuple[int, ...], extra: int) -> None:
+    runs = [counted(gates, 10, 20, extra=extra if gates == pattern else 0) for gates in PATTERNS]
+    with pytest.raises(SkipError, match="a closed branch runs, or an open one does not"):
+        check_skip_instructions(runs, SHAPES)
+
+
+def test_a_model_that_computes_everything_always_is_found() -> None:
+    always = [CountedRun(gates=gates, classes=counted(PATTERNS[-1], 10, 20).classes) for gates in PATTERNS]
+    with pytest.raises(SkipError, match="it runs always"):
+        check_skip_instructions(always, SHAPES)
+    with pytest.raises(SkipError, match="a closed branch is not skipped"):
+        check_skip_instructions([always[0], always[-1]], SHAPES)
+
+
+def test_equal_gates_with_unequal_counts_are_found() -> None:
+    runs = [counted(PATTERNS[3], 10, 20), counted(PATTERNS[3], 10, 20, extra=1)]
+    with pytest.raises(SkipError, match="2 of 4 gates open.*depends on more than the gates"):
+        check_skip_instructions(runs, SHAPES)
+
+
+def test_a_model_without_gates_has_one_pattern() -> None:
+    found = check_skip_instructions([counted((1, 1, 1, 1, 1), 10, 20)] * 3, [None] * 5)
+    assert (found.patterns, found.unknowns, found.spare) == (1, 1, 0)
