@@ -176,7 +176,7 @@ class Sdot(Dot):
         return 4 * tile.rows * tile.vectors
 
     def registers(self, tile: Tile) -> int:
-        return tile.rows * tile.vectors + tile.vectors + tile.rows
+        return tile.rows * tile.vectors + tile.vectors + tile.rows + 1
 
     def loads(self, tile: Tile) -> float:
         return 1 / tile.rows + 1 / (4 * tile.vectors)
@@ -252,7 +252,7 @@ class Smlal(Dot):
         return 2 * tile.rows * tile.vectors
 
     def registers(self, tile: Tile) -> int:
-        return 2 * tile.rows * tile.vectors + 2 * tile.vectors + 4
+        return 2 * tile.rows * tile.vectors + 4 * tile.vectors + 4
 
     def sums(self, inner: Inner) -> Sums:
         code, tile = inner.code, inner.tile
@@ -262,18 +262,16 @@ class Smlal(Dot):
             columns = []
             for word in range(2):
                 start = (step * 2 + word) * (4 * tile.vectors)
-                columns.append([code.let(bits("int8x16", inner.right(start + 4 * v, 4))) for v in range(tile.vectors)])
+                # Two columns each: halves of a vector, so that nothing has to be moved down.
+                halves = (inner.right(start + 2 * i, 2) for i in range(2 * tile.vectors))
+                columns.append([code.let(bits("int8x8", half)) for half in halves])
             for row in range(tile.rows):
-                lefts = [
-                    code.let(bits("int8x16", tirx.Broadcast(bits("int32", inner.left(row, step * 2 + word, 1)), 4)))
-                    for word in range(2)
-                ]
-                for v in range(tile.vectors):
-                    for half in range(2):
-                        products = [_widened(columns[word][v], lefts[word], half) for word in range(2)]
-                        name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
-                        cell = cells[row][2 * v + half]
-                        cell.set(cell.value + instruction("int32x4", name, products[0] + products[1]))
+                both = code.let(bits("int32x2", inner.left(row, step * 2, 2)))
+                lefts = [code.let(bits("int8x8", lanes_of(both, word, word))) for word in range(2)]
+                for cell, first, second in zip(cells[row], *columns, strict=True):
+                    products = _widened(first, lefts[0]) + _widened(second, lefts[1])
+                    name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+                    cell.set(cell.value + instruction("int32x4", name, products))
         name = "llvm.aarch64.neon.addp.v4i32"
         return [
             [
@@ -284,10 +282,9 @@ class Smlal(Dot):
         ]
 
 
-def _widened(a: Any, b: Any, half: int) -> Any:
+def _widened(a: Any, b: Any) -> Any:
     """The products of 8 int8 of each side, int16."""
-    lanes = range(8 * half, 8 * half + 8)
-    return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", lanes_of(a, *lanes), lanes_of(b, *lanes))
+    return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", a, b)
 
 
 def _cells(inner: Inner, rows: int, vectors: int) -> list[list[Register]]:

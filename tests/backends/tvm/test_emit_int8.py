@@ -1,0 +1,229 @@
+"""A quantized model against the reference of the same plan, and its int8 Linears counted in the machine code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from edgevit.backends.reference import reference_with_margins, taps
+from edgevit.errors import CoverageError
+from edgevit.lower.assemble import assemble
+from edgevit.models.program import Program
+from edgevit.quantize.observe import observe
+from edgevit.quantize.plan import plan_quantization
+from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.verify.coverage import check_coverage
+from edgevit.verify.parity import QUANTIZED, Tolerance, check_parity
+from tests.backends.tvm.available import import_or_skip
+from tests.tiny import tiny_images, tiny_program
+
+import_or_skip()
+
+from edgevit.backends.tvm import library  # noqa: E402
+from edgevit.backends.tvm.counts import assembly, count_int8, linear_kernels  # noqa: E402
+from edgevit.backends.tvm.dots import Maddubs  # noqa: E402
+from edgevit.backends.tvm.emit import lower  # noqa: E402
+from edgevit.backends.tvm.runner import TvmRunner  # noqa: E402
+from edgevit.backends.tvm.schedules import isa  # noqa: E402
+
+AVX2 = isa("avx2")
+# Measured: 5e-7 of the logits' deviation, until an input tips over to the next integer: then up to 0.03.
+TIGHT = Tolerance(max_error=0.1, min_cosine=0.999, gate_margin=0.02, max_flips=0.1)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gated, skip rows": {"gated": True, "skip": True},
+    "distilled": {"gated": True, "skip": True, "prefix": 2, "head_prefix": 2},
+    "registers, qk-norm": {"gated": True, "prefix": 5, "qk_norm": True},
+    "mean head, stem norm": {"gated": True, "pool": "mean", "stem_norm": True, "activation": "gelu_tanh"},
+    "widths of no whole vector": {"gated": True, "skip": True, "dim": 36, "heads": 3, "hidden": 50},
+    "the same, joined and normed": {"dim": 36, "heads": 3, "prefix": 2, "head_prefix": 2, "pooled_norm": True},
+    "removed": {"depth": 3, "skip": True, "removed": ("b00_ffn", "b01_mhsa", "b02_mhsa"), "patch": 4},
+}
+
+
+def planned(program: Program, **options: Any) -> QuantPlan:
+    """The plan that the Program's own ranges on some images ask for."""
+    gating: Literal["both", "open"] = "both" if program.spec.gated else "open"
+    images = [image[None] for image in tiny_images(program.spec, 8)]
+    ranges = observe(program.spec, [taps(assemble(program, gating=gating, taps=True))], images)
+    return plan_quantization(program, ranges, **{"weight_bits": 7, **options})
+
+
+def runner(program: Program, plan: QuantPlan, **options: Any) -> TvmRunner:
+    return library.runner(lower(program, AVX2, plan, **options))
+
+
+def changed(plan: QuantPlan, name: str, **values: Any) -> QuantPlan:
+    return replace(plan, linears=tuple(replace(p, **values) if p.name == name else p for p in plan.linears))
+
+
+def assert_reference(program: Program, plan: QuantPlan) -> None:
+    reference = reference_with_margins(assemble(program, plan), optimised=False)
+    check_parity(reference, runner(program, plan), tiny_images(program.spec, 4), TIGHT)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_is_the_reference_of_its_plan(name: str) -> None:
+    program = tiny_program(seed=1, **VARIANTS[name])
+    assert_reference(program, planned(program))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_eight_bits_and_either_type_of_activations(activations: Literal["uint8", "int8"]) -> None:
+    program = tiny_program(seed=1, gated=True)
+    assert_reference(program, planned(program, weight_bits=8, activations=activations))
+
+
+def test_outliers_of_every_linear_are_computed_in_float() -> None:
+    """Heads of 12 columns are padded to 16: outliers of `proj` and of a joined head lie elsewhere than in the plan."""
+    program = tiny_program(seed=1, dim=36, heads=3, hidden=50, prefix=2, head_prefix=2)
+    plan = planned(program)
+    for index, name in enumerate(linear_names(program.spec)):
+        if name != "stem":
+            plan = changed(plan, name, outliers=(index, 30 + index % 5))
+    plan = changed(plan, "head", outliers=(1, 40, 71))
+    assert_reference(program, plan)
+    # They count: with a scale that only they need, the others would be lost.
+    assert_reference(program, changed(plan, "b00_ffn.fc2", scale=1e-3))
+
+
+def test_a_zero_point_of_the_stem_is_the_tables() -> None:
+    program = tiny_program(seed=1)
+    for activations in ("uint8", "int8"):
+        assert_reference(program, changed(planned(program, activations=activations), "stem", zero_point=117))
+
+
+@pytest.mark.parametrize("part", ["stem", "qkv", "proj", "fc1", "fc2", "head"])
+def test_a_linear_that_the_plan_keeps_float_is_float(part: str) -> None:
+    program = tiny_program(seed=1, gated=True)
+    plan = planned(program)
+    floats = [name for name in linear_names(program.spec) if name.endswith(part)]
+    for name in floats:
+        plan = changed(plan, name, int8=False)
+    assert_reference(program, plan)
+    lowered = lower(program, AVX2, plan)
+    assert {c.linear for _, c in lowered.int8} == set(linear_names(program.spec)) - set(floats)
+
+
+def test_a_closed_branch_runs_none_of_its_int8_kernels() -> None:
+    program = tiny_program(seed=1, gated=True, skip=True)
+    lowered = lower(program, AVX2, planned(program))
+    names = {name for name, counted in lowered.int8 if counted.linear.startswith("b")}
+    model, image, seen = library.runner(lowered), tiny_images(program.spec, 1), set()
+
+    def note(_: Any, name: str, before: bool, *rest: Any) -> None:
+        seen.add(name)
+
+    model._machine.set_instrument(note)
+    model.run(image, -1e9)
+    assert not names & seen
+    model.run(image, 1e9)
+    assert names <= seen
+
+
+def test_equal_branches_share_kernels_whatever_their_quantizers_are() -> None:
+    lowered = lower((program := tiny_program(depth=6)), AVX2, planned(program))
+    names = [str(v.name_hint) for v in lowered.module.functions]
+    assert sum(name.startswith("fc1") for name in names) == 2  # all tokens, and the rows the head reads
+
+
+def test_int8_takes_a_quarter_of_the_weights() -> None:
+    program = tiny_program(dim=64, hidden=256)
+    sizes = [sum(w.nbytes for _, w in lower(program, AVX2, plan).weights) for plan in (None, planned(program))]
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+def test_every_int8_linear_is_counted_in_the_code() -> None:
+    program = tiny_program(seed=1, gated=True)
+    plan = planned(program)
+    lowered = lower(program, AVX2, plan)
+    executable = library.build(lowered)
+    result = check_coverage(plan, linear_kernels(lowered, executable))
+    assert result.summary == "10 of 10 Gemm int8"
+    assert all(c.mnemonic == "vpmaddubsw" and c.found > 0 for c in count_int8(lowered, executable))
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx512vnni", "avxvnni", "neon", "dotprod", "i8mm"])
+def test_every_instruction_set_compiles_the_whole_model(name: str) -> None:
+    program = tiny_program(seed=1, gated=True)
+    plan = planned(program, weight_bits=8)
+    lowered = lower(program, isa(name), plan)
+    result = check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+    assert result.int8 == result.planned == 10
+
+
+def test_a_float_build_is_no_int8_build() -> None:
+    """What counting is worth: a build that ignores the plan, and one whose kernels multiply otherwise, fail."""
+    program = tiny_program(seed=1)
+    plan = planned(program)
+    lowered = lower(program, AVX2)
+    with pytest.raises(CoverageError, match="fc1"):
+        check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+    float_code = library.build(lowered)
+    with pytest.raises(CoverageError, match="fc1"):
+        check_coverage(plan, linear_kernels(lower(program, AVX2, plan), float_code))
+
+
+def test_kernels_that_multiply_in_float_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import tirx
+
+    def in_float(self: Maddubs, sums: Any, left: Any, right: Any) -> Any:
+        product = tirx.reinterpret("float32x8", left) * right
+        return sums + tirx.Cast("int32x8", product)
+
+    monkeypatch.setattr(Maddubs, "add", in_float)
+    program = tiny_program(seed=1)
+    plan = planned(program)
+    lowered = lower(program, AVX2, plan)
+    with pytest.raises(CoverageError, match="fc1"):
+        check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (Debian: binutils)")
+def test_what_is_counted_is_what_the_library_holds(tmp_path: Path) -> None:
+    program = tiny_program(seed=1)
+    lowered = lower(program, AVX2, planned(program))
+    library.write(lowered, tmp_path)
+    command = ["objdump", "-d", "--no-show-raw-insn", str(tmp_path / "model.so")]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    expected = len(re.findall(r"\bvpmaddubsw\b", assembly(library.build(lowered))))
+    assert len(re.findall(r"\bvpmaddubsw\b", listing)) == expected > 0
+
+
+def test_plans_may_name_no_linear_at_all() -> None:
+    program = tiny_program(seed=1)
+    empty = lower(program, AVX2, QuantPlan(linears=(LinearPlan(name="stem", int8=False),)))
+    assert empty.int8 == ()
+    image = tiny_images(program.spec, 1)
+    np.testing.assert_array_equal(
+        library.runner(empty).run(image)[0], library.runner(lower(program, AVX2)).run(image)[0]
+    )
+
+
+@pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224.fb_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"], ids=("deit", "vit")
+)
+def test_real_models(name: str) -> None:
+    from edgevit.models.resolve import resolve
+    from tests.models.real import real_images
+
+    program = resolve(name, weights=Path(os.environ["EDGEVIT_DATA"]) / f"{name}.safetensors")
+    images = real_images(12)
+    runs = [taps(assemble(program, gating="open", taps=True))]
+    ranges = observe(program.spec, runs, [image[None] for image in images[4:]])
+    plan = plan_quantization(program, ranges, weight_bits=7)
+    lowered = lower(program, AVX2, plan)
+    assert check_coverage(plan, linear_kernels(lowered, library.build(lowered))).int8 == 50
+    # Measured: 0.30 of the logits' deviation, cosine 0.998 (DeiT-Ti); 0.16 and 0.999 (ViT-Ti).
+    tolerance = replace(QUANTIZED, max_error=0.75, min_cosine=0.98)
+    reference = reference_with_margins(assemble(program, plan), optimised=False)
+    check_parity(reference, library.runner(lowered), images[:4], tolerance)
