@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.backends.tvm import int8
+from edgevit.backends.tvm.dots import Dot
 from edgevit.backends.tvm.emit import lower
+from edgevit.backends.tvm.integers import place_integers
 from edgevit.backends.tvm.kernels import Epilogue, Weights, product
 from edgevit.backends.tvm.layout import Arena, Blob, pack
 from edgevit.backends.tvm.runner import aligned
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, pad, tiles
 from edgevit.backends.tvm.stages import Choose
 from edgevit.models.program import Program
+from edgevit.quantspec import LinearPlan, QuantPlan
 
 CANDIDATES = 5
 ROUNDS = 20
@@ -28,15 +32,15 @@ MARGIN = 0.98
 Run = Callable[[], object]
 
 
-def products(program: Program, isa: Isa) -> tuple[Product, ...]:
-    """Every distinct product of a Program, those with the most multiply-adds first."""
+def products(program: Program, isa: Isa, plan: QuantPlan | None = None) -> tuple[Product, ...]:
+    """Every distinct product of a Program under a plan, those with the most multiply-adds first."""
     found: dict[Product, None] = {}
 
     def note(isa: Isa, product: Product) -> Tile:
         found[product] = None
         return default_tile(isa, product)
 
-    lower(program, isa, choose=note)
+    lower(program, isa, plan, choose=note)
     return tuple(sorted(found, key=lambda p: -p.rows * p.columns * p.depth))
 
 
@@ -90,15 +94,32 @@ def kernel(isa: Isa, shape: Product, tile: Tile) -> Run:
     import tvm
     import tvm_ffi
 
-    arena, blob, rng = Arena(isa.lanes), Blob(), np.random.default_rng(0)
-    columns = pad(shape.columns, isa.lanes)
+    rng = np.random.default_rng(0)
+    function, arena, weights = _float(isa, shape, tile, rng) if shape.dot is None else _int8(isa, shape, tile, rng)
+    module = tvm.IRModule({"product": function.with_attr("global_symbol", "product")})
+    compiled: Any = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))["product"]
+    memory, values = aligned((arena.size,), np.float32), aligned((weights.size,), np.float32)
+    memory[:], values[:] = rng.standard_normal(arena.size), weights
+    arguments = [tvm_ffi.from_dlpack(array) for array in (memory, values)]
+    return lambda: compiled(*arguments)
+
+
+def _float(isa: Isa, shape: Product, tile: Tile, rng: np.random.Generator) -> tuple[Any, Arena, np.ndarray]:
+    arena, blob, columns = Arena(isa.lanes), Blob(), pad(shape.columns, isa.lanes)
     source, target = arena.place(shape.rows, shape.depth), arena.place(shape.rows, columns)
     offset = blob.add(pack(rng.standard_normal((shape.depth, columns)), tile, isa.lanes))
     weights = Weights(offset=offset, depth=shape.depth, columns=columns)
-    function = product(isa, arena.size, blob.size, source, target, weights, tile, Epilogue())
-    module = tvm.IRModule({"product": function.with_attr("global_symbol", "product")})
-    compiled: Any = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))["product"]
-    memory, values = aligned((arena.size,), np.float32), aligned((blob.size,), np.float32)
-    memory[:], values[:] = rng.standard_normal(arena.size), blob.array()
-    arguments = [tvm_ffi.from_dlpack(array) for array in (memory, values)]
-    return lambda: compiled(*arguments)
+    return product(isa, arena.size, blob.size, source, target, weights, tile, Epilogue()), arena, blob.array()
+
+
+def _int8(isa: Isa, shape: Product, tile: Tile, rng: np.random.Generator) -> tuple[Any, Arena, np.ndarray]:
+    dot = shape.dot
+    assert isinstance(dot, Dot)
+    arena, blob, entry = Arena(isa.lanes), Blob(), LinearPlan(name="product", int8=True)
+    plan = QuantPlan(linears=(entry,))
+    source = place_integers(arena, blob, shape.rows, shape.depth, dot.depth, dot.stored, plan, entry)
+    target = arena.place(shape.rows, shape.columns)
+    weight = rng.standard_normal((shape.depth, shape.columns)).astype(np.float32)
+    weights = int8.add_weights(blob, weight, None, plan, entry, dot, tile)
+    function = int8.product(isa, arena.size, blob.size, source, target, weights, dot, tile, Epilogue())
+    return function, arena, blob.array()

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
 from edgevit.backends.tvm import library, tune  # noqa: E402
+from edgevit.backends.tvm.dots import dot  # noqa: E402
 from edgevit.backends.tvm.emit import lower  # noqa: E402
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, isa  # noqa: E402
 
@@ -64,6 +66,27 @@ def test_products_of_a_program_come_largest_first() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert Product(rows=16, columns=32, depth=192) in found  # the stem
     assert Product(rows=17, columns=96, depth=32) in found  # query, key and value
+
+
+def test_int8_products_are_searched_apart_from_float_ones() -> None:
+    program = tiny_program()
+    entries = tuple(LinearPlan(name=name, int8=name != "head") for name in linear_names(program.spec))
+    plan = QuantPlan(linears=entries, weight_bits=7)
+    found = tune.products(program, AVX2, plan)
+    how = dot(AVX2, 7)
+    assert Product(rows=17, columns=96, depth=32, dot=how) in found  # query, key and value
+    assert Product(rows=17, columns=17, depth=16) in found  # scores
+    (wanted,) = (p for p in found if p.dot and p.depth == 192)
+    table = tune.search([wanted], AVX2, 60)
+    tile = Tile(rows=1, vectors=2)
+    assert how.registers(table[wanted]) <= AVX2.registers
+    image = tiny_images(program.spec, 1)
+    plain, tuned = (
+        library.runner(lower(program, AVX2, plan, choose=choose)).run(image)[0]
+        for choose in (default_tile, tune.chosen({**table, wanted: tile}))
+    )
+    # Sums of integers do not depend on their order.
+    np.testing.assert_array_equal(tuned, plain)
 
 
 def test_a_tuned_model_is_the_same_function() -> None:
