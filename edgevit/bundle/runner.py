@@ -140,7 +140,7 @@ def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
 def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
     """Start the bundle's own program, which takes images one after the other; the function hands it one."""
     program = ROOT / "runner" / "native" / "runner"
-    program.chmod(program.stat().st_mode | 0o100)  # a zip keeps no permissions
+    program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
     classes = manifest["outputs"][0]["shape"][1]
     process = subprocess.Popen(
         [program, ROOT, "-", "--top", str(classes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1

@@ -114,9 +114,7 @@ def start(folder: Path, *, trace: bool = False) -> ProcessRunner:
     runner = folder / RUNNER
     if not runner.is_file():
         raise BundleError(f"{folder} has no {RUNNER}; unpack the bundle again")
-    if not foreign(manifest):
-        # A zip keeps no permissions.
-        runner.chmod(runner.stat().st_mode | 0o100)
+    runner.chmod(runner.stat().st_mode | 0o100)  # unpacking a zip may lose it
     return ProcessRunner(command(manifest, runner), folder, manifest, trace=trace)
 
 

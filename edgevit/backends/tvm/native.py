@@ -64,40 +64,53 @@ PLATFORM = ("--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", 
 
 
 def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = (), cache: Path | None = None) -> Path:
-    """Compile the runner into an existing folder, with the two runtime libraries beside it, and return its path.
+    """Put the runner into an existing folder, with the two runtime libraries beside it, and return its path.
 
     Args:
         architecture: `x86_64` or `aarch64`.
         folder: where the three files go.
         options: further ones for the compiler.
-        cache: where another architecture's libraries are kept.
+        cache: where compiled runners and another architecture's libraries are kept.
 
     Raises:
         RuntimeMissingError: no compiler for the architecture, no TVM, or its libraries cannot be downloaded.
         OutputError: the disk refuses, or the compiler fails; says why.
     """
-    compiler, version = linker(architecture), versions()["apache-tvm"]
-    include = package("tvm_ffi") / "include"
-    shared = libraries(architecture, cache or default_cache())
+    compiler, found, cache = linker(architecture), versions(), cache or default_cache()
+    shared = libraries(architecture, cache)
     try:
-        for path in shared:
-            serial.write_atomic(folder / path.name, path.read_bytes())
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".runner.") as temporary:
-            output = Path(temporary) / RUNNER
-            names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
-            command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
-            # No path of this machine in the file, and nothing that depends on when it was linked.
-            command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
-            command += ["-isystem", str(include), str(SOURCE), "-o", str(output)]
-            # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
-            command += [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise OutputError(f"{compiler} cannot compile {SOURCE.name}:\n{done.stderr.strip()}")
-            output.replace(folder / RUNNER)
+        made_of = [path.read_bytes() for path in (*SOURCES, *shared)]
+        banner = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+        key = _digest(repr((found, options)).encode() + banner + b"".join(made_of))
+        kept = cache / f"tvm-runner-{architecture}-{key[:32]}"
+        for path, content in zip(shared, made_of[len(SOURCES) :], strict=True):
+            serial.write_atomic(folder / path.name, content)
+        if not kept.is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            serial.write_atomic(kept, _compile(compiler, found["apache-tvm"], options, folder, shared))
+        serial.write_atomic(folder / RUNNER, kept.read_bytes())
+        (folder / RUNNER).chmod(0o755)
     except OSError as error:
         raise OutputError(f"cannot write the runner into {folder}: {error.strerror or error}") from error
     return folder / RUNNER
+
+
+def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, shared: Sequence[Path]) -> bytes:
+    """Link the runner with the libraries in `folder`."""
+    include = package("tvm_ffi") / "include"
+    names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
+    command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
+    # No path of this machine in the file, and nothing that depends on when it was linked.
+    command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
+    # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
+    libraries = [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / RUNNER
+        command += ["-isystem", str(include), str(SOURCE), "-o", str(output), *libraries]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OutputError(f"{compiler} cannot compile {SOURCE.name}:\n{done.stderr.strip()}")
+        return output.read_bytes()
 
 
 def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:

@@ -88,7 +88,7 @@ class ProcessRunner:
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
-        words = [line for line in lines if line.startswith("error: ")] or [f"exit code {code}"]
+        words = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit code {code}"]
         return ERRORS.get(code, BundleError)(f"the runner ended: {words[-1].removeprefix('error: ')}")
 
 

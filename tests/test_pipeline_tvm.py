@@ -1,0 +1,195 @@
+"""The main job with TVM: a library, its weights and a program that runs them, or one clear error."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevit import ondevice, pipeline, proof
+from edgevit.bundle.read import open_bundle
+from edgevit.bundlespec import Claim
+from edgevit.errors import BoundError, DeviceError, ParityError, RuntimeMissingError, SkipError
+from edgevit.targets import load_target
+from tests.backends.tvm.available import import_or_skip
+from tests.backends.tvm.native_runner import unavailable
+from tests.test_pipeline import RECIPE, image_set
+from tests.tiny import tiny_program
+
+import_or_skip()
+
+from edgevit.backends import tvm as backend  # noqa: E402
+from edgevit.backends.tvm import canary, emit, process, stages, toolchain  # noqa: E402
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
+HERE, BOARD = "x86-64-v3-tvm", "cortex-a72-tvm"
+PROGRAM = tiny_program(gated=True, skip=True, depth=2)
+FILES = {"model.so", "model.weights", "model.json"}
+NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
+SOURCES = {f"runner/source/{name}" for name in ("runner.cc", "manifest.h", "machine.h")}
+
+
+def build(folder: Path, target: str = HERE) -> pipeline.Built:
+    images = image_set(PROGRAM)
+    return pipeline.build(PROGRAM, load_target(target), images, folder, recipe=RECIPE)
+
+
+def board(folder: Path) -> pipeline.Built:
+    try:
+        toolchain.linker("aarch64")
+        return build(folder, BOARD)
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
+    return build(tmp_path_factory.mktemp("built") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
+    if process.emulator_path() is None:
+        unavailable(f"no emulator of aarch64; on Debian: {process.INSTALL_EMULATOR}")
+    return board(tmp_path_factory.mktemp("crossed") / "bundle")
+
+
+def summaries(manifest: Any) -> dict[str, str]:
+    return {claim.name: claim.summary for claim in manifest.claims if claim.held}
+
+
+def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -> None:
+    manifest = built.manifest
+    with open_bundle(built.folder) as bundle:
+        files = {file.path for file in bundle.manifest.files}
+    assert files >= FILES | NATIVE | SOURCES
+    assert (manifest.backend, manifest.model, manifest.models) == ("tvm", "model.so", {"so": "model.so"})
+    assert manifest.sizes.model_bytes == sum((built.folder / n).stat().st_size for n in ("model.so", "model.weights"))
+    assert manifest.tools["tvm"] == canary.PINNED["apache-tvm"]
+    held = summaries(manifest)
+    assert set(held) == {"parity", "skip", "bound", "accuracy"}
+    assert held["parity"].startswith("12 paths") and "matrix kernels: 13 with 4 open" in held["skip"]
+    memory = manifest.bound
+    assert memory.proven and "held by fresh processes on 3" in held["bound"]
+    assert memory.bound_bytes == memory.weights_bytes + memory.arena_bytes
+
+
+def test_no_file_names_the_place_it_was_made_at(built: pipeline.Built) -> None:
+    places = [str(path).encode() for path in (built.folder.parent, Path.cwd(), Path(sys.prefix))]
+    for path in built.folder.rglob("*"):
+        if path.is_file():
+            assert not any(place in path.read_bytes() for place in places), path
+
+
+def test_equal_inputs_give_equal_bundles(built: pipeline.Built, tmp_path: Path) -> None:
+    again = build(tmp_path / "again")
+    assert (again.folder / "manifest.json").read_bytes() == (built.folder / "manifest.json").read_bytes()
+
+
+def test_it_verifies_and_profiles_branch_by_branch(built: pipeline.Built) -> None:
+    assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive).golden)
+    measured = ondevice.profile(built.folder, None, runs=8)
+    assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
+    assert measured.environment.runtime_version == canary.PINNED["apache-tvm"]
+    assert all((b.open_time_ms or 0) > 0 and b.skipped_time_ms is not None for b in measured.branches)
+    assert measured.process is not None and measured.process.peak_bytes > 0
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The bundle's own run.py, where nothing but numpy and Pillow can be imported."""
+    script = str(folder / "runner" / "run.py")
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('edgevit', 'onnx', 'tvm', 'tvm_ffi', 'onnxruntime')))\n"
+        f"sys.argv = [{script!r}, *{arguments!r}]; runpy.run_path({script!r}, run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def unpacked(built: pipeline.Built, tmp_path: Path) -> Path:
+    with zipfile.ZipFile(built.archive) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked"
+
+
+def test_it_runs_without_tvm_where_its_zip_was_unpacked(unpacked: Path, tmp_path: Path) -> None:
+    done = run(unpacked, "--check")
+    assert done.returncode == 0 and "3 golden outputs as expected" in done.stdout, done.stderr
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).save(photo)
+    answers = run(unpacked, "--json", "--effort=-inf", str(photo), str(photo)).stdout.splitlines()
+    assert [json.loads(line)["gates"] for line in answers] == [[0, 0, 0, 0]] * 2
+
+
+def test_its_runner_refuses_another_machine_in_its_own_words(unpacked: Path) -> None:
+    described = unpacked / "model.json"
+    described.write_text(described.read_text().replace('"fma"', '"amx_fp64"'))
+    manifest = json.loads((unpacked / "manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["path"] != "model.json"]
+    (unpacked / "manifest.json").write_text(json.dumps(manifest))
+    done = run(unpacked, "--check")
+    assert done.returncode == 19 and "needs a CPU with amx_fp64" in done.stderr and not done.stdout
+
+
+def test_aarch64_is_verified_in_an_emulator(crossed: pipeline.Built) -> None:
+    held = summaries(crossed.manifest)
+    assert set(held) == {"parity", "skip", "bound", "accuracy"}
+    assert held["parity"].startswith("3 paths") and "13 with 4 open" in held["skip"] and "emulator" in held["skip"]
+    assert crossed.manifest.bound.proven and crossed.manifest.bound.measured_peak_bytes is None
+    assert all(golden.logit_error == 0 for golden in ondevice.verify(crossed.archive).golden)
+    with pytest.raises(DeviceError, match=r"machine code for aarch64, this machine is x86_64.* --device ssh"):
+        ondevice.profile(crossed.folder, None)
+
+
+def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "emulator_path", lambda: None)
+    manifest = board(tmp_path / "bundle").manifest
+    assert set(summaries(manifest)) == {"bound"} and not manifest.accuracy
+    open_claims: list[Claim] = [claim for claim in manifest.claims if claim.held is None]
+    assert {claim.name for claim in open_claims} == {"parity", "skip", "accuracy"}
+    assert all("not verified: machine code for aarch64" in claim.summary for claim in open_claims)
+
+
+def always_open(self: Any, step: Any, functions: Any, parameters: Any, weights: Any, arena: Any) -> Any:
+    """What a compiler that hoists makes of a gated step: the gate decides, the branch runs all the same."""
+    if step.gate is not None:
+        decided = replace(step, body=None, otherwise=None)
+        arena = right(self, decided, functions, parameters, weights, arena)
+    return right(self, replace(step, gate=None, otherwise=None), functions, parameters, weights, arena)
+
+
+right = emit._Writer._step
+
+
+def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emit._Writer, "_step", always_open)
+    with pytest.raises(ParityError):
+        build(tmp_path / "bundle")
+    # Where its result is thrown away, so that only its work is left:
+    monkeypatch.setattr(proof, "_parity", lambda case, runner: Claim(name="parity", held=True, summary=""))
+    with pytest.raises(SkipError, match="b00_mhsa is closed .* still runs 4 nodes: b00_mhsa/norm, b00_mhsa/qkv"):
+        build(tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_weights_fail_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = stages.fold_normalisation
+    monkeypatch.setattr(stages, "fold_normalisation", lambda spec, weight: fold(spec, 1.01 * weight))
+    with pytest.raises(ParityError):
+        build(tmp_path / "bundle")
+
+
+def test_memory_above_the_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched = backend.touched
+    monkeypatch.setattr(backend, "touched", lambda *a: (1 << 20, touched(*a)[1]))
+    with pytest.raises(BoundError, match="peak 1048576 bytes is above the bound"):
+        build(tmp_path / "bundle")
