@@ -19,6 +19,7 @@ from edgevit import __version__, emulatework, serial
 from edgevit.bound import arena
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import (
+    BranchFacts,
     BranchMeasurement,
     Bundle,
     Emulation,
@@ -41,8 +42,7 @@ from edgevit.verify.instructions import CountedRun, check_skip_instructions
 
 MOST_IMAGES = 8
 FIXED_IMAGES = 2  # on the all-open and all-skipped paths, where every image executes the same products
-# Between the calibrated gates and all or none: more gate patterns for the exact check.
-LADDER = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
+MORE_RUNS = 7  # for more gate patterns, between all gates closed and all open
 MODULES = ("edgevit.emulatework", "edgevit.bound.arena")
 
 
@@ -97,7 +97,7 @@ def profile(
         here = _Place(userland=place, cpu=cpu, folder=Path(folder), timeout_s=timeout_s)
         _copy_program(here.folder / "program")
         asked = _runs(bundle.manifest, len(pixels))
-        say(f"Running {len(asked)} inferences on the emulated {cpu.name}")
+        say(f"Running {len(asked) + MORE_RUNS} inferences on the emulated {cpu.name}")
         answer, counted = _work(here, bundle, pixels, asked)
         peak = _arena_peak(here, bundle, pixels[:1])
         emulation, more = _emulation(bundle.manifest, here, answer, asked, counted, peak)
@@ -156,13 +156,11 @@ def _copy_program(folder: Path) -> None:
 
 
 def _runs(manifest: Manifest, images: int) -> list[tuple[PathName | None, int, float]]:
-    """(path, image, effort) of every inference; the first one warms up, those without a path add gate patterns."""
+    """(path, image, effort) of every inference; the first one warms up, and has no path."""
     asked: list[tuple[PathName | None, int, float]] = []
     for path, effort in path_efforts(manifest).items():
         count = images if path == "real" else min(images, FIXED_IMAGES)
         asked += [(path, index, effort) for index in range(count)]
-    if manifest.effort is not None:
-        asked += [(None, 0, effort) for effort in LADDER]
     return [(None, *asked[0][1:]), *asked]
 
 
@@ -176,7 +174,8 @@ def _work(
     """
     np.save(here.folder / emulatework.IMAGES, pixels, allow_pickle=False)
     runs = [(index, effort) for _, index, effort in asked]
-    request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "threads": 1}
+    more = MORE_RUNS if bundle.manifest.effort else 0
+    request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
     counts = here.folder / "counts" if here.userland.plugin else None
     done = here.python(["-m", "edgevit.emulatework", json.dumps(request)], here.folder, counts)
     answer = here.folder / emulatework.ANSWER
@@ -188,8 +187,8 @@ def _work(
     if counts is not None:
         names, *lines = (line.split() for line in counts.read_text(encoding="ascii").splitlines())
         counted = [dict(zip(names, map(int, line), strict=True)) for line in lines]
-        if len(counted) != len(asked):
-            raise DeviceError(f"{len(asked)} inferences were run and {len(counted)} counted; set the device up again")
+        if len(counted) != len(asked) + more:
+            raise DeviceError(f"of {len(asked) + more} inferences {len(counted)} were counted; set the device up again")
     return json.loads(answer.read_text(encoding="utf-8")), counted
 
 
@@ -229,11 +228,9 @@ def _emulation(
             CountedRun(gates=tuple(gates), classes=classes)
             for gates, classes in zip(answer["gates"], counted, strict=True)
         ]
-        shapes = [
-            (b.kind, b.units, b.macs, b.int8_linears, _outliers(manifest, b.name)) if b.gated else None
-            for b in manifest.branches
-        ]
-        skip = check_skip_instructions(runs, shapes).summary
+        shapes = [_shape(manifest, branch) if branch.gated else None for branch in manifest.branches]
+        base_share = manifest.macs.all_skipped / manifest.macs.all_open
+        skip = check_skip_instructions(runs, shapes, base_share).summary
         instructions = _instructions(asked, runs)
     limit = manifest.bound.arena_bytes or None
     if peak is not None and limit is not None and peak > limit:
@@ -266,15 +263,15 @@ def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def _outliers(manifest: Manifest, branch: str) -> tuple[Any, ...]:
-    """Columns of a branch's Linears that were split off: they make kernels of their own."""
+def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
+    """What a branch's products depend on: its sizes, and columns of its Linears that make kernels of their own."""
     coverage = next((claim.figures for claim in manifest.claims if claim.name == "coverage"), {})
-    exceptions = coverage.get("exceptions", ())
-    return tuple(
+    outliers = (
         (e["name"].partition(".")[2], e["int8"], e["outliers"])
-        for e in exceptions
-        if e["name"].startswith(f"{branch}.")
+        for e in coverage.get("exceptions", ())
+        if e["name"].startswith(f"{branch.name}.")
     )
+    return (branch.kind, branch.units, branch.macs, branch.int8_linears, *outliers)
 
 
 def _instructions(
@@ -282,7 +279,7 @@ def _instructions(
 ) -> tuple[PathInstructions, ...]:
     found = []
     for path in dict.fromkeys(path for path, _, _ in asked if path is not None):
-        own = [(effort, run) for (name, _, effort), run in zip(asked, runs, strict=True) if name == path]
+        own = [(effort, run) for (name, _, effort), run in zip(asked, runs, strict=False) if name == path]
         classes = {name: float(np.mean([run.classes[name] for _, run in own])) for name in own[0][1].classes}
         found.append(
             PathInstructions(
@@ -300,7 +297,7 @@ def _instructions(
 def _open_rates(
     manifest: Manifest, asked: Sequence[tuple[PathName | None, int, float]], gates: Sequence[Sequence[int]]
 ) -> tuple[BranchMeasurement, ...]:
-    real = np.array([taken for (path, _, _), taken in zip(asked, gates, strict=True) if path == "real"])
+    real = np.array([taken for (path, _, _), taken in zip(asked, gates, strict=False) if path == "real"])
     return tuple(
         BranchMeasurement(
             name=branch.name, open_rate=float(rate), open_time_ms=None, skipped_time_ms=None, time_source="withheld"

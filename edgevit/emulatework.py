@@ -10,6 +10,8 @@ import ctypes
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from edgevit import serial
 from edgevit.measure.host import environment, snapshot
 
 MARK, BEGIN, END = 0x7FFE, 1, 2
+FIRST = (-16.0, 0.0, 16.0)
 IMAGES, ANSWER = "images.npy", "answer.json"
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
-    The request: {"bundle": folder, "runs": [[image, effort]], "threads"}. The answer: {"golden": [{"path", "error",
-    "gates_equal"}], "gates": one list per run, "environment"}. The first run warms up and is counted like the others.
+    The request: {"bundle": folder, "runs": [[image, effort]], "between": runs to add, "threads"}. The answer:
+    {"golden": [{"path", "error", "gates_equal"}], "gates": one list per run, "environment"}. The first run warms up and
+    is counted like the others; those that are added look for gates that no run had yet.
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -40,13 +44,17 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         golden.append({"path": case["path"], "error": error, "gates_equal": equal})
     images = np.load(IMAGES, allow_pickle=False)
     mark = ctypes.CDLL(None).syscall
-    taken = []
-    for index, effort in request["runs"]:
+
+    def counted(index: int, effort: float) -> list[int]:
         image = images[index : index + 1]
         mark(MARK, BEGIN)
         _, gates = run(image, effort)
         mark(MARK, END)
-        taken.append(gates.astype(int).tolist())
+        return [int(gate) for gate in gates]
+
+    taken = [counted(index, effort) for index, effort in request["runs"]]
+    if request["between"]:
+        taken += between(lambda effort: counted(0, effort), request["between"])
     machine = environment(
         before,
         snapshot(),
@@ -56,6 +64,20 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         threads=request["threads"],
     )
     return {"golden": golden, "gates": taken, "environment": serial.to_data(machine)}
+
+
+def between(run: Callable[[float], list[int]], count: int) -> list[list[int]]:
+    """Run `count` efforts, always halfway between the two neighbours whose gates differ most; returns their gates."""
+    known = {effort: run(effort) for effort in FIRST}
+    order = list(known.values())
+    while len(order) < count:
+        efforts = sorted(known)
+        gaps = [sum(a != b for a, b in zip(known[low], known[high], strict=True)) for low, high in pairwise(efforts)]
+        widest = gaps.index(max(gaps))
+        middle = (efforts[widest] + efforts[widest + 1]) / 2
+        known[middle] = run(middle)
+        order.append(known[middle])
+    return order
 
 
 def _runner(bundle: Path) -> Any:

@@ -2,7 +2,8 @@
 
 The instructions of matrix kernels depend on shapes only, not on data. So over runs with any gates, the count of each
 class is `base + sum of the open branches' costs`, where branches of one shape cost the same: an overdetermined linear
-system over whole numbers. A branch that runs although its gate is closed, or that runs in part, contradicts it.
+system over whole numbers. A branch that runs although its gate is closed, or that runs in part, contradicts it. What
+all runs have in common, the base, is held against the MACs outside the branches, with a margin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from edgevit.errors import SkipError
 
 PRODUCTS = ("multiply_add", "dot", "matrix", "widening")
+MACS = (4, 16, 32, 8)  # multiply-accumulates of one instruction of each, at most
 EXACT = 0.5  # whole numbers agree when they differ by less
+BASE_MARGIN = 0.15  # of all: products that are no MACs of the model's, and instructions that do less than they could
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +41,19 @@ class SkipCounts:
     summary: str
 
 
-def check_skip_instructions(runs: Sequence[CountedRun], shapes: Sequence[Hashable | None]) -> SkipCounts:
+def check_skip_instructions(
+    runs: Sequence[CountedRun], shapes: Sequence[Hashable | None], base_share: float = 1.0
+) -> SkipCounts:
     """Hold the counts of some runs against each other, exactly.
 
     Args:
         runs: inferences of one model, several with equal gates.
         shapes: per branch what its cost depends on; None for a branch without a gate.
+        base_share: share of the all-open path's MACs that are outside gated branches.
 
     Raises:
-        SkipError: equal gates with unequal counts, counts that no cost per shape explains, or a shape without a cost.
+        SkipError: equal gates with unequal counts, counts that no cost per shape explains, a shape without a cost, or
+            more work with all gates closed than `base_share` allows.
     """
     by_gates: dict[tuple[int, ...], list[int]] = {}
     for run in runs:
@@ -71,6 +78,7 @@ def check_skip_instructions(runs: Sequence[CountedRun], shapes: Sequence[Hashabl
     if least is not None and least < EXACT:
         raise SkipError("a branch executes no product more when it is open than when it is closed: it runs always")
     _least_open(by_gates, shapes)
+    _base(by_gates, shapes, base_share)
     spare = len(by_gates) - int(rank)
     return SkipCounts(
         runs=len(runs),
@@ -93,6 +101,20 @@ def _least_open(by_gates: Mapping[tuple[int, ...], Sequence[int]], shapes: Seque
                 f"{_open(few, shapes)} executes {sum(by_gates[few])} products, {_open(many, shapes)} "
                 f"{sum(by_gates[many])}: a closed branch is not skipped"
             )
+
+
+def _base(
+    by_gates: Mapping[tuple[int, ...], Sequence[int]], shapes: Sequence[Hashable | None], base_share: float
+) -> None:
+    """Hold the path with all gates closed, if it was taken, against the one with the most branches open."""
+    few, many = min(by_gates, key=sum), max(by_gates, key=sum)
+    least, most = (sum(n * macs for n, macs in zip(by_gates[gates], MACS, strict=True)) for gates in (few, many))
+    closed = not any(gate for gate, shape in zip(few, shapes, strict=True) if shape is not None)
+    if few != many and closed and least > (base_share + BASE_MARGIN) * most:
+        raise SkipError(
+            f"with all gates closed {least / most:.1%} of the products of all open are executed (MACs say "
+            f"{base_share:.1%}, limit {base_share + BASE_MARGIN:.1%}): closed branches run, whatever the gates are"
+        )
 
 
 def _opened(gates: Sequence[int], shapes: Sequence[Hashable | None], groups: Sequence[Hashable]) -> list[int]:

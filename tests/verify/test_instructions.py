@@ -67,3 +67,11 @@ def test_equal_gates_with_unequal_counts_are_found() -> None:
 def test_a_model_without_gates_has_one_pattern() -> None:
     found = check_skip_instructions([counted((1, 1, 1, 1, 1), 10, 20)] * 3, [None] * 5)
     assert (found.patterns, found.unknowns, found.spare) == (1, 1, 0)
+
+
+def test_work_that_does_not_depend_on_the_gates_is_found() -> None:
+    runs = [counted(gates, 1000, 2000, base=200) for gates in PATTERNS]
+    check_skip_instructions(runs, SHAPES, base_share=0.1)
+    more = [CountedRun(gates=run.gates, classes={k: v + 6000 for k, v in run.classes.items()}) for run in runs]
+    with pytest.raises(SkipError, match=r"with all gates closed .* \(MACs say 10.0%, limit 25.0%\)"):
+        check_skip_instructions(more, SHAPES, base_share=0.1)
