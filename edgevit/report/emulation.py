@@ -48,6 +48,6 @@ def _parity(emulation: Emulation) -> str:
         return "no golden outputs to hold it against"
     largest = max(emulation.golden, key=lambda case: case.logit_error)
     return (
-        f"{len(emulation.golden)} golden outputs reproduced, gates equal, logits within {largest.logit_error:.3g} "
-        f"({largest.allowed:.3g} allowed)"
+        f"golden outputs of {len(emulation.golden)} paths reproduced, gates equal, logits within "
+        f"{largest.logit_error:.3g} ({largest.allowed:.3g} allowed)"
     )

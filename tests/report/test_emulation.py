@@ -1,0 +1,57 @@
+"""Emulated processors in the report: instructions side by side, no times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgevit.bundlespec import Emulation, GoldenParity, Measurement, PathInstructions
+from edgevit.report import emulation
+from edgevit.report.html import render
+from edgevit.report.view import make_report
+from tests.report.sample import SHA, manifest, measurement
+
+
+def emulated(cpu: str, dots: float, **changes: Any) -> Measurement:
+    told = Emulation(
+        emulator="qemu-aarch64 7.2.22",
+        cpu=cpu,
+        golden=(GoldenParity(path="real", logit_error=0.25, allowed=0.5),),
+        instructions=(
+            PathInstructions(
+                path="all_open",
+                effort=1e30,
+                branches_open=4,
+                images=2,
+                total=dots + 2e6,
+                classes={"dot": dots, "multiply_add": 0.0, "other": 2e6},
+            ),
+        ),
+        skip="5 runs over 3 gate patterns: exact",
+        arena_peak_bytes=7_080_000,
+        arena_bytes=7_320_000,
+    )
+    return replace(measurement(), device="qemu", paths=(), emulation=replace(told, **changes))
+
+
+def test_processors_stand_side_by_side() -> None:
+    both = [emulated("cortex-a76", 54.6e6), emulated("<b>a72</b>", 12.3e6)]
+    first, second = emulation.rows(both)
+    assert first == ["cortex-a76", "all open", "4.0", "56.6 M", "–", "54.6 M", "–", "–", "–", "–"]
+    assert second[5] == "12.3 M" and len(first) == len(emulation.HEAD)
+    page = render(make_report(manifest(), both, bundle_sha256=SHA))
+    assert "54.6 M" in page and "12.3 M" in page and "&lt;b&gt;a72" in page and "<b>a72" not in page
+    assert "arena peak 7.08 MB, bound 7.32 MB" in page
+
+
+def test_a_measurement_with_times_is_not_among_them() -> None:
+    assert emulation.emulated([measurement(), emulated("cortex-a76", 1e6)])[0].device == "qemu"
+    page = render(make_report(manifest(), [measurement()], bundle_sha256=SHA))
+    assert "Executed per image" not in page
+
+
+def test_what_was_not_counted_says_why() -> None:
+    bare = emulated("cortex-a76", 1e6, skip="", uncounted="there is no C compiler")
+    notes = list(emulation.notes(bare))
+    assert "instructions not counted: there is no C compiler" in notes
+    assert "golden outputs of 1 paths reproduced, gates equal, logits within 0.25 (0.5 allowed)" in notes[0]
