@@ -17,7 +17,6 @@ from tvm import relax
 
 from edgevit.backends.tvm.schedules import Isa, default_tile
 from edgevit.backends.tvm.stages import Choose, Counted, Kernel, Stage, Stages
-from edgevit.errors import UnsupportedModelError
 from edgevit.models.macs import rows_in, rows_out
 from edgevit.models.program import Program
 from edgevit.quantspec import QuantPlan
@@ -70,13 +69,8 @@ def lower(
         plan: which Linears are int8 and how; None keeps all of them float32, and what else there is always is.
         gating: whether gates decide.
         choose: the register tile for a product's shape.
-
-    Raises:
-        UnsupportedModelError: T2T-ViT's stem.
     """
     spec = program.spec
-    if spec.stem.kind != "patch":
-        raise UnsupportedModelError(f"{spec.name} has a {spec.stem.kind} stem; TVM builds take plain patch stems")
     stages = Stages(program, isa, choose, plan)
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends.tvm import int8, integers, kernels
+from edgevit.backends.tvm import int8, integers, kernels, t2t
 from edgevit.backends.tvm.attention import Heads, attention, scratch
 from edgevit.backends.tvm.dots import dot
 from edgevit.backends.tvm.integers import Integers, Matrix
@@ -74,19 +74,24 @@ class Stages:
         spec, stage = self.spec, self._stage("stem")
         weights = self.program.weights
         prefix, stride = spec.stem.prefix, self.stream.stride
-        weight, offset = fold_normalisation(spec, weights["stem.weight"])
-        table = weights["stem.pos"] + weights["stem.bias"] + offset
-        entry = self._entry("stem")
-        patches = self._input(stage, entry, spec.patches, weight.shape[0])
-        if entry is not None:
-            # The kernel sees pixel - zero_point: a zero point near the mean pixel keeps rounding from adding up.
-            table = table + entry.zero_point * weight.sum(axis=0)
-            if self.plan.activations == "int8":
-                # Pixels are uint8 whatever other inputs are.
-                entry = replace(entry, zero_point=entry.zero_point - 128)
-        build = integers.pixels if isinstance(patches, Integers) else kernels.patches
-        image = spec.image
-        stage.call("patches", build, image.height, image.width, spec.stem.patch, patches, takes=("image", "arena"))
+        entry, weight = self._entry("stem"), weights["stem.weight"]
+        table = weights["stem.pos"] + weights["stem.bias"]
+        patches: Matrix
+        if spec.stem.kind == "patch":
+            weight, offset = fold_normalisation(spec, weight)
+            table = table + offset
+            if entry is not None:
+                # The kernel sees pixel - zero_point: a zero point near the mean pixel keeps rounding from adding up.
+                table = table + entry.zero_point * weight.sum(axis=0)
+                if self.plan.activations == "int8":
+                    # Pixels are uint8 whatever other inputs are.
+                    entry = replace(entry, zero_point=entry.zero_point - 128)
+            patches = self._input(stage, entry, spec.patches, weight.shape[0])
+            build = integers.pixels if isinstance(patches, Integers) else kernels.patches
+            image = spec.image
+            stage.call("patches", build, image.height, image.width, spec.stem.patch, patches, takes=("image", "arena"))
+        else:
+            patches = self._quantized(stage, entry, t2t.tokens(self, stage))
         target = self.stream.after(prefix)
         position = stage.blob.add(pad_columns(table, stride))
         stage.product("stem", entry, patches, target, weight, None, Epilogue(table=position))
@@ -105,7 +110,7 @@ class Stages:
             self._ffn(stage, branch, rows)
         return stage.done()
 
-    def _ffn(self, stage: _Stage, branch: BranchSpec, rows: int) -> None:
+    def _ffn(self, stage: StageWriter, branch: BranchSpec, rows: int) -> None:
         name, stream = branch.name, self.stream.first(rows)
         weights = self.program.weights
         first, second = (self._entry(f"{name}.{part}") for part in ("fc1", "fc2"))
@@ -117,7 +122,7 @@ class Stages:
         stage.product("fc1", first, normed, hidden, fc1, weights[f"{name}.fc1.bias"], inner)
         stage.product("fc2", second, hidden, stream, fc2, weights[f"{name}.fc2.bias"], Epilogue(onto=True))
 
-    def _mhsa(self, stage: _Stage, branch: BranchSpec, rows: int, read: int) -> None:
+    def _mhsa(self, stage: StageWriter, branch: BranchSpec, rows: int, read: int) -> None:
         name, spec, isa = branch.name, self.spec, self.isa
         weights, heads, width = self.program.weights, branch.units, branch.head_dim
         stride = pad(width, isa.lanes)
@@ -221,12 +226,7 @@ class Stages:
             weight = np.pad(split, ((0, 0), (0, source.stride - spec.dim), (0, 0))).reshape(row.width, -1)
             logits = self.arena.place(1, head.classes)
             entry = spread(self._entry("head"), spec.dim, source.stride)
-            read_as: Matrix = row
-            if entry is not None:
-                rounded = self._input(stage, replace(entry, outliers=()), 1, row.width)
-                stage.call("quantize", integers.quantize, row, rounded)
-                assert isinstance(rounded, Integers)
-                read_as = replace(rounded, exact=row)
+            read_as = self._quantized(stage, entry, row)
             stage.product("head", entry, read_as, logits, weight, weights["head.bias"], Epilogue())
             stage.call("logits", kernels.copy_out, logits, head.classes, 1, takes=("arena", "logits"))
         else:
@@ -238,19 +238,28 @@ class Stages:
         entry = self.plan.linear(linear)
         return entry if entry is not None and entry.int8 else None
 
-    def _input(self, stage: _Stage, entry: LinearPlan | None, rows: int, width: int) -> Matrix:
+    def _input(self, stage: StageWriter, entry: LinearPlan | None, rows: int, width: int) -> Matrix:
         """A place for a Linear's input, of the kind that its plan wants."""
         if entry is None:
             return self.arena.place(rows, width)
         depth, stored = self.dot.depth, self.dot.stored
         return integers.place_integers(self.arena, stage.blob, rows, width, depth, stored, self.plan, entry)
 
-    def _stage(self, name: str) -> _Stage:
+    def _quantized(self, stage: StageWriter, entry: LinearPlan | None, source: Place) -> Matrix:
+        """The same values as a Linear's input of the kind that its plan wants."""
+        if entry is None:
+            return source
+        rounded = self._input(stage, replace(entry, outliers=()), source.rows, source.width)
+        stage.call("quantize", integers.quantize, source, rounded)
+        assert isinstance(rounded, Integers)
+        return replace(rounded, exact=source)
+
+    def _stage(self, name: str) -> StageWriter:
         self.arena.release(self._base)
-        return _Stage(name, self)
+        return StageWriter(name, self)
 
 
-class _Stage:
+class StageWriter:
     """A stage being made."""
 
     def __init__(self, name: str, owner: Stages) -> None:

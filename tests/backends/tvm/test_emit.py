@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from edgevit.backends.reference import reference_with_margins
-from edgevit.errors import ImagesError, ParityError, UnsupportedModelError
+from edgevit.errors import ImagesError, ParityError
 from edgevit.lower.assemble import assemble
 from edgevit.models.program import Program
-from edgevit.spec import ProgramSpec
 from edgevit.verify.parity import FLOAT, Tolerance, check_parity
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
@@ -181,16 +180,6 @@ def test_bad_images_are_refused() -> None:
         model.run(np.zeros((1, 16, 16, 3), np.uint8))
     with pytest.raises(ImagesError, match="float32"):
         model.run(np.zeros((1, 32, 32, 3), np.float32))
-
-
-def test_t2t_stems_are_refused() -> None:
-    program = tiny_program()
-    stem = replace(program.spec.stem, kind="t2t_performer", token_dim=8, patch=16)
-    spec: ProgramSpec = replace(program.spec, stem=stem)
-    broken = object.__new__(Program)
-    object.__setattr__(broken, "spec", spec)
-    with pytest.raises(UnsupportedModelError, match="t2t_performer"):
-        lower(broken, AVX2)
 
 
 @pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
