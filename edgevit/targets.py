@@ -136,7 +136,6 @@ def _faults(target: Target, path: Path) -> list[str]:
             (target.cpu is not None) == (target.backend == "tvm"),
             f"cpu: got {target.cpu!r}; tvm needs one and no other backend takes one",
         ),
-        (not target.int8 or target.backend != "tvm", "int8: got true, allowed for tvm: false"),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),
     )

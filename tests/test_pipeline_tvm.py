@@ -18,7 +18,7 @@ from PIL import Image
 from edgevit import ondevice, pipeline, proof
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import Claim
-from edgevit.errors import BoundError, DeviceError, ParityError, RuntimeMissingError, SkipError
+from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.backends.tvm.native_runner import unavailable
@@ -28,7 +28,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
-from edgevit.backends.tvm import canary, emit, process, stages, toolchain  # noqa: E402
+from edgevit.backends.tvm import canary, counts, emit, process, stages, toolchain  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
 HERE, BOARD = "x86-64-v3-tvm", "cortex-a72-tvm"
@@ -193,3 +193,14 @@ def test_memory_above_the_bound_fails_the_build(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(backend, "touched", lambda *a: (1 << 20, touched(*a)[1]))
     with pytest.raises(BoundError, match="peak 1048576 bytes is above the bound"):
         build(tmp_path / "bundle")
+
+
+def test_an_int8_target_is_int8_in_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = replace(load_target(HERE), int8=True, weight_bits=7, min_agreement=0.0, max_top1_drop=1.0)
+    built = pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "bundle", recipe=RECIPE)
+    held = summaries(built.manifest)
+    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 12 paths" in held["parity"]
+    assert not (built.folder / backend.KERNELS).exists()
+    monkeypatch.setattr(counts, "count", lambda *_: 0)
+    with pytest.raises(CoverageError, match="0 of 10 Gemm int8"):
+        pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "other", recipe=RECIPE)

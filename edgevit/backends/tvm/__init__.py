@@ -6,6 +6,7 @@ A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from edgevit.backends.tvm.runner import load as load_here
 from edgevit.backends.tvm.runtime import runtime
 from edgevit.backends.tvm.shipped import read
 from edgevit.errors import BundleError, TargetError
-from edgevit.serial import write_atomic
+from edgevit.serial import dumps, write_atomic
 
 if TYPE_CHECKING:
     from edgevit.backends import Source
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "tvm"
 FORMATS = ("so",)
+KERNELS = "kernels.json"  # for the verifier, not for the bundle
 NATIVE, SOURCES = "runner/native", "runner/source"
 RUNNER = f"{NATIVE}/runner"
 
@@ -49,11 +51,13 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         UnsupportedModelError: T2T-ViT's stem.
     """
     require()
-    from edgevit.backends.tvm import library, native
+    from edgevit.backends.tvm import counts, library, native
     from edgevit.backends.tvm.emit import lower
 
-    isa = isa_of(source.target)
-    names = library.write(lower(source.program, isa, source.plan), folder)
+    lowered = lower(source.program, isa_of(source.target), source.plan)
+    executable = library.build(lowered)
+    names = library.write(lowered, folder, executable)
+    write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
     for part in (NATIVE, SOURCES):
         (folder / part).mkdir(parents=True, exist_ok=True)
     native.build_runner(source.target.arch, folder / NATIVE)
@@ -140,6 +144,11 @@ def touched(folder: Path, image: np.ndarray, effort: float) -> tuple[int | None,
         return grown if grown >= 0 else None, gates
     finally:
         runner.close()
+
+
+def linear_kernels(folder: Path) -> tuple[tuple[str, bool], ...]:
+    """Every kernel of an int8 Linear as `build` found it in the compiler's assembly: (name, runs as int8)."""
+    return tuple((name, int8) for name, int8 in json.loads((folder / KERNELS).read_text(encoding="utf-8")))
 
 
 def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:

@@ -67,15 +67,17 @@ def architecture(lowered: Lowered) -> str:
     return str(lowered.isa.target["mtriple"]).split("-")[0]
 
 
-def write(lowered: Lowered, folder: Path) -> tuple[str, ...]:
+def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, ...]:
     """Compile into an existing folder and return the file names; equal models give equal bytes.
+
+    `executable` is what `build` made of it, if that is done already.
 
     Raises:
         RuntimeMissingError: this TVM cannot compile for the architecture, or no linker for it.
         OutputError: the disk refuses.
     """
     tool = linker(architecture(lowered))
-    executable = build(lowered)
+    executable = executable or build(lowered)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tvm.") as temporary:
             path = Path(temporary) / LIBRARY
