@@ -97,10 +97,11 @@ def profile(
         here = _Place(userland=place, cpu=cpu, folder=Path(folder), timeout_s=timeout_s)
         _copy_program(here.folder / "program")
         asked = _runs(bundle.manifest, len(pixels))
-        say(f"Running {len(asked) + MORE_RUNS} inferences on the emulated {cpu.name}")
-        answer, counted = _work(here, bundle, pixels, asked)
+        more = MORE_RUNS if bundle.manifest.effort else 0
+        say(f"Running {len(asked) + more} inferences on the emulated {cpu.name}")
+        answer, counted = _work(here, bundle, pixels, asked, more)
         peak = _arena_peak(here, bundle, pixels[:1])
-        emulation, more = _emulation(bundle.manifest, here, answer, asked, counted, peak)
+        emulation, found = _emulation(bundle.manifest, here, answer, asked, counted, peak)
         return Measurement(
             bundle=bundle.manifest.name,
             bundle_sha256=bundle.sha256,
@@ -117,7 +118,7 @@ def profile(
             process=None,
             load_ms=None,
             first_run_ms=None,
-            warnings=(*warnings, *more),
+            warnings=(*warnings, *found),
             emulation=emulation,
         )
 
@@ -165,16 +166,21 @@ def _runs(manifest: Manifest, images: int) -> list[tuple[PathName | None, int, f
 
 
 def _work(
-    here: _Place, bundle: Bundle, pixels: NDArray[np.uint8], asked: Sequence[tuple[PathName | None, int, float]]
+    here: _Place,
+    bundle: Bundle,
+    pixels: NDArray[np.uint8],
+    asked: Sequence[tuple[PathName | None, int, float]],
+    more: int,
 ) -> tuple[dict[str, Any], list[dict[str, int]]]:
-    """Run all inferences; returns the answer and, where they can be counted, the instructions of each by class.
+    """Run all inferences, and `more` that look for other gates.
+
+    Returns the answer and, where they can be counted, the instructions of each inference by class.
 
     Raises:
         DeviceError: the runner fails there.
     """
     np.save(here.folder / emulatework.IMAGES, pixels, allow_pickle=False)
     runs = [(index, effort) for _, index, effort in asked]
-    more = MORE_RUNS if bundle.manifest.effort else 0
     request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
     counts = here.folder / "counts" if here.userland.plugin else None
     done = here.python(["-m", "edgevit.emulatework", json.dumps(request)], here.folder, counts)

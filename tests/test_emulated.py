@@ -1,0 +1,225 @@
+"""`edgevit profile --device qemu:CPU`: a bundle's own runner on emulated ARM processors, its instructions counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit import emulated, pipeline
+from edgevit.bundle.read import open_bundle
+from edgevit.bundlespec import Measurement
+from edgevit.cli import main
+from edgevit.device import emulator, userland
+from edgevit.device.emulator import CPUS, Userland
+from edgevit.errors import DeviceError, ParityError, SkipError
+from edgevit.measure.file import read_measurement
+from edgevit.models.program import Program
+from edgevit.resources import shipped
+from edgevit.targets import load_target
+from tests.test_pipeline import RECIPE, image_set
+from tests.tiny import tiny_program
+
+TIMEOUT_S = 600  # CI machines are shared
+PHOTOS = shipped("calibration") / "shipped.toml"
+PROGRAM = tiny_program(1, gated=True, depth=4, dim=64, heads=2, skip=True)
+# Bits of the auxiliary vector's AT_HWCAP and AT_HWCAP2, by their names in /proc/cpuinfo.
+HWCAP = {"fp": 0, "asimd": 1, "aes": 3, "crc32": 7, "atomics": 8, "asimdhp": 10, "asimddp": 20, "sve": 22}
+HWCAP2 = {"i8mm": 13, "bf16": 14, "sme": 23}
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
+    """The user's emulated device; in CI one that is set up here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("EDGEVIT_CI"):
+            patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
+            userland.setup()
+        try:
+            made = userland.installed()
+        except DeviceError as error:
+            pytest.skip(str(error))
+        if made.plugin is None:
+            (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(made.uncounted)
+        yield made
+
+
+def build(program: Program, folder: Path, target: str) -> Path:
+    lenient = dataclasses.replace(load_target(target), min_agreement=0.0, max_top1_drop=1.0)
+    return pipeline.build(program, lenient, image_set(program), folder, recipe=RECIPE).folder
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(PROGRAM, tmp_path_factory.mktemp("int8") / "bundle", "rpi5-onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def measured(device: Userland, int8: Path) -> dict[str, Measurement]:
+    return {
+        name: emulated.profile(int8, PHOTOS, f"qemu:{name}", runs=4, timeout_s=TIMEOUT_S)
+        for name in ("cortex-a72", "cortex-a76", "armv8.6-i8mm")
+    }
+
+
+def products(measurement: Measurement, path: str) -> dict[str, float]:
+    assert measurement.emulation
+    found = next(p for p in measurement.emulation.instructions if p.path == path)
+    return {
+        name: count for name, count in found.classes.items() if name in ("multiply_add", "dot", "matrix", "widening")
+    }
+
+
+def test_outputs_are_those_of_the_machine_that_built_the_bundle(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        assert measurement.emulation
+        assert {case.path for case in measurement.emulation.golden} == {"all_open", "all_skipped", "real"}
+        assert all(case.logit_error <= case.allowed for case in measurement.emulation.golden)
+
+
+def test_each_processor_takes_its_own_int8_instructions(measured: dict[str, Measurement]) -> None:
+    a72, a76, i8mm = (products(m, "all_open") for m in measured.values())
+    assert a72["widening"] > 0 and a72["dot"] == a72["matrix"] == 0
+    assert a76["dot"] > 0 and a76["matrix"] == 0 and a76["widening"] < a76["dot"] / 10
+    assert i8mm["matrix"] > 0
+    # One dot product does four multiply-adds of four lanes, one matrix product eight: half as many again.
+    assert a72["widening"] > 1.5 * a76["dot"] > 1.5 * i8mm["matrix"]
+
+
+def test_skipped_branches_execute_nothing(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        assert measurement.emulation
+        assert "equal gates execute equal products" in measurement.emulation.skip
+        spare = int(measurement.emulation.skip.partition("(")[2].split()[0])
+        assert spare >= 2, "the check needs more gate patterns than it has unknowns"
+        opened, skipped, real = (products(measurement, path) for path in ("all_open", "all_skipped", "real"))
+        assert sum(skipped.values()) < sum(real.values()) < sum(opened.values())
+        assert sum(skipped.values()) < 0.2 * sum(opened.values())
+        for path in measurement.emulation.instructions:
+            assert sum(path.classes.values()) == pytest.approx(path.total)
+
+
+def test_an_emulator_has_no_times_and_shows_nothing_of_its_host(measured: dict[str, Measurement]) -> None:
+    for name, measurement in measured.items():
+        machine = measurement.environment
+        assert measurement.device == "qemu" and measurement.paths == () and measurement.expected_wall_ms is None
+        assert (machine.cpu, machine.arch) == (f"{name}, emulated", "aarch64")
+        assert machine.emulated_by and machine.emulated_by.startswith("qemu-aarch64 ")
+        assert machine.cpu_part == CPUS[name].part
+        assert machine.load_average_before is machine.memory_total_bytes is machine.frequency_after_mhz is None
+        assert measurement.memory is None and measurement.process is None
+
+
+def test_memory_is_the_runtimes_own_figure(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        assert measurement.emulation and measurement.emulation.arena_peak_bytes and measurement.emulation.arena_bytes
+        assert 0.5 < measurement.emulation.arena_peak_bytes / measurement.emulation.arena_bytes <= 1
+
+
+def test_a_processor_without_what_the_target_counts_on_is_a_warning(measured: dict[str, Measurement]) -> None:
+    assert any("cortex-a72 lacks asimddp" in warning for warning in measured["cortex-a72"].warnings)
+    assert not any("lacks" in warning for warning in measured["cortex-a76"].warnings)
+
+
+def test_the_command_and_its_report(
+    device: Userland, int8: Path, measured: dict[str, Measurement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "a76.json", tmp_path / "a72.json"
+    asked = ["profile", str(int8), "--device", "qemu:cortex-a76", "--runs", "2", "-o", str(out)]
+    assert main([*asked, "--threads", "2"]) == 21
+    assert "an emulated device runs one thread" in capsys.readouterr().err
+    assert main([*asked, "--cpus", "0"]) == 2
+    capsys.readouterr()
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "cortex-a76 emulated by qemu-aarch64" in said and "M instructions" in said and "skipping: " in said
+    assert " ms" not in said
+    assert read_measurement(out).emulation is not None
+    # Other images execute the same products on the same path, to the last one.
+    assert products(read_measurement(out), "all_open") == products(measured["cortex-a76"], "all_open")
+    shutil.copyfile(out, other)
+    assert main(["report", str(int8), str(out), str(other), "--html", str(tmp_path / "page.html")]) == 0
+    assert "Executed per image on emulated processors" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert main(["report", str(int8), str(out), str(other)]) == 0
+    assert "Executed instructions per image" in capsys.readouterr().out
+
+
+def test_float_needs_no_more_instructions_than_int8_without_dot_product(
+    device: Userland, measured: dict[str, Measurement], tmp_path: Path
+) -> None:
+    folder = build(PROGRAM, tmp_path / "bundle", "rpi4-onnxruntime")
+    found = emulated.profile(folder, None, "qemu:cortex-a72", runs=1, timeout_s=TIMEOUT_S)
+    assert not found.warnings
+    opened = products(found, "all_open")
+    assert opened["multiply_add"] == sum(opened.values()), "int8 in a float build"
+
+
+def test_another_output_is_a_parity_error(device: Userland, int8: Path) -> None:
+    with open_bundle(int8) as bundle:
+        folder = bundle.folder
+        case = bundle.manifest.golden[0]
+        logits = np.load(folder / case.logits)
+        told = [{"path": case.path, "error": 10 * float(logits.std()), "gates_equal": True}]
+        with pytest.raises(ParityError, match="golden path all_open gives logits off by .* on the emulated cortex-a76"):
+            emulated._golden(bundle.manifest, CPUS["cortex-a76"], told)
+        for broken in ({"error": float("nan")}, {"error": 0.0, "gates_equal": False}):
+            with pytest.raises(ParityError):
+                emulated._golden(bundle.manifest, CPUS["cortex-a76"], [told[0] | broken])
+
+
+def test_a_runner_that_ignores_its_gates_is_found(device: Userland, int8: Path, tmp_path: Path) -> None:
+    """The runner of a copy opens every gate where all are to be closed, and says that they were."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(int8, copy)
+    runner = copy / "runner/run.py"
+    text = runner.read_text()
+    line = 'logits, gates = session.run(["logits", "gates"], feeds)'
+    assert line in text
+    opens = 'feeds["effort"] = np.array(1e30, dtype=np.float32) if effort < -1e29 else feeds["effort"]'
+    closed = "gates = gates * 0 if effort < -1e29 else gates"
+    runner.write_text(text.replace(line, f"{opens}; {line}; {closed}"))
+    resign(copy, "runner/run.py")
+    with pytest.raises(SkipError):
+        emulated.profile(copy, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+
+
+def resign(folder: Path, name: str) -> None:
+    """Write the changed file's hash and size into the manifest, as somebody who changes a bundle would."""
+    data = json.loads((folder / "manifest.json").read_text())
+    raw = (folder / name).read_bytes()
+    entry = next(file for file in data["files"] if file["path"] == name)
+    entry |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    # Logits of the all-open run are not those of the other paths: let only the counts tell.
+    data["golden_tolerance"] = 1e9
+    (folder / "manifest.json").write_text(json.dumps(data))
+
+
+def test_what_cannot_run_there_is_one_error(device: Userland, int8: Path, tmp_path: Path) -> None:
+    with open_bundle(int8) as bundle:
+        manifest = bundle.manifest
+        for backend, message in (("tvm", "runs with tvm, which the emulated"), ("openvino", "--runtime openvino")):
+            only = dataclasses.replace(device, runtimes=("onnxruntime",))
+            with pytest.raises(DeviceError, match=message):
+                emulated._fit(dataclasses.replace(manifest, backend=backend), CPUS["cortex-a76"], only)
+    with pytest.raises(DeviceError, match="did not finish within 0.2 s"):
+        emulated.profile(int8, None, "qemu:cortex-a76", runs=1, timeout_s=0.2)
+    with pytest.raises(DeviceError, match="no emulated device 'qemu:max'"):
+        emulated.profile(int8, None, "qemu:max", runs=1, timeout_s=1)
+
+
+@pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
+def test_processors_have_the_features_they_tell(device: Userland, cpu: emulator.Cpu, tmp_path: Path) -> None:
+    program = (
+        "import ctypes; read = ctypes.CDLL(None).getauxval; read.restype = ctypes.c_ulong; print(read(16), read(26))"
+    )
+    first, second = map(int, emulator.run(device, cpu, ["-c", program], folder=tmp_path, timeout_s=60).stdout.split())
+    has = {name for names, bits in ((HWCAP, first), (HWCAP2, second)) for name, bit in names.items() if bits >> bit & 1}
+    assert has == set(cpu.features) & {*HWCAP, *HWCAP2}
