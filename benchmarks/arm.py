@@ -41,7 +41,8 @@ FLOAT_TARGET, INT8_TARGET = "rpi4-onnxruntime", "rpi5-onnxruntime"
 DENSE, GATED = "2 dense ViT-Ti blocks", "shipped ViT-Ti, pruned and gated"
 BUILDS = ((DENSE, INT8_TARGET), (DENSE, FLOAT_TARGET), (GATED, INT8_TARGET))
 BLOCKS = 2
-PAYS = 0.9  # int8 costs accuracy, so it must save at least a tenth of the instructions
+# int8 costs accuracy, and not every instruction costs alike: it must save at least a quarter of them.
+PAYS = 0.75
 CALIBRATION = 8
 TIMEOUT_S = 3000
 

@@ -41,7 +41,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("EDGEVIT_CI"):
             patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
-            userland.setup()
+            userland.setup(("onnxruntime", "openvino"))
         try:
             made = userland.installed()
         except DeviceError as error:
@@ -160,6 +160,15 @@ def test_float_needs_no_more_instructions_than_int8_without_dot_product(
     assert not found.warnings
     opened = products(found, "all_open")
     assert opened["multiply_add"] == sum(opened.values()), "int8 in a float build"
+
+
+def test_openvino_runs_there_in_int8(device: Userland, tmp_path: Path) -> None:
+    if "openvino" not in device.runtimes:
+        pytest.skip("the emulated device has no OpenVINO: edgevit device setup qemu --runtime openvino")
+    folder = build(PROGRAM, tmp_path / "bundle", "rpi5-openvino")
+    found = emulated.profile(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+    assert not found.warnings and found.emulation and found.emulation.arena_peak_bytes is None
+    assert products(found, "all_open")["dot"] > 5 * products(found, "all_skipped")["dot"] > 0
 
 
 def test_another_output_is_a_parity_error(device: Userland, int8: Path) -> None:

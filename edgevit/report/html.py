@@ -111,7 +111,10 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
 def _coverage_tile(report: Report) -> tuple[str, str, str]:
     done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
     bits = report.target.get("weight_bits")
-    return ("Int8 Linears in branches", f"{done} of {total}", f"weights of {bits} bits, per channel" if bits else "")
+    note = f"weights of {bits} bits, per channel" if bits else ""
+    if report.target.get("int8") is False:
+        note = "this target computes in float"
+    return ("Int8 Linears in branches", f"{done} of {total}", note)
 
 
 def _claims(report: Report) -> str:
@@ -291,7 +294,7 @@ def _size(report: Report) -> str:
 
 def _recipe(report: Report) -> str:
     rows = [*_flat("", report.recipe), *((f"weights, {key}", value) for key, value in report.origin.items())]
-    rows += [("target", str(report.target.get("name", ""))), *report.tools.items()]
+    rows += [("target", str(report.target.get("name", ""))), *say.int8_choice(report.target), *report.tools.items()]
     return _section("How it was made", "", _pairs(rows))
 
 

@@ -44,6 +44,8 @@ def _facts(report: Report) -> Table:
     for row in report.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
         table.add_row(say.METRIC_NAMES[row.metric], Text(f"{row.model}{path}: {say.interval(row)}"))
+    for name, reason in say.int8_choice(report.target):
+        table.add_row(name, Text(reason))
     if report.bundle_sha256:
         table.add_row("sha256", report.bundle_sha256)
     return table

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgevit.bundlespec import AccuracyRow, Latency
 
 UNKNOWN = "–"
@@ -51,6 +54,12 @@ def interval(row: AccuracyRow) -> str:
 def percentile(value: float | None) -> str:
     """A percentile, or why there is none."""
     return "n too small" if value is None else ms(value)
+
+
+def int8_choice(target: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
+    reason = target.get("reasons", {}).get("int8")
+    return [("int8 or float", str(reason))] if reason else []
 
 
 def spread(latency: Latency) -> str:

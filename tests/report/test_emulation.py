@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
+
 from edgevit.bundlespec import Emulation, GoldenParity, Measurement, PathInstructions
 from edgevit.report import emulation
 from edgevit.report.html import render
+from edgevit.report.table import show
 from edgevit.report.view import make_report
+from edgevit.serial import to_data
+from edgevit.targets import load_target
 from tests.report.sample import SHA, manifest, measurement
 
 
@@ -55,3 +60,14 @@ def test_what_was_not_counted_says_why() -> None:
     notes = list(emulation.notes(bare))
     assert "instructions not counted: there is no C compiler" in notes
     assert "golden outputs of 1 paths reproduced, gates equal, logits within 0.25 (0.5 allowed)" in notes[0]
+
+
+def test_the_report_says_why_a_target_computes_in_float() -> None:
+    built = manifest()
+    target = to_data(load_target("rpi4-onnxruntime"))
+    page = render(make_report(replace(built, target=target), bundle_sha256=SHA))
+    assert "without dot product" in page and "this target computes in float" in page
+    assert "this target computes in float" not in render(make_report(built, bundle_sha256=SHA))
+    console = Console(record=True, width=200)
+    show(make_report(replace(built, target=target), bundle_sha256=SHA), console)
+    assert "without dot product" in console.export_text()
