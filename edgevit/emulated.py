@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,24 @@ MOST_IMAGES = 8
 FIXED_IMAGES = 2  # on the all-open and all-skipped paths, where every image executes the same products
 MORE_RUNS = 7  # for more gate patterns, between all gates closed and all open
 MODULES = ("edgevit.emulatework", "edgevit.bound.arena")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A golden case as it came out there."""
+
+    path: PathName
+    error: float
+    gates_equal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What `emulatework` leaves: golden cases, the gates of every run, and the machine as its guest sees it."""
+
+    golden: tuple[Golden, ...]
+    gates: tuple[tuple[int, ...], ...]
+    environment: Environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +125,12 @@ def profile(
             bundle_sha256=bundle.sha256,
             edgevit=__version__,
             device="qemu",
-            environment=_environment(answer["environment"], here),
+            environment=_environment(answer.environment, here),
             images=used,
             paths=(),
             expected_wall_ms=None,
             expected_cpu_ms=None,
-            branches=_open_rates(bundle.manifest, asked, answer["gates"]),
+            branches=_open_rates(bundle.manifest, asked, answer.gates),
             unattributed_time_ms=None,
             memory=None,
             process=None,
@@ -171,7 +189,7 @@ def _work(
     pixels: NDArray[np.uint8],
     asked: Sequence[tuple[PathName | None, int, float]],
     more: int,
-) -> tuple[dict[str, Any], list[dict[str, int]]]:
+) -> tuple[Answer, list[dict[str, int]]]:
     """Run all inferences, and `more` that look for other gates.
 
     Returns the answer and, where they can be counted, the instructions of each inference by class.
@@ -184,8 +202,7 @@ def _work(
     request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
     counts = here.folder / "counts" if here.userland.plugin else None
     done = here.python(["-m", "edgevit.emulatework", json.dumps(request)], here.folder, counts)
-    answer = here.folder / emulatework.ANSWER
-    if done.returncode or not answer.is_file():
+    if done.returncode:
         raise DeviceError(
             f"the bundle does not run on the emulated {here.cpu.name}: {emulator.last_words(done.stderr)}"
         )
@@ -195,7 +212,28 @@ def _work(
         counted = [dict(zip(names, map(int, line), strict=True)) for line in lines]
         if len(counted) != len(asked) + more:
             raise DeviceError(f"of {len(asked) + more} inferences {len(counted)} were counted; set the device up again")
-    return json.loads(answer.read_text(encoding="utf-8")), counted
+    return read_answer(here.folder / emulatework.ANSWER, bundle.manifest, len(asked) + more), counted
+
+
+def read_answer(path: Path, manifest: Manifest, runs: int) -> Answer:
+    """Read what the bundle's runner made of it, trusting nothing.
+
+    Raises:
+        DeviceError: no answer, or one that does not fit the bundle and the number of runs.
+    """
+    faults: list[str] = []
+    try:
+        answer = serial.from_data(Answer, json.loads(path.read_text(encoding="utf-8")), faults, "answer")
+    except (OSError, ValueError, RecursionError) as error:
+        answer, faults = None, [str(error)]
+    if answer is not None:
+        if [case.path for case in answer.golden] != [case.path for case in manifest.golden]:
+            faults.append("golden outputs are missing")
+        if len(answer.gates) != runs or {len(gates) for gates in answer.gates} != {len(manifest.branches)}:
+            faults.append("gates do not fit the runs and branches")
+    if answer is None or faults:
+        raise DeviceError(f"the bundle's runner gives no answer that can be read: {'; '.join(faults[:3])}")
+    return answer
 
 
 def _arena_peak(here: _Place, bundle: Bundle, image: NDArray[np.uint8]) -> int | None:
@@ -215,7 +253,7 @@ def _arena_peak(here: _Place, bundle: Bundle, image: NDArray[np.uint8]) -> int |
 def _emulation(
     manifest: Manifest,
     here: _Place,
-    answer: Mapping[str, Any],
+    answer: Answer,
     asked: Sequence[tuple[PathName | None, int, float]],
     counted: Sequence[dict[str, int]],
     peak: int | None,
@@ -226,13 +264,13 @@ def _emulation(
         ParityError: a golden output is not reproduced there.
         SkipError: the counts show that a closed branch runs.
     """
-    golden = _golden(manifest, here.cpu, answer["golden"])
+    golden = _golden(manifest, here.cpu, answer.golden)
     skip, warnings = "", []
     instructions: tuple[PathInstructions, ...] = ()
     if counted:
         runs = [
             CountedRun(gates=tuple(gates), classes=classes)
-            for gates, classes in zip(answer["gates"], counted, strict=True)
+            for gates, classes in zip(answer.gates, counted, strict=True)
         ]
         shapes = [_shape(manifest, branch) if branch.gated else None for branch in manifest.branches]
         base_share = manifest.macs.all_skipped / manifest.macs.all_open
@@ -256,16 +294,16 @@ def _emulation(
     return emulation, tuple(warnings)
 
 
-def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Mapping[str, Any]]) -> tuple[GoldenParity, ...]:
+def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Golden]) -> tuple[GoldenParity, ...]:
     for case in told:
-        if not case["gates_equal"] or not case["error"] <= manifest.golden_tolerance:
-            what = "other gates" if not case["gates_equal"] else f"logits off by {case['error']:.3g}"
+        if not case.gates_equal or not case.error <= manifest.golden_tolerance:
+            what = "other gates" if not case.gates_equal else f"logits off by {case.error:.3g}"
             raise ParityError(
-                f"golden path {case['path']} gives {what} on the emulated {cpu.name} (allowed: equal gates, "
+                f"golden path {case.path} gives {what} on the emulated {cpu.name} (allowed: equal gates, "
                 f"{manifest.golden_tolerance:.3g})"
             )
     return tuple(
-        GoldenParity(path=case["path"], logit_error=case["error"], allowed=manifest.golden_tolerance) for case in told
+        GoldenParity(path=case.path, logit_error=case.error, allowed=manifest.golden_tolerance) for case in told
     )
 
 
@@ -312,12 +350,8 @@ def _open_rates(
     )
 
 
-def _environment(told: Any, here: _Place) -> Environment:
+def _environment(machine: Environment, here: _Place) -> Environment:
     """The emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
-    faults: list[str] = []
-    machine = serial.from_data(Environment, told, faults, "environment")
-    if machine is None:
-        raise DeviceError(f"the emulated device describes itself wrongly: {'; '.join(faults[:3])}")
     return dataclasses.replace(
         machine,
         cpu=f"{here.cpu.name}, emulated",

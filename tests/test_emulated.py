@@ -13,17 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit import emulated, pipeline
+from edgevit import emulated, pipeline, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import Measurement
 from edgevit.cli import main
 from edgevit.device import emulator, userland
 from edgevit.device.emulator import CPUS, Userland
+from edgevit.emulated import Golden
 from edgevit.errors import DeviceError, ParityError, SkipError
 from edgevit.measure.file import read_measurement
 from edgevit.models.program import Program
 from edgevit.resources import shipped
 from edgevit.targets import load_target
+from tests.report import sample
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
@@ -171,17 +173,39 @@ def test_openvino_runs_there_in_int8(device: Userland, tmp_path: Path) -> None:
     assert products(found, "all_open")["dot"] > 5 * products(found, "all_skipped")["dot"] > 0
 
 
-def test_another_output_is_a_parity_error(device: Userland, int8: Path) -> None:
+def test_another_output_is_a_parity_error(int8: Path) -> None:
     with open_bundle(int8) as bundle:
         folder = bundle.folder
         case = bundle.manifest.golden[0]
         logits = np.load(folder / case.logits)
-        told = [{"path": case.path, "error": 10 * float(logits.std()), "gates_equal": True}]
+        good = Golden(path=case.path, error=0.0, gates_equal=True)
+        assert emulated._golden(bundle.manifest, CPUS["cortex-a76"], [good])
+        off = dataclasses.replace(good, error=10 * float(logits.std()))
         with pytest.raises(ParityError, match="golden path all_open gives logits off by .* on the emulated cortex-a76"):
-            emulated._golden(bundle.manifest, CPUS["cortex-a76"], told)
-        for broken in ({"error": float("nan")}, {"error": 0.0, "gates_equal": False}):
+            emulated._golden(bundle.manifest, CPUS["cortex-a76"], [good, off])
+        for broken in (dataclasses.replace(good, error=float("nan")), dataclasses.replace(good, gates_equal=False)):
             with pytest.raises(ParityError):
-                emulated._golden(bundle.manifest, CPUS["cortex-a76"], [told[0] | broken])
+                emulated._golden(bundle.manifest, CPUS["cortex-a76"], [broken])
+
+
+def test_answers_are_not_trusted(int8: Path, tmp_path: Path) -> None:
+    with open_bundle(int8) as bundle:
+        manifest = bundle.manifest
+    golden = [{"path": case.path, "error": 0.0, "gates_equal": True} for case in manifest.golden]
+    machine = serial.to_data(sample.ENVIRONMENT)
+    good = {"golden": golden, "gates": [[1] * len(manifest.branches)] * 2, "environment": machine}
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(good))
+    assert emulated.read_answer(path, manifest, 2).gates[0][0] == 1
+    wrong: list[object] = [[], None, {}, good | {"golden": golden[:1]}, good | {"gates": [[1]]}, good | {"more": 1}]
+    for answer in wrong:
+        path.write_text(json.dumps(answer))
+        with pytest.raises(DeviceError, match="gives no answer that can be read"):
+            emulated.read_answer(path, manifest, 2)
+    for raw in ("", "{", "[" * 100_000):
+        path.write_text(raw)
+        with pytest.raises(DeviceError, match="gives no answer that can be read"):
+            emulated.read_answer(path, manifest, 2)
 
 
 def test_a_runner_that_ignores_its_gates_is_found(device: Userland, int8: Path, tmp_path: Path) -> None:
