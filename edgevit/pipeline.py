@@ -182,7 +182,7 @@ def build(
         evidence = prove(case, runner, say)
         say("Writing the bundle")
         golden = golden_runs(
-            runner, program.spec, calibration.images, chooser=reference(model) if case.emulated else runner
+            runner, program.spec, calibration.images, chooser=reference(model) if case.elsewhere else runner
         )
         facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)

@@ -35,10 +35,11 @@ from edgevit.data.images import ImageSet
 from edgevit.elsewhere import qualified
 from edgevit.lower.assemble import assemble
 from edgevit.measure.device import probe_local
+from edgevit.measure.host import cpu_flags
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.quantspec import QuantPlan
-from edgevit.targets import Target
+from edgevit.targets import Target, missing_flags
 from edgevit.verify.accuracy import AccuracyResult, Fraction, check_accuracy, fraction
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity
@@ -88,9 +89,13 @@ class Case:
     evaluation: ImageSet | None
 
     @property
-    def emulated(self) -> bool:
-        """Whether the build is machine code that runs here in an emulator only: few images, and no times."""
-        return self.target.cpu is not None and self.target.arch != platform.machine()
+    def elsewhere(self) -> bool:
+        """Whether the build is machine code that this CPU does not run; in an emulator: few images, and no times."""
+        return self.target.cpu is not None and (self._foreign or bool(missing_flags(self.target, cpu_flags())))
+
+    @property
+    def _foreign(self) -> bool:
+        return self.target.arch != platform.machine()
 
     @property
     def efforts(self) -> dict[str, float]:
@@ -99,7 +104,17 @@ class Case:
 
     @property
     def runnable(self) -> bool:
-        return not self.emulated or emulator_path() is not None
+        return not self.elsewhere or (self._foreign and emulator_path() is not None)
+
+    @property
+    def unrunnable(self) -> str:
+        """Why it does not run here, and what to do."""
+        device = "`edgevit verify` on the device checks its golden outputs"
+        if self._foreign:
+            here = f"built on {platform.machine()} without an emulator"
+            return f"machine code for {self.target.arch}, {here}; {device}, or build again after: {INSTALL_EMULATOR}"
+        lacking = ", ".join(missing_flags(self.target, cpu_flags()))
+        return f"machine code for a CPU with {lacking}, which the one it was built on lacks; {device}"
 
 
 def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
@@ -140,17 +155,15 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
 def _unverified(case: Case, claims: Sequence[Claim], say: Say) -> Evidence:
     say("Bounding memory")
     _, memory, claim = _bound(case, say)
-    why = f"not verified: machine code for {case.target.arch}, built on {platform.machine()} without an emulator"
-    how = f"edgevit verify on the device checks its golden outputs, or build again after: {INSTALL_EMULATOR}"
     names: tuple[ClaimName, ...] = ("parity", "skip", "accuracy") if case.program.spec.gated else ("parity", "accuracy")
-    left = (Claim(name=name, held=None, summary=f"{why}; {how}") for name in names)
+    left = (Claim(name=name, held=None, summary=f"not verified: {case.unrunnable}") for name in names)
     rates = _open_rates(case, reference(case.model))
     return Evidence(claims=(*claims, *left, claim), bound=memory, branch_bytes={}, open_rates=rates, accuracy=())
 
 
 def _open_rates(case: Case, runner: Runner) -> np.ndarray:
-    """On all calibration images; for an emulated build by the lowered graph, whose gates parity has compared."""
-    watched = reference(case.model) if case.emulated else runner
+    """On all calibration images; of what this CPU does not run by the lowered graph, whose gates parity has compared."""
+    watched = reference(case.model) if case.elsewhere else runner
     gates = [watched.run(i[None])[1] for i in track(case.calibration.images, "Watching the gates")]
     rates: np.ndarray = np.stack(gates).mean(axis=0)
     return rates
@@ -180,8 +193,8 @@ def _linear_kernels(case: Case, plan: QuantPlan) -> tuple[tuple[str, bool], ...]
 
 def _parity(case: Case, runner: Runner) -> Claim:
     """Against the float model always; a quantized build also against its own graph, computed as written."""
-    images = case.calibration.images[: 1 if case.emulated else PARITY_IMAGES]
-    efforts = case.efforts if case.emulated else None
+    images = case.calibration.images[: 1 if case.elsewhere else PARITY_IMAGES]
+    efforts = case.efforts if case.elsewhere else None
     floats = reference_with_margins(assemble(case.program))
     exact = case.plan is None and case.target.inference_precision == "f32"
     result = check_parity(floats, runner, images, FLOAT if exact else INT8, efforts=efforts)
@@ -195,7 +208,7 @@ def _parity(case: Case, runner: Runner) -> Claim:
 
 def _skip(case: Case, runner: Runner, say: Say) -> Claim:
     """What was timed is said but not kept: equal inputs make equal bundles, and no two timings are equal."""
-    spec, images = case.program.spec, case.calibration.images[: 1 if case.emulated else SKIP_IMAGES]
+    spec, images = case.program.spec, case.calibration.images[: 1 if case.elsewhere else SKIP_IMAGES]
     figures: dict[str, Any] = {}
     summary = []
     traced = TRACES.get(case.target.backend)
@@ -203,7 +216,7 @@ def _skip(case: Case, runner: Runner, say: Say) -> Claim:
         nodes = check_skip_nodes(spec, traced(case.folder), images)
         figures["nodes"] = nodes
         summary.append(nodes.summary)
-    if case.emulated:
+    if case.elsewhere:
         return _claim("skip", f"{nodes.summary}; on one image, in an emulator", figures)
     times = check_skip_time(spec, runner, images, margin=_skip_margin(case, runner))
     say(times.summary)
@@ -290,7 +303,7 @@ def _bound_tvm(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
     needed = tvm_backend.memory(case.folder)
     bound = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
     image = case.calibration.images[:1]
-    if case.emulated:
+    if case.elsewhere:
         summary = f"{bound.arena_bytes / 1e6:.2f} MB proven for a run on any path; not measured, as no device ran it"
         return bound, _memory(bound, None, proven=True), _claim("bound", summary, {"total_bytes": bound.total_bytes})
     measured = [
@@ -343,7 +356,7 @@ def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Clai
         return floats.run(image)[0]
 
     images, labels = case.calibration.images, None
-    if case.emulated:
+    if case.elsewhere:
         images = images[:EMULATED_IMAGES]
     elif case.evaluation is not None:
         images, labels = case.evaluation.images, case.evaluation.labels

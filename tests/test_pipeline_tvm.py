@@ -159,6 +159,17 @@ def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, m
     assert all("not verified: machine code for aarch64" in claim.summary for claim in open_claims)
 
 
+def test_a_cpu_without_the_instructions_builds_what_it_cannot_check(
+    built: pipeline.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "cpu_flags", lambda: ("avx2",))
+    manifest = build(tmp_path / "bundle").manifest
+    claims = {claim.name: claim.summary for claim in manifest.claims if claim.held is None}
+    assert set(claims) == {"parity", "skip", "accuracy"} and set(summaries(manifest)) == {"bound"}
+    assert "a CPU with fma, bmi1, bmi2, f16c, abm, movbe, which the one it was built on lacks" in claims["parity"]
+    assert [case.path for case in manifest.golden] == [case.path for case in built.manifest.golden]
+
+
 def always_open(self: Any, step: Any, functions: Any, parameters: Any, weights: Any, arena: Any) -> Any:
     """What a compiler that hoists makes of a gated step: the gate decides, the branch runs all the same."""
     if step.gate is not None:
