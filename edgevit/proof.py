@@ -162,7 +162,7 @@ def _unverified(case: Case, claims: Sequence[Claim], say: Say) -> Evidence:
 
 
 def _open_rates(case: Case, runner: Runner) -> np.ndarray:
-    """On all calibration images; of what this CPU does not run by the lowered graph, whose gates parity has compared."""
+    """On all calibration images; of what does not run here by the lowered graph, whose gates parity has compared."""
     watched = reference(case.model) if case.elsewhere else runner
     gates = [watched.run(i[None])[1] for i in track(case.calibration.images, "Watching the gates")]
     rates: np.ndarray = np.stack(gates).mean(axis=0)
