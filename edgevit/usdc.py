@@ -32,6 +32,7 @@ from edgevit.train.recipe import TrainRecipe
 
 Fits = Callable[[ProgramSpec], bool]
 TIGHTER = 0.98
+SETTLED = 0.8  # of the last stage: gates learn no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,9 @@ class Together:
         settings = GateSettings(
             groups=parse_groups(recipe.groups),
             seed=recipe.seed,
-            noise=recipe.gate_noise if joint else recipe.gate_noise / 2,
+            noise=recipe.gate_noise,
+            # Gates go on learning in the next stage; only at the end do weights get used to what a device decides.
+            noise_until=1.0 if joint else SETTLED,
             stiffness=recipe.stiffness,
             price_rate=recipe.price_rate,
             price_limit=recipe.price_limit,

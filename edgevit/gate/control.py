@@ -1,9 +1,12 @@
-"""Gates in training: one straight-through decision per group of samples, and a bounded price on expected MACs.
+"""Gates in training: one random decision per group of samples, and a bounded price on expected MACs.
 
 The paper (arXiv 2310.11117) trains gates shared by (sub-)groups of the batch with a resource loss of weight 100; the
-gate itself, the mean of logits over a group and the price are our reconstruction (AdaViT's public code has the noisy
-straight-through sigmoid). UVC's dual overshoots because it integrates the whole gap from the first step; here the
-budget comes down a ramp, so that the gap stays small, and the price is clipped.
+gate itself, the mean of logits over a group, its derivative and the price are our reconstruction. A plain
+straight-through derivative takes the loss's slope at the decision that was drawn, and at an open gate that slope is
+about zero, since the branch's weights are already of the best scale: what a gate is worth is underrated the more, the
+more often it opens, and all gates hover. Here both slopes count alike (Heun's rule: ReinMax, arXiv 2304.08612), so
+gates settle. UVC's dual overshoots because it integrates the whole gap from the first step; here the budget comes down
+a ramp, so that the gap stays small, and the price is clipped.
 """
 
 from __future__ import annotations
@@ -30,9 +33,8 @@ class GateSettings:
     Attributes:
         groups: which samples share a decision.
         seed: of the splits and the noise, which are functions of (seed, step).
-        noise: scale of the logistic noise on the logits at the start; it falls to 0 at `noise_until` of the stage.
-        noise_until: fraction of the stage after which decisions are as on the device.
-        temperature: of the sigmoid whose slope is used backwards.
+        noise: scale of the logistic noise on the logits; a logit z opens with probability sigmoid(z / noise).
+        noise_until: fraction of the stage after which decisions are as on the device, and gates learn no more.
         stiffness: weight of half the squared gap between expected MACs and the budget (the paper's gamma, 100).
         price_rate: how fast the price follows the gap, per step.
         price_limit: largest price.
@@ -42,7 +44,6 @@ class GateSettings:
     seed: int
     noise: float = 1.0
     noise_until: float = 0.8
-    temperature: float = 1.0
     stiffness: float = 100.0
     price_rate: float = 0.5
     price_limit: float = 20.0
@@ -85,35 +86,44 @@ class GateControl:
         groups = split(s.groups, size, self._place)
         self._groups = torch.from_numpy(groups)
         self._count = int(groups[-1]) + 1
-        self._noise = s.noise * max(0.0, 1 - done / s.noise_until) if s.noise_until > 0 else 0.0
+        self._noise = s.noise if done < s.noise_until else 0.0
         self._seen = {}
 
     def decide(self, index: int, x: Tensor) -> Tensor:
-        """Open (1) or not (0) for this process's samples `[b]`: a noisy decision per group, its slope the sigmoid's."""
+        """Open (1) or not (0) for this process's samples `[b]`: one decision per group, with Heun's derivative."""
         if index in self.dead:
             return x.new_zeros(len(x))
         local = self.model.gate_logit(self.model.spec.branches[index], x).float()
         logits = self.gather(local)
         groups = self._groups.to(x.device)
         means = logits.new_zeros(self._count).index_add(0, groups, logits) / torch.bincount(groups)
-        noise = np.random.default_rng((*self._place, index)).random(self._count).clip(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
-        logistic = torch.from_numpy(np.log(noise / (1 - noise)).astype(np.float32)).to(x.device)
-        soft = torch.sigmoid((means + self._noise * logistic) / self.settings.temperature)
-        hard = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
-        decisions = hard[groups]
-        self._seen[index] = decisions
+        opened, odds = self._draw(index, means)
+        # Heun's rule at a decision d drawn with probability p: both ends of the step from closed to open count half.
+        slope = (torch.where(opened > 0, 1 - odds, odds) / (2 * self._noise)).detach() if self._noise else 0.0
+        # The value is `opened`; with a slope of 0 the gate still stays in the graph, for processes that share it.
+        decisions = (opened + slope * (means - means.detach()))[groups]
+        self._seen[index] = odds[groups].mean()
+        self.opened[index] = 0.95 * self.opened[index] + 0.05 * float(opened[groups].mean())
         start = self.rank * len(x)
         return decisions[start : start + len(x)].to(x.dtype)
+
+    def _draw(self, index: int, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Decisions of all groups, 0 or 1, and how likely each was to be 1, which has a derivative."""
+        if not self._noise:
+            opened = (means.detach() > 0).to(means.dtype)
+            return opened, opened + 0.0 * means
+        noise = np.random.default_rng((*self._place, index)).random(self._count).clip(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
+        logistic = torch.from_numpy(np.log(noise / (1 - noise)).astype(np.float32)).to(means.device)
+        opened = (means.detach() + self._noise * logistic > 0).to(means.dtype)
+        return opened, torch.sigmoid(means / self._noise)
 
     def penalty(self) -> Tensor:
         """Price and squared gap of this micro-batch's MACs to the budget; unused MACs are accuracy given away."""
         spent = torch.tensor(self.fixed)
         if self._seen:
-            spent = self.fixed + torch.stack([g.mean() * self.costs[i] for i, g in self._seen.items()]).sum()
+            spent = self.fixed + torch.stack([odds * self.costs[i] for i, odds in self._seen.items()]).sum()
         over = spent - self.budget
         self._spent.append(float(over.detach()))
-        for i, g in self._seen.items():
-            self.opened[i] = 0.95 * self.opened[i] + 0.05 * float(g.detach().mean())
         return self.price * over + self.settings.stiffness / 2 * over**2
 
     def update(self) -> dict[str, float]:

@@ -37,7 +37,7 @@ class TrainRecipe:
             by pruning (1 = no gates, 0 = no pruning).
         ramp: fraction of stage 1 over which budgets come down.
         groups: which samples share a gate's decision: batch, average N, random LO HI, recursive, halving, sample.
-        gate_noise: scale of the logistic noise on gate logits; falls to 0 during the stage.
+        gate_noise: scale of the logistic noise on gate logits, until the last fifth of stage 2.
         gate_bias: initial logit of every gate.
         gate_weight_rate: learning rate of gate weights.
         gate_bias_rate: of gate biases.

@@ -73,19 +73,46 @@ def test_splits_and_noise_depend_on_seed_step_and_micro_batch_alone() -> None:
     assert drawn[0][0] != drawn[0][1]  # and every branch has its own
 
 
-def test_the_derivative_of_a_decision_is_the_sigmoids() -> None:
-    gates = control("average 4", noise=0.0, temperature=2.0)
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_the_mean_derivative_of_decisions_is_the_exact_one_for_a_quadratic_loss(noise: float) -> None:
+    """For Loss(d) = a d + b d^2 / 2 that of the expectation is p (1 - p) / noise * (Loss(1) - Loss(0))."""
+    a, b, found = -3.0, 2.9, []  # flat where the gate is open, as for a branch whose weights are trained
+    gates = control("sample", noise=noise)
+    x = stream(gates, 1).expand(4096, -1, -1)
+    bias = gates.model.array("b00_mhsa.gate.bias")
+    logit = gates.model.gate_logit(gates.model.spec.branches[0], x[:1]).detach()
+    for step in range(8):
+        gates.begin(step, 0, 0.0, len(x), 1.0)
+        decisions = gates.decide(0, x)
+        bias.grad = None
+        torch.autograd.backward((a * decisions + b * decisions**2 / 2).mean())
+        assert bias.grad is not None
+        found.append(float(bias.grad))
+    odds = float(torch.sigmoid(logit / noise))
+    assert float(np.mean(found)) == pytest.approx(odds * (1 - odds) / noise * (a + b / 2), rel=0.05)
+
+
+def test_a_group_counts_once() -> None:
+    gates = control("average 4", noise=2.0)
     gates.begin(0, 0, 0.0, SIZE, 1.0)
     x = stream(gates)
     weights = torch.arange(1.0, SIZE + 1)
-    torch.autograd.backward((gates.decide(0, x) * weights).sum())
-    branch = gates.model.spec.branches[0]
-    means = gates.model.gate_logit(branch, x).detach().reshape(-1, 4).mean(dim=1)
-    soft = torch.sigmoid(means / 2.0)
-    expected = (soft * (1 - soft) / 2.0 * weights.reshape(-1, 4).sum(dim=1)).sum()
+    decisions = gates.decide(0, x)
+    torch.autograd.backward((decisions * weights).sum())
+    means = gates.model.gate_logit(gates.model.spec.branches[0], x).detach().reshape(-1, 4).mean(dim=1)
+    odds, opened = torch.sigmoid(means / 2.0), decisions.detach().reshape(-1, 4)[:, 0]
+    expected = (torch.where(opened > 0, 1 - odds, odds) / 4.0 * weights.reshape(-1, 4).sum(dim=1)).sum()
     found = gates.model.array("b00_mhsa.gate.bias").grad
     assert found is not None
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_without_noise_gates_have_a_derivative_of_zero_and_not_none() -> None:
+    gates = control("sample", noise=0.0)
+    gates.begin(0, 0, 0.0, SIZE, 1.0)
+    torch.autograd.backward(gates.decide(0, stream(gates)).sum() + gates.penalty())
+    found = gates.model.array("b00_mhsa.gate.bias").grad
+    assert found is not None and float(found) == 0.0
 
 
 def test_noise_is_gone_before_the_stage_ends() -> None:
@@ -152,7 +179,7 @@ COST, FIXED, BUDGET = 0.12, 0.04, 0.52
 
 def descend(*, steps: int = 300, ramp: float = 0.8, groups: str = "recursive", **settings: float) -> np.ndarray:
     """Learn the gates' biases alone against `WORTH`; MACs of every step over the budget of the moment."""
-    gates = control(groups, depth=4, **settings)
+    gates = control(groups, depth=4, noise_until=1.0, **settings)
     gates.set_costs(FIXED, [COST] * 8)
     biases = [gates.model.array(f"{b.name}.gate.bias") for b in gates.model.spec.branches]
     for bias in biases:
@@ -172,6 +199,26 @@ def descend(*, steps: int = 300, ramp: float = 0.8, groups: str = "recursive", *
     return np.array(gaps)
 
 
+def test_gates_settle_instead_of_hovering() -> None:
+    gates = control("sample", depth=4)
+    gates.set_costs(FIXED, [COST] * 8)
+    biases = [gates.model.array(f"{b.name}.gate.bias") for b in gates.model.spec.branches]
+    for bias in biases:
+        torch.nn.init.constant_(bias, 2.0)
+    optimiser = torch.optim.Adam(biases, lr=5e-2)
+    worth = torch.tensor(WORTH)
+    for step in range(300):
+        gates.begin(step, 0, 0.0, 32, BUDGET)
+        # Every branch's loss falls by its worth and is flat where it is open: its weights are of the best scale.
+        open_ = torch.stack([gates.decide(i, stream(gates, 32, seed=step)) for i in range(8)], dim=1)
+        optimiser.zero_grad()
+        torch.autograd.backward((worth * (1 - open_) ** 2).mean(dim=0).sum() + gates.penalty())
+        optimiser.step()
+        gates.update()
+    odds = torch.stack([torch.sigmoid(bias.detach()[0]) for bias in biases]).numpy()
+    assert odds[-3:].min() > 0.9 and odds[:4].max() < 0.2
+
+
 def lowest(gaps: np.ndarray) -> float:
     """How far 20 steps together were below the budget at most, once the first noisy fifth is over."""
     return float(np.convolve(gaps, np.ones(20) / 20, mode="valid")[len(gaps) // 5 :].min())
@@ -187,7 +234,7 @@ def test_expected_macs_come_down_to_the_budget_and_do_not_collapse_below(groups:
 def test_a_price_that_integrates_the_whole_gap_from_the_first_step_collapses() -> None:
     """UVC's dual (see the module's docstring): the test above would tell."""
     gaps = descend(ramp=0.0, stiffness=0.0, price_rate=0.5, price_limit=1e9)
-    assert lowest(gaps) < -0.2
+    assert lowest(gaps) < -0.15
 
 
 def test_settings_are_frozen() -> None:
