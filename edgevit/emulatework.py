@@ -22,7 +22,8 @@ from edgevit.measure.host import environment, snapshot
 
 MARK, BEGIN, END = 0x7FFE, 1, 2
 WORST = 1e30
-FIRST = (-16.0, 0.0, 16.0)
+FIRST = (-16.0, 16.0)
+NEAR = 1 / 64
 IMAGES, ANSWER = "images.npy", "answer.json"
 
 
@@ -56,8 +57,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         return [int(gate) for gate in gates]
 
     taken = [counted(index, effort) for index, effort in request["runs"]]
-    if request["between"]:
-        taken += between(lambda effort: counted(0, effort), request["between"])
+    taken += between(counted, len(images), request["between"])
     machine = environment(
         before,
         snapshot(),
@@ -69,18 +69,32 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     return {"golden": golden, "gates": taken, "environment": serial.to_data(machine)}
 
 
-def between(run: Callable[[float], list[int]], count: int) -> list[list[int]]:
-    """Run `count` efforts, always halfway between the two neighbours whose gates differ most; returns their gates."""
-    known = {effort: run(effort) for effort in FIRST}
-    order = list(known.values())
-    while len(order) < count:
-        efforts = sorted(known)
-        gaps = [sum(a != b for a, b in zip(known[low], known[high], strict=True)) for low, high in pairwise(efforts)]
-        widest = gaps.index(max(gaps))
-        middle = (efforts[widest] + efforts[widest + 1]) / 2
-        known[middle] = run(middle)
-        order.append(known[middle])
+def between(run: Callable[[int, float], list[int]], images: int, count: int) -> list[list[int]]:
+    """Run `count` efforts, always halfway between the two neighbours whose gates differ most; returns their gates.
+
+    When neighbours differ by one gate at most, or are too near each other, it is the next image's turn.
+    """
+    order: list[list[int]] = []
+    for index in range(images):
+        known: dict[float, list[int]] = {}
+        waiting = list(FIRST)
+        while waiting and len(order) < count:
+            effort = waiting.pop(0)
+            known[effort] = run(index, effort)
+            order.append(known[effort])
+            waiting = waiting or _middle(known)
     return order
+
+
+def _middle(known: dict[float, list[int]]) -> list[float]:
+    """The middle of the widest gap, if there is one."""
+    gaps = [
+        (sum(a != b for a, b in zip(known[low], known[high], strict=True)), low, high)
+        for low, high in pairwise(sorted(known))
+        if high - low > NEAR
+    ]
+    widest, low, high = max(gaps, default=(0, 0.0, 0.0))
+    return [(low + high) / 2] if widest > 1 else []
 
 
 def _runner(bundle: Path) -> Any:
