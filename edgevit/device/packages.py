@@ -101,9 +101,10 @@ def fetch_root(root: Path, scratch: Path) -> tuple[str, tuple[Fetched, ...]]:
     depends = _run(["apt-cache", *options, "depends", "python3-minimal"], "").stdout
     found = re.search(r"(python3\.\d+)-minimal", depends)
     if not found:
+        failed = [line for line in said.splitlines() if "Failed to fetch" in line]
         raise DeviceError(
-            f"apt-get knows no arm64 packages here ({last_words(said)}); its sources must reach a registry that has "
-            "them. Nothing was changed"
+            f"apt-get knows no arm64 packages here ({last_words(failed[0] if failed else said)}); check the network, "
+            "and that its sources name a registry that has them. Nothing was changed"
         )
     python = found[1]
     names = (*LIBRARIES, f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib")

@@ -106,6 +106,7 @@ def test_setting_up_again_keeps_the_runtimes(tools: Path) -> None:
     ("tool", "script", "message"),
     [
         ("apt-cache", "echo nothing", "apt-get knows no arm64 packages here .W: nothing new"),
+        ("apt-cache", "exit 100", "check the network"),
         ("apt-get", f'case "$*" in *libc6*) echo "E: cannot reach" >&2; exit 100;; esac\n{APT_GET}', "E: cannot reach"),
         ("dpkg-deb", f'if [ "$1" = -x ]; then echo "E: damaged" >&2; exit 2; fi\n{DPKG_DEB}', "cannot be unpacked"),
         ("python", "echo 'ERROR: No matching distribution' >&2; exit 1", "pip cannot fetch the aarch64 wheels"),
