@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
-from edgevit.backends.tvm import canary, counts, emit, process, stages, toolchain  # noqa: E402
+from edgevit.backends.tvm import canary, counts, emit, library, process, stages, toolchain  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
 HERE, BOARD = "x86-64-v3-tvm", "cortex-a72-tvm"
@@ -215,3 +216,26 @@ def test_an_int8_target_is_int8_in_the_code(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(counts, "count", lambda *_: 0)
     with pytest.raises(CoverageError, match="0 of 10 Gemm int8"):
         pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "other", recipe=RECIPE)
+
+
+def absent(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "told"),
+    [
+        (canary, "version", absent, r"apache-tvm is not installed; install it: pip install 'edgevit\[tvm\]'"),
+        (library, "llvm_architectures", lambda: ("arm",), r"LLVM cannot compile for x86_64 \(it knows: arm\)"),
+        (library, "linker", toolchain.linker, r"g\+\+ is not installed, .* apt install g\+\+"),
+    ],
+    ids=["TVM", "LLVM", "g++"],
+)
+def test_what_is_missing_is_one_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any, told: str
+) -> None:
+    monkeypatch.setattr(place, name, value)
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    with pytest.raises(RuntimeMissingError, match=told) as caught:
+        build(tmp_path / "bundle")
+    assert caught.value.exit_code == 18 and not list(tmp_path.iterdir())
