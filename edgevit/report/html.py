@@ -218,6 +218,7 @@ def _instructions(report: Report) -> str:
     rows = [[escape(cell) for cell in row] for row in emulation.rows(found)]
     table = _table(emulation.HEAD, rows, numbers=range(2, len(emulation.HEAD))) if rows else ""
     intro = "Executed per image on emulated processors. An emulator tells what is executed, not how long it takes."
+    intro += f" {emulation.MEANING}."
     return _section("Instructions", intro, table, f"<ul class=hint>{notes}</ul>")
 
 

@@ -132,6 +132,7 @@ def _emulated(report: Report) -> Table:
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     for row in emulation.rows(report.measurements):
         table.add_row(*map(Text, row))
-    lines = [line for m in emulation.emulated(report.measurements) for line in emulation.notes(m)]
+    lines = [emulation.MEANING]
+    lines += [line for m in emulation.emulated(report.measurements) for line in emulation.notes(m)]
     table.caption, table.caption_justify = Text("\n".join(lines)), "left"
     return table
