@@ -22,6 +22,7 @@ from edgevit.backends.tvm.code import (
     load,
     load_vector,
     number,
+    some,
     splat,
 )
 from edgevit.backends.tvm.integers import Matrix, put
@@ -151,7 +152,7 @@ class _Attention:
         columns: int,
         depth: int,
         base: int,
-        left: Callable[[Any, int, Any], Any],
+        left: Callable[[Any, int, Any, int], Any],
         start: Callable[[Panel, int], Any],
         store: Callable[[Any, Any, Any], None],
     ) -> None:
@@ -162,7 +163,7 @@ class _Attention:
             columns: of the packed matrix.
             depth: of the product.
             base: where the packed matrix starts.
-            left: (first row of the tile, row in it, k) to a scalar.
+            left: (first row of the tile, row in it, k, count) to so many values from `k` on.
             start: (panel, vector) to what its sums start from.
             store: takes row, column and vector of every result.
         """
@@ -175,7 +176,7 @@ class _Attention:
 
                 def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
                     sums = multiply(
-                        code, lanes, part, depth, lambda r, k: left(row, r, k), right, lambda v: start(panel, v)
+                        code, lanes, part, depth, lambda r, k, n: left(row, r, k, n), right, lambda v: start(panel, v)
                     )
                     for r in range(part.rows):
                         for v in range(part.vectors):
@@ -194,7 +195,9 @@ class _Attention:
             self.heads.key.rows,
             self.heads.width,
             self.work.keys.offset,
-            lambda first, r, e: load(self.memory, query.offset + (row + first + r) * query.stride + self.column + e),
+            lambda first, r, e, count: some(
+                self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
+            ),
             lambda panel, v: _mask(panel.used - v * self.lanes, self.lanes),
             store,
         )
@@ -230,7 +233,7 @@ class _Attention:
             self.heads.stride,
             self.heads.value.rows,
             self.work.values.offset,
-            lambda first, r, k: load(self.memory, scores.offset + (first + r) * scores.stride + k),
+            lambda first, r, k, count: some(self.memory, scores.offset + (first + r) * scores.stride + k, count),
             lambda *_: splat(0.0, self.lanes),
             store,
         )

@@ -149,6 +149,11 @@ def load_vector(source: Any, index: Any, lanes: int) -> Any:
     return tirx.BufferLoad(source, [tirx.Ramp(integer(index), integer(1), lanes)])
 
 
+def some(source: Any, index: Any, count: int) -> Any:
+    """One value, or a vector of `count` consecutive ones."""
+    return load(source, index) if count == 1 else load_vector(source, index, count)
+
+
 def splat(value: Any, lanes: int) -> Any:
     """A vector of one value in every lane."""
     return tirx.Broadcast(number(value) if isinstance(value, float | int) else value, lanes)

@@ -242,49 +242,53 @@ class Smmla(Dot):
 
 
 class Smlal(Dot):
-    """Two products per 16-bit lane, by smull and smlal, then added in pairs into 32 bits by sadalp."""
+    """One row by one column at a time, 16 values deep: two products per 16-bit lane, added in pairs into 32 bits."""
 
     mnemonic: ClassVar[str] = "smlal2?"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 8
+    depth: ClassVar[int] = 16
+    unit: ClassVar[int] = 16
 
     def count(self, tile: Tile) -> int:
-        return 2 * tile.rows * tile.vectors
+        return 4 * tile.rows * tile.vectors
 
     def registers(self, tile: Tile) -> int:
-        return 2 * tile.rows * tile.vectors + 4 * tile.vectors + 4
+        return 4 * tile.rows * tile.vectors + 4 * tile.vectors + tile.rows + 4
+
+    def loads(self, tile: Tile) -> float:
+        return 1 / tile.rows + 1 / (4 * tile.vectors)
 
     def sums(self, inner: Inner) -> Sums:
         code, tile = inner.code, inner.tile
         zero = tirx.Broadcast(integer(0), 4)
-        cells = [[code.register(zero) for _ in range(2 * tile.vectors)] for _ in range(tile.rows)]
+        cells = [[code.register(zero) for _ in range(4 * tile.vectors)] for _ in range(tile.rows)]
         with code.loop(inner.steps) as step:
-            columns = []
-            for word in range(2):
-                start = (step * 2 + word) * (4 * tile.vectors)
-                # Two columns each: halves of a vector, so that nothing has to be moved down.
-                halves = (inner.right(start + 2 * i, 2) for i in range(2 * tile.vectors))
-                columns.append([code.let(bits("int8x8", half)) for half in halves])
-            for row in range(tile.rows):
-                both = code.let(bits("int32x2", inner.left(row, step * 2, 2)))
-                lefts = [code.let(bits("int8x8", lanes_of(both, word, word))) for word in range(2)]
-                for cell, first, second in zip(cells[row], *columns, strict=True):
-                    products = _widened(first, lefts[0]) + _widened(second, lefts[1])
-                    name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
-                    cell.set(cell.value + instruction("int32x4", name, products))
-        name = "llvm.aarch64.neon.addp.v4i32"
-        return [
-            [
-                code.let(instruction("int32x4", name, row[2 * v].value, row[2 * v + 1].value) + inner.start(v))
-                for v in range(tile.vectors)
-            ]
-            for row in cells
-        ]
+            rows = [code.let(bits("int8x16", inner.left(row, step * 4, 4))) for row in range(tile.rows)]
+            for index in range(4 * tile.vectors):
+                column = code.let(bits("int8x16", inner.right((step * (4 * tile.vectors) + index) * 4, 4)))
+                for row, left in zip(cells, rows, strict=True):
+                    products = _widened(left, column, 0) + _widened(left, column, 1)
+                    pairs = instruction("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", products)
+                    row[index].set(row[index].value + pairs)
+        sums: Sums = []
+        for row in cells:
+            found = []
+            for v in range(tile.vectors):
+                a, b, c, d = (cell.value for cell in row[4 * v : 4 * v + 4])
+                found.append(code.let(_pairs(_pairs(a, b), _pairs(c, d)) + inner.start(v)))
+            sums.append(found)
+        return sums
 
 
-def _widened(a: Any, b: Any) -> Any:
+def _widened(a: Any, b: Any, half: int) -> Any:
     """The products of 8 int8 of each side, int16."""
-    return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", a, b)
+    lanes = range(8 * half, 8 * half + 8)
+    return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", lanes_of(a, *lanes), lanes_of(b, *lanes))
+
+
+def _pairs(a: Any, b: Any) -> Any:
+    """Sums of neighbours, first those of `a`."""
+    return instruction("int32x4", "llvm.aarch64.neon.addp.v4i32", a, b)
 
 
 def _cells(inner: Inner, rows: int, vectors: int) -> list[list[Register]]:

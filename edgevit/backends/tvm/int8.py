@@ -16,6 +16,7 @@ from edgevit.backends.tvm.code import (
     buffer,
     load,
     load_vector,
+    some,
     splat,
     to_float,
 )
@@ -121,8 +122,8 @@ def product(
                     code=code,
                     tile=part,
                     steps=weights.depth // dot.depth,
-                    left=lambda r, word, count: _words(memory, _row(source, row + r) + word, count),
-                    right=lambda word, count: _words(values, base + word, count),
+                    left=lambda r, word, count: some(memory, _row(source, row + r) + word, count),
+                    right=lambda word, count: some(values, base + word, count),
                     start=lambda v: bits(
                         f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)
                     ),
@@ -163,7 +164,3 @@ def instructions(rows: int, columns: int, dot: Dot, tile: Tile) -> int:
 
 def _row(source: Integers, row: Any) -> Any:
     return source.place.offset + row * source.place.stride
-
-
-def _words(source: Any, index: Any, count: int) -> Any:
-    return load(source, index) if count == 1 else load_vector(source, index, count)

@@ -17,17 +17,19 @@ from edgevit.backends.tvm.code import (
     buffer,
     integer,
     lane_sum,
+    lanes_of,
     load,
     load_vector,
     number,
     rsqrt,
+    some,
     splat,
     tensor,
     to_float,
 )
 from edgevit.backends.tvm.integers import Matrix, put
 from edgevit.backends.tvm.layout import Place
-from edgevit.backends.tvm.schedules import Isa, Tile, panels
+from edgevit.backends.tvm.schedules import BY_LANE, Isa, Tile, panels
 from edgevit.spec import Activation
 
 
@@ -59,9 +61,11 @@ def multiply(
     lanes: int,
     tile: Tile,
     depth: int,
-    left: Callable[[int, Any], Any],
+    left: Callable[[int, Any, int], Any],
     right: Callable[[Any, int], Any],
     start: Callable[[int], Any],
+    *,
+    along: bool = True,
 ) -> list[Register]:
     """The inner loop of every product: tile.rows x tile.vectors accumulators over `depth` steps.
 
@@ -70,18 +74,30 @@ def multiply(
         lanes: of a vector.
         tile: accumulators.
         depth: steps.
-        left: (row, k) to a scalar.
+        left: (row, k, count) to so many values from `k` on.
         right: (k, vector) to a vector.
         start: vector to what its accumulators start from.
+        along: whether `left` can give more than one value.
     """
     sums = [code.register(start(vector)) for _ in range(tile.rows) for vector in range(tile.vectors)]
-    with code.loop(depth) as k:
+
+    def step(k: Any, values: Callable[[int], Any]) -> None:
         columns = [code.let(right(k, vector)) for vector in range(tile.vectors)]
         for row in range(tile.rows):
-            broadcast = code.let(splat(left(row, k), lanes))
+            broadcast = code.let(values(row))
             for vector, column in enumerate(columns):
                 index = row * tile.vectors + vector
                 sums[index].set(sums[index].value + broadcast * column)
+
+    # NEON multiplies by one lane of a register: a vector of a row is loaded once for as many steps.
+    whole = depth // lanes if along and lanes == BY_LANE else 0
+    with code.loop(whole) as block:
+        rows = [code.let(left(row, block * lanes, lanes)) for row in range(tile.rows)]
+        for lane in range(lanes if whole else 0):
+            step(block * lanes + lane, lambda row, lane=lane: lanes_of(rows[row], *[lane] * lanes))  # type: ignore[misc]
+    with code.loop(depth - whole * lanes) as k:
+        k = k + whole * lanes
+        step(k, lambda row: splat(left(row, k, 1), lanes))
     return sums
 
 
@@ -117,7 +133,7 @@ def product(
                 lanes,
                 part,
                 depth,
-                lambda r, k: load(memory, source.offset + (row + r) * source.stride + k),
+                lambda r, k, count: some(memory, source.offset + (row + r) * source.stride + k, count),
                 packed(values, base, vectors * lanes, lanes),
                 lambda v: (
                     splat(0.0, lanes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.backends.tvm.code import Code, buffer, exp, lane_sum, literal, load, load_vector, number, splat
+from edgevit.backends.tvm.code import Code, buffer, exp, lane_sum, literal, load, load_vector, number, some, splat
 from edgevit.backends.tvm.kernels import multiply, row_tiles
 from edgevit.backends.tvm.layout import Place
 from edgevit.backends.tvm.schedules import Isa, Tile
@@ -51,9 +51,10 @@ def keys_and_values(isa: Isa, arena: int, keys: Place, value: Place, target: Pla
                 lanes,
                 tile,
                 keys.rows,
-                lambda r, t: load(memory, keys.offset + t * keys.stride + row + r),
+                lambda r, t, _: load(memory, keys.offset + t * keys.stride + row + r),
                 lambda t, v: load_vector(memory, value.offset + t * value.stride + (first + v) * lanes, lanes),
                 lambda _: splat(0.0, lanes),
+                along=False,
             )
             for index, found in enumerate(sums):
                 r, v = divmod(index, tile.vectors)
@@ -90,7 +91,7 @@ def mix(isa: Isa, arena: int, queries: Place, mixed: Place, total: Place, target
                 lanes,
                 narrow,
                 mixed.rows,
-                lambda r, k: load(memory, queries.offset + (row + r) * queries.stride + k),
+                lambda r, k, count: some(memory, queries.offset + (row + r) * queries.stride + k, count),
                 lambda k, v, first=first: load_vector(  # type: ignore[misc]
                     memory, mixed.offset + k * mixed.stride + (first + v) * lanes, lanes
                 ),

@@ -56,6 +56,8 @@ class Product:
     dot: Instructions | None = None
 
 
+# NEON's lanes: there a product multiplies by one lane of a register, elsewhere by a broadcast.
+BY_LANE = 4
 # What LLVM takes for granted in x86-64-v3 beyond the kernels' own instructions.
 V3 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -174,18 +176,21 @@ def tuned(isa: Isa, cpu: str) -> Isa:
 
 
 class _Float:
-    """Accumulators, one row of weights and one broadcast."""
+    """Accumulators, one row of weights and one broadcast; with `by_lane` a vector of every row, for 4 steps."""
+
+    def __init__(self, by_lane: bool) -> None:
+        self.by_lane = by_lane
 
     def registers(self, tile: Tile) -> int:
-        return tile.rows * tile.vectors + tile.vectors + 1
+        return tile.rows * tile.vectors + tile.vectors + (tile.rows if self.by_lane else 1)
 
     def loads(self, tile: Tile) -> float:
-        return 1 / tile.rows + 1 / tile.vectors
+        return 1 / tile.rows + 1 / tile.vectors / (BY_LANE if self.by_lane else 1)
 
 
 def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
     """Every tile that fits the registers, fewest loads first."""
-    how = product.dot or _Float()
+    how = product.dot or _Float(isa.lanes == BY_LANE)
     candidates = (
         Tile(rows=rows, vectors=vectors)
         for vectors in range(1, min(-(-product.columns // isa.lanes), isa.registers) + 1)
