@@ -43,7 +43,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("EDGEVIT_CI"):
             patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
-            userland.setup(("onnxruntime", "openvino"))
+            userland.setup(("onnxruntime", "openvino"), ("cortex-a76",))
         try:
             made = userland.installed()
         except DeviceError as error:
