@@ -146,7 +146,6 @@ CPUS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "cortex-a53": ("aarch64", ()),
         "cortex-a72": ("aarch64", ()),
         "cortex-a76": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")),
-        "ampere1": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp", "i8mm", "bf16")),
     }
 )
 
