@@ -76,7 +76,8 @@ def test_splits_and_noise_depend_on_seed_step_and_micro_batch_alone() -> None:
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_the_mean_derivative_of_decisions_is_the_exact_one_for_a_quadratic_loss(noise: float) -> None:
     """For Loss(d) = a d + b d^2 / 2 that of the expectation is p (1 - p) / noise * (Loss(1) - Loss(0))."""
-    a, b, found = -3.0, 2.9, []  # flat where the gate is open, as for a branch whose weights are trained
+    found: list[float] = []
+    a, b = -3.0, 2.9  # flat where the gate is open, as for a branch whose weights are trained
     gates = control("sample", noise=noise)
     x = stream(gates, 1).expand(4096, -1, -1)
     bias = gates.model.array("b00_mhsa.gate.bias")
