@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0-or-later
+/* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
  * A plugin of qemu-aarch64 (user mode) that counts executed guest instructions by class, between two marks.
  *
