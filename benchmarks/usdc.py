@@ -46,7 +46,7 @@ SIZE = 48
 BATCHES = (256, 64, 32, 8, 2, 1)
 DENSE = TrainRecipe(epochs_joint=0, epochs_recover=4, rate_recover=3e-4)
 COMPRESSED = TrainRecipe(epochs_joint=1, epochs_recover=4, rate_joint=3e-4, rate_recover=3e-4)
-STATIC, DYNAMIC, BOTH = 1.0, 0.0, 0.6
+STATIC, DYNAMIC, BOTH = 1.0, 0.0, 0.85
 NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}
 
 

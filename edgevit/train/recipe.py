@@ -67,7 +67,7 @@ class TrainRecipe:
     label_smoothing: float = 0.0
     teacher: float = 0.9
     temperature: float = 2.0
-    static_share: float = 0.6
+    static_share: float = 0.85
     ramp: float = 0.8
     groups: str = "recursive"
     gate_noise: float = 1.0
