@@ -116,6 +116,8 @@ def test_an_agent_that_is_killed_is_swept_after(board: Board) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whoever_asked_is_stopped(board: Board, number: signal.Signals) -> None:
     program = (
+        # A test run in the background hands down that Ctrl-C is ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.device.board import *; from edgevit.device.remote import run_job\n"
         f"class Known(Board):\n    def __init__(self): self.log, self.port = Path({str(board.log)!r}), {board.port}\n"
         f"board = Known()\nrun_job(board.address, board.job({SLEEP!r}), python='python3', timeout_s=60)"
