@@ -135,7 +135,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for method, label in METHODS.items():
         same = [r for r in rows if r["name"].startswith(method) and parts(r["name"])[2] in ("", "recursive")]
         same = sorted(same, key=lambda r: r["macs"]["1"])
-        left.plot([100 * r["macs"]["1"] for r in same], [100 * r["top1"]["1"] for r in same], "o-", label=label)
+        if same:
+            left.plot([100 * r["macs"]["1"] for r in same], [100 * r["top1"]["1"] for r in same], "o-", label=label)
     left.set_xlabel("expected MACs, % of dense")
     left.set_ylabel("top-1, %")
     left.invert_xaxis()
