@@ -48,7 +48,6 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         OutputError: the disk refuses.
         RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no g++ for it.
         TargetError: no kernels for the target.
-        UnsupportedModelError: T2T-ViT's stem.
     """
     require()
     from edgevit.backends.tvm import counts, library, native
