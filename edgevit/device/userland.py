@@ -22,6 +22,7 @@ from edgevit import serial
 from edgevit.device import packages
 from edgevit.device.emulator import CPUS, Cpu, Userland, last_words, run
 from edgevit.errors import DeviceError
+from edgevit.resources import user_cache
 
 NAME = "qemu"
 RECORD = "device.json"
@@ -64,8 +65,7 @@ class Record:
 def devices_folder() -> Path:
     """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder."""
     own = os.environ.get("EDGEVIT_DEVICES")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else cache / "edgevit" / "devices"
+    return Path(own) if own else user_cache() / "devices"
 
 
 def setup(

@@ -7,6 +7,7 @@ products in 16 bits, exact since weights are never -128; sdot (dotprod) and smml
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,7 +48,7 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dot:
+class Dot(ABC):
     """One way to multiply integers.
 
     Attributes:
@@ -70,21 +71,21 @@ class Dot:
         units = np.ascontiguousarray(weight.reshape(depth // self.unit, self.unit, columns).transpose(0, 2, 1))
         return words(pack(units.view(f"V{self.unit}")[..., 0], tile, lanes))
 
+    @abstractmethod
     def count(self, tile: Tile) -> int:
         """Multiplying instructions in the inner loop of a tile."""
-        raise NotImplementedError
 
+    @abstractmethod
     def registers(self, tile: Tile) -> int:
         """Vector registers that the inner loop of a tile needs."""
-        raise NotImplementedError
 
     def loads(self, tile: Tile) -> float:
         """Loads and moves per multiplication, relative to another tile's."""
         return 1 / tile.rows + 1 / tile.vectors
 
+    @abstractmethod
     def sums(self, inner: Inner) -> Sums:
         """Emit the inner loop."""
-        raise NotImplementedError
 
 
 class _Spread(Dot):
@@ -111,9 +112,9 @@ class _Spread(Dot):
                     cell.set(self.add(cell.value, spread, column))
         return _values(cells)
 
+    @abstractmethod
     def add(self, sums: Any, left: Any, right: Any) -> Any:
         """`sums` and the products of one step; left int32, right float32 vectors of bits."""
-        raise NotImplementedError
 
 
 class Maddubs(_Spread):

@@ -7,7 +7,6 @@ versions, whose digests are known here.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
 from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
+from edgevit.resources import user_cache
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", "manifest.h", "machine.h"))
 SOURCE = SOURCES[0]
@@ -76,7 +76,7 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
         RuntimeMissingError: no compiler for the architecture, no TVM, or its libraries cannot be downloaded.
         OutputError: the disk refuses, or the compiler fails; says why.
     """
-    compiler, found, cache = linker(architecture), versions(), cache or default_cache()
+    compiler, found, cache = linker(architecture), versions(), cache or user_cache()
     shared = libraries(architecture, cache)
     try:
         made_of = [path.read_bytes() for path in (*SOURCES, *shared)]
@@ -134,11 +134,6 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
         if not path.is_file() or _digest(path.read_bytes()) != shared.aarch64:
             _download(shared, path)
     return tuple(folder / shared.name for shared in LIBRARIES)
-
-
-def default_cache() -> Path:
-    """The user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevit"
 
 
 def _download(shared: Shared, target: Path) -> None:

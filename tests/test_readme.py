@@ -1,0 +1,55 @@
+"""The README's figures are those of the files in reports/reference/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def reference(name: str) -> Any:
+    return json.loads((ROOT / "reports/reference" / name).read_text(encoding="utf-8"))
+
+
+def test_gates_cost_what_the_report_says() -> None:
+    results = reference("gating.json")["results"]
+    cost = {
+        runtime: sorted(100 * (r["overhead"]["value"] - 1) for r in results if r["runtime"] == runtime)
+        for runtime in ("ORT", "OV")
+    }
+    gap = max(
+        100 * (path["time"]["value"] - path["macs"]) for r in results for path in r["paths"] if "of 24" in path["name"]
+    )
+    assert (
+        f"Gates cost {cost['ORT'][0]:.1f} to {cost['ORT'][-1]:.1f} % (ONNX Runtime) and {cost['OV'][0]:.1f} to "
+        f"{cost['OV'][-1]:.1f} % (OpenVINO) when all are open; k of 24 open costs "
+        f"what its MACs say within {gap:.1f} points"
+    ) in README
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"), [("plain", "no gates"), ("gated", "24 gates"), ("pruned, gated", "pruned and gated")]
+)
+def test_memory_is_what_the_report_says(variant: str, told: str) -> None:
+    (row,) = (
+        r
+        for r in reference("memory.json")["onnxruntime"]
+        if (r["model"], r["variant"]) == ("deit_tiny", f"{variant}, int8")
+    )
+    cells = (row["bound"]["arena_bytes"], row["peaks"]["all_open"], row["default_peak_bytes"])
+    shown = " | ".join(f"{cell / 1e6:.2f} MB" for cell in cells)
+    assert f"| deit_tiny, {told} | {shown} |" in README
+
+
+def test_training_gives_what_the_report_says() -> None:
+    rows = {row["name"]: row for row in reference("usdc.json")["rows"]}
+    both, dense = rows["usdc-50-recursive-seed0"], rows["dense"]
+    assert f"(dense {100 * dense['top1']['1']:.2f} % top-1): {100 * both['top1']['1']:.2f} % at batch 1" in README
+    assert both["top1"]["1"] == both["top1"]["256"]
+    assert f"with {100 * both['bound_bytes'] / dense['bound_bytes']:.0f} % of the dense model's memory bound" in README
+    assert f"to the same MACs {100 * rows['static-50-seed0']['top1']['1']:.2f} %" in README
