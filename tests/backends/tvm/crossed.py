@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from edgevit.backends.tvm.process import SYSROOT, emulator_path
 from edgevit.backends.tvm.schedules import Isa
-from tests.backends.tvm.native_runner import EMULATORS, SYSROOT, unavailable
+from tests.backends.tvm.native_runner import unavailable
 
 COMPILER = "aarch64-linux-gnu-gcc"
 MAIN = r"""
@@ -50,7 +51,7 @@ int main(int count, char **paths) {
 
 def require() -> str:
     """The emulator; skips where a tool is missing."""
-    found = next((name for name in EMULATORS if shutil.which(name)), None)
+    found = emulator_path()
     if found is None:
         unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
     if shutil.which(COMPILER) is None:

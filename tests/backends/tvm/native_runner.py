@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ import numpy as np
 import pytest
 
 from edgevit.backends.tvm.native import build_runner
+from edgevit.backends.tvm.process import SYSROOT, emulator_path
 from edgevit.errors import RuntimeMissingError
 
-EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
-SYSROOT = "/usr/aarch64-linux-gnu"
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
@@ -60,7 +58,7 @@ def here(folder: Path) -> Native:
 
 def emulated(folder: Path) -> Native:
     """For aarch64, under qemu's user mode with Debian's libraries for the cross compiler."""
-    found = next((name for name in EMULATORS if shutil.which(name)), None)
+    found = emulator_path()
     if found is None:
         unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
     try:

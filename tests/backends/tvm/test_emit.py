@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -182,15 +181,14 @@ def test_bad_images_are_refused() -> None:
         model.run(np.zeros((1, 32, 32, 3), np.float32))
 
 
-@pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
 @pytest.mark.parametrize(
     "name", ["deit_tiny_patch16_224.fb_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"], ids=("deit", "vit")
 )
-def test_real_models(name: str) -> None:
+def test_real_models(data: Path, name: str) -> None:
     from edgevit.models.resolve import resolve
     from tests.models.real import real_images
 
-    program = resolve(name, weights=Path(os.environ["EDGEVIT_DATA"]) / f"{name}.safetensors")
+    program = resolve(name, weights=data / f"{name}.safetensors")
     model = runner(program)
     # Measured: 2.1e-5 (DeiT-Ti) and 7.4e-6 (ViT-Ti) of the logits' deviation.
     tolerance = replace(TIGHT, max_error=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -208,15 +207,14 @@ def test_plans_may_name_no_linear_at_all() -> None:
     )
 
 
-@pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
 @pytest.mark.parametrize(
     "name", ["deit_tiny_patch16_224.fb_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"], ids=("deit", "vit")
 )
-def test_real_models(name: str) -> None:
+def test_real_models(data: Path, name: str) -> None:
     from edgevit.models.resolve import resolve
     from tests.models.real import real_images
 
-    program = resolve(name, weights=Path(os.environ["EDGEVIT_DATA"]) / f"{name}.safetensors")
+    program = resolve(name, weights=data / f"{name}.safetensors")
     images = real_images(8)
     runs = [taps(assemble(program, gating="open", taps=True))]
     ranges = observe(program.spec, runs, [image[None] for image in images[2:]])

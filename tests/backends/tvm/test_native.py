@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from dataclasses import replace
@@ -254,14 +253,13 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert fetched == [first.name, second.name] * 2
 
 
-@pytest.mark.skipif(not os.environ.get("EDGEVIT_DATA"), reason="EDGEVIT_DATA names no folder with real weights")
-def test_memory_of_a_real_gated_model(x86: Native, tmp_path: Path) -> None:
+def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -> None:
     """Loading reads no weights; a run reads each once, from pages of the file."""
     from edgevit.models.resolve import resolve
     from edgevit.spec import GateSpec
 
     name = "deit_tiny_patch16_224.fb_in1k"
-    program = resolve(name, weights=Path(os.environ["EDGEVIT_DATA"]) / f"{name}.safetensors")
+    program = resolve(name, weights=data / f"{name}.safetensors")
     gate = GateSpec(pool="prefix", threshold=0.0)
     spec = replace(program.spec, branches=tuple(replace(b, gate=gate) for b in program.spec.branches))
     rng = np.random.default_rng(0)
