@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import interleave, ratio
-from benchmarks.usdc import COMPRESSED, data
+from benchmarks.usdc import COMPRESSED, SIZE, data
 from edgevit.data.labelled import open_labelled
 from edgevit.models.program import Program, load_program
 from edgevit.models.vit import Vit
@@ -84,8 +84,8 @@ def table(report: Report) -> str:
         "",
         f"`{report.command}`",
         "",
-        f"Joint stage, ViT-Ti at 64 x 64, batch {report.batch}, float32, one thread: {report.step_cpu_ms:.0f} ms of "
-        f"CPU, {report.images_per_cpu_s:.0f} images per CPU second (median of {report.runs}).",
+        f"Joint stage, ViT-Ti at {SIZE} x {SIZE}, batch {report.batch}, float32, one thread: {report.step_cpu_ms:.0f} "
+        f"ms of CPU, {report.images_per_cpu_s:.0f} images per CPU second (median of {report.runs}).",
         "",
         "| operator | share of CPU time | calls |",
         "| --- | ---: | ---: |",
@@ -105,6 +105,7 @@ def table(report: Report) -> str:
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(dense: Path, batch: int, runs: int, out: Path) -> None:
     """Profile one step and compare."""
+    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     step = joint_step(load_program(dense), batch)
     step(True)
