@@ -42,10 +42,10 @@ from edgevit.quantspec import QuantPlan
 from edgevit.targets import Target, missing_flags
 from edgevit.verify.accuracy import AccuracyResult, Fraction, check_accuracy, fraction
 from edgevit.verify.coverage import check_coverage
-from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity
+from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity, drawn_paths
 from edgevit.verify.skip import Trace, check_skip_nodes, check_skip_time
 
-PARITY_IMAGES = 2
+PARITY_RUNS, MOST_PARITY_IMAGES = 24, 8
 SKIP_IMAGES = 2
 EMULATED_IMAGES = 4  # each takes seconds
 SKIP_MARGIN = 0.15
@@ -193,7 +193,9 @@ def _linear_kernels(case: Case, plan: QuantPlan) -> tuple[tuple[str, bool], ...]
 
 def _parity(case: Case, runner: Runner) -> Claim:
     """Against the float model always; a quantized build also against its own graph, computed as written."""
-    images = case.calibration.images[: 1 if case.elsewhere else PARITY_IMAGES]
+    gates = sum(b.gate is not None for b in case.program.spec.branches)
+    several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn_paths(gates)))
+    images = case.calibration.images[: 1 if case.elsewhere else several]
     efforts = case.efforts if case.elsewhere else None
     floats = reference_with_margins(assemble(case.program))
     exact = case.plan is None and case.target.inference_precision == "f32"

@@ -117,6 +117,14 @@ def check_parity(
     return ParityResult(paths=results, tolerance=tolerance)
 
 
+def drawn_paths(gates: int) -> int:
+    """How many paths lie between the first gate's opening and the last one's and are worth drawing; none for one gate.
+
+    A drawn effort between two images' limits of a single gate shows no new path, only rounding near a limit.
+    """
+    return min(DRAWN, 2 * max(gates - 1, 0))
+
+
 def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     """Efforts of the paths to compare: as calibrated, all open, all skipped, and drawn ones in between.
 
@@ -128,7 +136,8 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     if not np.isfinite(at_open).any():
         return {"real": 0.0}
     first, last = -at_skipped[np.isfinite(at_skipped)].max(), -at_open.min()
-    steps = np.linspace(first, last, DRAWN + 2)[1:-1]
+    drawn_count = drawn_paths(int(np.isfinite(reference(images[:1], PROBE)[2]).sum()))
+    steps = np.linspace(first, last, drawn_count + 2)[1:-1]
     drawn = {f"drawn_{index + 1}": float(effort) for index, effort in enumerate(steps)}
     return {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, **drawn}
 

@@ -14,7 +14,7 @@ from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import ParityError
 from edgevit.lower.assemble import assemble
 from edgevit.serial import to_data
-from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, Tolerance, check_parity, paths
+from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, Tolerance, check_parity, drawn_paths, paths
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
@@ -49,6 +49,18 @@ def test_int8_computes_the_quantized_graph(name: str, tmp_path: Path) -> None:
     quantized = reference_with_margins(model, optimised=False)
     result = check_parity(quantized, runner(model, tmp_path, name), IMAGES, QUANTIZED)
     assert float(np.median([p.error for p in result.paths])) < 0.02
+
+
+@pytest.mark.parametrize(("gates", "drawn"), [(0, 0), (1, 0), (2, 2), (5, 8), (6, 9), (24, 9)])
+def test_few_gates_have_few_paths_in_between(gates: int, drawn: int) -> None:
+    assert drawn_paths(gates) == drawn
+
+
+def test_a_single_gate_is_compared_where_it_decides_and_not_at_its_limit() -> None:
+    branches = PROGRAM.spec.branches
+    kept = tuple(b if i == 2 else replace(b, gate=None) for i, b in enumerate(branches))
+    single = PROGRAM.with_weights({}, replace(PROGRAM.spec, branches=kept))
+    assert list(paths(reference_with_margins(assemble(single)), IMAGES)) == ["real", "all_open", "all_skipped"]
 
 
 def test_a_clipping_scale_is_caught_against_the_quantized_graph(tmp_path: Path) -> None:
