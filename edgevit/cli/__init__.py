@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -14,7 +17,7 @@ from edgevit.cli.exit_codes import exit_codes
 from edgevit.errors import EdgevitError
 
 COMMANDS = ("compress", "build", "profile", "report", "verify", "device", "targets", "models", "doctor")
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
 
 EXAMPLE = """\b
 Example:
@@ -63,7 +66,8 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; every error raised on purpose is one message on stderr."""
     try:
-        result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
+        with _cleaning_up():
+            result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
     except click.Abort:
         click.echo("edgevit: stopped; nothing half-written was left.", err=True)
         return INTERRUPTED
@@ -74,3 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"edgevit: {error}", err=True)
         return error.exit_code
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Let a request to end (SIGTERM) unwind like Ctrl-C: what runs elsewhere is stopped, temporary folders go."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

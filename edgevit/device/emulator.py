@@ -5,12 +5,14 @@ Emulation tells what a processor computes and which instructions it executes, ne
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +21,8 @@ from edgevit.errors import DeviceError
 
 SCHEME = "qemu:"
 LAST_WORDS = 300
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # here, because nothing may be loaded between fork and exec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ class Userland:
         python: the user land's Python, below `folder`.
         plugin: the compiled instruction counter, None where qemu or a C compiler does not allow it.
         uncounted: why there is none.
+        accountant: the compiled accountant of the heap, None where there is no cross compiler.
+        unaccounted: why there is none.
         runtimes: backends that run there.
         packages: what is in it, name to version.
     """
@@ -87,6 +93,8 @@ class Userland:
     python: str
     plugin: Path | None
     uncounted: str
+    accountant: Path | None
+    unaccounted: str
     runtimes: tuple[str, ...]
     packages: Mapping[str, str]
 
@@ -94,6 +102,15 @@ class Userland:
     def site(self) -> Path:
         """Where its Python packages lie."""
         return self.folder / "site"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counter:
+    """What the instruction counter writes, see `count.c`: no file of blocks and no caches if they are not asked for."""
+
+    out: Path
+    blocks: Path | None = None
+    caches: str = ""
 
 
 def parse(device: str) -> Cpu:
@@ -116,7 +133,8 @@ def run(
     *,
     folder: Path,
     paths: Sequence[Path] = (),
-    counts: Path | None = None,
+    counts: Counter | None = None,
+    heap: bool = False,
     timeout_s: float,
 ) -> subprocess.CompletedProcess[str]:
     """Run the user land's Python on an emulated processor.
@@ -127,14 +145,14 @@ def run(
         arguments: of Python.
         folder: the working folder; nothing else is written.
         paths: more folders of Python modules, searched after the user land's own.
-        counts: file for the instruction counter; None runs without it.
+        counts: files for the instruction counter; None runs without it.
+        heap: let the accountant count the heap, where there is one.
         timeout_s: when to give up.
 
     Raises:
         DeviceError: time is up, or qemu itself failed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgevit-qemu-") as prefix:
-        command = [*_qemu(userland, cpu, Path(prefix)), *_plugin(userland, counts)]
+    with started(userland, cpu, counts, heap=heap) as command:
         # By its own path, which stays the same, so that modules compiled once are found again.
         command += [str(userland.folder / "root/usr/bin" / userland.python)]
         command += ["-X", f"pycache_prefix={userland.folder / 'pycache'}"]
@@ -148,6 +166,7 @@ def run(
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         try:
             out, err = process.communicate(timeout=timeout_s)
@@ -163,6 +182,24 @@ def run(
     if process.returncode < 0:
         raise DeviceError(f"qemu ended by signal {-process.returncode} on {cpu.name}: {last_words(err)}")
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextmanager
+def started(userland: Userland, cpu: Cpu, counts: Counter | None = None, *, heap: bool = False) -> Iterator[list[str]]:
+    """The command that starts the emulator, up to the program of its guest; it holds as long as the context."""
+    with tempfile.TemporaryDirectory(prefix="edgevit-qemu-") as prefix:
+        preload = []
+        if heap and userland.accountant is not None:
+            # qemu parts variables at commas: by a name that surely has none.
+            link = Path(prefix) / "heap.so"
+            link.symlink_to(userland.accountant)
+            preload = ["-E", f"LD_PRELOAD={link}"]
+        yield [*_qemu(userland, cpu, Path(prefix)), *_plugin(userland, counts), *preload]
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process, the emulator to be, when the one that started it ends, however it does."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def last_words(text: str) -> str:
@@ -196,13 +233,19 @@ def _qemu(userland: Userland, cpu: Cpu, prefix: Path) -> list[str]:
     return [str(userland.emulator), "-cpu", cpu.qemu, "-L", str(prefix), "-U", "LD_LIBRARY_PATH"]
 
 
-def _plugin(userland: Userland, counts: Path | None) -> list[str]:
+def _plugin(userland: Userland, counts: Counter | None) -> list[str]:
     if counts is None:
         return []
     if userland.plugin is None:
         raise DeviceError(f"no instructions can be counted: {userland.uncounted}")
-    plugin, out = (str(path).replace(",", ",,") for path in (userland.plugin, counts))
-    return ["-plugin", f"{plugin},out={out}"]
+    option = f"{_quoted(userland.plugin)},out={_quoted(counts.out)}"
+    option += f",blocks={_quoted(counts.blocks)}" if counts.blocks else ""
+    option += f",caches={counts.caches}" if counts.caches else ""
+    return ["-plugin", option]
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace(",", ",,")
 
 
 def _environment(userland: Userland, paths: Sequence[Path], folder: Path) -> dict[str, str]:
