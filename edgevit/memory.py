@@ -45,7 +45,7 @@ def static_for(spec: ProgramSpec, target: Target, limit_bytes: int) -> float:
     if floor is None:
         raise BudgetError(
             f"target {target.name} runs on {target.backend}, which has no memory bound; give --memory with a target on "
-            "onnxruntime, or --static"
+            "onnxruntime or tvm, or --static"
         )
     if floor > limit_bytes:
         raise BudgetError(

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
+from edgevit.backends import tvm
 from edgevit.backends.onnxruntime import externalise
-from edgevit.bound.onnxruntime import bound
+from edgevit.bound import onnxruntime as ort_bound
+from edgevit.bound import tvm as tvm_bound
 from edgevit.errors import BudgetError
 from edgevit.lower.assemble import assemble
 from edgevit.models.macs import macs_by_branch, total_macs
@@ -29,14 +30,16 @@ BISECTIONS = 24
 class Prediction:
     """Bytes, MACs per image, and how many Linears would be int8.
 
-    `bound_bytes` is ONNX Runtime's memory bound of the predicted graph; None for a runtime without one.
-    `expected_macs` is None for a Program with gates of its own: how often they open only images tell.
+    `model_bytes` is what `holds` says: the code of a TVM build only a compiler can tell. `bound_bytes` is the memory
+    bound of the predicted structure; None for a runtime without one. `expected_macs` is None for a Program with gates
+    of its own: how often they open only images tell.
     """
 
     model: str
     target: str
     float_bytes: int
     model_bytes: int
+    holds: str
     dense_macs: int
     all_open_macs: int
     expected_macs: float | None
@@ -50,20 +53,22 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
 
     Raises:
         BudgetError: the stem and the head alone cost more than the budget.
+        RuntimeMissingError: TVM's kernels are laid out by TVM, which is not installed.
     """
     spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
     names = linear_names(spec)
-    model = _model(spec, target)
+    model_bytes, bound = _memory(spec, target)
     everything = total_macs(spec)
     return Prediction(
         model=program.spec.name,
         target=target.name,
         float_bytes=4 * sum(a.size for a in program.weights.values()),
-        model_bytes=sum(len(part) for part in externalise(model)),
+        model_bytes=model_bytes,
+        holds="weights; code comes on top" if target.backend == "tvm" else "weights and graph",
         dense_macs=total_macs(program.spec),
         all_open_macs=everything,
         expected_macs=None if program.spec.gated and gate == 1.0 else everything * gate,
-        bound_bytes=bound(model).total_bytes if target.backend == "onnxruntime" else None,
+        bound_bytes=bound,
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),
     )
@@ -71,11 +76,11 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
 
 def bound_bytes(spec: ProgramSpec, target: Target) -> int | None:
     """The memory bound of a build of this structure for `target`; None for a runtime without one."""
-    return bound(_model(spec, target)).total_bytes if target.backend == "onnxruntime" else None
+    return _memory(spec, target)[1]
 
 
-def _model(spec: ProgramSpec, target: Target) -> onnx.ModelProto:
-    """The lowered model with zeros for weights, every Linear int8 where the target computes so."""
+def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
+    """(bytes of the model, memory bound if there is one), with zeros for weights."""
     plan = None
     if target.int8:
         plan = QuantPlan(
@@ -84,7 +89,14 @@ def _model(spec: ProgramSpec, target: Target) -> onnx.ModelProto:
             weight_bits=target.weight_bits,
         )
     zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
-    return assemble(Program(spec=spec, weights=zeros), plan)
+    program = Program(spec=spec, weights=zeros)
+    if target.backend == "tvm":
+        laid = tvm.predict(program, plan, target)
+        bound = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
+        return laid.weights, bound.total_bytes
+    model = assemble(program, plan)
+    size = sum(len(part) for part in externalise(model))
+    return size, ort_bound.bound(model).total_bytes if target.backend == "onnxruntime" else None
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:

@@ -20,7 +20,8 @@ from edgevit import ondevice, pipeline, proof
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import Claim
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
-from edgevit.targets import load_target
+from edgevit.predict import predict
+from edgevit.targets import Target, load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.backends.tvm.native_runner import unavailable
 from tests.test_pipeline import RECIPE, image_set
@@ -36,7 +37,7 @@ HERE, BOARD = "x86-64-v3-tvm", "cortex-a72-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
-SOURCES = {f"runner/source/{name}" for name in ("runner.cc", "manifest.h", "machine.h")}
+SOURCES = {f"runner/source/{name}" for name in ("runner.cc", "manifest.h", "machine.h", "process.h")}
 
 
 def build(folder: Path, target: str = HERE) -> pipeline.Built:
@@ -82,6 +83,17 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     memory = manifest.bound
     assert memory.proven and "held by fresh processes on 3" in held["bound"]
     assert memory.bound_bytes == memory.weights_bytes + memory.arena_bytes
+
+
+def assert_predicted(built: pipeline.Built, target: Target) -> None:
+    predicted = predict(PROGRAM, target)
+    assert predicted.bound_bytes == built.manifest.bound.bound_bytes
+    assert predicted.model_bytes == (built.folder / "model.weights").stat().st_size
+    assert predicted.int8_linears == sum(b.int8_linears for b in built.manifest.branches) + 2 * target.int8
+
+
+def test_a_dry_run_predicts_what_is_built(built: pipeline.Built) -> None:
+    assert_predicted(built, load_target(HERE))
 
 
 def test_no_file_names_the_place_it_was_made_at(built: pipeline.Built) -> None:
@@ -211,8 +223,9 @@ def test_an_int8_target_is_int8_in_the_code(tmp_path: Path, monkeypatch: pytest.
     target = replace(load_target(HERE), int8=True, weight_bits=7, min_agreement=0.0, max_top1_drop=1.0)
     built = pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "bundle", recipe=RECIPE)
     held = summaries(built.manifest)
-    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 12 paths" in held["parity"]
+    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 9 paths" in held["parity"]
     assert not (built.folder / backend.KERNELS).exists()
+    assert_predicted(built, target)
     monkeypatch.setattr(counts, "count", lambda *_: 0)
     with pytest.raises(CoverageError, match="0 of 10 Gemm int8"):
         pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "other", recipe=RECIPE)

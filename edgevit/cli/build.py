@@ -71,7 +71,7 @@ def _prediction(p: Prediction) -> str:
     expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else "fewer as its gates close"
     return (
         f"{p.model} for {p.target}, predicted:\n"
-        f"  model       {p.model_bytes / 1e6:.2f} MB (float weights now: {p.float_bytes / 1e6:.2f} MB)\n"
+        f"  model       {p.model_bytes / 1e6:.2f} MB of {p.holds} (float weights now: {p.float_bytes / 1e6:.2f} MB)\n"
         f"  MACs        {p.all_open_macs / 1e6:.0f} M all open, {expected} "
         f"(now {p.dense_macs / 1e6:.0f} M)\n"
         f"  memory      {bound}\n"

@@ -26,6 +26,8 @@ from edgevit.serial import dumps, write_atomic
 if TYPE_CHECKING:
     from edgevit.backends import Source
     from edgevit.backends.tvm.schedules import Isa
+    from edgevit.models.program import Program
+    from edgevit.quantspec import QuantPlan
     from edgevit.targets import Target
 
 NAME = "tvm"
@@ -129,6 +131,28 @@ def memory(folder: Path) -> Memory:
         BundleError: the library cannot be read.
     """
     return bound(read(folder / LIBRARY), read_manifest(folder / MANIFEST))
+
+
+def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
+    """The same, laid out without compiling; a build of other weights in the same structure is exactly as large.
+
+    Raises:
+        RuntimeMissingError: no TVM, or an unusable one.
+        TargetError: no kernels for the target.
+    """
+    require()
+    from edgevit.backends.tvm.emit import chain
+    from edgevit.backends.tvm.schedules import default_tile
+    from edgevit.backends.tvm.stages import Stages
+
+    stages, image = Stages(program, isa_of(target), default_tile, plan), program.spec.image
+    weights = sum(stage.weights.nbytes for step in chain(stages) for stage in step.stages)
+    return Memory(
+        arena=4 * stages.arena.size,
+        inputs=image.height * image.width * 3 + 4,
+        outputs=4 * program.spec.head.classes + len(program.spec.branches),
+        weights=weights,
+    )
 
 
 def touched(folder: Path, image: np.ndarray, effort: float) -> tuple[int | None, np.ndarray]:

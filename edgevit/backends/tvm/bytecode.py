@@ -65,10 +65,9 @@ def bound(shipped: Shipped, manifest: Manifest) -> Memory:
     allocators = sorted(name for name in shipped.symbols if ALLOCATOR.search(name))
     if allocators:
         raise BoundError(f"kernels of the library can allocate, by {', '.join(allocators)}: no memory bound")
-    image = manifest.height * manifest.width * 3
     return Memory(
         arena=4 * manifest.arena,
-        inputs=image + 4,
+        inputs=manifest.height * manifest.width * 3 + 4,
         outputs=4 * manifest.classes + manifest.branches,
         weights=4 * sum(p.elements for p in manifest.weights),
     )

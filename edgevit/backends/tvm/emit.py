@@ -52,6 +52,11 @@ class Step:
     body: Stage | None = None
     otherwise: Stage | None = None
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those that there are."""
+        return tuple(stage for stage in (self.gate, self.body, self.otherwise) if stage is not None)
+
 
 def lower(
     program: Program,
@@ -70,8 +75,14 @@ def lower(
         gating: whether gates decide.
         choose: the register tile for a product's shape.
     """
-    spec = program.spec
     stages = Stages(program, isa, choose, plan)
+    steps = chain(stages, gating=gating)
+    return _Writer(program.spec, isa, stages.arena.size).write(steps)
+
+
+def chain(stages: Stages, *, gating: bool = True) -> list[Step]:
+    """The main chain of a Program; only after it the size of the stages' arena is known."""
+    spec = stages.spec
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)
     for index, (branch, kept, read) in enumerate(zip(spec.branches, rows, rows_in(spec), strict=True)):
@@ -82,7 +93,7 @@ def lower(
         gate = stages.gate(branch, index, read) if branch.gate is not None and gating else None
         steps.append(Step(gate=gate, body=stages.branch(branch, kept, read), otherwise=skip if gate else None))
     steps.append(Step(body=stages.head(rows[-1] if rows else spec.tokens)))
-    return _Writer(spec, isa, stages.arena.size).write(steps)
+    return steps
 
 
 class _Writer:
@@ -96,7 +107,7 @@ class _Writer:
         self._int8: dict[tuple[str, Counted], None] = {}
 
     def write(self, steps: Sequence[Step]) -> Lowered:
-        stages = [s for step in steps for s in (step.gate, step.body, step.otherwise) if s is not None]
+        stages = [stage for step in steps for stage in step.stages]
         functions = {stage.name: self._function(stage) for stage in stages if not stage.name.endswith(".gate")}
         # What every run reads lies together, so that pages around it bring in no closed branch's weights.
         bodies = {step.body.name for step in steps if step.gate is not None and step.body is not None}
