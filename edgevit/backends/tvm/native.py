@@ -23,7 +23,7 @@ from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.resources import user_cache
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", "manifest.h", "machine.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", "manifest.h", "machine.h", "process.h"))
 SOURCE = SOURCES[0]
 RUNNER = "runner"
 

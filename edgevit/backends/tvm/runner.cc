@@ -2,21 +2,22 @@
 //
 //   runner FOLDER IMAGE [--effort X] [--runs N] [--top K]
 //   runner FOLDER - [--top K] [--trace]
+//   runner FOLDER IMAGES --plan FILE [--top K] [--trace]
 //
 // FOLDER holds model.so, model.weights and model.json. IMAGE is raw uint8 RGB, row by row, of exactly the model's size,
 // or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. With - the images come over
 // standard input until it ends, each behind its own effort, a float32, and each is answered by a line; --trace adds every call inside
-// the run to it: how deep, its name, whose weights it was given (their index, or -1), and its time. Needs the headers of tvm_ffi,
+// the run to it: how deep, its name, whose weights it was given (their index, or -1), its time, and in the first run, by
+// how many bytes the process had grown after it. With --plan, IMAGES is raw images one behind the other, and FILE has a line per run, `INDEX EFFORT`; the first line of the answer tells of
+// loading, and one follows per run. --cpus 0,2 holds the process to CPUs. Needs the headers of tvm_ffi,
 // libtvm_runtime.so and libtvm_ffi.so, nothing else. Everything that can be checked is checked before the library is
 // loaded, since loading already executes code from it.
 //
 // Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image, 18 the runtime, 19 the model's files or
 // this machine.
 #include <fcntl.h>
-#include <malloc.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
@@ -31,15 +32,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <limits>
 #include <map>
 #include <numeric>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "machine.h"
 #include "manifest.h"
+#include "process.h"
 
 namespace edgevit {
 
@@ -125,13 +127,14 @@ std::string pixels(const std::string& path, const Manifest& manifest) {
 // ---- One process ----
 
 struct Options {
-  std::string folder, image;
+  std::string folder, image, plan;
   float effort = 0;
   int64_t runs = 1, top = 5;
   bool trace = false;
 };
 
-constexpr const char* kHelp = "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--top K] [--trace]";
+constexpr const char* kHelp =
+    "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--plan FILE] [--top K] [--trace] [--cpus LIST]";
 
 int64_t whole(const std::string& name, const char* text) {
   char* end = nullptr;
@@ -154,10 +157,14 @@ Options parse(int count, char** arguments) {
       options.trace = true;
       continue;
     }
-    if (name != "--effort" && name != "--runs" && name != "--top")
+    if (name != "--effort" && name != "--runs" && name != "--top" && name != "--plan" && name != "--cpus")
       fail(kUsage, "unknown option " + name + "\n" + kHelp);
     if (++i == count) fail(kUsage, name + " needs a value\n" + kHelp);
-    if (name == "--effort") {
+    if (name == "--plan") {
+      options.plan = arguments[i];
+    } else if (name == "--cpus") {
+      hold_to(arguments[i]);
+    } else if (name == "--effort") {
       char* end = nullptr;
       options.effort = std::strtof(arguments[i], &end);
       if (end == arguments[i] || *end || std::isnan(options.effort))
@@ -170,35 +177,6 @@ Options parse(int count, char** arguments) {
   options.folder = places[0];
   options.image = places[1];
   return options;
-}
-
-bool emulated() {  // qemu fakes /proc/self/exe, but not this one.
-  char path[4096];
-  const ssize_t length = readlink("/proc/thread-self/exe", path, sizeof(path));
-  return length > 0 && std::string(path, length).find("qemu") != std::string::npos;
-}
-
-int64_t told_bytes(const char* path, const std::string& field) {  // 0 where the system does not tell it
-  std::ifstream status(path);
-  for (std::string line; std::getline(status, line);)
-    if (!line.compare(0, field.size(), field)) return 1024 * std::atoll(line.c_str() + field.size());
-  return 0;
-}
-
-int64_t peak_bytes() { return told_bytes("/proc/self/status", "VmHWM:"); }
-
-// Memory of this process that is in no file: what it allocated and touched.
-int64_t anonymous_bytes() { return told_bytes("/proc/self/smaps_rollup", "Anonymous:"); }
-
-void keep_what_is_freed() {  // so that memory taken for a moment still shows at the end
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-}
-
-double cpu_ms() {
-  timespec now{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return now.tv_sec * 1e3 + now.tv_nsec * 1e-6;
 }
 
 struct Model {
@@ -222,13 +200,19 @@ struct Call {  // of a kernel, or of a function of kernels
   int depth, weights;
   std::string name;
   double ms;
+  int64_t grown;  // -1: not asked, or not told
 };
 
 struct Costs {
-  std::vector<double> times;
+  std::vector<Time> times;
   int64_t load_peak, grown;
   std::vector<Call> calls;
 };
+
+void print_times(const char* name, std::vector<Time> times, double Time::*kind) {
+  std::sort(times.begin(), times.end(), [kind](const Time& a, const Time& b) { return a.*kind < b.*kind; });
+  std::printf("\"%s\": {\"min\": %.4f, \"median\": %.4f}, ", name, times.front().*kind, times[times.size() / 2].*kind);
+}
 
 void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
   for (int64_t i = 0; i < manifest.classes; ++i)
@@ -244,22 +228,25 @@ void print(const Options& options, const Manifest& manifest, const float* logits
   std::printf("], \"runs\": %zu, ", costs.times.size());
   if (options.trace) {
     std::printf("\"calls\": [");
-    for (size_t i = 0; i < costs.calls.size(); ++i)
-      std::printf("%s[%d, \"%s\", %d, %.6f]", i ? ", " : "", costs.calls[i].depth, costs.calls[i].name.c_str(),
-                  costs.calls[i].weights, costs.calls[i].ms);
+    for (size_t i = 0; i < costs.calls.size(); ++i) {
+      const Call& call = costs.calls[i];
+      std::printf("%s[%d, \"%s\", %d, %.6f", i ? ", " : "", call.depth, call.name.c_str(), call.weights, call.ms);
+      if (call.grown >= 0) std::printf(", %lld", static_cast<long long>(call.grown));
+      std::printf("]");
+    }
     std::printf("], ");
   }
   if (emulated()) {  // Time and memory would be the emulator's.
     std::printf("\"emulated\": true}\n");
     return;
   }
-  std::vector<double>& times = costs.times;
-  std::sort(times.begin(), times.end());
+  std::printf("\"emulated\": false, ");
+  print_times("cpu_ms", costs.times, &Time::cpu_ms);
+  print_times("wall_ms", costs.times, &Time::wall_ms);
   std::printf(
-      "\"emulated\": false, \"cpu_ms\": {\"min\": %.3f, \"median\": %.3f}, \"load_peak_bytes\": %lld, "
-      "\"peak_bytes\": %lld, \"grown_bytes\": %lld}\n",
-      times.front(), times[times.size() / 2], static_cast<long long>(costs.load_peak),
-      static_cast<long long>(peak_bytes()), static_cast<long long>(costs.grown));
+      "\"load_peak_bytes\": %lld, \"peak_bytes\": %lld, \"grown_bytes\": %lld, \"resident_bytes\": %lld}\n",
+      static_cast<long long>(costs.load_peak), static_cast<long long>(peak_bytes()),
+      static_cast<long long>(costs.grown), static_cast<long long>(resident_bytes()));
 }
 
 // A loaded model with the memory that it runs in.
@@ -286,19 +273,32 @@ class Session {
   }
 
   void load(bool trace) {
+    started = resident_bytes();
+    const Time begin = now();
     model_.emplace(load_model(library_));
+    load_ms = now().wall_ms - begin.wall_ms;
     for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
     if (trace) watch();
     load_peak = peak_bytes();
+    loaded = resident_bytes();
     keep_what_is_freed();
+    before_ = anonymous_bytes();
   }
 
-  double run() {  // CPU time in ms
+  Time run() {
     calls.clear();
-    const double begin = cpu_ms();
     ffi::Any result;
+    mark(kBegin);
+    const Time begin = now();
     model_->main.CallPacked(arguments_.data(), static_cast<int32_t>(arguments_.size()), &result);
-    return cpu_ms() - begin;
+    const Time end = now();
+    mark(kEnd);
+    fresh_ = false;
+    return {end.wall_ms - begin.wall_ms, end.cpu_ms - begin.cpu_ms};
+  }
+
+  int64_t grown() const {  // bytes since loading; -1: not told
+    return before_ ? anonymous_bytes() - before_ : -1;
   }
 
   int64_t image_bytes() const { return 3 * manifest.height * manifest.width; }
@@ -307,7 +307,8 @@ class Session {
   char* image;
   float *effort, *logits;
   uint8_t* gates;
-  int64_t load_peak = 0;
+  int64_t load_peak = 0, started = 0, loaded = 0;
+  double load_ms = 0;
   std::vector<Call> calls;
 
  private:
@@ -316,11 +317,13 @@ class Session {
     auto told = [this](ffi::PackedArgs args, ffi::Any*) {
       if (!args[2].cast<bool>()) {
         Call& done = calls[open_.back()];
-        done.ms = cpu_ms() - done.ms;
+        done.ms = now().cpu_ms - done.ms;
+        // What a process allocates and touches it keeps, so that only the first run shows it; asking takes its time.
+        if (fresh_ && done.name.compare(0, 3, "vm.")) done.grown = grown();
         open_.pop_back();
         return;
       }
-      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), cpu_ms()};
+      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), now().cpu_ms, -1};
       for (int i = 4; i < args.size() && begun.weights < 0; ++i) {
         const auto given = args[i].try_cast<ffi::Tensor>();
         const bool none = !given || !given->defined();  // a None is a tensor too
@@ -334,6 +337,8 @@ class Session {
   }
 
   std::string library_;
+  int64_t before_ = 0;
+  bool fresh_ = true;
   std::map<const void*, int> places_;  // of the weights, to their index in the manifest
   std::vector<size_t> open_;           // calls that have begun and not ended
   std::vector<ffi::Tensor> tensors_;
@@ -347,30 +352,48 @@ void run_one(const Options& options, Session& session) {
   *session.effort = options.effort;
   session.load(options.trace);
   Costs costs{{}, session.load_peak, 0, {}};
-  const int64_t before = anonymous_bytes();  // 0: not told
   for (int64_t i = 0; i < options.runs; ++i) costs.times.push_back(session.run());
-  costs.grown = before ? anonymous_bytes() - before : -1;
+  costs.grown = session.grown();
   costs.calls = session.calls;
+  print(options, session.manifest, session.logits, session.gates, costs);
+}
+
+void answer(const Options& options, Session& session) {
+  const Time time = session.run();
+  const Costs costs{{time}, session.load_peak, session.grown(), session.calls};
   print(options, session.manifest, session.logits, session.gates, costs);
 }
 
 void run_stream(const Options& options, Session& session) {
   session.load(options.trace);
   const size_t bytes = session.image_bytes();
-  const int64_t before = anonymous_bytes();  // 0: not told
   while (const size_t begun = std::fread(session.effort, 1, sizeof(float), stdin)) {
     if (begun != sizeof(float) || std::fread(session.image, 1, bytes, stdin) != bytes)
       fail(kImage, "standard input ended inside an image of " + std::to_string(bytes) + " bytes");
     if (std::isnan(*session.effort)) fail(kImage, "an effort must be a number, got nan");
-    const double time = session.run();
-    const int64_t grown = before ? anonymous_bytes() - before : -1;
-    print(options, session.manifest, session.logits, session.gates, {{time}, session.load_peak, grown, session.calls});
+    answer(options, session);
     std::fflush(stdout);
   }
 }
 
+void run_plan(const Options& options, Session& session) {
+  std::istringstream plan(read_file(options.plan, kImage));
+  std::ifstream images(options.image, std::ios::binary);
+  session.load(options.trace);
+  std::printf("{\"load_ms\": %.4f, \"started_bytes\": %lld, \"loaded_bytes\": %lld}\n", session.load_ms,
+              static_cast<long long>(session.started), static_cast<long long>(session.loaded));
+  for (int64_t index = 0; plan >> index >> *session.effort;) {
+    images.seekg(index * session.image_bytes());
+    if (!images.read(session.image, session.image_bytes()))
+      fail(kImage, options.image + " has no image " + std::to_string(index));
+    answer(options, session);
+  }
+  if (!plan.eof()) fail(kImage, options.plan + " is no plan: a line per run, with an image's index and an effort");
+}
+
 void run(const Options& options) {
   Session session(options);
+  if (!options.plan.empty()) return run_plan(options, session);
   options.image == "-" ? run_stream(options, session) : run_one(options, session);
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Kernels that multiply matrices, by the name that the stages give them.
 OPERATORS = {
@@ -21,11 +22,15 @@ OUTSIDE = "main"
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One kernel call. `stage` is whose weights it reads, e.g. `b00_mhsa` or `b00_mhsa.gate`; `main`: nobody's."""
+    """One kernel call. `stage` is whose weights it reads, e.g. `b00_mhsa` or `b00_mhsa.gate`; `main`: nobody's.
+
+    `grown_bytes` is by how much the process had grown after it since loading, told of its first run only.
+    """
 
     stage: str
     kernel: str
     ms: float
+    grown_bytes: int | None = None
 
     @property
     def node(self) -> tuple[str, str]:
@@ -35,17 +40,19 @@ class Call:
         return name, OPERATORS.get(self.kernel, self.kernel)
 
 
-def kernel_calls(told: Sequence[tuple[int, str, int, float]], weights: Sequence[str]) -> tuple[Call, ...]:
+def kernel_calls(told: Sequence[tuple[Any, ...]], weights: Sequence[str]) -> tuple[Call, ...]:
     """The kernels among the calls of one run, in order.
 
     Args:
-        told: (how deep, name, index of the weights it was given or -1, milliseconds) of every call as it begins.
+        told: (how deep, name, index of the weights it was given or -1, milliseconds, bytes grown where that is told)
+            of every call as it begins.
         weights: names of the weights, in order.
     """
     found, around = [], [OUTSIDE]
-    for depth, name, index, ms in told:
+    for depth, name, index, ms, *grown in told:
         stage = weights[index] if index >= 0 else around[depth]
         around[depth + 1 :] = [stage]
         if not name.startswith((BUILTIN, FUNCTION)):
-            found.append(Call(stage=stage, kernel=re.sub(r"_\d+$", "", name), ms=ms))
+            kernel = re.sub(r"_\d+$", "", name)
+            found.append(Call(stage=stage, kernel=kernel, ms=ms, grown_bytes=grown[0] if grown else None))
     return tuple(found)

@@ -1,0 +1,86 @@
+// This process: its clock, its memory, the CPUs it may use, and whether an emulator plays the machine.
+#ifndef EDGEVIT_PROCESS_H_
+#define EDGEVIT_PROCESS_H_
+
+#include <malloc.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "manifest.h"
+
+namespace edgevit {
+
+inline bool emulated() {  // qemu fakes /proc/self/exe, but not this one.
+  static const bool found = [] {
+    char path[4096];
+    const ssize_t length = readlink("/proc/thread-self/exe", path, sizeof(path));
+    return length > 0 && std::string(path, length).find("qemu") != std::string::npos;
+  }();
+  return found;
+}
+
+// A system call that no kernel knows: what counts instructions in an emulator hears it (edgevit/device/count.c).
+constexpr long kMark = 0x7ffe;
+enum Mark { kBegin = 1, kEnd = 2 };
+inline void mark(Mark what) {
+  if (emulated()) syscall(kMark, what);
+}
+
+inline int64_t told_bytes(const char* path, const std::string& field) {  // 0 where the system does not tell it
+  std::ifstream status(path);
+  for (std::string line; std::getline(status, line);)
+    if (!line.compare(0, field.size(), field)) return 1024 * std::atoll(line.c_str() + field.size());
+  return 0;
+}
+
+inline int64_t peak_bytes() { return told_bytes("/proc/self/status", "VmHWM:"); }
+
+inline int64_t resident_bytes() { return told_bytes("/proc/self/status", "VmRSS:"); }
+
+// Memory of this process that is in no file: what it allocated and touched.
+inline int64_t anonymous_bytes() { return told_bytes("/proc/self/smaps_rollup", "Anonymous:"); }
+
+inline void keep_what_is_freed() {  // so that memory taken for a moment still shows at the end
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+}
+
+struct Time {
+  double wall_ms, cpu_ms;  // the second of all threads of this process
+};
+
+inline Time now() {
+  timespec wall{}, cpu{};
+  clock_gettime(CLOCK_MONOTONIC, &wall);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
+  return {wall.tv_sec * 1e3 + wall.tv_nsec * 1e-6, cpu.tv_sec * 1e3 + cpu.tv_nsec * 1e-6};
+}
+
+inline void hold_to(const std::string& cpus) {  // numbers with commas between them
+  cpu_set_t chosen;
+  CPU_ZERO(&chosen);
+  const char* at = cpus.c_str();
+  do {
+    char* end = nullptr;
+    const long cpu = std::strtol(at, &end, 10);
+    if (end == at || cpu < 0 || cpu >= CPU_SETSIZE || (*end && *end != ','))
+      fail(kUsage, "--cpus must be numbers with commas between them, got " + cpus);
+    CPU_SET(cpu, &chosen);
+    at = *end ? end + 1 : end;
+  } while (*at);
+  if (sched_setaffinity(0, sizeof(chosen), &chosen))
+    fail(kUsage, "this machine offers none of the CPUs " + cpus + ": " + std::strerror(errno));
+}
+
+}  // namespace edgevit
+
+#endif  // EDGEVIT_PROCESS_H_
