@@ -329,11 +329,16 @@ class ImagesUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenParity:
-    """A golden input run again: the largest absolute logit difference, and what the manifest allows; gates equal."""
+    """A golden input run again: the largest absolute logit difference, what the manifest allows, and the gates."""
 
     path: PathName
     logit_error: float
     allowed: float
+    gates_equal: bool = True
+
+    @property
+    def held(self) -> bool:
+        return self.gates_equal and self.logit_error <= self.allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,11 +354,52 @@ class PathInstructions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathCycles:
+    """Cycles one inference is estimated to take on one path: at least and at most, as the estimate's assumptions say.
+
+    `lower_cycles` is the mean over `images`; `misses`, of each data cache, are counted in one of them.
+    """
+
+    path: PathName
+    images: int
+    lower_cycles: float
+    upper_cycles: float
+    misses: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleEstimate:
+    """A range of cycles from executed blocks and a model of the core: an estimate with assumptions, no measurement.
+
+    `covered` is the share of executed instructions that the analysed blocks hold; the rest is taken to be as fast.
+    """
+
+    tool: str
+    core: str
+    covered: float
+    assumptions: tuple[str, ...]
+    paths: tuple[PathCycles, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeapPeaks:
+    """Heap and anonymous memory of the process, over what it held before it loaded the model.
+
+    At most while loading, then held, and at most while running; the runtime's own objects are part of it.
+    """
+
+    loading_bytes: int
+    loaded_bytes: int
+    running_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Emulation:
     """What an emulated processor tells of a bundle: its results and its instructions, never its time.
 
     `skip` says what the exact check of the counts found; without counts it is empty and `uncounted` says why.
     `arena_peak_bytes` is the runtime's own figure there, `arena_bytes` the bound's for it (None: it has no arena).
+    `estimate` and `heap` are None where `unestimated` and `unaccounted` say why; `bound_bytes` is the whole bound.
     """
 
     emulator: str
@@ -364,6 +410,11 @@ class Emulation:
     uncounted: str = ""
     arena_peak_bytes: int | None = None
     arena_bytes: int | None = None
+    estimate: CycleEstimate | None = None
+    unestimated: str = ""
+    heap: HeapPeaks | None = None
+    unaccounted: str = ""
+    bound_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,8 +423,8 @@ class Measurement:
 
     `expected_*` is the mean over the images of each image's median time. `unattributed_time_ms` is what a traced
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
-    what spoils the figures. An emulated machine has no times: they are None and `paths` is empty; what edgevit's own
-    emulated device tells instead is in `emulation`.
+    what spoils the figures, `golden` how the bundle's golden inputs came out there. An emulated machine has no times:
+    they are None and `paths` is empty; what edgevit's own emulated device tells instead is in `emulation`.
     """
 
     schema: int = MEASUREMENT_SCHEMA
@@ -393,4 +444,5 @@ class Measurement:
     load_ms: float | None
     first_run_ms: float | None
     warnings: tuple[str, ...] = ()
+    golden: tuple[GoldenParity, ...] = ()
     emulation: Emulation | None = None

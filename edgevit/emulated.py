@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import __version__, emulatework, serial
-from edgevit.bound import arena
+from edgevit import __version__
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import (
     BranchFacts,
     BranchMeasurement,
     Bundle,
+    CycleEstimate,
     Emulation,
     Environment,
     GoldenParity,
     Manifest,
     Measurement,
+    PathCycles,
     PathInstructions,
-    PathName,
 )
 from edgevit.device import emulator, userland
+from edgevit.device.cores import CORES
 from edgevit.device.emulator import Cpu, Userland
+from edgevit.device.estimate import cycles_of, find_mca, mean, missing
+from edgevit.emulatedruns import Asked, Golden, Place, Worked, arena_peak, copy_program, work
 from edgevit.errors import DeviceError, ParityError
 from edgevit.measure.run import path_efforts
-from edgevit.onboard import program_files
 from edgevit.ondevice import prepare_images, target_of
 from edgevit.progress import say
 from edgevit.targets import missing_flags
@@ -44,48 +43,16 @@ MOST_IMAGES = 8
 FIXED_IMAGES = 2  # on the all-open and all-skipped paths, where every image executes the same products
 # Beside those of the images, gate patterns for the exact check: this many more than there are shapes of branches.
 MORE_PATTERNS, MOST_MORE = 4, 40
-MODULES = ("edgevit.emulatework", "edgevit.bound.arena")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Golden:
-    """A golden case as it came out there."""
+class _Found:
+    """What the processes told: `asked` of the counted runs, and those with modelled caches and counted heap."""
 
-    path: PathName
-    error: float
-    gates_equal: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What `emulatework` leaves: golden cases, the gates of every run, and the machine as its guest sees it."""
-
-    golden: tuple[Golden, ...]
-    gates: tuple[tuple[int, ...], ...]
-    environment: Environment
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A processor of the user land, the folder to work in, and what may still be taken."""
-
-    userland: Userland
-    cpu: Cpu
-    folder: Path
-    timeout_s: float
-
-    def python(
-        self, arguments: Sequence[str], folder: Path, counts: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return emulator.run(
-            self.userland,
-            self.cpu,
-            arguments,
-            folder=folder,
-            paths=(self.folder / "program",),
-            counts=counts,
-            timeout_s=self.timeout_s,
-        )
+    asked: Sequence[Asked]
+    counted: Worked
+    modelled: Worked | None
+    arena_peak_bytes: int | None
 
 
 def profile(
@@ -113,32 +80,37 @@ def profile(
     with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
         warnings = _fit(bundle.manifest, cpu, place)
         pixels, used = prepare_images(bundle, images, min(runs, MOST_IMAGES))
-        here = _Place(userland=place, cpu=cpu, folder=Path(folder), timeout_s=timeout_s)
-        _copy_program(here.folder / "program")
+        here = Place(userland=place, cpu=cpu, folder=Path(folder), timeout_s=timeout_s)
+        copy_program(here.folder / "program")
         asked = _runs(bundle.manifest, len(pixels))
         shapes = {_shape(bundle.manifest, branch) for branch in bundle.manifest.branches if branch.gated}
         more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
         say(f"Running up to {len(asked) + more} inferences on the emulated {cpu.name}")
-        answer, counted = _work(here, bundle, pixels, asked, more)
-        peak = _arena_peak(here, bundle, pixels[:1])
-        emulation, found = _emulation(bundle.manifest, here, answer, asked, counted, peak)
+        counted = work(here, bundle, pixels, asked, more=more)
+        found = _Found(
+            asked=asked,
+            counted=counted,
+            modelled=_modelled(here, bundle, pixels, asked),
+            arena_peak_bytes=arena_peak(here, bundle, pixels[:1]),
+        )
+        emulation, doubts = _emulation(bundle.manifest, here, found)
         return Measurement(
             bundle=bundle.manifest.name,
             bundle_sha256=bundle.sha256,
             edgevit=__version__,
             device="qemu",
-            environment=_environment(answer.environment, here),
+            environment=_environment(counted.answer.environment, here),
             images=used,
             paths=(),
             expected_wall_ms=None,
             expected_cpu_ms=None,
-            branches=_open_rates(bundle.manifest, asked, answer.gates),
+            branches=_open_rates(bundle.manifest, asked, counted.answer.gates),
             unattributed_time_ms=None,
             memory=None,
             process=None,
             load_ms=None,
             first_run_ms=None,
-            warnings=(*warnings, *found),
+            warnings=(*warnings, *doubts),
             emulation=emulation,
         )
 
@@ -168,105 +140,35 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _copy_program(folder: Path) -> None:
-    """The modules that run there, apart from this machine's packages."""
-    for name, content in program_files(MODULES).items():
-        assert isinstance(content, Path)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(content, folder / name)
-
-
-def _runs(manifest: Manifest, images: int) -> list[tuple[PathName | None, int, float]]:
+def _runs(manifest: Manifest, images: int) -> list[Asked]:
     """(path, image, effort) of every inference; the first one warms up, and has no path."""
-    asked: list[tuple[PathName | None, int, float]] = []
+    asked: list[Asked] = []
     for path, effort in path_efforts(manifest).items():
         count = images if path == "real" else min(images, FIXED_IMAGES)
         asked += [(path, index, effort) for index in range(count)]
     return [(None, *asked[0][1:]), *asked]
 
 
-def _work(
-    here: _Place,
-    bundle: Bundle,
-    pixels: NDArray[np.uint8],
-    asked: Sequence[tuple[PathName | None, int, float]],
-    more: int,
-) -> tuple[Answer, list[dict[str, int]]]:
-    """Run all inferences, and up to `more` that look for other gates.
+def _modelled(here: Place, bundle: Bundle, pixels: NDArray[np.uint8], asked: Sequence[Asked]) -> Worked | None:
+    """One run per path, after one that warms up, with the caches modelled and the heap counted; None if neither can be.
 
-    Returns the answer and, where they can be counted, the instructions of each inference by class.
-
-    Raises:
-        DeviceError: the runner fails there.
+    In a process of its own: the accountant executes instructions too, and every load is looked at.
     """
-    np.save(here.folder / emulatework.IMAGES, pixels, allow_pickle=False)
-    runs = [(index, effort) for _, index, effort in asked]
-    request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
-    counts = here.folder / "counts" if here.userland.plugin else None
-    done = here.python(["-m", "edgevit.emulatework", json.dumps(request)], here.folder, counts)
-    if done.returncode:
-        raise DeviceError(
-            f"the bundle does not run on the emulated {here.cpu.name}: {emulator.last_words(done.stderr)}"
-        )
-    counted: list[dict[str, int]] = []
-    if counts is not None:
-        names, *lines = (line.split() for line in counts.read_text(encoding="ascii").splitlines())
-        counted = [dict(zip(names, map(int, line), strict=True)) for line in lines]
-    answer = read_answer(here.folder / emulatework.ANSWER, bundle.manifest, len(asked))
-    if counted and len(counted) != len(answer.gates):
-        raise DeviceError(f"of {len(answer.gates)} inferences {len(counted)} were counted; set the device up again")
-    return answer, counted
-
-
-def read_answer(path: Path, manifest: Manifest, runs: int) -> Answer:
-    """Read what the bundle's runner made of it, trusting nothing.
-
-    Raises:
-        DeviceError: no answer, or one that does not fit the bundle and the number of runs at least.
-    """
-    faults: list[str] = []
-    try:
-        answer = serial.from_data(Answer, json.loads(path.read_text(encoding="utf-8")), faults, "answer")
-    except (OSError, ValueError, RecursionError) as error:
-        answer, faults = None, [str(error)]
-    if answer is not None:
-        if [case.path for case in answer.golden] != [case.path for case in manifest.golden]:
-            faults.append("golden outputs are missing")
-        if len(answer.gates) < runs or {len(gates) for gates in answer.gates} != {len(manifest.branches)}:
-            faults.append("gates do not fit the runs and branches")
-    if answer is None or faults:
-        raise DeviceError(f"the bundle's runner gives no answer that can be read: {'; '.join(faults[:3])}")
-    return answer
-
-
-def _arena_peak(here: _Place, bundle: Bundle, image: NDArray[np.uint8]) -> int | None:
-    """What the runtime's arena holds at most there, over all-open, all-skipped and real; None if it has no arena."""
-    manifest = bundle.manifest
-    if manifest.backend != "onnxruntime":
+    caches = CORES[here.cpu.name].geometry if here.userland.plugin and find_mca() else ""
+    if not caches and not here.userland.accountant:
         return None
-
-    def start(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        return here.python(arguments, folder)
-
-    settings = {key: str(value) for key, value in manifest.runtime_settings.items()}
-    measured = arena.measure_arena(bundle.folder / manifest.model, image, settings=settings, start=start)
-    return max(path.peak_bytes for path in measured)
+    firsts = list({path: run for run in reversed(asked) if (path := run[0]) is not None}.values())[::-1]
+    return work(here, bundle, pixels, [asked[0], *firsts], golden=False, caches=caches, heap=True)
 
 
-def _emulation(
-    manifest: Manifest,
-    here: _Place,
-    answer: Answer,
-    asked: Sequence[tuple[PathName | None, int, float]],
-    counted: Sequence[dict[str, int]],
-    peak: int | None,
-) -> tuple[Emulation, tuple[str, ...]]:
+def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulation, tuple[str, ...]]:
     """Hold what came against the manifest.
 
     Raises:
         ParityError: a golden output is not reproduced there.
         SkipError: the counts show that a closed branch runs.
     """
+    answer, counted, peak = found.counted.answer, found.counted.classes, found.arena_peak_bytes
     golden = _golden(manifest, here.cpu, answer.golden)
     skip, warnings = "", []
     instructions: tuple[PathInstructions, ...] = ()
@@ -278,12 +180,13 @@ def _emulation(
         shapes = [_shape(manifest, branch) if branch.gated else None for branch in manifest.branches]
         base_share = manifest.macs.all_skipped / manifest.macs.all_open
         skip = check_skip_instructions(runs, shapes, base_share).summary
-        instructions = _instructions(asked, runs)
+        instructions = _instructions(found.asked, runs)
     limit = manifest.bound.arena_bytes or None
     if peak is not None and limit is not None and peak > limit:
         warnings.append(
             f"the arena held {peak} bytes there, more than the {limit} computed for the machine that built the bundle"
         )
+    estimate, unestimated = _estimate(here, found)
     emulation = Emulation(
         emulator=here.userland.emulator_version,
         cpu=here.cpu.name,
@@ -293,8 +196,40 @@ def _emulation(
         uncounted="" if counted else here.userland.uncounted,
         arena_peak_bytes=peak,
         arena_bytes=limit,
+        estimate=estimate,
+        unestimated=unestimated,
+        heap=found.modelled.answer.heap if found.modelled else None,
+        unaccounted=here.userland.unaccounted,
+        bound_bytes=manifest.bound.bound_bytes or None,
     )
     return emulation, tuple(warnings)
+
+
+def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
+    """The range of cycles per path; without one, the reason."""
+    core, mca = CORES[here.cpu.name], find_mca()
+    if mca is None:
+        return None, missing()
+    if not found.counted.blocks or found.modelled is None:
+        return None, here.userland.uncounted
+    names = list(dict.fromkeys(path for path, _, _ in found.asked if path is not None))
+    runs = [
+        [blocks for (path, _, _), blocks in zip(found.asked, found.counted.blocks, strict=False) if path == name]
+        for name in names
+    ]
+    cycles, covered = cycles_of(mca, core, [mean(own) for own in runs])
+    paths = tuple(
+        PathCycles(
+            path=name,
+            images=len(own),
+            lower_cycles=lower,
+            upper_cycles=lower + core.stall_cycles(misses),
+            misses=misses,
+        )
+        for name, own, lower, misses in zip(names, runs, cycles, found.modelled.misses[1:], strict=True)
+    )
+    assumptions = core.assumptions()
+    return CycleEstimate(tool=mca.version, core=core.model, covered=covered, assumptions=assumptions, paths=paths), ""
 
 
 def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Golden]) -> tuple[GoldenParity, ...]:
@@ -321,9 +256,7 @@ def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
     return (branch.kind, branch.units, branch.macs, branch.int8_linears, *outliers)
 
 
-def _instructions(
-    asked: Sequence[tuple[PathName | None, int, float]], runs: Sequence[CountedRun]
-) -> tuple[PathInstructions, ...]:
+def _instructions(asked: Sequence[Asked], runs: Sequence[CountedRun]) -> tuple[PathInstructions, ...]:
     found = []
     for path in dict.fromkeys(path for path, _, _ in asked if path is not None):
         own = [(effort, run) for (name, _, effort), run in zip(asked, runs, strict=False) if name == path]
@@ -342,7 +275,7 @@ def _instructions(
 
 
 def _open_rates(
-    manifest: Manifest, asked: Sequence[tuple[PathName | None, int, float]], gates: Sequence[Sequence[int]]
+    manifest: Manifest, asked: Sequence[Asked], gates: Sequence[Sequence[int]]
 ) -> tuple[BranchMeasurement, ...]:
     real = np.array([taken for (path, _, _), taken in zip(asked, gates, strict=False) if path == "real"])
     return tuple(
@@ -353,7 +286,7 @@ def _open_rates(
     )
 
 
-def _environment(machine: Environment, here: _Place) -> Environment:
+def _environment(machine: Environment, here: Place) -> Environment:
     """The emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
     return dataclasses.replace(
         machine,

@@ -21,6 +21,7 @@ from edgevit import serial
 from edgevit.measure.host import environment, snapshot
 
 MARK, BEGIN, END = 0x7FFE, 1, 2
+MOST, BEGIN_ANEW = 1, 2
 WORST = 1e30
 FIRST = (-16.0, 16.0)
 NEAR = 1 / 64
@@ -30,23 +31,21 @@ IMAGES, ANSWER = "images.npy", "answer.json"
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
-    The request: {"bundle": folder, "runs": [[image, effort]], "between": runs to add, "threads"}. The answer:
-    {"golden": [{"path", "error", "gates_equal"}], "gates": one list per run, "environment"}. The first run warms up and
-    is counted like the others; those that are added look for gates that no run had yet.
+    The request: {"bundle": folder, "golden": whether to run its golden inputs, "runs": [[image, effort]], "between":
+    runs to add, "threads"}. The answer: {"golden": [{"path", "error", "gates_equal"}], "gates": one list per run,
+    "heap": see `_held`, "environment"}. The first run warms up and is counted like the others; those that are added
+    look for gates that no run had yet.
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     backend, before = manifest["backend"], snapshot()
-    run = getattr(_runner(bundle), f"load_{backend}")(manifest, request["threads"])
-    golden = []
-    for case in manifest["golden"]:
-        image, logits, gates = (np.load(bundle / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
-        got_logits, got_gates = run(image, case["effort"])
-        # JSON knows no nan: as far off as can be.
-        error = float(np.nan_to_num(np.abs(got_logits - logits).max(), nan=WORST, posinf=WORST))
-        equal = bool((got_gates == gates).all())
-        golden.append({"path": case["path"], "error": error, "gates_equal": equal})
     images = np.load(IMAGES, allow_pickle=False)
+    runner = _runner(bundle)
+    importlib.import_module(backend)
+    heap = [_heap(BEGIN_ANEW)]
+    run = getattr(runner, f"load_{backend}")(manifest, request["threads"])
+    heap += [_heap(MOST), _heap(BEGIN_ANEW)]
+    golden = [_golden(bundle, case, run) for case in manifest["golden"]] if request["golden"] else []
     mark = ctypes.CDLL(None).syscall
 
     def counted(index: int, effort: float) -> list[int]:
@@ -58,6 +57,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     taken = [counted(index, effort) for index, effort in request["runs"]]
     taken += between(counted, len(images), request["between"])
+    heap.append(_heap(MOST))
     machine = environment(
         before,
         snapshot(),
@@ -66,7 +66,32 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         inference_precision=manifest["target"]["inference_precision"],
         threads=request["threads"],
     )
-    return {"golden": golden, "gates": taken, "environment": serial.to_data(machine)}
+    return {"golden": golden, "gates": taken, "heap": _held(heap), "environment": serial.to_data(machine)}
+
+
+def _golden(bundle: Path, case: dict[str, Any], run: Callable[[Any, float], Any]) -> dict[str, Any]:
+    """Run a golden input again."""
+    image, logits, gates = (np.load(bundle / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
+    got_logits, got_gates = run(image, case["effort"])
+    # JSON knows no nan: as far off as can be.
+    error = float(np.nan_to_num(np.abs(got_logits - logits).max(), nan=WORST, posinf=WORST))
+    return {"path": case["path"], "error": error, "gates_equal": bool((got_gates == gates).all())}
+
+
+def _heap(what: int) -> int:
+    """Ask the accountant of `edgevit/device/heap.c`; 0 where it was not preloaded."""
+    ask = getattr(ctypes.CDLL(None), "edgevit_heap", None)
+    if ask is None:
+        return 0
+    ask.restype = ctypes.c_size_t
+    return int(ask(what))
+
+
+def _held(readings: list[int]) -> dict[str, int] | None:
+    """Bytes over what was held before the model was loaded: at most while loading, then, and at most while running."""
+    before, *after = readings
+    names = ("loading_bytes", "loaded_bytes", "running_bytes")
+    return {name: held - before for name, held in zip(names, after, strict=True)} if before else None
 
 
 def between(run: Callable[[int, float], list[int]], images: int, count: int) -> list[list[int]]:

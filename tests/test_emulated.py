@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit import emulated, pipeline, serial
+from edgevit import emulated, emulatedruns, pipeline, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import Measurement
 from edgevit.cli import main
 from edgevit.device import emulator, userland
 from edgevit.device.emulator import CPUS, Userland
-from edgevit.emulated import Golden
+from edgevit.emulatedruns import Golden
 from edgevit.errors import DeviceError, ParityError, SkipError
 from edgevit.measure.file import read_measurement
 from edgevit.models.program import Program
@@ -193,19 +193,19 @@ def test_answers_are_not_trusted(int8: Path, tmp_path: Path) -> None:
         manifest = bundle.manifest
     golden = [{"path": case.path, "error": 0.0, "gates_equal": True} for case in manifest.golden]
     machine = serial.to_data(sample.ENVIRONMENT)
-    good = {"golden": golden, "gates": [[1] * len(manifest.branches)] * 2, "environment": machine}
+    good = {"golden": golden, "heap": None, "gates": [[1] * len(manifest.branches)] * 2, "environment": machine}
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(good))
-    assert emulated.read_answer(path, manifest, 2).gates[0][0] == 1
+    assert emulatedruns.read_answer(path, manifest, 2).gates[0][0] == 1
     wrong: list[object] = [[], None, {}, good | {"golden": golden[:1]}, good | {"gates": [[1]]}, good | {"more": 1}]
     for answer in wrong:
         path.write_text(json.dumps(answer))
         with pytest.raises(DeviceError, match="gives no answer that can be read"):
-            emulated.read_answer(path, manifest, 2)
+            emulatedruns.read_answer(path, manifest, 2)
     for raw in ("", "{", "[" * 100_000):
         path.write_text(raw)
         with pytest.raises(DeviceError, match="gives no answer that can be read"):
-            emulated.read_answer(path, manifest, 2)
+            emulatedruns.read_answer(path, manifest, 2)
 
 
 def test_a_runner_that_ignores_its_gates_is_found(device: Userland, int8: Path, tmp_path: Path) -> None:

@@ -52,3 +52,31 @@ def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
     if emulation.arena_peak_bytes is not None:
         limit = f", bound {emulation.arena_bytes / 1e6:.2f} MB" if emulation.arena_bytes else ""
         yield f"arena peak {emulation.arena_peak_bytes / 1e6:.2f} MB{limit}"
+    yield from _heap(emulation)
+    yield from _estimate(emulation)
+
+
+def _heap(emulation: Emulation) -> Iterator[str]:
+    """What the accountant counted, beside the bound."""
+    heap = emulation.heap
+    if heap is None:
+        yield f"heap was not counted: {emulation.unaccounted}"
+        return
+    limit = f"; bound {emulation.bound_bytes / 1e6:.2f} MB, without the runtime's own" if emulation.bound_bytes else ""
+    yield (
+        f"heap peak {heap.running_bytes / 1e6:.2f} MB running, {heap.loading_bytes / 1e6:.2f} MB loading, over what was "
+        f"held before{limit}"
+    )
+
+
+def _estimate(emulation: Emulation) -> Iterator[str]:
+    """The range of cycles, with what it rests on."""
+    estimate = emulation.estimate
+    if estimate is None:
+        yield f"cycles were not estimated: {emulation.unestimated}"
+        return
+    for path in estimate.paths:
+        low, high = (f"{cycles / 1e6:.1f}" for cycles in (path.lower_cycles, path.upper_cycles))
+        yield f"{path.path:<12} estimate, not measured: {low} to {high} M cycles"
+    yield f"estimated by {estimate.tool} from blocks that hold {estimate.covered:.1%} of the instructions"
+    yield from (f"  {assumption}" for assumption in estimate.assumptions)

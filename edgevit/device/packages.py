@@ -139,13 +139,40 @@ def compile_counter(folder: Path, qemu: Qemu) -> tuple[Path | None, str]:
     """Compile the instruction counter into `folder`; without one, the reason."""
     if not qemu.plugins:
         return None, f"{qemu.version} takes no plugins; Debian 12's qemu-user does"
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    api = plugin_api(qemu.version)
+    if api is None:
+        return None, f"{qemu.version} takes other plugins than those of qemu 7.2 to 10.2, which the counter is made for"
+    compiler = _first("cc", "gcc", "clang")
     if compiler is None:
         return None, "there is no C compiler (sudo apt-get install gcc libc6-dev), and the counter is compiled here"
-    plugin = folder / "count.so"
-    command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(plugin), str(HERE / "count.c")]
+    return _compile([compiler, f"-DPLUGIN_API={api}"], "count.c", folder / "count.so")
+
+
+def compile_accountant(folder: Path) -> tuple[Path | None, str]:
+    """Compile the accountant of the device's heap into `folder`; without one, the reason."""
+    compiler = _first("aarch64-linux-gnu-gcc")
+    if compiler is None:
+        return None, "there is no aarch64 C compiler (sudo apt-get install gcc-aarch64-linux-gnu) for the accountant"
+    return _compile([compiler, "-nostdlib", "-fno-builtin"], "heap.c", folder / "heap.so", "-lgcc")
+
+
+def plugin_api(version: str) -> int | None:
+    """The version of the plugin interface of `qemu-aarch64 X.Y.Z`, None for one that nobody held `count.c` against."""
+    found = re.search(r" (\d+)\.(\d+)", version)
+    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    since = (((7, 0), 1), ((9, 0), 2), ((9, 1), 3), ((9, 2), 4), ((10, 1), 5), ((10, 2), 6))
+    known = [api for first, api in since if first <= release < (11, 0)]
+    return known[-1] if known else None
+
+
+def _first(*names: str) -> str | None:
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def _compile(compiler: Sequence[str], source: str, library: Path, *options: str) -> tuple[Path | None, str]:
+    command = [*compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(HERE / source), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (None, f"the C compiler failed: {last_words(done.stderr)}") if done.returncode else (plugin, "")
+    return (None, f"the C compiler failed: {last_words(done.stderr)}") if done.returncode else (library, "")
 
 
 def _qemu(program: Path, libraries: Path | None, packages: tuple[Fetched, ...]) -> Qemu | None:

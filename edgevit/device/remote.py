@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import select
 import shlex
 import subprocess
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from edgevit.device import agent
+from edgevit.device.lines import Lines
 from edgevit.device.ssh import Address, Connection, connect, end, explain, printable
 from edgevit.errors import DeviceError
 from edgevit.progress import track
 
 MARK = re.compile(rb"EDGEVIT-(READY|WORKER|RESULT) (\{.*\})")
-LINE_LIMIT_BYTES = 64 << 20
-NOISE_LIMIT_BYTES = 1 << 18
 START_S = 120  # for Python to start there and say that it is ready
 CLEANING_S = 30
 FOLDER = re.compile(r"/(?:[A-Za-z0-9._-]+/)*edgevit-[A-Za-z0-9_]{8}")
@@ -98,19 +94,14 @@ def command_line(python: str) -> str:
     return f'exec {shlex.quote(python)} -c "{program}"'
 
 
-class _Session:
+class _Session(Lines):
     """The agent's lines, and what they told so far."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+        super().__init__(process, START_S)
         self.folder: str | None = None
         self.group: int | None = None
         self.result: dict[str, Any] | None = None
-        self.deadline = time.monotonic() + START_S
-        self.garbage = b""
-        self._held = bytearray()
-        self._lines: deque[bytearray] = deque()
-        self._wasted_bytes = 0
 
     def until(self, word: str) -> bool:
         """Read lines up to the one with `word`, or the result; False if there is neither."""
@@ -127,7 +118,7 @@ class _Session:
 
     def _told(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What the agent says; other lines (a greeting, a shell's remarks) are kept for the error message only."""
-        while (line := self._line()) is not None:
+        while (line := self.next()) is not None:
             found = MARK.fullmatch(line.strip())
             try:
                 value = json.loads(found[2]) if found else None
@@ -136,25 +127,7 @@ class _Session:
             if found and isinstance(value, dict):
                 yield found[1].decode(), value
                 continue
-            self.garbage, self._wasted_bytes = line or self.garbage, self._wasted_bytes + len(line)
-
-    def _line(self) -> bytes | None:
-        """The next line; None at the end, when time is up, or when nothing but noise comes."""
-        assert self.process.stdout
-        pipe = self.process.stdout
-        while not self._lines:
-            left_s = self.deadline - time.monotonic()
-            if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
-                return None
-            part = os.read(pipe.fileno(), 1 << 16)
-            if not part or len(self._held) > LINE_LIMIT_BYTES or self._wasted_bytes > NOISE_LIMIT_BYTES:
-                self.garbage = bytes(self._held[-300:]) or self.garbage
-                return None
-            self._held += part
-            if b"\n" in part:
-                *whole, self._held = self._held.split(b"\n")
-                self._lines.extend(whole)
-        return bytes(self._lines.popleft())
+            self.waste(line)
 
 
 def _talk(session: _Session, job: Job, timeout_s: float) -> dict[str, Any] | None:

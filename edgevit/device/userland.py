@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edgevit import serial
 from edgevit.device import packages
-from edgevit.device.emulator import CPUS, Cpu, Userland, last_words, run
+from edgevit.device.emulator import CPUS, Counter, Cpu, Userland, last_words, run
 from edgevit.errors import DeviceError
 from edgevit.resources import user_cache
 
@@ -56,6 +56,8 @@ class Record:
     libraries: str | None
     plugin: str | None
     uncounted: str
+    accountant: str | None
+    unaccounted: str
     runtimes: tuple[str, ...]
     cpus: tuple[str, ...]
     packages: dict[str, str]
@@ -97,6 +99,7 @@ def setup(
             with zipfile.ZipFile(wheel.path) as archive:
                 archive.extractall(stage / "site")
         plugin, uncounted = packages.compile_counter(stage, qemu)
+        accountant, unaccounted = packages.compile_accountant(stage)
         fetched = (*qemu.packages, *debs, *wheels)
         record = Record(
             made_from=packages.digest(),
@@ -106,6 +109,8 @@ def setup(
             libraries=None if qemu.libraries is None else _relative(qemu.libraries, stage),
             plugin=None if plugin is None else plugin.name,
             uncounted=uncounted,
+            accountant=None if accountant is None else accountant.name,
+            unaccounted=unaccounted,
             runtimes=wanted,
             cpus=tuple(cpus),
             packages={item.name: item.version for item in fetched},
@@ -168,7 +173,7 @@ def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
         return record
     userland, counts = _userland(record, folder), folder / "counts"
     try:
-        _trial(userland, cpus[0], counts)
+        _trial(userland, cpus[0], Counter(out=counts))
         lines = counts.read_text(encoding="ascii").splitlines()
         works = len(lines) == 2 and sum(map(int, lines[1].split())) > 0
         reason = "" if works else "the counter counted nothing"
@@ -178,7 +183,7 @@ def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
     return replace(record, plugin=None, uncounted=reason) if reason else record
 
 
-def _trial(userland: Userland, cpu: Cpu, counts: Path | None) -> None:
+def _trial(userland: Userland, cpu: Cpu, counts: Counter | None) -> None:
     modules = ["numpy", "PIL", *userland.runtimes]
     with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:  # for what the runtimes leave where they run
         done = run(userland, cpu, ["-c", TRIAL, *modules], folder=Path(folder), counts=counts, timeout_s=TRIAL_S)
@@ -203,6 +208,8 @@ def _userland(record: Record, folder: Path) -> Userland:
         python=record.python,
         plugin=None if record.plugin is None else folder / record.plugin,
         uncounted=record.uncounted,
+        accountant=None if record.accountant is None else folder / record.accountant,
+        unaccounted=record.unaccounted,
         runtimes=record.runtimes,
         packages=record.packages,
     )

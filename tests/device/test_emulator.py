@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.device import emulator, packages
-from edgevit.device.emulator import CPUS, Userland, cpuinfo, last_words, parse, run
+from edgevit.device.emulator import CPUS, Counter, Userland, cpuinfo, last_words, parse, run
 from edgevit.errors import DeviceError
 from edgevit.measure.host import ISA
 
@@ -29,6 +29,8 @@ def fake(folder: Path, script: str, plugin: Path | None = None, libraries: Path 
         python="python3.11",
         plugin=plugin,
         uncounted="" if plugin else "there is no C compiler",
+        accountant=folder / "heap,.so",
+        unaccounted="",
         runtimes=("onnxruntime",),
         packages={},
     )
@@ -64,12 +66,15 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
         ["-m", "work"],
         folder=tmp_path,
         paths=(tmp_path / "program",),
-        counts=tmp_path / "counts",
+        counts=Counter(out=tmp_path / "counts", blocks=tmp_path / "blocks", caches="32768:2"),
+        heap=True,
         timeout_s=10,
     )
     command, *environment = done.stdout.splitlines()
     assert command.startswith("-cpu max,sve=off,sme=off -L ")
-    assert f"-U LD_LIBRARY_PATH -plugin {tmp_path}/a,,b.so,out={tmp_path}/counts " in command
+    files = f"out={tmp_path}/counts,blocks={tmp_path}/blocks,caches=32768:2"
+    assert f"-U LD_LIBRARY_PATH -plugin {tmp_path}/a,,b.so,{files} -E LD_PRELOAD=/" in command
+    assert "," not in command.partition("LD_PRELOAD=")[2].split()[0]
     assert command.endswith(f"{tmp_path}/root/usr/bin/python3.11 -X pycache_prefix={tmp_path}/pycache -m work")
     assert f"PYTHONPATH={tmp_path}/site:{tmp_path}/program" in environment
     assert f"LD_LIBRARY_PATH={tmp_path}/libraries" in environment
@@ -79,7 +84,7 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
 def test_failures_are_one_error_each(tmp_path: Path) -> None:
     cpu = CPUS["cortex-a72"]
     with pytest.raises(DeviceError, match="no instructions can be counted: there is no C compiler"):
-        run(fake(tmp_path, "true"), cpu, [], folder=tmp_path, counts=tmp_path / "counts", timeout_s=10)
+        run(fake(tmp_path, "true"), cpu, [], folder=tmp_path, counts=Counter(out=tmp_path), timeout_s=10)
     with pytest.raises(DeviceError, match=r"ended by signal 11 on cortex-a72: bad \?\[2Jthing"):
         run(fake(tmp_path, r"printf 'bad \033[2Jthing\n' >&2; kill -11 $$"), cpu, [], folder=tmp_path, timeout_s=10)
     assert run(fake(tmp_path, "exit 3"), cpu, [], folder=tmp_path, timeout_s=10).returncode == 3

@@ -60,7 +60,8 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write(folder / name, script)
     (folder / "pip.py").write_text(PIP)
     write(folder / "python", f'shift 2; exec {sys.executable} {folder}/pip.py "$@"')
-    write(folder / "cc", 'while [ "$1" != -o ]; do shift; done; echo plugin > "$2"')
+    for name in ("cc", "aarch64-linux-gnu-gcc"):
+        write(folder / name, 'while [ "$1" != -o ]; do shift; done; echo plugin > "$2"')
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("HERE", str(folder))
     monkeypatch.setenv("EDGEVIT_DEVICES", str(tmp_path / "devices"))
@@ -85,6 +86,7 @@ def test_set_up_and_remove(tools: Path, tmp_path: Path) -> None:
     assert made.folder == tmp_path / "devices/qemu" and made.emulator.is_file()
     assert made.emulator_version == "qemu-aarch64 7.2.22"
     assert made.plugin is not None and not made.uncounted
+    assert made.accountant == made.folder / "heap.so" and not made.unaccounted
     assert made.runtimes == ("onnxruntime",)
     assert made.packages["numpy"] == "2.4.6" and made.packages["libc6"] == "1.0"
     record = json.loads((made.folder / "device.json").read_text())
@@ -152,6 +154,18 @@ def test_without_plugins_or_a_compiler_nothing_is_counted_and_the_reason_is_kept
     made = userland.setup()
     assert made.plugin is None and made.uncounted == "the counter counted nothing"
     assert userland.installed() == made
+    (tools / "aarch64-linux-gnu-gcc").unlink()
+    made = userland.setup()
+    assert made.accountant is None and "sudo apt-get install gcc-aarch64-linux-gnu" in made.unaccounted
+
+
+@pytest.mark.parametrize(
+    ("release", "api"),
+    [("7.2.22", 1), ("8.2.0", 1), ("9.0.1", 2), ("9.1.0", 3), ("10.0.2", 4), ("10.2.1", 6), ("11.0.0", None)],
+)
+def test_the_counter_is_made_for_the_qemu_that_loads_it(release: str, api: int | None) -> None:
+    """Versions as qemu's header tells them: plugins/qemu-plugin.h of its releases."""
+    assert packages.plugin_api(f"qemu-aarch64 {release}") == api
 
 
 def test_one_made_by_another_edgevit_is_refused(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,175 @@
+"""Processes on an emulated device: the bundle's own runner with its instructions counted, and the runtime's arena."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import emulatework, serial
+from edgevit.bound import arena
+from edgevit.bundlespec import Bundle, Environment, HeapPeaks, Manifest, PathName
+from edgevit.device import emulator
+from edgevit.device.emulator import Counter, Cpu, Userland
+from edgevit.device.estimate import Block, read_blocks
+from edgevit.errors import DeviceError
+from edgevit.onboard import program_files
+
+MODULES = ("edgevit.emulatework", "edgevit.bound.arena")
+# (path, image, effort) of an inference; one without a path warms up.
+Asked = tuple[PathName | None, int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A golden case as it came out there."""
+
+    path: PathName
+    error: float
+    gates_equal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What `emulatework` leaves: golden cases, the gates of every run, and the machine as its guest sees it."""
+
+    golden: tuple[Golden, ...]
+    gates: tuple[tuple[int, ...], ...]
+    heap: HeapPeaks | None
+    environment: Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A processor of the user land, the folder to work in, and what may still be taken."""
+
+    userland: Userland
+    cpu: Cpu
+    folder: Path
+    timeout_s: float
+
+    def python(
+        self, arguments: Sequence[str], folder: Path, counts: Counter | None = None, *, heap: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        return emulator.run(
+            self.userland,
+            self.cpu,
+            arguments,
+            folder=folder,
+            paths=(self.folder / "program",),
+            counts=counts,
+            heap=heap,
+            timeout_s=self.timeout_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worked:
+    """What the runs of one process told: its answer, and per run instructions by class, blocks, and cache misses."""
+
+    answer: Answer
+    classes: tuple[dict[str, int], ...]
+    blocks: tuple[tuple[Block, ...], ...]
+    misses: tuple[tuple[int, ...], ...]
+
+
+def copy_program(folder: Path) -> None:
+    """The modules that run there, apart from this machine's packages."""
+    for name, content in program_files(MODULES).items():
+        assert isinstance(content, Path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(content, folder / name)
+
+
+def work(
+    place: Place,
+    bundle: Bundle,
+    pixels: NDArray[np.uint8],
+    asked: Sequence[Asked],
+    *,
+    more: int = 0,
+    golden: bool = True,
+    caches: str = "",
+    heap: bool = False,
+) -> Worked:
+    """Run inferences in one process; where they can be counted, count what they execute.
+
+    Args:
+        place: where.
+        bundle: what.
+        pixels: images, uint8 `[n, height, width, 3]`.
+        asked: the inferences.
+        more: how many more, at most, to look for other gates with.
+        golden: run the bundle's golden inputs first.
+        caches: caches to model, as `count.c` takes them; their misses are counted then, and no blocks.
+        heap: let the accountant count the heap.
+
+    Raises:
+        DeviceError: the runner fails there, or tells what cannot be read.
+    """
+    np.save(place.folder / emulatework.IMAGES, pixels, allow_pickle=False)
+    runs = [(index, effort) for _, index, effort in asked]
+    request = {"bundle": str(bundle.folder.resolve()), "golden": golden, "runs": runs, "between": more, "threads": 1}
+    out, blocks = place.folder / "counts", None if caches else place.folder / "blocks"
+    counter = Counter(out=out, blocks=blocks, caches=caches) if place.userland.plugin else None
+    done = place.python(["-m", "edgevit.emulatework", json.dumps(request)], place.folder, counter, heap=heap)
+    if done.returncode:
+        raise DeviceError(
+            f"the bundle does not run on the emulated {place.cpu.name}: {emulator.last_words(done.stderr)}"
+        )
+    answer = read_answer(place.folder / emulatework.ANSWER, bundle.manifest, len(asked), golden=golden)
+    classes, misses = _counts(out) if counter else ((), ())
+    told = tuple(read_blocks(blocks)) if counter and blocks else ()
+    if counter and not len(classes) == len(told or classes) == len(answer.gates):
+        raise DeviceError(f"of {len(answer.gates)} inferences {len(classes)} were counted; set the device up again")
+    return Worked(answer=answer, classes=classes, blocks=told, misses=misses)
+
+
+def _counts(path: Path) -> tuple[tuple[dict[str, int], ...], tuple[tuple[int, ...], ...]]:
+    """Instructions by class, and misses of each cache, per run."""
+    names, *lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+    rows = [dict(zip(names, map(int, line), strict=True)) for line in lines]
+    is_miss = [name for name in names if name.startswith("miss")]
+    classes = tuple({name: count for name, count in row.items() if name not in is_miss} for row in rows)
+    return classes, tuple(tuple(row[name] for name in is_miss) for row in rows)
+
+
+def read_answer(path: Path, manifest: Manifest, runs: int, *, golden: bool = True) -> Answer:
+    """Read what the bundle's runner made of it, trusting nothing.
+
+    Raises:
+        DeviceError: no answer, or one that does not fit the bundle and the number of runs at least.
+    """
+    faults: list[str] = []
+    try:
+        answer = serial.from_data(Answer, json.loads(path.read_text(encoding="utf-8")), faults, "answer")
+    except (OSError, ValueError, RecursionError) as error:
+        answer, faults = None, [str(error)]
+    if answer is not None:
+        if [case.path for case in answer.golden] != [case.path for case in manifest.golden if golden]:
+            faults.append("golden outputs are missing")
+        if len(answer.gates) < runs or {len(gates) for gates in answer.gates} != {len(manifest.branches)}:
+            faults.append("gates do not fit the runs and branches")
+    if answer is None or faults:
+        raise DeviceError(f"the bundle's runner gives no answer that can be read: {'; '.join(faults[:3])}")
+    return answer
+
+
+def arena_peak(here: Place, bundle: Bundle, image: NDArray[np.uint8]) -> int | None:
+    """What the runtime's arena holds at most there, over all-open, all-skipped and real; None if it has no arena."""
+    manifest = bundle.manifest
+    if manifest.backend != "onnxruntime":
+        return None
+
+    def start(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        return here.python(arguments, folder)
+
+    settings = {key: str(value) for key, value in manifest.runtime_settings.items()}
+    measured = arena.measure_arena(bundle.folder / manifest.model, image, settings=settings, start=start)
+    return max(path.peak_bytes for path in measured)
