@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import devicework, serial
+from edgevit import devicework, onboardnative, serial
 from edgevit.backends import MODULES
 from edgevit.bundle.read import MANIFEST, open_bundle
 from edgevit.bundlespec import Manifest, Measurement
@@ -24,9 +24,6 @@ from edgevit.ondevice import DEFAULT_RUNS, prepare_images, target_of
 
 DEFAULT_TIMEOUT_S = 1800
 PACKAGE = Path(__file__).parent
-# What a runtime consists of where it is not one module, and how pip calls a module where that differs.
-NEEDS = {"tvm": ("tvm", "tvm_ffi")}
-PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
 # Modules that run in processes of their own, so that nobody imports them.
 WORKERS = ("edgevit.measure.probe", "edgevit.measure.trace")
 
@@ -51,7 +48,7 @@ def profile(
         runs: timed runs per path.
         threads: threads of a run (None: the target's).
         cpus: CPUs of the board to hold the run to (None: all).
-        python: Python on the board, 3.11 or newer, with numpy and the runtime.
+        python: Python on the board, 3.11 or newer, with numpy and the runtime; a TVM bundle needs none.
         timeout_s: how long the measurement may take there.
 
     Raises:
@@ -63,6 +60,10 @@ def profile(
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
         pixels, used = prepare_images(bundle, images, runs)
+        if manifest.backend == "tvm":
+            return onboardnative.profile(
+                bundle, pixels, used, address, runs=runs, threads=threads, cpus=cpus, timeout_s=timeout_s
+            )
         stored = io.BytesIO()
         np.save(stored, pixels, allow_pickle=False)
         request = {"used": used, "runs": runs, "threads": threads, "cpus": None if cpus is None else list(cpus)}
@@ -82,16 +83,11 @@ def profile(
 
 
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """(module, pip requirement) of numpy and the bundle's runtime, in the versions the bundle was verified with."""
-
-    def pinned(module: str) -> str:
-        package = PACKAGES.get(module, module)
-        # What follows the release (OpenVINO tells its commit) means nothing to pip.
-        release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(module, ""))
-        return f"{package}=={release[0]}" if release else package
-
-    modules = NEEDS.get(manifest.backend, (manifest.backend,))
-    return (("numpy", "numpy"), *((module, pinned(module)) for module in modules))
+    """(module, pip requirement) of numpy and the bundle's runtime, in the version the bundle was verified with."""
+    runtime = manifest.backend
+    # What follows the release (OpenVINO tells its commit) means nothing to pip.
+    release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(runtime, ""))
+    return (("numpy", "numpy"), (runtime, f"{runtime}=={release[0]}" if release else runtime))
 
 
 def program_files(modules: Sequence[str]) -> dict[str, Content]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgevit import serial
 from edgevit.backends import MODULES, Runner, backend
-from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, verify_bundle
-from edgevit.bundlespec import Bundle, ImagesUsed, Manifest, Measurement
+from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, rerun_golden, verify_bundle
+from edgevit.bundlespec import Bundle, GoldenParity, ImagesUsed, Manifest, Measurement
 from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.host import cpu_flags, held_to
 from edgevit.measure.run import profile_bundle
@@ -101,7 +101,21 @@ def profile_prepared(
             runs=runs,
             threads=threads or target.threads,
             cpus=cpus,
+            golden=golden_parity(bundle, runner),
         )
+
+
+def golden_parity(bundle: Bundle, runner: Runner) -> tuple[GoldenParity, ...]:
+    """The bundle's golden inputs, run again on this machine."""
+    return tuple(
+        GoldenParity(
+            path=result.path,
+            logit_error=result.logit_error,
+            allowed=bundle.manifest.golden_tolerance,
+            gates_equal=not result.changed_gates,
+        )
+        for result in rerun_golden(bundle, runner)
+    )
 
 
 @contextmanager

@@ -128,8 +128,3 @@ def test_pip_is_told_the_release_that_the_bundle_was_verified_with(bundle: Path)
         manifest = dataclasses.replace(opened.manifest, backend="openvino", tools={"openvino": "2026.4.1-22982-e21"})
     assert onboard.requirements(manifest) == (("numpy", "numpy"), ("openvino", "openvino==2026.4.1"))
     assert onboard.requirements(dataclasses.replace(manifest, tools={}))[1] == ("openvino", "openvino")
-    tools = {"tvm": "0.27.0.post1", "tvm_ffi": "0.1.14.post1"}
-    assert onboard.requirements(dataclasses.replace(manifest, backend="tvm", tools=tools))[1:] == (
-        ("tvm", "apache-tvm==0.27.0.post1"),
-        ("tvm_ffi", "apache-tvm-ffi==0.1.14.post1"),
-    )

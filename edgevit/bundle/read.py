@@ -74,12 +74,21 @@ def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
         BundleError: a golden file is not the array it should be.
         ParityError: an output is not the expected one; the message lists every case.
     """
-    results = tuple(_rerun(bundle, case, runner) for case in bundle.manifest.golden)
+    results = rerun_golden(bundle, runner)
     faults = [_golden_fault(result, bundle.manifest.golden_tolerance) for result in results if not result.held]
     if faults:
         headline = f"{len(faults)} of {len(results)} golden outputs of {bundle.manifest.name} are not reproduced here:"
         raise ParityError(_listed(headline, faults))
     return results
+
+
+def rerun_golden(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
+    """Run every golden input on `runner` again, and tell what came of it.
+
+    Raises:
+        BundleError: a golden file is not the array it should be.
+    """
+    return tuple(_rerun(bundle, case, runner) for case in bundle.manifest.golden)
 
 
 def load_golden(bundle: Bundle, case: GoldenCase) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from edgevit.bundlespec import Environment
+from collections.abc import Sequence
+
+from edgevit.bundlespec import Environment, GoldenParity
 
 CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
 HOT_C = 80.0  # a Raspberry Pi begins to throttle here
 IDLE_LOAD = 0.5  # a load average above this, before anything ran, is somebody else's
+
+
+def parity_doubts(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
+    """A sentence for every golden output that is not reproduced: what was measured computes something else."""
+    return tuple(
+        f"golden path {case.path} gives "
+        + ("other gates" if not case.gates_equal else f"logits off by {case.logit_error:.3g}")
+        + f" here (allowed: equal gates, {case.allowed:.3g}): the figures are of another function than the one built"
+        for case in golden
+        if not case.held
+    )
 
 
 def doubts(machine: Environment) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
 def cpu_name(root: Path = Path("/")) -> str:
     """Name of the processor; ARM boards tell their own name instead."""
     board = _read(root / "sys/firmware/devicetree/base/model").strip("\0 \n")
-    return _field(root, "model name") or board or platform.processor() or "unknown"
+    here = platform.processor() if root == Path("/") else ""
+    return _field(root, "model name") or board or here or "unknown"
 
 
 def _frequency(root: Path) -> float | None:

@@ -18,6 +18,7 @@ from edgevit import __version__
 from edgevit.bundlespec import (
     BranchMeasurement,
     Bundle,
+    GoldenParity,
     ImagesUsed,
     Manifest,
     Measurement,
@@ -25,7 +26,7 @@ from edgevit.bundlespec import (
     PathName,
 )
 from edgevit.measure.device import probe_local, trace_local
-from edgevit.measure.doubts import doubts
+from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
 from edgevit.measure.trace import Trace
@@ -54,6 +55,9 @@ class Timing:
     gates: tuple[NDArray[np.uint8], ...]
 
 
+TimedRun = tuple[float, float, int, NDArray[np.uint8]]  # wall and CPU time in ms, image, gates
+
+
 def profile_bundle(
     bundle: Bundle,
     runner: Runner,
@@ -65,6 +69,7 @@ def profile_bundle(
     runs: int,
     threads: int,
     cpus: Sequence[int] | None = None,
+    golden: tuple[GoldenParity, ...] = (),
 ) -> Measurement:
     """Measure an opened bundle on this machine.
 
@@ -79,10 +84,13 @@ def profile_bundle(
         runs: timed runs per path.
         threads: threads of a run.
         cpus: those that this process is held to, for the record (None: all).
+        golden: the bundle's golden inputs as they came out of `runner`.
     """
     manifest = bundle.manifest
     if emulator() is not None:
-        return _untimed(bundle, runner, images, used, runtime_version=runtime_version, threads=threads, cpus=cpus)
+        return _untimed(
+            bundle, runner, images, used, golden, runtime_version=runtime_version, threads=threads, cpus=cpus
+        )
     target = manifest.target
     settings: dict[str, Any] = {
         "threads": threads,
@@ -93,7 +101,7 @@ def profile_bundle(
     few = images[:TRACED_IMAGES]
     probe = probe_local(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
-    timed = images[:: max(1, math.ceil(RUNS_PER_IMAGE * len(images) / runs))]
+    timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs)
     after = snapshot()
     gates = np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
@@ -116,16 +124,17 @@ def profile_bundle(
         edgevit=__version__,
         environment=machine,
         images=dataclasses.replace(used, timed=len(timed)),
-        paths=tuple(_path(name, efforts[name], timing) for name, timing in timings.items()),
+        paths=tuple(path_latency(name, efforts[name], timing) for name, timing in timings.items()),
         expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
         expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
-        branches=_branches(manifest, gates.mean(axis=0), trace),
+        branches=branch_times(manifest, gates.mean(axis=0), trace),
         unattributed_time_ms=trace.other_ms,
         memory=trace.memory or probe.trace,
         process=probe.process,
         load_ms=probe.load_ms,
         first_run_ms=probe.first_run_ms,
-        warnings=doubts(machine),
+        warnings=(*parity_doubts(golden), *doubts(machine)),
+        golden=golden,
     )
 
 
@@ -134,6 +143,7 @@ def _untimed(
     runner: Runner,
     images: NDArray[np.uint8],
     used: ImagesUsed,
+    golden: tuple[GoldenParity, ...],
     *,
     runtime_version: str,
     threads: int,
@@ -160,19 +170,20 @@ def _untimed(
         paths=(),
         expected_wall_ms=None,
         expected_cpu_ms=None,
-        branches=tuple(
-            BranchMeasurement(
-                name=branch.name, open_rate=float(rate), open_time_ms=None, skipped_time_ms=None, time_source="withheld"
-            )
-            for branch, rate in zip(manifest.branches, gates.mean(axis=0), strict=True)
-        ),
+        branches=branch_times(manifest, gates.mean(axis=0), None),
         unattributed_time_ms=None,
         memory=None,
         process=None,
         load_ms=None,
         first_run_ms=None,
-        warnings=doubts(machine),
+        warnings=(*parity_doubts(golden), *doubts(machine)),
+        golden=golden,
     )
+
+
+def timed_images(images: int, runs: int) -> slice:
+    """Those of so many images that are timed: spread over all, and few enough to be run RUNS_PER_IMAGE times each."""
+    return slice(None, None, max(1, math.ceil(RUNS_PER_IMAGE * images / runs)))
 
 
 def path_efforts(manifest: Manifest) -> dict[PathName, float]:
@@ -186,27 +197,32 @@ def time_paths(
     runner: Runner, images: NDArray[np.uint8], efforts: Mapping[PathName, float], runs: int
 ) -> dict[PathName, Timing]:
     """Time every path `runs` times, interleaved round-robin: each round runs the paths one after the other."""
-    for _ in range(WARM_UP_ROUNDS):
-        for effort in efforts.values():
-            runner.run(images[:1], effort=effort)
-    rows: dict[PathName, list[tuple[float, float, int, NDArray[np.uint8]]]] = defaultdict(list)
-    for round_index in track(range(runs), f"Timing {len(efforts)} paths, {runs} rounds"):
-        index = round_index % len(images)
+    rows: dict[PathName, list[TimedRun]] = defaultdict(list)
+    order = timed_order(len(images), tuple(efforts), runs)
+    for path, index, counts in track(order, f"Timing {len(efforts)} paths, {runs} rounds"):
         image = images[index : index + 1]
-        for path, effort in efforts.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            _, gates = runner.run(image, effort=effort)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        cpu, wall = time.process_time(), time.perf_counter()
+        _, gates = runner.run(image, effort=efforts[path])
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        if counts:
             rows[path].append((1000 * wall, 1000 * cpu, index, gates))
-    return {
-        path: Timing(
-            wall_ms=tuple(r[0] for r in timed),
-            cpu_ms=tuple(r[1] for r in timed),
-            image=tuple(r[2] for r in timed),
-            gates=tuple(r[3] for r in timed),
-        )
-        for path, timed in rows.items()
-    }
+    return {path: timing(timed) for path, timed in rows.items()}
+
+
+def timed_order(images: int, paths: Sequence[PathName], runs: int) -> list[tuple[PathName, int, bool]]:
+    """(path, image, whether it counts) of every run: first those that warm up, then round-robin over the paths."""
+    warm_up: list[tuple[PathName, int, bool]] = [(path, 0, False) for path in paths] * WARM_UP_ROUNDS
+    return warm_up + [(path, index % images, True) for index in range(runs) for path in paths]
+
+
+def timing(runs: Sequence[TimedRun]) -> Timing:
+    """The runs of one path."""
+    return Timing(
+        wall_ms=tuple(r[0] for r in runs),
+        cpu_ms=tuple(r[1] for r in runs),
+        image=tuple(r[2] for r in runs),
+        gates=tuple(r[3] for r in runs),
+    )
 
 
 def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> float:
@@ -217,7 +233,7 @@ def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...])
     return statistics.fmean(statistics.median(samples) for samples in by_image.values())
 
 
-def _path(name: PathName, effort: float, timing: Timing) -> PathLatency:
+def path_latency(name: PathName, effort: float, timing: Timing) -> PathLatency:
     return PathLatency(
         path=name,
         effort=effort,
@@ -227,14 +243,15 @@ def _path(name: PathName, effort: float, timing: Timing) -> PathLatency:
     )
 
 
-def _branches(manifest: Manifest, rates: NDArray[np.float64], trace: Trace) -> tuple[BranchMeasurement, ...]:
+def branch_times(manifest: Manifest, rates: NDArray[np.float64], trace: Trace | None) -> tuple[BranchMeasurement, ...]:
+    """Rows of the branches; without a trace their times are withheld."""
     return tuple(
         BranchMeasurement(
             name=branch.name,
             open_rate=float(rate),
-            open_time_ms=trace.open_ms.get(branch.name),
-            skipped_time_ms=trace.skipped_ms.get(branch.name),
-            time_source=trace.source,
+            open_time_ms=trace.open_ms.get(branch.name) if trace else None,
+            skipped_time_ms=trace.skipped_ms.get(branch.name) if trace else None,
+            time_source=trace.source if trace else "withheld",
         )
         for branch, rate in zip(manifest.branches, rates, strict=True)
     )

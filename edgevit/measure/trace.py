@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,21 @@ from edgevit import ortmemory, serial
 from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, MemoryPoint, MemoryTrace
 
 WARM_UP_RUNS = 3
+
+
+class KernelCall(Protocol):
+    """A kernel's call as `edgevit.backends.tvm.trace` tells it."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def ms(self) -> float: ...
+    @property
+    def grown_bytes(self) -> int | None: ...
+
+
 Images = NDArray[np.uint8]
 
 
@@ -112,15 +127,24 @@ def trace_tvm(
 ) -> Trace:
     """Time the kernels of every branch, as the virtual machine calls them."""
     runner = backend.start(model.parent, trace=True)
-    efforts = _efforts(gated)
     runs = []
-    for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
-        for effort in efforts:
-            calls, _ = runner.trace(np.ascontiguousarray(image[None]), effort)
-            runs.append([(call.stage, call.ms) for call in calls])
+    for index, effort in traced(len(images), gated):
+        calls, _ = runner.trace(np.ascontiguousarray(images[index : index + 1]), effort)
+        runs.append(calls)
     runner.close()
-    runs = runs[WARM_UP_RUNS * len(efforts) :]
-    opened, skipped = runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)]
+    return kernel_times(runs, branches=branches, gated=gated)
+
+
+def traced(images: int, gated: Sequence[str]) -> list[tuple[int, float]]:
+    """(image, effort) of every run of a traced process, those that warm it up included."""
+    return [(index, effort) for index in (*[0] * WARM_UP_RUNS, *range(images)) for effort in _efforts(gated)]
+
+
+def kernel_times(runs: Sequence[Sequence[KernelCall]], *, branches: Sequence[str], gated: Sequence[str]) -> Trace:
+    """Put the kernel calls of the runs that `traced` lists together; the first run of the process tells its memory."""
+    efforts = len(_efforts(gated))
+    kept = [[(call.stage, call.ms) for call in run] for run in runs[WARM_UP_RUNS * efforts :]]
+    opened, skipped = kept[::efforts], kept[efforts - 1 :: efforts]
     open_ms = [{name: sum(ms for stage, ms in run if stage == name) for name in branches} for run in opened]
     return Trace(
         open_ms=_medians(open_ms),
@@ -130,9 +154,19 @@ def trace_tvm(
         other_ms=statistics.median(
             sum(ms for _, ms in run) - sum(each.values()) for run, each in zip(opened, open_ms, strict=True)
         ),
-        source=f"TVM kernel times, median of {len(images)} runs",
-        memory=None,
+        source=f"TVM kernel times, median of {len(opened)} runs",
+        memory=_grown(runs[0]),
     )
+
+
+def _grown(run: Sequence[KernelCall]) -> MemoryTrace | None:
+    """Bytes that a fresh process had touched or allocated after every kernel of its first run."""
+    points, time_ms = [], 0.0
+    for call in run:
+        time_ms += call.ms
+        if call.grown_bytes is not None:
+            points.append(MemoryPoint(time_ms=time_ms, bytes=call.grown_bytes, where=f"{call.stage}/{call.kernel}"))
+    return MemoryTrace(of="runtime", peak_bytes=max(p.bytes for p in points), points=tuple(points)) if points else None
 
 
 TRACES: Mapping[str, Callable[..., Trace]] = {
