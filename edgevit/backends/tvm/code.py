@@ -56,16 +56,17 @@ class Code:
         self._blocks[-1].append(statement)
 
     @contextmanager
-    def loop(self, extent: int, *, parallel: bool = False) -> Iterator[Any]:
-        """Run what follows for 0 <= i < extent; one turn is no loop, none emits nothing."""
-        if extent == 1:
+    def loop(self, extent: Any, *, parallel: bool = False) -> Iterator[Any]:
+        """Run what follows for 0 <= i < extent; one turn is no loop, none emits nothing, if that is known here."""
+        known = isinstance(extent, int)
+        if known and extent == 1:
             yield 0
             return
         variable = tirx.Var(self._name("i"), "int32")
         self._blocks.append([])
         yield variable
         body = self._blocks.pop()
-        if extent and body:
+        if body and not (known and extent == 0):
             kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
             self.add(tirx.For(variable, integer(0), integer(extent), kind, _sequence(body)))
 
@@ -135,6 +136,16 @@ def tensor(name: str, shape: tuple[int, ...], kind: str = "float32") -> Any:
 
 def integer(value: Any) -> Any:
     return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two integers, each known here or only when it runs."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(integer(a), integer(b))
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller one."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(integer(a), integer(b))
 
 
 def number(value: float) -> Any:

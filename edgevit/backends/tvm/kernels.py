@@ -119,8 +119,23 @@ def product(
     isa: Isa, arena: int, blob: int, source: Place, target: Matrix, weights: Weights, tile: Tile, epilogue: Epilogue
 ) -> Any:
     """Compute target = epilogue(source @ weights + bias); source `[M, K]`, target `[M, N]`."""
-    code, lanes = Code(), isa.lanes
-    memory, values = buffer("arena", arena), buffer("weights", blob)
+    code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
+    multiply_rows(code, isa.lanes, memory, values, source, target, weights, tile, epilogue)
+    return code.function([memory, values])
+
+
+def multiply_rows(
+    code: Code,
+    lanes: int,
+    memory: Any,
+    values: Any,
+    source: Place,
+    target: Matrix,
+    weights: Weights,
+    tile: Tile,
+    epilogue: Epilogue,
+) -> None:
+    """The body of `product`, for kernels that do more."""
     full, rest = panels(weights.columns, tile, lanes)
     depth = weights.depth
 
@@ -155,7 +170,6 @@ def product(
         panel(index * width, weights.offset + index * (width * depth), tile.vectors)
     if rest:
         panel(full * width, weights.offset + full * width * depth, rest)
-    return code.function([memory, values])
 
 
 def finish(
@@ -198,8 +212,25 @@ def layer_norm(
     `width` of a row's columns count, the others are 0 and stay 0. With `groups`, every row is so many rows beside each
     other, each padded to whole vectors.
     """
-    code, lanes = Code(), isa.lanes
-    memory, values = buffer("arena", arena), buffer("weights", blob)
+    code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
+    norm_rows(code, isa.lanes, memory, values, source, target, width, scale, shift, eps, groups)
+    return code.function([memory, values])
+
+
+def norm_rows(
+    code: Code,
+    lanes: int,
+    memory: Any,
+    values: Any,
+    source: Place,
+    target: Matrix,
+    width: int,
+    scale: int,
+    shift: int,
+    eps: float,
+    groups: int = 1,
+) -> None:
+    """The body of `layer_norm`, for kernels that do more."""
     vectors = -(-source.width // lanes)
     with code.loop(source.rows) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
@@ -210,7 +241,6 @@ def layer_norm(
             y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
             y = y + load_vector(values, shift + v * lanes, lanes)
             put(code, memory, values, target, row, start + v * lanes, y, lanes)
-    return code.function([memory, values])
 
 
 def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:

@@ -1,28 +1,26 @@
 """Attention that is linear in the number of tokens (arXiv 2009.14794), as T2T-ViT's stem uses it.
 
-qp (kp^T v) / (qp . sum of kp + 1e-8), with features exp(x w^T - |x|^2 / 2) / sqrt(m). Shapes: T tokens, K columns of
-query, key and value, m features.
+qp (kp^T v) / (qp . sum of kp + 1e-8), with features exp(x w^T - |x|^2 / 2) / sqrt(m). Shapes: T tokens of a block, K
+columns of query, key and value, m features. Bodies of kernels: a stage of T2T-ViT is several of them per block.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from edgevit.backends.tvm.code import Code, buffer, exp, lane_sum, literal, load, load_vector, number, some, splat
+from edgevit.backends.tvm.code import Code, exp, lane_sum, literal, load, load_vector, number, some, splat
 from edgevit.backends.tvm.kernels import multiply, row_tiles
 from edgevit.backends.tvm.layout import Place
-from edgevit.backends.tvm.schedules import Isa, Tile
+from edgevit.backends.tvm.schedules import Tile
 
 GUARD = 1e-8
 
 
-def features(isa: Isa, arena: int, source: Place, target: Place, count: int) -> Any:
+def features(code: Code, lanes: int, memory: Any, source: Place, target: Place, count: int) -> None:
     """Make target = exp(target - |source|^2 / 2) / sqrt(count), row by row; target holds source w^T before.
 
     The columns of padding of both must be 0, and those of target are again.
     """
-    code, lanes = Code(), isa.lanes
-    memory = buffer("arena", arena)
     with code.loop(source.rows) as row:
         squares = code.register(splat(0.0, lanes))
         with code.loop(-(-source.width // lanes)) as v:
@@ -34,13 +32,18 @@ def features(isa: Isa, arena: int, source: Place, target: Place, count: int) -> 
             y = exp(code, load_vector(memory, place, lanes) - splat(half, lanes), lanes)
             used = literal([count**-0.5 if v * lanes + lane < count else 0.0 for lane in range(lanes)])
             code.store_vector(memory, place, y * used, lanes)
-    return code.function([memory])
 
 
-def keys_and_values(isa: Isa, arena: int, keys: Place, value: Place, target: Place, total: Place, tile: Tile) -> Any:
-    """Make target `[m, K]` = keys^T value, and total `[1, m]` = the sum of the rows of keys."""
-    code, lanes = Code(), isa.lanes
-    memory = buffer("arena", arena)
+def clear(code: Code, lanes: int, memory: Any, place: Place) -> None:
+    """Make all of it 0."""
+    with code.loop(place.rows * place.stride // lanes) as v:
+        code.store_vector(memory, place.offset + v * lanes, splat(0.0, lanes), lanes)
+
+
+def add_keys(
+    code: Code, lanes: int, memory: Any, keys: Place, value: Place, target: Place, total: Place, tile: Tile
+) -> None:
+    """Do target `[m, K]` += keys^T value, and total `[1, m]` += the sum of the rows of keys."""
     vectors = -(-value.width // lanes)
     for first in range(0, vectors, tile.vectors):
         part = Tile(rows=tile.rows, vectors=min(tile.vectors, vectors - first))
@@ -59,21 +62,20 @@ def keys_and_values(isa: Isa, arena: int, keys: Place, value: Place, target: Pla
             for index, found in enumerate(sums):
                 r, v = divmod(index, tile.vectors)
                 place = target.offset + (row + r) * target.stride + (first + v) * lanes
-                code.store_vector(memory, place, found.value, lanes)
+                code.store_vector(memory, place, load_vector(memory, place, lanes) + found.value, lanes)
 
         row_tiles(code, target.rows, part, rows)
     with code.loop(-(-keys.width // lanes)) as v:
-        sums = code.register(splat(0.0, lanes))
+        sums = code.register(load_vector(memory, total.offset + v * lanes, lanes))
         with code.loop(keys.rows) as row:
             sums.set(sums.value + load_vector(memory, keys.offset + row * keys.stride + v * lanes, lanes))
         code.store_vector(memory, total.offset + v * lanes, sums.value, lanes)
-    return code.function([memory])
 
 
-def mix(isa: Isa, arena: int, queries: Place, mixed: Place, total: Place, target: Place, tile: Tile) -> Any:
+def mix(
+    code: Code, lanes: int, memory: Any, queries: Place, mixed: Place, total: Place, target: Place, tile: Tile
+) -> None:
     """Make target `[T, K]` = queries mixed / (queries . total + 1e-8); mixed `[m, K]`, total `[1, m]`."""
-    code, lanes = Code(), isa.lanes
-    memory = buffer("arena", arena)
     vectors = -(-target.width // lanes)
 
     def rows(row: Any, part: Tile) -> None:
@@ -103,4 +105,3 @@ def mix(isa: Isa, arena: int, queries: Place, mixed: Place, total: Place, target
                 code.store_vector(memory, place, found.value * splat(inverses[r], lanes), lanes)
 
     row_tiles(code, queries.rows, Tile(rows=tile.rows, vectors=min(tile.vectors, vectors)), rows)
-    return code.function([memory])

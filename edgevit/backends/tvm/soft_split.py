@@ -1,6 +1,7 @@
 """T2T-ViT's soft splits (arXiv 2101.11986): overlapping windows of an image or a map of tokens, one row per window.
 
-A map is first copied into lines with zeros around it; then every window is a few runs of such lines.
+A few rows of windows at a time: the lines that they cover are copied with zeros around them, then every window is a few
+runs of such lines.
 """
 
 from __future__ import annotations
@@ -8,14 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgevit.backends.tvm.code import Code, buffer, load, load_vector, number, splat, tensor, to_float
+from edgevit.backends.tvm.code import (
+    Code,
+    larger,
+    literal,
+    load,
+    load_vector,
+    number,
+    smaller,
+    splat,
+    to_float,
+)
 from edgevit.backends.tvm.layout import Place
-from edgevit.backends.tvm.schedules import Isa
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Windows of `kernel` x `kernel` of `channels` values, `stride` apart, on `rows` x `columns` with zeros around."""
+    """Windows of `kernel` x `kernel` of `channels` values, `stride` apart, on `rows` x `columns` with zeros around.
+
+    They are made `down` rows of windows at a time, a divisor of all of them.
+    """
 
     rows: int
     columns: int
@@ -23,6 +36,7 @@ class Split:
     kernel: int
     stride: int
     padding: int
+    down: int
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -40,61 +54,86 @@ class Split:
         return self.kernel * self.kernel * self.channels
 
     @property
+    def blocks(self) -> int:
+        return self.steps[0] // self.down
+
+    @property
+    def block(self) -> int:
+        """Windows of a block."""
+        return self.down * self.steps[1]
+
+    @property
     def lines(self) -> tuple[int, int]:
-        """Rows and values per row of the map with its zeros."""
-        return self.rows + 2 * self.padding, (self.columns + 2 * self.padding) * self.channels
+        """Rows and values per row of what a block covers, with its zeros."""
+        return (self.down - 1) * self.stride + self.kernel, (self.columns + 2 * self.padding) * self.channels
 
 
 def image_lines(
-    isa: Isa, arena: int, split: Split, scale: tuple[float, ...], shift: tuple[float, ...], target: Place
-) -> Any:
-    """The uint8 image as float lines with zeros around them: pixel * scale - shift, per channel."""
-    code = Code()
-    image, memory = tensor("image", (1, split.rows, split.columns, split.channels), "uint8"), buffer("arena", arena)
-    flat = code.flat(image, "uint8")
-    _clear(code, memory, target, isa.lanes)
-    with code.loop(split.rows) as row, code.loop(split.columns) as column:
-        place = target.offset + (row + split.padding) * target.stride + (column + split.padding) * split.channels
-        for channel in range(split.channels):
-            pixel = to_float(load(flat, (row * split.columns + column) * split.channels + channel))
-            code.store(memory, place + channel, pixel * number(scale[channel]) - number(shift[channel]))
-    return code.function([image, memory])
+    code: Code,
+    lanes: int,
+    flat: Any,
+    memory: Any,
+    split: Split,
+    block: Any,
+    scale: tuple[float, ...],
+    shift: tuple[float, ...],
+    target: Place,
+) -> None:
+    """A block's lines of the uint8 image `flat`, as float: pixel * scale - shift, per channel."""
+    width = split.columns * split.channels
+    period = lanes * split.channels  # after which vectors see the same channels again
+    scales, shifts = (tuple(values[i % split.channels] for i in range(period)) for values in (scale, shift))
+
+    def line(pixels: Any, place: Any) -> None:
+        with code.loop(width // period) as group:
+            for v in range(0, period, lanes):
+                at = group * period + v
+                x = to_float(load_vector(flat, pixels + at, lanes), lanes)
+                x = x * literal(scales[v : v + lanes]) - literal(shifts[v : v + lanes])
+                code.store_vector(memory, place + at, x, lanes)
+        for at in range(width - width % period, width):
+            x = to_float(load(flat, pixels + at))
+            c = at % split.channels
+            code.store(memory, place + at, x * number(scale[c]) - number(shift[c]))
+
+    _lines(code, lanes, memory, split, block, target, width, line)
 
 
-def map_lines(isa: Isa, arena: int, split: Split, source: Place, target: Place) -> Any:
-    """Tokens, one row each, as lines of a map with zeros around them."""
-    code = Code()
-    memory = buffer("arena", arena)
-    _clear(code, memory, target, isa.lanes)
-    with code.loop(split.rows) as row, code.loop(split.columns) as column:
-        place = target.offset + (row + split.padding) * target.stride + (column + split.padding) * split.channels
-        _copy(code, memory, source.offset + (row * split.columns + column) * source.stride, place, split.channels, isa)
-    return code.function([memory])
+def map_lines(code: Code, lanes: int, memory: Any, split: Split, block: Any, source: Place, target: Place) -> None:
+    """A block's lines of a map of tokens, which are the rows of `source`."""
+
+    def line(values: Any, place: Any) -> None:
+        with code.loop(split.columns) as column:
+            begin = source.offset + (values + column) * source.stride
+            _copy(code, memory, begin, place + column * split.channels, split.channels, lanes)
+
+    _lines(code, lanes, memory, split, block, target, split.columns, line)
 
 
-def unfold(isa: Isa, arena: int, split: Split, source: Place, target: Place) -> Any:
-    """Every window of lines as one row of the target, in (row, column, channel) order; zeros behind it."""
-    code = Code()
-    memory = buffer("arena", arena)
-    down, right = split.steps
-    run = split.kernel * split.channels
-    with code.loop(down) as row, code.loop(right) as column:
+def unfold(code: Code, lanes: int, memory: Any, split: Split, source: Place, target: Place) -> None:
+    """Every window of a block's lines as one row of the target, in (row, column, channel) order; zeros behind it."""
+    right, run = split.steps[1], split.kernel * split.channels
+    with code.loop(split.down) as row, code.loop(right) as column:
         place = target.offset + (row * right + column) * target.stride
         with code.loop(split.kernel) as line:
             begin = source.offset + (row * split.stride + line) * source.stride + column * split.stride * split.channels
-            _copy(code, memory, begin, place + line * run, run, isa)
+            _copy(code, memory, begin, place + line * run, run, lanes)
         with code.loop(target.stride - split.width) as i:
             code.store(memory, place + split.width + i, number(0.0))
-    return code.function([memory])
 
 
-def _clear(code: Code, memory: Any, target: Place, lanes: int) -> None:
+def _lines(code: Code, lanes: int, memory: Any, split: Split, block: Any, target: Place, width: int, line: Any) -> None:
+    """Clear the target, then `line(first value, place)` for every line of the block that is not all padding."""
     with code.loop(target.rows * target.stride // lanes) as v:
         code.store_vector(memory, target.offset + v * lanes, splat(0.0, lanes), lanes)
+    top = block * (split.down * split.stride) - split.padding
+    low, high = larger(-top, 0), smaller(split.rows - top, target.rows)
+    with code.loop(high - low) as i:
+        place = target.offset + (low + i) * target.stride + split.padding * split.channels
+        line((top + low + i) * width, place)
 
 
-def _copy(code: Code, memory: Any, source: Any, target: Any, count: int, isa: Isa) -> None:
-    lanes = isa.lanes
+def _copy(code: Code, memory: Any, source: Any, target: Any, count: int, lanes: int) -> None:
     with code.loop(count // lanes) as v:
         code.store_vector(memory, target + v * lanes, load_vector(memory, source + v * lanes, lanes), lanes)
     with code.loop(count % lanes) as i:

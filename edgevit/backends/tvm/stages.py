@@ -289,14 +289,17 @@ class StageWriter:
         tokens: int = 1,
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
-        spec, weights = self.owner.spec, self.owner.program.weights
-        rows = []
+        self.call("norm", kernels.layer_norm, source, target, *self.norm_weights(name, eps, factor, tokens), groups)
+
+    def norm_weights(
+        self, name: str, eps: float | None = None, factor: float = 1.0, tokens: int = 1
+    ) -> tuple[int, int, int, float]:
+        """What a LayerNorm takes behind its source and target: width, where scale and shift are, epsilon."""
+        weights, rows = self.owner.program.weights, []
         for part in ("weight", "bias"):
             values = weights[f"{name}.{part}"].reshape(tokens, -1) * np.float32(factor)
             rows.append(self.blob.add(pad_columns(values, pad(values.shape[1], self.owner.isa.lanes))))
-        width = weights[f"{name}.weight"].size
-        epsilon = spec.norm_eps if eps is None else eps
-        self.call("norm", kernels.layer_norm, source, target, width, *rows, epsilon, groups)
+        return weights[f"{name}.weight"].size, rows[0], rows[1], self.owner.spec.norm_eps if eps is None else eps
 
     def product(
         self,
@@ -309,25 +312,27 @@ class StageWriter:
         epilogue: Epilogue,
     ) -> None:
         """A Linear, int8 with an `entry`; weight `[depth, columns]`."""
-        isa, choose = self.owner.isa, self.owner.choose
-        shape = {"rows": source.rows, "columns": pad(weight.shape[1], isa.lanes), "depth": weight.shape[0]}
         if isinstance(source, Place):
-            tile = choose(isa, Product(**shape))
-            packed = Weights(
-                offset=self.blob.add(pack(pad_columns(weight, shape["columns"]), tile, isa.lanes)),
-                depth=shape["depth"],
-                columns=shape["columns"],
-                bias=None if bias is None else self.blob.add(pad_columns(bias, shape["columns"])),
-            )
+            packed, tile = self.product_weights(source.rows, weight, bias)
             self.call(name, kernels.product, source, target, packed, tile, epilogue)
             return
         assert entry is not None
-        how = self.owner.dot
-        tile = choose(isa, Product(**shape, dot=how))
+        isa, how = self.owner.isa, self.owner.dot
+        columns = pad(weight.shape[1], isa.lanes)
+        tile = self.owner.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
         weights = int8.add_weights(self.blob, weight, bias, self.owner.plan, entry, how, tile)
         least = int8.instructions(source.rows, weights.columns, how, tile)
         counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
         self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted)
+
+    def product_weights(self, rows: int, weight: np.ndarray, bias: np.ndarray | None) -> tuple[Weights, Tile]:
+        """Packed weights of a float Linear that takes so many rows at a time, and the tile that they are packed for."""
+        isa, depth = self.owner.isa, weight.shape[0]
+        columns = pad(weight.shape[1], isa.lanes)
+        tile = self.owner.choose(isa, Product(rows=rows, columns=columns, depth=depth))
+        offset = self.blob.add(pack(pad_columns(weight, columns), tile, isa.lanes))
+        row = None if bias is None else self.blob.add(pad_columns(bias, columns))
+        return Weights(offset=offset, depth=depth, columns=columns, bias=row), tile
 
     def done(self) -> Stage:
         """The stage; only now the size of its weights is known, which every kernel that takes them checks."""

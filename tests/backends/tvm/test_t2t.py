@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,19 @@ from edgevit.lower.assemble import assemble
 from edgevit.models.program import Program
 from edgevit.quantspec import QuantPlan
 from edgevit.spec import StemKind, StemSpec
+from edgevit.targets import load_target
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, Tolerance, check_parity
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_spec, tiny_weights
 
 import_or_skip()
 
+from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm import library, performer, soft_split  # noqa: E402
+from edgevit.backends.tvm import t2t as stages  # noqa: E402
+from edgevit.backends.tvm.code import Code, buffer, tensor  # noqa: E402
 from edgevit.backends.tvm.emit import lower  # noqa: E402
-from edgevit.backends.tvm.layout import Arena  # noqa: E402
+from edgevit.backends.tvm.layout import Arena, Place  # noqa: E402
 from edgevit.backends.tvm.schedules import Tile, isa  # noqa: E402
 from edgevit.backends.tvm.soft_split import Split  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
@@ -41,7 +47,8 @@ def t2t(kind: StemKind, token_dim: int) -> Program:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("token_dim", "int8"), [(16, False), (12, False), (12, True)])
-def test_a_model_is_the_reference(kind: StemKind, token_dim: int, int8: bool) -> None:
+def test_a_model_is_the_reference(kind: StemKind, token_dim: int, int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "BLOCK_BYTES", 1 << 15)  # several blocks of a small image
     program = t2t(kind, token_dim)
     plan: QuantPlan | None = planned(program) if int8 else None
     lowered = lower(program, AVX2, plan)
@@ -50,6 +57,14 @@ def test_a_model_is_the_reference(kind: StemKind, token_dim: int, int8: bool) ->
     efforts = {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED}
     images, tolerance = tiny_images(program.spec, 2), INT8 if int8 else FLOAT
     check_parity(reference, library.runner(lowered), images, tolerance, efforts=efforts)
+
+
+def test_windows_are_never_held_all_at_once() -> None:
+    """T2T-ViT-7's sizes: 1.9 MB of windows and 2.4 MB of query, key and value, were they made at once."""
+    stem = StemSpec(kind="t2t_performer", patch=16, prefix=1, norm=False, token_dim=64)
+    spec = replace(tiny_spec(dim=256, heads=4, depth=1, image=(224, 224)), stem=stem)
+    needed = backend.predict(Program(spec=spec, weights=tiny_weights(spec, 1)), None, load_target("x86-64-v3-tvm"))
+    assert 1e6 < needed.arena < 1.5e6
 
 
 @pytest.mark.parametrize("name", ["avx512", "neon"])
@@ -68,34 +83,60 @@ def windows(values: np.ndarray, kernel: int, stride: int, padding: int) -> np.nd
     return np.stack(rows)
 
 
-def test_an_image_is_normalised_and_split() -> None:
-    split = Split(rows=16, columns=24, channels=3, kernel=7, stride=4, padding=2)
-    image = RNG.integers(0, 256, (1, 16, 24, 3), dtype=np.uint8)
+def kernel(arena: Arena, body: Callable[..., None], *arguments: Any, image: Any = None) -> Any:
+    """A function of nothing but `body(code, lanes, [the image's pixels,] memory, *arguments)`."""
+    code, memory, flat = Code(), buffer("arena", arena.size), []
+    if image is not None:
+        flat = [code.flat(image, "uint8")]
+    body(code, AVX2.lanes, *flat, memory, *arguments)
+    return code.function([memory] if image is None else [image, memory])
+
+
+def split_in_blocks(split: Split, arena: Arena, memory: np.ndarray, lines: Callable[[int, Place], None]) -> np.ndarray:
+    """All windows, after `lines` of every block."""
+    place, target = arena.place(*split.lines), arena.place(split.block, split.width)
+    assert memory.size >= arena.size
+    found = []
+    for block in range(split.blocks):
+        memory[place.offset : target.end] = np.nan
+        lines(block, place)
+        call(kernel(arena, soft_split.unfold, split, place, target), memory[: arena.size])
+        beyond = memory[target.offset : target.end].reshape(target.rows, target.stride)[:, target.width :]
+        assert not beyond.any()
+        found.append(matrix(memory, target).copy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("down", [1, 2, 4])
+def test_an_image_is_normalised_and_split(down: int) -> None:
+    split = Split(rows=16, columns=24, channels=3, kernel=7, stride=4, padding=2, down=down)
+    pixels = RNG.integers(0, 256, (1, 16, 24, 3), dtype=np.uint8)
     scale, shift = (0.01, 0.02, 0.03), (0.5, 1.0, 1.5)
-    arena = Arena(8)
-    lines, target = arena.place(*split.lines), arena.place(split.windows, split.width)
-    memory = np.full(arena.size, np.nan, np.float32)
-    call(soft_split.image_lines(AVX2, arena.size, split, scale, shift, lines), image, memory)
-    call(soft_split.unfold(AVX2, arena.size, split, lines, target), memory)
-    expected = windows(image[0] * np.array(scale) - np.array(shift), 7, 4, 2)
+    arena, memory = Arena(8), np.empty(1 << 14, np.float32)
+
+    def lines(block: int, place: Place) -> None:
+        image = tensor("image", pixels.shape, "uint8")
+        made = kernel(arena, soft_split.image_lines, split, block, scale, shift, place, image=image)
+        call(made, pixels, memory[: arena.size])
+
+    found = split_in_blocks(split, arena, memory, lines)
+    expected = windows(pixels[0] * np.array(scale) - np.array(shift), 7, 4, 2)
     assert expected.shape == (split.windows, split.width)
-    np.testing.assert_allclose(matrix(memory, target), expected, atol=1e-5)
-    beyond = memory[target.offset : target.end].reshape(target.rows, target.stride)[:, target.width :]
-    assert beyond.size and not beyond.any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [8, 12])
 def test_a_map_of_tokens_is_split(channels: int) -> None:
-    split = Split(rows=6, columns=4, channels=channels, kernel=3, stride=2, padding=1)
-    arena = Arena(8)
-    source, lines = arena.place(24, channels), arena.place(*split.lines)
-    target = arena.place(split.windows, split.width)
-    memory = np.full(arena.size, np.nan, np.float32)
+    split = Split(rows=6, columns=4, channels=channels, kernel=3, stride=2, padding=1, down=1)
+    arena, memory = Arena(8), np.empty(1 << 13, np.float32)
+    source = arena.place(24, channels)
     matrix(memory, source)[...] = RNG.standard_normal((24, channels))
-    call(soft_split.map_lines(AVX2, arena.size, split, source, lines), memory)
-    call(soft_split.unfold(AVX2, arena.size, split, lines, target), memory)
-    expected = windows(matrix(memory, source).reshape(6, 4, channels), 3, 2, 1)
-    np.testing.assert_array_equal(matrix(memory, target), expected)
+
+    def lines(block: int, place: Place) -> None:
+        call(kernel(arena, soft_split.map_lines, split, block, source, place), memory[: arena.size])
+
+    found = split_in_blocks(split, arena, memory, lines)
+    np.testing.assert_array_equal(found, windows(matrix(memory, source).reshape(6, 4, channels), 3, 2, 1))
 
 
 Shape = tuple[int, int, int]
@@ -115,12 +156,16 @@ def test_linear_attention(shape: Shape) -> None:
     q, k, v = (matrix(memory, place).astype(np.float64) for place in (query, key, value))
     for source, place in zip((query, key), features, strict=True):
         matrix(memory, place)[...] = matrix(memory, source) @ w.T
-        call(performer.features(AVX2, arena.size, source, place, count), memory)
+        call(kernel(arena, performer.features, source, place, count), memory)
     qp, kp = (np.exp(x @ w.T - (x**2).sum(1, keepdims=True) / 2) / count**0.5 for x in (q, k))
     np.testing.assert_allclose(matrix(memory, features[0]), qp, rtol=2e-6)
-    call(performer.keys_and_values(AVX2, arena.size, features[1], value, mixed, total, tile), memory)
-    np.testing.assert_allclose(matrix(memory, mixed), kp.T @ v, atol=1e-5)
-    np.testing.assert_allclose(matrix(memory, total)[0], kp.sum(0), rtol=1e-5)
-    call(performer.mix(AVX2, arena.size, features[0], mixed, total, target, tile), memory)
-    expected = qp @ (kp.T @ v) / (qp @ kp.sum(0)[:, None] + performer.GUARD)
+    for place in (mixed, total):
+        matrix(memory, place)[...] = np.nan
+        call(kernel(arena, performer.clear, place), memory)
+    for times in (1, 2):  # it adds to what is there
+        call(kernel(arena, performer.add_keys, features[1], value, mixed, total, tile), memory)
+        np.testing.assert_allclose(matrix(memory, mixed), times * kp.T @ v, atol=2e-5)
+        np.testing.assert_allclose(matrix(memory, total)[0], times * kp.sum(0), rtol=1e-5)
+    call(kernel(arena, performer.mix, features[0], mixed, total, target, tile), memory)
+    expected = qp @ (kp.T @ v) / (qp @ kp.sum(0)[:, None] + performer.GUARD / 2)
     np.testing.assert_allclose(matrix(memory, target), expected, atol=1e-5)
