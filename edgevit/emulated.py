@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgevit import __version__
+from edgevit import __version__, emulatednative
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import (
     BranchFacts,
     BranchMeasurement,
-    Bundle,
     CycleEstimate,
     Emulation,
     Environment,
@@ -47,11 +45,10 @@ MORE_PATTERNS, MOST_MORE = 4, 40
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the processes told: `asked` of the counted runs, and those with modelled caches and counted heap."""
+    """What the processes told: of the inferences `asked` for, and of the runtime's arena."""
 
     asked: Sequence[Asked]
     counted: Worked
-    modelled: Worked | None
     arena_peak_bytes: int | None
 
 
@@ -86,13 +83,13 @@ def profile(
         shapes = {_shape(bundle.manifest, branch) for branch in bundle.manifest.branches if branch.gated}
         more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
         say(f"Running up to {len(asked) + more} inferences on the emulated {cpu.name}")
-        counted = work(here, bundle, pixels, asked, more=more)
-        found = _Found(
-            asked=asked,
-            counted=counted,
-            modelled=_modelled(here, bundle, pixels, asked),
-            arena_peak_bytes=arena_peak(here, bundle, pixels[:1]),
-        )
+        caches = CORES[cpu.name].geometry if find_mca() else ""
+        counted = work(here, bundle, pixels, asked, more=more, caches=caches)
+        if bundle.manifest.backend == "tvm":
+            peak = emulatednative.arena_peak(bundle, counted.answer.heap)
+        else:
+            peak = arena_peak(here, bundle, pixels[:1])
+        found = _Found(asked=asked, counted=counted, arena_peak_bytes=peak)
         emulation, doubts = _emulation(bundle.manifest, here, found)
         return Measurement(
             bundle=bundle.manifest.name,
@@ -121,6 +118,9 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
     Raises:
         DeviceError: its runtime is not in the user land, or not for aarch64.
     """
+    if manifest.backend == "tvm":
+        emulatednative.require_fit(manifest, cpu)
+        return ()
     target = target_of(manifest)
     if manifest.backend not in userland.RUNTIMES:
         raise DeviceError(f"{manifest.name} runs with {manifest.backend}, which the emulated device does not have")
@@ -147,18 +147,6 @@ def _runs(manifest: Manifest, images: int) -> list[Asked]:
         count = images if path == "real" else min(images, FIXED_IMAGES)
         asked += [(path, index, effort) for index in range(count)]
     return [(None, *asked[0][1:]), *asked]
-
-
-def _modelled(here: Place, bundle: Bundle, pixels: NDArray[np.uint8], asked: Sequence[Asked]) -> Worked | None:
-    """One run per path, after one that warms up, with the caches modelled and the heap counted; None if neither can be.
-
-    In a process of its own: the accountant executes instructions too, and every load is looked at.
-    """
-    caches = CORES[here.cpu.name].geometry if here.userland.plugin and find_mca() else ""
-    if not caches and not here.userland.accountant:
-        return None
-    firsts = list({path: run for run in reversed(asked) if (path := run[0]) is not None}.values())[::-1]
-    return work(here, bundle, pixels, [asked[0], *firsts], golden=False, caches=caches, heap=True)
 
 
 def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulation, tuple[str, ...]]:
@@ -198,7 +186,7 @@ def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulatio
         arena_bytes=limit,
         estimate=estimate,
         unestimated=unestimated,
-        heap=found.modelled.answer.heap if found.modelled else None,
+        heap=answer.heap,
         unaccounted=here.userland.unaccounted,
         bound_bytes=manifest.bound.bound_bytes or None,
     )
@@ -210,26 +198,20 @@ def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
     core, mca = CORES[here.cpu.name], find_mca()
     if mca is None:
         return None, missing()
-    if not found.counted.blocks or found.modelled is None:
+    if not found.counted.blocks:
         return None, here.userland.uncounted
     names = list(dict.fromkeys(path for path, _, _ in found.asked if path is not None))
-    runs = [
-        [blocks for (path, _, _), blocks in zip(found.asked, found.counted.blocks, strict=False) if path == name]
-        for name in names
-    ]
-    cycles, covered = cycles_of(mca, core, [mean(own) for own in runs])
-    paths = tuple(
-        PathCycles(
-            path=name,
-            images=len(own),
-            lower_cycles=lower,
-            upper_cycles=lower + core.stall_cycles(misses),
-            misses=misses,
-        )
-        for name, own, lower, misses in zip(names, runs, cycles, found.modelled.misses[1:], strict=True)
+    of = {name: [at for at, (path, _, _) in enumerate(found.asked) if path == name] for name in names}
+    cycles, covered = cycles_of(mca, core, [mean([found.counted.blocks[at] for at in own]) for own in of.values()])
+    paths = []
+    for (name, own), lower in zip(of.items(), cycles, strict=True):
+        misses = found.counted.misses[own[0]]
+        upper = lower + core.stall_cycles(misses)
+        paths.append(PathCycles(path=name, images=len(own), lower_cycles=lower, upper_cycles=upper, misses=misses))
+    found_range = CycleEstimate(
+        tool=mca.version, core=core.model, covered=covered, assumptions=core.assumptions(), paths=tuple(paths)
     )
-    assumptions = core.assumptions()
-    return CycleEstimate(tool=mca.version, core=core.model, covered=covered, assumptions=assumptions, paths=paths), ""
+    return found_range, ""
 
 
 def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Golden]) -> tuple[GoldenParity, ...]:

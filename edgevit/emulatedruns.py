@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import emulatework, serial
+from edgevit import emulatednative, emulatework, serial
 from edgevit.bound import arena
 from edgevit.bundlespec import Bundle, Environment, HeapPeaks, Manifest, PathName
 from edgevit.device import emulator
@@ -93,12 +93,10 @@ def work(
     pixels: NDArray[np.uint8],
     asked: Sequence[Asked],
     *,
-    more: int = 0,
-    golden: bool = True,
-    caches: str = "",
-    heap: bool = False,
+    more: int,
+    caches: str,
 ) -> Worked:
-    """Run inferences in one process; where they can be counted, count what they execute.
+    """Run golden inputs and inferences in one process; where it can be counted, count what they execute and hold.
 
     Args:
         place: where.
@@ -106,29 +104,68 @@ def work(
         pixels: images, uint8 `[n, height, width, 3]`.
         asked: the inferences.
         more: how many more, at most, to look for other gates with.
-        golden: run the bundle's golden inputs first.
-        caches: caches to model, as `count.c` takes them; their misses are counted then, and no blocks.
-        heap: let the accountant count the heap.
+        caches: caches to model, as `count.c` takes them: in the first run, and in the first on each path.
 
     Raises:
         DeviceError: the runner fails there, or tells what cannot be read.
     """
+    out, blocks = place.folder / "counts", place.folder / "blocks"
+    first = {path: at for at, (path, _, _) in reversed(list(enumerate(asked)))}
+    counter = Counter(out=out, blocks=blocks, caches=caches, misses=tuple(first.values()))
+    ask = _native if bundle.manifest.backend == "tvm" else _python
+    answer = ask(place, bundle, pixels, asked, more, counter if place.userland.plugin else None)
+    if place.userland.plugin is None:
+        return Worked(answer=answer, classes=(), blocks=(), misses=())
+    classes, misses = _counts(out)
+    told = tuple(read_blocks(blocks))
+    if not len(classes) == len(told) == len(answer.gates):
+        raise DeviceError(f"of {len(answer.gates)} inferences {len(classes)} were counted; set the device up again")
+    return Worked(answer=answer, classes=classes, blocks=told, misses=misses)
+
+
+def _python(
+    place: Place,
+    bundle: Bundle,
+    pixels: NDArray[np.uint8],
+    asked: Sequence[Asked],
+    more: int,
+    counter: Counter | None,
+) -> Answer:
+    """With the bundle's Python runner."""
     np.save(place.folder / emulatework.IMAGES, pixels, allow_pickle=False)
     runs = [(index, effort) for _, index, effort in asked]
-    request = {"bundle": str(bundle.folder.resolve()), "golden": golden, "runs": runs, "between": more, "threads": 1}
-    out, blocks = place.folder / "counts", None if caches else place.folder / "blocks"
-    counter = Counter(out=out, blocks=blocks, caches=caches) if place.userland.plugin else None
-    done = place.python(["-m", "edgevit.emulatework", json.dumps(request)], place.folder, counter, heap=heap)
+    request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
+    done = place.python(["-m", "edgevit.emulatework", json.dumps(request)], place.folder, counter, heap=True)
     if done.returncode:
         raise DeviceError(
             f"the bundle does not run on the emulated {place.cpu.name}: {emulator.last_words(done.stderr)}"
         )
-    answer = read_answer(place.folder / emulatework.ANSWER, bundle.manifest, len(asked), golden=golden)
-    classes, misses = _counts(out) if counter else ((), ())
-    told = tuple(read_blocks(blocks)) if counter and blocks else ()
-    if counter and not len(classes) == len(told or classes) == len(answer.gates):
-        raise DeviceError(f"of {len(answer.gates)} inferences {len(classes)} were counted; set the device up again")
-    return Worked(answer=answer, classes=classes, blocks=told, misses=misses)
+    return read_answer(place.folder / emulatework.ANSWER, bundle.manifest, len(asked))
+
+
+def _native(
+    place: Place,
+    bundle: Bundle,
+    pixels: NDArray[np.uint8],
+    asked: Sequence[Asked],
+    more: int,
+    counter: Counter | None,
+) -> Answer:
+    """With its C++ runner."""
+    userland, cpu, timeout_s = place.userland, place.cpu, place.timeout_s
+    results = emulatednative.golden(userland, cpu, bundle, timeout_s=timeout_s)
+    runs = [(index, effort) for _, index, effort in asked]
+    ran = emulatednative.run(
+        userland, cpu, bundle, pixels, runs, more=more, counter=counter, heap=True, timeout_s=timeout_s
+    )
+    return Answer(
+        golden=tuple(
+            Golden(path=each.path, error=each.logit_error, gates_equal=not each.changed_gates) for each in results
+        ),
+        gates=ran.gates,
+        heap=ran.heap,
+        environment=emulatednative.machine(cpu, bundle.manifest),
+    )
 
 
 def _counts(path: Path) -> tuple[tuple[dict[str, int], ...], tuple[tuple[int, ...], ...]]:
@@ -140,7 +177,7 @@ def _counts(path: Path) -> tuple[tuple[dict[str, int], ...], tuple[tuple[int, ..
     return classes, tuple(tuple(row[name] for name in is_miss) for row in rows)
 
 
-def read_answer(path: Path, manifest: Manifest, runs: int, *, golden: bool = True) -> Answer:
+def read_answer(path: Path, manifest: Manifest, runs: int) -> Answer:
     """Read what the bundle's runner made of it, trusting nothing.
 
     Raises:
@@ -152,7 +189,7 @@ def read_answer(path: Path, manifest: Manifest, runs: int, *, golden: bool = Tru
     except (OSError, ValueError, RecursionError) as error:
         answer, faults = None, [str(error)]
     if answer is not None:
-        if [case.path for case in answer.golden] != [case.path for case in manifest.golden if golden]:
+        if [case.path for case in answer.golden] != [case.path for case in manifest.golden]:
             faults.append("golden outputs are missing")
         if len(answer.gates) < runs or {len(gates) for gates in answer.gates} != {len(manifest.branches)}:
             faults.append("gates do not fit the runs and branches")

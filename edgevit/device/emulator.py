@@ -106,11 +106,12 @@ class Userland:
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """What the instruction counter writes, see `count.c`: no file of blocks and no caches if they are not asked for."""
+    """What the instruction counter writes, see `count.c`; `misses` are the runs whose misses of `caches` are told."""
 
     out: Path
     blocks: Path | None = None
     caches: str = ""
+    misses: tuple[int, ...] = ()
 
 
 def parse(device: str) -> Cpu:
@@ -171,10 +172,7 @@ def run(
         try:
             out, err = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            raise DeviceError(
-                f"the emulated {cpu.name} did not finish within {timeout_s:g} s; an emulator is 20 to 50 times slower "
-                "than this machine: give it more time with --timeout, or fewer images"
-            ) from None
+            raise too_slow(cpu, timeout_s) from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -200,6 +198,14 @@ def started(userland: Userland, cpu: Cpu, counts: Counter | None = None, *, heap
 def end_with_parent() -> None:
     """Let the kernel end this process, the emulator to be, when the one that started it ends, however it does."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def too_slow(cpu: Cpu, timeout_s: float) -> DeviceError:
+    """The error for time that is up."""
+    return DeviceError(
+        f"the emulated {cpu.name} did not finish within {timeout_s:g} s; an emulator is 20 to 50 times slower "
+        "than this machine: give it more time with --timeout, or fewer images"
+    )
 
 
 def last_words(text: str) -> str:
@@ -240,7 +246,8 @@ def _plugin(userland: Userland, counts: Counter | None) -> list[str]:
         raise DeviceError(f"no instructions can be counted: {userland.uncounted}")
     option = f"{_quoted(userland.plugin)},out={_quoted(counts.out)}"
     option += f",blocks={_quoted(counts.blocks)}" if counts.blocks else ""
-    option += f",caches={counts.caches}" if counts.caches else ""
+    if counts.caches:
+        option += f",caches={counts.caches},misses={'+'.join(map(str, counts.misses))}"
     return ["-plugin", option]
 
 
@@ -248,12 +255,19 @@ def _quoted(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+def environment(userland: Userland) -> dict[str, str]:
+    """What the emulator and its guest find in their environment."""
+    found = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    if userland.libraries is not None:
+        found["LD_LIBRARY_PATH"] = str(userland.libraries)
+    return found
+
+
 def _environment(userland: Userland, paths: Sequence[Path], folder: Path) -> dict[str, str]:
-    environment = {
-        "PATH": "/usr/bin:/bin",
+    return {
+        **environment(userland),
         "HOME": str(folder),
         "TMPDIR": str(folder),
-        "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         # The user land first: this machine's packages are for another processor.
@@ -261,6 +275,3 @@ def _environment(userland: Userland, paths: Sequence[Path], folder: Path) -> dic
         "PYTHONNOUSERSITE": "1",
         "PYTHONHASHSEED": "0",
     }
-    if userland.libraries is not None:
-        environment["LD_LIBRARY_PATH"] = str(userland.libraries)
-    return environment

@@ -2,6 +2,7 @@
 #ifndef EDGEVIT_PROCESS_H_
 #define EDGEVIT_PROCESS_H_
 
+#include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
 #include <time.h>
@@ -48,6 +49,15 @@ inline int64_t resident_bytes() { return told_bytes("/proc/self/status", "VmRSS:
 
 // Memory of this process that is in no file: what it allocated and touched.
 inline int64_t anonymous_bytes() { return told_bytes("/proc/self/smaps_rollup", "Anonymous:"); }
+
+// The accountant of the heap, edgevit/device/heap.c, where it is preloaded: 1 asks for the most held since 2 began anew.
+enum Ask { kMost = 1, kBeginAnew = 2 };
+using Accountant = size_t (*)(int);
+inline Accountant accountant() {
+  static const auto found = reinterpret_cast<Accountant>(dlsym(RTLD_DEFAULT, "edgevit_heap"));
+  return found;
+}
+inline int64_t heap_bytes(Ask what) { return accountant() ? static_cast<int64_t>(accountant()(what)) : 0; }
 
 inline void keep_what_is_freed() {  // so that memory taken for a moment still shows at the end
   mallopt(M_MMAP_MAX, 0);

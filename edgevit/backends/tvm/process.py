@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,15 @@ class ProcessRunner:
     `told` is all that the last run printed; with `trace` every call of it too, which costs time.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, manifest: Manifest, *, trace: bool = False) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        manifest: Manifest,
+        *,
+        trace: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._shape = (1, manifest.height, manifest.width, 3)
         self._classes = manifest.classes
         self._weights = [part.name for part in manifest.weights]
@@ -45,6 +53,7 @@ class ProcessRunner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            env=environment,
         )
         self.told: dict[str, Any] = {}
 
@@ -69,6 +78,10 @@ class ProcessRunner:
         """Run one image; the kernels that it called, in order, and gates uint8 `[branches]`."""
         _, gates = self.run(image, effort)
         return kernel_calls(self.told["calls"], self._weights), gates
+
+    def kill(self) -> None:
+        """End the process; a run that waits for it fails."""
+        self._process.kill()
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):

@@ -207,6 +207,7 @@ struct Costs {
   std::vector<Time> times;
   int64_t load_peak, grown;
   std::vector<Call> calls;
+  std::vector<int64_t> heap;  // before loading, at most then, after it, at most since
 };
 
 void print_times(const char* name, std::vector<Time> times, double Time::*kind) {
@@ -236,6 +237,9 @@ void print(const Options& options, const Manifest& manifest, const float* logits
     }
     std::printf("], ");
   }
+  for (size_t i = 0; accountant() && i < costs.heap.size(); ++i)
+    std::printf("%s%lld%s", i ? ", " : "\"heap_bytes\": [", static_cast<long long>(costs.heap[i]),
+                i + 1 < costs.heap.size() ? "" : "], ");
   if (emulated()) {  // Time and memory would be the emulator's.
     std::printf("\"emulated\": true}\n");
     return;
@@ -253,6 +257,7 @@ void print(const Options& options, const Manifest& manifest, const float* logits
 class Session {
  public:
   explicit Session(const Options& options) : manifest(read_manifest(options.folder + "/model.json")) {
+    heap_ = {heap_bytes(kBeginAnew)};
     const std::string library = options.folder + "/model.so";
     check_machine(manifest);
     check_library(library);
@@ -283,6 +288,8 @@ class Session {
     loaded = resident_bytes();
     keep_what_is_freed();
     before_ = anonymous_bytes();
+    heap_.push_back(heap_bytes(kMost));
+    heap_.push_back(heap_bytes(kBeginAnew));
   }
 
   Time run() {
@@ -295,6 +302,12 @@ class Session {
     mark(kEnd);
     fresh_ = false;
     return {end.wall_ms - begin.wall_ms, end.cpu_ms - begin.cpu_ms};
+  }
+
+  Costs costs(std::vector<Time> times) const {
+    std::vector<int64_t> heap = heap_;
+    heap.push_back(heap_bytes(kMost));
+    return {std::move(times), load_peak, grown(), calls, heap};
   }
 
   int64_t grown() const {  // bytes since loading; -1: not told
@@ -339,6 +352,7 @@ class Session {
   std::string library_;
   int64_t before_ = 0;
   bool fresh_ = true;
+  std::vector<int64_t> heap_;
   std::map<const void*, int> places_;  // of the weights, to their index in the manifest
   std::vector<size_t> open_;           // calls that have begun and not ended
   std::vector<ffi::Tensor> tensors_;
@@ -351,17 +365,14 @@ void run_one(const Options& options, Session& session) {
   std::memcpy(session.image, picture.data(), picture.size());
   *session.effort = options.effort;
   session.load(options.trace);
-  Costs costs{{}, session.load_peak, 0, {}};
-  for (int64_t i = 0; i < options.runs; ++i) costs.times.push_back(session.run());
-  costs.grown = session.grown();
-  costs.calls = session.calls;
-  print(options, session.manifest, session.logits, session.gates, costs);
+  std::vector<Time> times;
+  for (int64_t i = 0; i < options.runs; ++i) times.push_back(session.run());
+  print(options, session.manifest, session.logits, session.gates, session.costs(times));
 }
 
 void answer(const Options& options, Session& session) {
   const Time time = session.run();
-  const Costs costs{{time}, session.load_peak, session.grown(), session.calls};
-  print(options, session.manifest, session.logits, session.gates, costs);
+  print(options, session.manifest, session.logits, session.gates, session.costs({time}));
 }
 
 void run_stream(const Options& options, Session& session) {
