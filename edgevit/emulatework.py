@@ -31,10 +31,9 @@ IMAGES, ANSWER = "images.npy", "answer.json"
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
-    The request: {"bundle": folder, "golden": whether to run its golden inputs, "runs": [[image, effort]], "between":
-    runs to add, "threads"}. The answer: {"golden": [{"path", "error", "gates_equal"}], "gates": one list per run,
-    "heap": see `_held`, "environment"}. The first run warms up and is counted like the others; those that are added
-    look for gates that no run had yet.
+    The request: {"bundle": folder, "runs": [[image, effort]], "between": runs to add, "threads"}. The answer:
+    {"golden": [{"path", "error", "gates_equal"}], "gates": one list per run, "heap": see `_held`, "environment"}. The
+    first run warms up and is counted like the others; those that are added look for gates that no run had yet.
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -45,7 +44,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     heap = [_heap(BEGIN_ANEW)]
     run = getattr(runner, f"load_{backend}")(manifest, request["threads"])
     heap += [_heap(MOST), _heap(BEGIN_ANEW)]
-    golden = [_golden(bundle, case, run) for case in manifest["golden"]] if request["golden"] else []
+    golden = [_golden(bundle, case, run) for case in manifest["golden"]]
     mark = ctypes.CDLL(None).syscall
 
     def counted(index: int, effort: float) -> list[int]:

@@ -10,6 +10,7 @@
  *   blocks=FILE   if given: `run N` per run, then `ID RUNS` of every block that ran; before its first run, a block is
  *                 told as `block ID INSTRUCTIONS BYTES`, its code in hexadecimal
  *   caches=S:W+.. if given: caches of S bytes and W ways, the nearest first
+ *   misses=A+B..  the runs, from 0 on, that tell their misses; that is slow, the others tell 0
  *
  * Counts are of whole translated blocks, so a guest that counts must have one busy thread. The caches have lines of 64
  * bytes, the least recently used line leaves, writes allocate, nothing is prefetched, addresses are virtual.
@@ -36,6 +37,7 @@
 #define MARK 0x7ffe
 #define BEGIN 1
 #define END 2
+#define MOST_RUNS 4096
 
 typedef uint64_t qemu_plugin_id_t;
 typedef uint32_t qemu_plugin_meminfo_t;
@@ -86,7 +88,7 @@ struct block {
 
 static struct block *blocks;
 static FILE *out, *told;
-static bool a64, counting;
+static bool a64, modelling, modelled[MOST_RUNS];
 static uint32_t last_id;
 static unsigned int marked_runs;
 
@@ -99,7 +101,7 @@ static void ran(unsigned int cpu, void *block)
 static void touched(unsigned int cpu, qemu_plugin_meminfo_t info, uint64_t address, void *unused)
 {
     (void)cpu, (void)unused;
-    if (counting)
+    if (modelling)
         cache_touch(address, 1u << qemu_plugin_mem_size_shift(info));
 }
 
@@ -181,9 +183,9 @@ static void called(qemu_plugin_id_t id, unsigned int cpu, int64_t number, uint64
     (void)id, (void)cpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
     if (number != MARK)
         return;
-    counting = what == BEGIN;
+    modelling = what == BEGIN && marked_runs < MOST_RUNS && modelled[marked_runs];
     if (what == END && told)
-        fprintf(told, "run %u\n", marked_runs++);
+        fprintf(told, "run %u\n", marked_runs);
     for (struct block *block = __atomic_load_n(&blocks, __ATOMIC_ACQUIRE); block; block = block->next) {
         for (int i = 0; i < A64_CLASSES; i++)
             sum[i] += block->runs * block->in[i];
@@ -194,8 +196,22 @@ static void called(qemu_plugin_id_t id, unsigned int cpu, int64_t number, uint64
     }
     if (what == BEGIN)
         cache_forget_misses();
-    if (what == END)
+    if (what == END) {
         tell(sum);
+        marked_runs++;
+    }
+}
+
+static bool model_runs(const char *text)
+{
+    char *end = (char *)text;
+    for (; *text; text = *end ? end + 1 : end) {
+        unsigned long run = strtoul(text, &end, 10);
+        if (end == text || (*end && *end != '+') || run >= MOST_RUNS)
+            return false;
+        modelled[run] = true;
+    }
+    return true;
 }
 
 static FILE *opened(const char *argument, const char *name)
@@ -218,11 +234,13 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info_t *in
             good &= (out = opened(argv[i], "out=")) != NULL;
         else if (!strncmp(argv[i], "blocks=", 7))
             good &= (told = opened(argv[i], "blocks=")) != NULL;
+        else if (!strncmp(argv[i], "misses=", 7))
+            good &= model_runs(argv[i] + 7);
         else
             good &= !strncmp(argv[i], "caches=", 7) && cache_make(argv[i] + 7);
     }
     if (!out || !good) {
-        fputs("count: out=FILE[,blocks=FILE][,caches=BYTES:WAYS+BYTES:WAYS], files that can be written\n", stderr);
+        fputs("count: out=FILE[,blocks=FILE][,caches=BYTES:WAYS+..,misses=RUN+..], files that can be written\n", stderr);
         return 1;
     }
     for (int i = 0; i < A64_CLASSES; i++)

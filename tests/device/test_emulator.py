@@ -66,13 +66,13 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
         ["-m", "work"],
         folder=tmp_path,
         paths=(tmp_path / "program",),
-        counts=Counter(out=tmp_path / "counts", blocks=tmp_path / "blocks", caches="32768:2"),
+        counts=Counter(out=tmp_path / "counts", blocks=tmp_path / "blocks", caches="32768:2", misses=(0, 3)),
         heap=True,
         timeout_s=10,
     )
     command, *environment = done.stdout.splitlines()
     assert command.startswith("-cpu max,sve=off,sme=off -L ")
-    files = f"out={tmp_path}/counts,blocks={tmp_path}/blocks,caches=32768:2"
+    files = f"out={tmp_path}/counts,blocks={tmp_path}/blocks,caches=32768:2,misses=0+3"
     assert f"-U LD_LIBRARY_PATH -plugin {tmp_path}/a,,b.so,{files} -E LD_PRELOAD=/" in command
     assert "," not in command.partition("LD_PRELOAD=")[2].split()[0]
     assert command.endswith(f"{tmp_path}/root/usr/bin/python3.11 -X pycache_prefix={tmp_path}/pycache -m work")
