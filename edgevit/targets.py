@@ -125,6 +125,10 @@ def _faults(target: Target, path: Path) -> list[str]:
         (0 <= target.max_top1_drop <= 1, f"max_top1_drop: got {target.max_top1_drop}, allowed: 0 to 1"),
         (target.threads >= 1, f"threads: got {target.threads}, allowed: 1 or more"),
         (
+            target.threads <= 1 or target.backend != "tvm",
+            f"threads: got {target.threads}, allowed for tvm: 1, its kernels are compiled for one thread",
+        ),
+        (
             bool(target.formats) and set(target.formats) <= set(allowed),
             f"formats: got {list(target.formats)}, allowed for {target.backend}: {list(allowed)}, at least one",
         ),

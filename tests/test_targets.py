@@ -90,6 +90,14 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: str) -> 
         load_target(write(tmp_path, (old, f"{key} = {value}")))
 
 
+def test_tvm_takes_one_thread(tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace("threads = 1\n", "threads = 2\n"))
+    with pytest.raises(TargetError, match="1 fault:\n  - threads: got 2, allowed for tvm: 1"):
+        load_target(path)
+
+
 def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:
     line = next(line for line in TEXT.splitlines() if line.startswith('smoothing = "'))
     with pytest.raises(TargetError, match="missing the reason of 'smoothing'"):

@@ -20,7 +20,7 @@ from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, TvmRunner, read_manif
 from edgevit.backends.tvm.runner import load as load_here
 from edgevit.backends.tvm.runtime import runtime
 from edgevit.backends.tvm.shipped import read
-from edgevit.errors import BundleError, TargetError
+from edgevit.errors import BundleError, DeviceError, TargetError
 from edgevit.serial import dumps, write_atomic
 
 if TYPE_CHECKING:
@@ -96,12 +96,15 @@ def load(
 ) -> TvmRunner | ProcessRunner:
     """Load the library here, or in an emulator where it is for another architecture.
 
-    Kernels run on one thread; `threads`, `precision` and `weight_bits` were decided when it was compiled.
+    `precision` and `weight_bits` were decided when it was compiled.
 
     Raises:
         BundleError: a file is missing or damaged, or not for this machine, and there is no emulator of the right one.
+        DeviceError: more than one thread is asked for.
         RuntimeMissingError: TVM's runtime is not installed.
     """
+    if threads != 1:
+        raise DeviceError(f"TVM's kernels are compiled for one thread, got {threads}; leave --threads away or pass 1")
     if precision != "f32":
         raise BundleError(f"TVM keeps what is float in f32, got precision {precision!r}")
     if file not in (None, LIBRARY):

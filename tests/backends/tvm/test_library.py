@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit.errors import BundleError, OutputError, RuntimeMissingError
+from edgevit.errors import BundleError, DeviceError, OutputError, RuntimeMissingError
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
+from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm import library, runner  # noqa: E402
 from edgevit.backends.tvm.emit import Lowered, lower  # noqa: E402
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS  # noqa: E402
@@ -70,6 +71,11 @@ def test_the_library_names_no_place_it_was_made_at(folder: Path) -> None:
     raw = (folder / LIBRARY).read_bytes()
     for part in (str(folder), "/tmp", str(Path.cwd())):
         assert part.encode() not in raw
+
+
+def test_more_than_one_thread_is_refused(folder: Path) -> None:
+    with pytest.raises(DeviceError, match="compiled for one thread, got 2"):
+        backend.load(folder, threads=2)
 
 
 def test_missing_and_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
