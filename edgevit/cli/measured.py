@@ -62,11 +62,9 @@ def _heap(emulation: Emulation) -> Iterator[str]:
     if heap is None:
         yield f"heap was not counted: {emulation.unaccounted}"
         return
-    limit = f"; bound {emulation.bound_bytes / 1e6:.2f} MB, without the runtime's own" if emulation.bound_bytes else ""
-    yield (
-        f"heap peak {heap.running_bytes / 1e6:.2f} MB running, {heap.loading_bytes / 1e6:.2f} MB loading, over what was "
-        f"held before{limit}"
-    )
+    running, loading = (f"{held / 1e6:.2f} MB" for held in (heap.running_bytes, heap.loading_bytes))
+    limit = f"; memory bound {emulation.bound_bytes / 1e6:.2f} MB, without the runtime" if emulation.bound_bytes else ""
+    yield f"heap peak {running} running, {loading} loading, runtime included{limit}"
 
 
 def _estimate(emulation: Emulation) -> Iterator[str]:

@@ -148,7 +148,7 @@ def _cycles(mca: Mca, core: Core, codes: Sequence[bytes], chosen: Sequence[Seque
 
 
 def _disassemble(mca: Mca, core: Core, codes: Sequence[bytes]) -> list[list[str]]:
-    """The instructions of each block as text that llvm-mca takes."""
+    """The instructions of each block as text that llvm-mca takes; '' for one that it is not to see."""
     arch = core.triple.split("-")[0]
     mark, text = _MARKS[arch]
     stream = "\n".join(" ".join(f"0x{byte:02x}" for byte in code + mark) for code in codes)
@@ -163,7 +163,7 @@ def _disassemble(mca: Mca, core: Core, codes: Sequence[bytes]) -> list[list[str]
             blocks[-1].append(_rewritten(line, arch))
     if len(blocks) != len(codes) + 1:
         raise DeviceError(f"{mca.version} read {len(blocks) - 1} of {len(codes)} blocks of {core.triple}")
-    return [[line for line in block if line] for block in blocks[:-1]]
+    return blocks[:-1]
 
 
 def _rewritten(line: str, arch: str) -> str:
@@ -173,20 +173,21 @@ def _rewritten(line: str, arch: str) -> str:
 
 
 def _analyse(mca: Mca, core: Core, blocks: Sequence[Sequence[str]], repeats: int) -> list[float | None]:
-    """Cycles per pass of each block; 0 for one without instructions, None for one that could not be read."""
+    """Cycles per pass of each block; 0 for one that llvm-mca is not to see, None for one that could not be read."""
     regions = [
         f"# LLVM-MCA-BEGIN b{index}\n" + "\n".join(lines) + "\n# LLVM-MCA-END\n"
         for index, lines in enumerate(blocks)
-        if lines
+        if any(lines)
     ]
+    empty = [None if not lines else 0.0 for lines in blocks]
     if not regions:
-        return [0.0] * len(blocks)
+        return empty
     command = [mca.mca, f"--mtriple={core.triple}", f"--mcpu={core.model}", f"--iterations={repeats}", "--json"]
     command += ["--skip-unsupported-instructions=any", "--instruction-info=0", "--resource-pressure=0"]
     command += [f"--mattr={core.features}"] if core.features else []
     told = json.loads(_run(command, "".join(regions)))
     cycles = {region["Name"]: region["SummaryView"]["TotalCycles"] / repeats for region in told["CodeRegions"]}
-    return [cycles.get(f"b{index}") if lines else 0.0 for index, lines in enumerate(blocks)]
+    return [cycles.get(f"b{index}", other) for index, other in enumerate(empty)]
 
 
 def _run(command: Sequence[str], text: str) -> str:
@@ -196,6 +197,6 @@ def _run(command: Sequence[str], text: str) -> str:
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{Path(command[0]).name} did not finish within {MCA_S} s") from None
-    if done.returncode:
+    if done.returncode or "not a recognized processor" in done.stderr:  # which it would ignore
         raise DeviceError(f"{Path(command[0]).name} failed: {last_words(done.stderr)}")
     return done.stdout

@@ -42,7 +42,36 @@ def notes(measurement: Measurement) -> Iterator[str]:
     if emulation.arena_peak_bytes is not None:
         limit = f", bound {say.size(emulation.arena_bytes)}" if emulation.arena_bytes else ""
         yield f"arena peak {say.size(emulation.arena_peak_bytes)}{limit}"
+    yield _heap(emulation)
+    yield from _estimate(emulation)
     yield from (f"doubt: {warning}" for warning in measurement.warnings)
+
+
+def _heap(emulation: Emulation) -> str:
+    if emulation.heap is None:
+        return f"heap not counted{_why(emulation.unaccounted)}"
+    running, loading = say.size(emulation.heap.running_bytes), say.size(emulation.heap.loading_bytes)
+    limit = f"; memory bound {say.size(emulation.bound_bytes)}, without the runtime" if emulation.bound_bytes else ""
+    return f"heap peak {running} running, {loading} loading, runtime included{limit}"
+
+
+def _estimate(emulation: Emulation) -> Iterator[str]:
+    """The range of cycles per path, and what it rests on."""
+    estimate = emulation.estimate
+    if estimate is None:
+        yield f"cycles not estimated{_why(emulation.unestimated)}"
+        return
+    ranges = (
+        f"{say.PATH_NAMES[path.path]} {say.count(path.lower_cycles)} to {say.count(path.upper_cycles)}"
+        for path in estimate.paths
+    )
+    yield f"cycles per image, an estimate and no measurement, by {estimate.tool}: {', '.join(ranges)}"
+    yield from estimate.assumptions
+
+
+def _why(reason: str) -> str:
+    """A measurement of an older edgevit has no reason."""
+    return f": {reason}" if reason else ""
 
 
 def _parity(emulation: Emulation) -> str:

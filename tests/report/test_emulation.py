@@ -7,7 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from edgevit.bundlespec import Emulation, GoldenParity, Measurement, PathInstructions
+from edgevit.bundlespec import (
+    CycleEstimate,
+    Emulation,
+    GoldenParity,
+    HeapPeaks,
+    Measurement,
+    PathCycles,
+    PathInstructions,
+)
 from edgevit.report import emulation
 from edgevit.report.html import render
 from edgevit.report.table import show
@@ -71,3 +79,31 @@ def test_the_report_says_why_a_target_computes_in_float() -> None:
     console = Console(record=True, width=200)
     show(make_report(replace(built, target=target), bundle_sha256=SHA), console)
     assert "without dot product" in console.export_text()
+
+
+ESTIMATE = CycleEstimate(
+    tool="llvm-mca 19.1.7",
+    core="neoverse-n1",
+    covered=0.99,
+    assumptions=("pipeline: one thread", "lower bound: every load hits"),
+    paths=(PathCycles(path="all_open", images=2, lower_cycles=135e6, upper_cycles=420e6, misses=(5, 4)),),
+)
+
+
+def test_cycles_are_a_range_with_what_it_rests_on_and_never_a_time() -> None:
+    heap = HeapPeaks(loading_bytes=9_000_000, loaded_bytes=7_000_000, running_bytes=8_000_000)
+    told = emulated("cortex-a76", 1e6, estimate=ESTIMATE, heap=heap, bound_bytes=7_500_000)
+    notes = list(emulation.notes(told))
+    assert "cycles per image, an estimate and no measurement, by llvm-mca 19.1.7: all open 135 M to 420 M" in notes
+    assert {"pipeline: one thread", "lower bound: every load hits"} <= set(notes)
+    assert "heap peak 8.00 MB running, 9.00 MB loading, runtime included; memory bound 7.50 MB, without the" in str(
+        notes
+    )
+    page = render(make_report(manifest(), [told], bundle_sha256=SHA))
+    assert "an estimate and no measurement" in page and "8.00 MB running" in page
+
+
+def test_without_an_estimate_or_a_heap_the_reason_is_told() -> None:
+    notes = list(emulation.notes(emulated("cortex-a76", 1e6, unestimated="no llvm-mca", unaccounted="no compiler")))
+    assert {"cycles not estimated: no llvm-mca", "heap not counted: no compiler"} <= set(notes)
+    assert "heap not counted" in list(emulation.notes(emulated("cortex-a76", 1e6)))
