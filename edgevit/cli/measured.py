@@ -24,6 +24,9 @@ def lines(measurement: Measurement) -> Iterator[str]:
             f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
             f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
         )
+    if measurement.golden and all(case.held for case in measurement.golden):
+        worst = max(measurement.golden, key=lambda case: case.logit_error)
+        yield f"golden outputs: gates equal, logits within {worst.logit_error:.3g} ({worst.allowed:.3g} allowed)"
     if measurement.expected_wall_ms is not None:
         yield f"{'expected':<12} {measurement.expected_wall_ms:8.2f} ms wall  {measurement.expected_cpu_ms:8.2f} ms CPU"
     else:

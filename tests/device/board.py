@@ -35,7 +35,9 @@ def need_sshd() -> str:
 class Board:
     """A running sshd. `tmp` is where it puts temporary folders, `log` is where a worker says its process and folder."""
 
-    def __init__(self, folder: Path, *, file_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, file_limit_bytes: int | None = None, login: Callable[[Path], Path] | None = None
+    ) -> None:
         sshd = need_sshd()
         self.folder, self.tmp, self.log = folder, folder / "tmp", folder / "worker"
         self.tmp.mkdir(parents=True)
@@ -53,6 +55,8 @@ class Board:
             *("PidFile none", "UsePAM no", "StrictModes no", "PasswordAuthentication no", "PermitRootLogin yes"),
             f"SetEnv HOME={folder}/home TMPDIR={self.tmp} PATH={path} OMP_NUM_THREADS=1",
         ]
+        if login is not None:  # what every login runs instead of its shell; it is told the temporary folder
+            config.append(f"ForceCommand {login(self.tmp)}")
         (folder / "sshd_config").write_text("\n".join(config) + "\n")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what the system's own service would make
