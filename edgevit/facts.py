@@ -23,7 +23,7 @@ from edgevit.bundlespec import (
     PathName,
     Sizes,
 )
-from edgevit.models.macs import branch_macs, gate_macs, macs_by_branch, rows_in, rows_out, total_macs
+from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import expected_shapes
 from edgevit.proof import Case, Evidence
 from edgevit.recipe import Recipe
@@ -92,7 +92,8 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
     spec, evidence = facts.case.program.spec, facts.evidence
     linears = facts.case.plan.linears if facts.case.plan else ()
     rows = []
-    for index, (branch, macs) in enumerate(zip(spec.branches, macs_by_branch(spec), strict=True)):
+    counts = zip(macs_by_branch(spec), macs_by_branch(_dense_spec(spec)), strict=True)
+    for index, (branch, (macs, dense_macs)) in enumerate(zip(spec.branches, counts, strict=True)):
         planned = [p for p in linears if p.name.startswith(f"{branch.name}.")]
         rows.append(
             BranchFacts(
@@ -101,7 +102,7 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
                 units=branch.units,
                 units_total=branch.units_total,
                 macs=macs,
-                dense_macs=_dense_macs(spec, branch, index),
+                dense_macs=dense_macs,
                 gated=branch.gate is not None,
                 threshold=branch.gate.threshold if branch.gate else None,
                 open_rate=float(evidence.open_rates[index]) if branch.gate else None,
@@ -117,20 +118,15 @@ def _whole(branch: BranchSpec) -> BranchSpec:
     return replace(branch, kept=tuple(range(branch.units_total)))
 
 
-def _dense_macs(spec: ProgramSpec, branch: BranchSpec, index: int) -> int:
-    return branch_macs(spec, _whole(branch), rows_out(spec)[index], rows_in(spec)[index])
-
-
 def _macs(facts: Facts) -> Macs:
     spec = facts.case.program.spec
     branches = np.array(macs_by_branch(spec))
     gated = np.array([b.gate is not None for b in spec.branches])
     everything = total_macs(spec)
     skipped = everything - int(branches[gated].sum())
-    dense = sum(_dense_macs(spec, b, i) for i, b in enumerate(spec.branches))
     expected = skipped + float((branches * facts.evidence.open_rates)[gated].sum())
     return Macs(
-        dense=everything - int(branches.sum()) - gate_macs(spec) + dense,
+        dense=total_macs(_dense_spec(spec)),
         all_open=everything,
         all_skipped=skipped,
         expected=expected,

@@ -39,11 +39,6 @@ class Job:
     force: bool = False
 
 
-def default_program() -> Path:
-    """The Program that ships with edgevit: a pruned and gated ViT-Ti."""
-    return Path(__file__).resolve().parent / "programs" / DEFAULT_PROGRAM
-
-
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
     target = load_target(job.target)
@@ -100,9 +95,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
 
 
 def _model(job: Job) -> Program:
-    if job.model is None:
-        return resolve(str(default_program()))
-    return resolve(job.model, weights=job.weights)
+    return resolve(job.model or DEFAULT_PROGRAM, weights=job.weights)
 
 
 def _labelled(program: Program, path: Path | None) -> Program:

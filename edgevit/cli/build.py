@@ -37,7 +37,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Compile MODEL (a Program folder, a timm name or a T2T-ViT name; default: the shipped Program) for a target."""
+    """Compile MODEL (a Program folder, or a name; default: vit_tiny_gated, which ships) for a target."""
     from edgevit import serial
     from edgevit.job import Job, predict_build, run_build
 

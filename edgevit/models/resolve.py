@@ -1,4 +1,4 @@
-"""What a user calls a model - a Program folder, a timm name or a T2T-ViT name - to a `Program`."""
+"""What a user calls a model - a Program folder, one that ships, a timm name or a T2T-ViT name - to a `Program`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from pathlib import Path
 
 from edgevit.errors import ProgramError, RuntimeMissingError, WeightsError
 from edgevit.models.program import Program, is_program, load_program
+
+SHIPPED = Path(__file__).resolve().parent.parent / "programs"
+
+
+def shipped_programs() -> tuple[str, ...]:
+    """Names of the Programs that ship with edgevit; edgevit/programs/README.md says how each was made."""
+    return tuple(sorted(p.name for p in SHIPPED.iterdir() if is_program(p)))
 
 
 def resolve(
@@ -18,7 +25,8 @@ def resolve(
     """The Program that `model` means. A Program folder is read without torch.
 
     Args:
-        model: path of a Program folder, a timm name (with or without tag), or a T2T-ViT name.
+        model: path of a Program folder, the name of one that ships, a timm name (with or without tag), or a T2T-ViT
+            name.
         weights: a checkpoint; without it timm's pretrained weights are fetched.
         classes: length of the output if the weights do not decide it.
         image_size: height and width, both multiples of the patch size.
@@ -29,7 +37,7 @@ def resolve(
         ProgramError: a folder that is no Program, or options that a Program cannot take.
         WeightsError: weights missing, unreadable, not fitting, or not to be fetched.
     """
-    path = Path(model)
+    path = SHIPPED / model if model in shipped_programs() and not is_program(Path(model)) else Path(model)
     if is_program(path):
         if weights is not None or classes is not None or image_size is not None:
             raise ProgramError(
