@@ -1,0 +1,93 @@
+"""The table of the three runtimes: what stands in it comes from builds, and what was made is not made again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import backends
+from benchmarks.backends_report import Report, Row, table
+from edgevit.data.images import ImageSet
+from edgevit.measure.host import environment, snapshot
+from edgevit.models.program import Program
+from edgevit.targets import load_target
+from edgevit.verify.accuracy import fraction
+from tests.backends.tvm.available import import_or_skip
+from tests.tiny import tiny_images, tiny_program
+
+import_or_skip()
+
+ROUNDS = 6
+
+
+def images(program: Program, count: int) -> ImageSet:
+    pixels = tiny_images(program.spec, count)
+    names = tuple(map(str, range(count)))
+    labels = np.zeros(count, np.int64)
+    return ImageSet(images=pixels, labels=labels, names=names, unreadable=(), digest="0" * 64, source=Path("tiny"))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> backends.Case:
+    program = tiny_program(gated=True, skip=True)
+    return backends.Case(
+        key="tiny",
+        program=program,
+        calibration=images(program, 4),
+        evaluation=images(program, 8),
+        folder=tmp_path_factory.mktemp("work"),
+    )
+
+
+@pytest.fixture(scope="module")
+def candidates(case: backends.Case) -> list[backends.Candidate]:
+    targets = (load_target("x86-64-avx2-onnxruntime"), load_target("x86-64-v3-tvm"))
+    return [backends.build(case, replace(target, int8=False)) for target in targets]
+
+
+@pytest.fixture(scope="module")
+def rows(case: backends.Case, candidates: list[backends.Candidate]) -> tuple[Row, ...]:
+    return backends.rows(case, candidates, ROUNDS, None)
+
+
+def test_every_path_is_timed_and_memory_is_within_its_bound(rows: tuple[Row, ...]) -> None:
+    for row in rows:
+        assert [path.path for path in row.paths] == ["all open", "all skipped", "real images"]
+        assert row.agreement.value == 1.0 and row.top1 is not None and row.top1.images == 8
+        memory = row.memory
+        assert memory.measured_bytes is not None and 0 < memory.measured_bytes <= memory.bound_bytes
+        assert memory.python_bytes is not None and row.compile_cpu_s > 0
+    first, second = rows
+    assert all(path.to_base.value == 1.0 for path in first.paths)
+    assert first.memory.runner_bytes is None and first.program_bytes == 0
+    assert second.memory.runner_bytes is not None and second.memory.runner_bytes > second.memory.bound_bytes
+    assert second.program_bytes > 1 << 20
+
+
+def test_what_was_made_is_kept(case: backends.Case, rows: tuple[Row, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BOUNDS", {})
+    monkeypatch.setattr("edgevit.backends.onnxruntime.build", None)
+    kept = backends.build(case, replace(load_target("x86-64-avx2-onnxruntime"), int8=False))
+    assert kept.compile_cpu_s == rows[0].compile_cpu_s and backends.memory(case, kept) == rows[0].memory
+    np.testing.assert_array_equal(backends.predict(case, kept), backends.predict(case, kept))
+
+
+def test_the_table_says_what_was_measured(rows: tuple[Row, ...]) -> None:
+    machine = environment(
+        snapshot(), snapshot(), runtime="all", runtime_version="1", inference_precision="f32", threads=1
+    )
+    top1 = fraction(np.arange(8) < 3)
+    generated = replace(rows[1], model="random", generated=True, top1=None, paths=rows[1].paths[2:])
+    shown = (replace(rows[0], top1=top1), rows[1], generated)
+    text = table(Report(command="c", machine=machine, rounds=ROUNDS, images=8, calibration=4, rows=shown))
+    lines = text.splitlines()
+    assert "## tiny" in lines and "## random (generated weights: no accuracy)" in lines
+    assert any(line.startswith(f"| ONNX Runtime float | {top1.value:.1%} (") and "1.000 (" in line for line in lines)
+    measured = rows[1].memory.measured_bytes or 0
+    assert any(line.startswith("| TVM float |") and f"| {measured / 1e6:.2f} |" in line for line in lines)
+    for before, line in zip(lines, lines[1:], strict=False):  # every row has its header's cells
+        if before.startswith("|") and line.startswith("|"):
+            assert before.count("|") == line.count("|")
