@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from edgevit.proof import Case, prove
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.smooth import smooth
-from edgevit.quantspec import QuantPlan
+from edgevit.quantspec import QuantPlan, attention_names
 from edgevit.recipe import Recipe
 from edgevit.report import html as report_html
 from edgevit.report import json as report_json
@@ -114,7 +114,7 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
         percentile=target.percentile,
         evaluate=logits,
     )
-    return program, plan
+    return program, replace(plan, attentions=attention_names(program.spec) if target.attention == "int8" else ())
 
 
 def _observe(program: Program, images: np.ndarray) -> Ranges:

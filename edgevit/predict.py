@@ -18,7 +18,7 @@ from edgevit.errors import BudgetError
 from edgevit.lower.assemble import assemble
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program, expected_shapes
-from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.spec import BranchSpec, GateSpec, ProgramSpec
 from edgevit.targets import Target
 
@@ -87,6 +87,7 @@ def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
             linears=tuple(LinearPlan(name=n, int8=True) for n in linear_names(spec)),
             activations=target.activations,
             weight_bits=target.weight_bits,
+            attentions=attention_names(spec) if target.attention == "int8" else (),
         )
     zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
     program = Program(spec=spec, weights=zeros)

@@ -29,11 +29,16 @@ class LinearPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """One LinearPlan per Linear, in graph order; 7 `weight_bits` keep vpmaddubsw from saturating (no VNNI)."""
+    """One LinearPlan per Linear, in graph order; 7 `weight_bits` keep vpmaddubsw from saturating (no VNNI).
+
+    `attentions` are branches whose attention is int8 too, with scales found at run time; only TVM's kernels do that,
+    and the lowered graph computes it in float.
+    """
 
     linears: tuple[LinearPlan, ...]
     activations: Literal["uint8", "int8"] = "uint8"
     weight_bits: Literal[7, 8] = 8
+    attentions: tuple[str, ...] = ()
 
     def linear(self, name: str) -> LinearPlan | None:
         return next((p for p in self.linears if p.name == name), None)
@@ -47,3 +52,8 @@ def linear_names(spec: ProgramSpec) -> tuple[str, ...]:
             parts = ("qkv", "proj") if branch.kind == "mhsa" else ("fc1", "fc2")
             names += [f"{branch.name}.{part}" for part in parts]
     return (*names, "head") if spec.head.linear else tuple(names)
+
+
+def attention_names(spec: ProgramSpec) -> tuple[str, ...]:
+    """Every branch whose attention can be int8, in graph order."""
+    return tuple(branch.name for branch in spec.branches if branch.kind == "mhsa" and not branch.removed)

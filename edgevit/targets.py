@@ -43,6 +43,7 @@ class Target:
         max_top1_drop: fraction of top-1 that int8 may lose on labelled images (verifier).
         threads: threads a run uses.
         formats: files of the bundle's model: `onnx` with external data, `ort`, OpenVINO `ir`, TVM's library `so`.
+        attention: type of the operands of attention's two products; int8 needs TVM's kernels and an int8 target.
         cpu: the CPU that code is compiled for, as LLVM names it; for TVM only, the other runtimes choose on the device.
         reasons: why, per choice; EXPLAINED names those that are required.
     """
@@ -64,6 +65,7 @@ class Target:
     max_top1_drop: float
     threads: int
     formats: tuple[Format, ...]
+    attention: Literal["float32", "int8"] = "float32"
     cpu: str | None = None
     reasons: dict[str, str]
 
@@ -135,6 +137,10 @@ def _faults(target: Target, path: Path) -> list[str]:
         (
             target.inference_precision == "f32" or target.backend == "openvino",
             f"inference_precision: got 'bf16', allowed for {target.backend}: 'f32'",
+        ),
+        (
+            target.attention == "float32" or (target.backend == "tvm" and target.int8),
+            f"attention: got 'int8', allowed for {target.backend} with int8 = {str(target.int8).lower()}: 'float32'",
         ),
         (
             (target.cpu is not None) == (target.backend == "tvm"),

@@ -90,6 +90,21 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: str) -> 
         load_target(write(tmp_path, (old, f"{key} = {value}")))
 
 
+def test_attention_is_int8_where_its_kernels_are(tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
+    text = text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace('attention = "int8"\n', "", 1)
+    path, with_it = tmp_path / "mine.toml", text.replace("threads = 1\n", 'threads = 1\nattention = "int8"\n', 1)
+    path.write_text(with_it)
+    assert load_target(path).attention == "int8"
+    path.write_text(with_it.replace("int8 = true\n", "int8 = false\n"))
+    with pytest.raises(
+        TargetError, match="1 fault:\n  - attention: got 'int8', allowed for tvm with int8 = false: 'float32'"
+    ):
+        load_target(path)
+    with pytest.raises(TargetError, match="attention: got 'int8', allowed for onnxruntime with int8 = true: 'float32'"):
+        load_target(write(tmp_path, ("threads = 1\n", 'threads = 1\nattention = "int8"\n')))
+
+
 def test_tvm_takes_one_thread(tmp_path: Path) -> None:
     text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
     path = tmp_path / "mine.toml"

@@ -24,15 +24,23 @@ class LinearKernels:
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageResult:
-    """Every Linear of the plan with the kernels found; `int8` of `planned` Linears run as the plan says."""
+    """Every Linear of the plan with the kernels found; `int8` of `planned` Linears run as the plan says.
+
+    So do `attentions` of the `planned_attentions` branches whose attention was planned int8.
+    """
 
     linears: tuple[LinearKernels, ...]
     int8: int
     planned: int
+    attentions: int = 0
+    planned_attentions: int = 0
 
     @property
     def summary(self) -> str:
-        return f"{self.int8} of {self.planned} Gemm int8"
+        text = f"{self.int8} of {self.planned} Gemm int8"
+        return text + (
+            f", {self.attentions} of {self.planned_attentions} attentions" if self.planned_attentions else ""
+        )
 
 
 def check_coverage(plan: QuantPlan, kernels: Sequence[tuple[str, bool]]) -> CoverageResult:
@@ -65,7 +73,15 @@ def check_coverage(plan: QuantPlan, kernels: Sequence[tuple[str, bool]]) -> Cove
         elif entry.int8 and (not int8_kernels or any(not _is_outlier(part) for part in floats)):
             faults.append(f"{entry.name}: {int8_kernels} int8 and {len(floats)} float kernels")
     planned = sum(entry.int8 for entry in plan.linears)
-    result = CoverageResult(linears=tuple(linears), int8=planned - len(faults), planned=planned)
+    missing = [n for n in plan.attentions if not (own := found.get(f"{n}.attention")) or not all(i for _, i in own)]
+    result = CoverageResult(
+        linears=tuple(linears),
+        int8=planned - len(faults),
+        planned=planned,
+        attentions=len(plan.attentions) - len(missing),
+        planned_attentions=len(plan.attentions),
+    )
+    faults += [f"{name}.attention: no int8 kernel" for name in missing]
     if faults:
         raise CoverageError(
             f"{result.summary}; planned int8 but not run so by the runtime:\n  " + "\n  ".join(faults) + "\n"

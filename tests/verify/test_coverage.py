@@ -76,3 +76,14 @@ def test_half_an_int8_linear_is_a_fault() -> None:
     plan = QuantPlan(linears=(LinearPlan(name="b00_mhsa.qkv", int8=True),))
     with pytest.raises(CoverageError, match="1 int8 and 1 float"):
         check_coverage(plan, [("b00_mhsa.q/w_q", True), ("b00_mhsa.kv/w", False)])
+
+
+def test_an_attention_that_was_planned_int8_must_be() -> None:
+    plan = QuantPlan(linears=(), attentions=("b00_mhsa", "b01_mhsa"))
+    found = [("b00_mhsa.attention/attention_3", True), ("b01_mhsa.attention/attention_3", True)]
+    result = check_coverage(plan, found)
+    assert (result.attentions, result.planned_attentions) == (2, 2)
+    assert result.summary == "0 of 0 Gemm int8, 2 of 2 attentions"
+    for faulty in (found[:1], [found[0], ("b01_mhsa.attention/attention_3", False)]):
+        with pytest.raises(CoverageError, match="1 of 2 attentions; .*:\n  b01_mhsa.attention: no int8 kernel\n"):
+            check_coverage(plan, faulty)

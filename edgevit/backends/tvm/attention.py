@@ -109,12 +109,7 @@ class _Attention:
         self.target, self.work, self.tile, self.lanes = target, work, tile, lanes
 
     def _panels(self, columns: int) -> Iterator[Panel]:
-        width = self.tile.vectors * self.lanes
-        full, rest = divmod(columns, width)
-        if full:
-            yield Panel(first=0, used=width, vectors=self.tile.vectors, count=full)
-        if rest:
-            yield Panel(first=full * width, used=rest, vectors=-(-rest // self.lanes), count=1)
+        return panels_of(columns, self.tile, self.lanes)
 
     def pack_keys(self) -> None:
         """Keys transposed, panel by panel; columns of padding are 0."""
@@ -198,7 +193,7 @@ class _Attention:
             lambda first, r, e, count: some(
                 self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
             ),
-            lambda panel, v: _mask(panel.used - v * self.lanes, self.lanes),
+            lambda panel, v: mask(panel.used - v * self.lanes, self.lanes),
             store,
         )
 
@@ -239,6 +234,16 @@ class _Attention:
         )
 
 
-def _mask(used: int, lanes: int) -> Any:
+def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
+    """The panels of a packed matrix; the last one may be narrower."""
+    width = tile.vectors * lanes
+    full, rest = divmod(columns, width)
+    if full:
+        yield Panel(first=0, used=width, vectors=tile.vectors, count=full)
+    if rest:
+        yield Panel(first=full * width, used=rest, vectors=-(-rest // lanes), count=1)
+
+
+def mask(used: int, lanes: int) -> Any:
     """What the sums of a vector of scores start from: far below any score in columns of padding."""
     return literal([0.0 if lane < used else MASKED for lane in range(lanes)])

@@ -82,7 +82,12 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
         put(code, memory, values, target.exact, row, column, value, lanes)
     count, place = lanes * BYTES[target.stored] // WORD, target.place
     index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
-    packed = _quantized(values, target, value, lanes)
+    store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
+
+
+def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Stored, lanes: int) -> None:
+    """Store an int32 vector, narrowed, in the arena's words from `index` on."""
+    count, packed = lanes * BYTES[stored] // WORD, tirx.Cast(f"{stored}x{lanes}", values)
     if count > 1:
         code.store_vector(memory, index, bits(f"float32x{count}", packed), count)
     else:
@@ -90,10 +95,10 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
 
 
 def _quantized(values: Any, target: Integers, value: Any, lanes: int) -> Any:
-    """A float vector as `target` stores it: rounded to even, clipped to its range."""
+    """A float vector in steps of `target`, int32: rounded to even, clipped to its range."""
     inverse, low, high, zero = (splat(load(values, target.grid + i), lanes) for i in range(4))
     steps = tirx.nearbyint(tirx.max(tirx.min(value * inverse, high), low)) + zero
-    return tirx.Cast(f"{target.stored}x{lanes}", tirx.Cast(f"int32x{lanes}", steps))
+    return tirx.Cast(f"int32x{lanes}", steps)
 
 
 def quantize(isa: Isa, arena: int, blob: int, source: Place, target: Integers) -> Any:

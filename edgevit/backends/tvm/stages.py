@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends.tvm import int8, integers, kernels, t2t
+from edgevit.backends.tvm import attention_int8, int8, integers, kernels, t2t
 from edgevit.backends.tvm.attention import Heads, attention, scratch
 from edgevit.backends.tvm.dots import dot
 from edgevit.backends.tvm.integers import Integers, Matrix
@@ -150,12 +150,25 @@ class Stages:
                 group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
                 stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
         split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
-        tile = self.choose(isa, Product(rows=rows, columns=read, depth=width))
-        work = scratch(self.arena, split, tile, isa.lanes)
-        stage.call("attention", attention, split, context, work, tile)
+        self._attention(stage, name, split, context)
         proj = pad_heads(weights[f"{name}.proj.weight"].T, heads, width, stride).T
         target, bias = self.stream.first(rows), weights[f"{name}.proj.bias"]
         stage.product("proj", last, context, target, proj, bias, Epilogue(onto=True))
+
+    def _attention(self, stage: StageWriter, name: str, heads: Heads, context: Matrix) -> None:
+        isa = self.isa
+        shape = {"rows": heads.query.rows, "columns": heads.key.rows, "depth": heads.width}
+        if name not in self.plan.attentions:
+            tile = self.choose(isa, Product(**shape))
+            work = scratch(self.arena, heads, tile, isa.lanes)
+            stage.call("attention", attention, heads, context, work, tile)
+            return
+        how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
+        tile = self.choose(isa, Product(**shape, dot=how))
+        places = attention_int8.scratch(self.arena, heads, how, tile, isa.lanes)
+        least = attention_int8.instructions(how)
+        counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
+        stage.call("attention", attention_int8.attention, heads, context, places, how, tile, counted=counted)
 
     def _qkv(self, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of query, key and value, every head padded to whole vectors, softmax's scale in the query."""

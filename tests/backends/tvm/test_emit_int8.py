@@ -18,7 +18,7 @@ from edgevit.lower.assemble import assemble
 from edgevit.models.program import Program
 from edgevit.quantize.observe import observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.parity import QUANTIZED, Tolerance, check_parity
 from tests.backends.tvm.available import import_or_skip
@@ -73,6 +73,22 @@ def assert_reference(program: Program, plan: QuantPlan) -> None:
 def test_every_form_is_the_reference_of_its_plan(name: str) -> None:
     program = tiny_program(seed=1, **VARIANTS[name])
     assert_reference(program, planned(program))
+
+
+def test_attention_in_int8_is_near_the_reference_and_counted() -> None:
+    """The reference computes attention in float; a branch that the plan leaves out does so here too."""
+    program = tiny_program(seed=1, gated=True, dim=36, heads=3)
+    plan = planned(program, weight_bits=8)
+    whole = replace(plan, attentions=attention_names(program.spec))
+    image = tiny_images(program.spec, 1)
+    outputs = [runner(program, p).run(image, 1e9)[0] for p in (plan, replace(plan, attentions=("b00_mhsa",)), whole)]
+    errors = [float(np.abs(o - outputs[0]).max()) / float(outputs[0].std()) for o in outputs[1:]]
+    assert 0 < errors[0] != errors[1] and max(errors) < 0.1
+    lowered = lower(program, AVX2, whole)
+    executable = library.build(lowered)
+    assert check_coverage(whole, linear_kernels(lowered, executable)).summary.endswith("2 of 2 attentions")
+    with pytest.raises(CoverageError, match="0 of 2 attentions"):
+        check_coverage(whole, linear_kernels(lower(program, AVX2, plan), library.build(lower(program, AVX2, plan))))
 
 
 @pytest.mark.parametrize("activations", ["uint8", "int8"])
