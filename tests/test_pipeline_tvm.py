@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -24,7 +25,7 @@ from edgevit.predict import predict
 from edgevit.targets import Target, load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.backends.tvm.native_runner import unavailable
-from tests.test_pipeline import RECIPE, image_set
+from tests.test_pipeline import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 
 import_or_skip()
@@ -33,22 +34,22 @@ from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm import canary, counts, emit, library, process, stages, toolchain  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
-HERE, BOARD = "x86-64-v3-tvm", "cortex-a72-tvm"
+HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
 SOURCES = {f"runner/source/{name}" for name in ("runner.cc", "manifest.h", "machine.h", "process.h")}
 
 
-def build(folder: Path, target: str = HERE) -> pipeline.Built:
-    images = image_set(PROGRAM)
-    return pipeline.build(PROGRAM, load_target(target), images, folder, recipe=RECIPE)
+def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
+    wanted = replace(lenient(target), **changes)
+    return pipeline.build(PROGRAM, wanted, image_set(PROGRAM), folder, recipe=RECIPE)
 
 
-def board(folder: Path) -> pipeline.Built:
+def board(folder: Path, target: str = BOARD) -> pipeline.Built:
     try:
         toolchain.linker("aarch64")
-        return build(folder, BOARD)
+        return build(folder, target)
     except RuntimeMissingError as error:
         unavailable(str(error))
 
@@ -78,8 +79,10 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     assert manifest.sizes.model_bytes == sum((built.folder / n).stat().st_size for n in ("model.so", "model.weights"))
     assert manifest.tools["tvm"] == canary.PINNED["apache-tvm"]
     held = summaries(manifest)
-    assert set(held) == {"parity", "skip", "bound", "accuracy"}
-    assert held["parity"].startswith("12 paths") and "matrix kernels: 13 with 4 open" in held["skip"]
+    assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}
+    assert held["coverage"] == "10 of 10 Gemm int8"
+    assert held["parity"].startswith("against float: 9 paths") and "lowered graph: 9 paths" in held["parity"]
+    assert not (built.folder / backend.KERNELS).exists() and "matrix kernels: 13 with 4 open" in held["skip"]
     memory = manifest.bound
     assert memory.proven and "held by fresh processes on 3" in held["bound"]
     assert memory.bound_bytes == memory.weights_bytes + memory.arena_bytes
@@ -219,16 +222,58 @@ def test_memory_above_the_bound_fails_the_build(tmp_path: Path, monkeypatch: pyt
         build(tmp_path / "bundle")
 
 
-def test_an_int8_target_is_int8_in_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = replace(load_target(HERE), int8=True, weight_bits=7, min_agreement=0.0, max_top1_drop=1.0)
-    built = pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "bundle", recipe=RECIPE)
-    held = summaries(built.manifest)
-    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 9 paths" in held["parity"]
-    assert not (built.folder / backend.KERNELS).exists()
-    assert_predicted(built, target)
+def count_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that makes other instructions of the kernels."""
     monkeypatch.setattr(counts, "count", lambda *_: 0)
-    with pytest.raises(CoverageError, match="0 of 10 Gemm int8"):
-        pipeline.build(PROGRAM, target, image_set(PROGRAM), tmp_path / "other", recipe=RECIPE)
+
+
+def forget_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emitter that does not know how to quantize, and computes all in float."""
+    lower = emit.lower
+    monkeypatch.setattr(emit, "lower", lambda program, isa, plan=None, **options: lower(program, isa, None, **options))
+
+
+def leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Linear in float beside nine in int8."""
+    entry = stages.Stages._entry
+    monkeypatch.setattr(
+        stages.Stages, "_entry", lambda self, linear: None if linear == "b01_ffn.fc2" else entry(self, linear)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (count_nothing, "0 of 10 Gemm int8; .*b00_mhsa.qkv: 0 int8 and 1 float kernels"),
+        (forget_the_plan, "0 of 10 Gemm int8; .*stem: no kernel found"),
+        (
+            leave_one_out,
+            r"9 of 10 Gemm int8; planned int8 but not run so by the runtime:\n  b01_ffn.fc2: no kernel found\n",
+        ),
+    ],
+)
+def test_int8_that_is_not_int8_fails_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None], told: str
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(CoverageError, match=f"(?s){told}"):
+        build(tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_float_build_needs_no_coverage(tmp_path: Path) -> None:
+    held = summaries(build(tmp_path / "bundle", int8=False).manifest)
+    assert set(held) == {"parity", "skip", "bound", "accuracy"} and not held["parity"].startswith("against float")
+
+
+def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path) -> None:
+    if process.emulator_path() is None:
+        unavailable(f"no emulator of aarch64; on Debian: {process.INSTALL_EMULATOR}")
+    built = board(tmp_path / "bundle", INT8_BOARD)
+    held = summaries(built.manifest)
+    assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}
+    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 3 paths" in held["parity"]
+    assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive).golden)
 
 
 def absent(name: str) -> str:
