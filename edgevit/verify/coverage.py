@@ -73,7 +73,7 @@ def check_coverage(plan: QuantPlan, kernels: Sequence[tuple[str, bool]]) -> Cove
         elif entry.int8 and (not int8_kernels or any(not _is_outlier(part) for part in floats)):
             faults.append(f"{entry.name}: {int8_kernels} int8 and {len(floats)} float kernels")
     planned = sum(entry.int8 for entry in plan.linears)
-    missing = [n for n in plan.attentions if not (own := found.get(f"{n}.attention")) or not all(i for _, i in own)]
+    missing = [name for name in plan.attentions if not _all_int8(found.get(f"{name}.attention", []))]
     result = CoverageResult(
         linears=tuple(linears),
         int8=planned - len(faults),
@@ -96,6 +96,10 @@ def _planned_name(linear: str) -> str:
         if linear.endswith(part):
             return linear.removesuffix(part) + ".qkv"
     return linear
+
+
+def _all_int8(kernels: Sequence[tuple[str, bool]]) -> bool:
+    return bool(kernels) and all(int8 for _, int8 in kernels)
 
 
 def _is_outlier(part: str) -> bool:

@@ -157,14 +157,14 @@ class Stages:
 
     def _attention(self, stage: StageWriter, name: str, heads: Heads, context: Matrix) -> None:
         isa = self.isa
-        shape = {"rows": heads.query.rows, "columns": heads.key.rows, "depth": heads.width}
+        shape = Product(rows=heads.query.rows, columns=heads.key.rows, depth=heads.width)
         if name not in self.plan.attentions:
-            tile = self.choose(isa, Product(**shape))
+            tile = self.choose(isa, shape)
             work = scratch(self.arena, heads, tile, isa.lanes)
             stage.call("attention", attention, heads, context, work, tile)
             return
         how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
-        tile = self.choose(isa, Product(**shape, dot=how))
+        tile = self.choose(isa, replace(shape, dot=how))
         places = attention_int8.scratch(self.arena, heads, how, tile, isa.lanes)
         least = attention_int8.instructions(how)
         counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
