@@ -14,7 +14,8 @@ from edgevit import __version__
 from edgevit.backends.tvm.process import INSTALL_EMULATOR, emulator_path
 from edgevit.backends.tvm.runtime import llvm_architectures
 from edgevit.backends.tvm.toolchain import linker
-from edgevit.errors import RuntimeMissingError
+from edgevit.device import estimate, userland
+from edgevit.errors import DeviceError, RuntimeMissingError
 from edgevit.measure.host import cpu_flags
 from edgevit.targets import Target, list_targets, load_target, missing_flags
 
@@ -71,6 +72,7 @@ class Health:
     disk_free_bytes: int
     data: str | None
     packages: tuple[Package, ...]
+    emulation: tuple[Package, ...]
     targets: tuple[TargetHealth, ...]
     compress: bool
 
@@ -89,8 +91,23 @@ def diagnose() -> Health:
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
         data=os.environ.get("EDGEVIT_DATA"),
         packages=tuple(Package(name=n, version=v, install=_install(n)) for n, v in versions.items()),
+        emulation=_emulation(),
         targets=tuple(_target(load_target(name), set(flags), versions) for name in list_targets()),
         compress=all(versions[name] for name in ("torch", "timm")),
+    )
+
+
+def _emulation() -> tuple[Package, ...]:
+    """What `edgevit profile --device qemu:CPU` uses, beyond what it sets up itself."""
+    try:
+        device: str | None = userland.installed().emulator_version
+    except DeviceError:
+        device = None
+    mca, cross = estimate.find_mca(), shutil.which("aarch64-linux-gnu-gcc")
+    return (
+        Package(name="emulated device", version=device, install=f"edgevit device setup {userland.NAME}"),
+        Package(name="cycle estimate", version=mca.version if mca else None, install=estimate.INSTALL),
+        Package(name="heap accountant", version=cross, install="sudo apt-get install gcc-aarch64-linux-gnu"),
     )
 
 

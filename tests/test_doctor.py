@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 
 from edgevit import doctor
 from edgevit.backends.tvm import toolchain
+from edgevit.cli import main
 from edgevit.errors import RuntimeMissingError
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
@@ -20,6 +22,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "linker", lambda arch: "g++")
     monkeypatch.setattr(doctor, "llvm_architectures", lambda: ("aarch64", "x86_64"))
     monkeypatch.setattr(doctor, "emulator_path", lambda: "/usr/bin/qemu")
+    monkeypatch.setattr(doctor.estimate, "find_mca", lambda: None)
     monkeypatch.setattr(doctor, "cpu_flags", lambda: ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"))
 
 
@@ -70,3 +73,16 @@ def test_no_llvm_for_it_and_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) 
 def test_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "emulator_path", lambda: None)
     assert "not verified here: apt install qemu-user-static" in health("cortex-a72-tvm")[2]
+
+
+def test_what_emulated_devices_lack_is_told_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEVIT_DEVICES", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert [tool.version for tool in doctor.diagnose().emulation] == [None, None, None]
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "emulated device missing: edgevit device setup qemu" in said
+    assert "cycle estimate  missing: sudo apt-get install llvm-19" in said
+    assert "heap accountant missing: sudo apt-get install gcc-aarch64-linux-gnu" in said

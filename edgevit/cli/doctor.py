@@ -27,6 +27,9 @@ def command(as_json: bool) -> None:
     click.echo("\nPackages")
     for package in health.packages:
         click.echo(f"  {package.name:<14} {package.version or 'missing: ' + package.install}")
+    click.echo("\nEmulated ARM processors")
+    for tool in health.emulation:
+        click.echo(f"  {tool.name:<15} {tool.version or 'missing: ' + tool.install}")
     click.echo("\nTargets")
     width = max(len(target.name) for target in health.targets)
     for target in health.targets:

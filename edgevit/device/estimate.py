@@ -26,12 +26,17 @@ MOST_BLOCKS = 600
 LONG = 48  # instructions; longer blocks are repeated less
 REPEATS, REPEATS_LONG = 100, 12
 MCA_S = 300
-# A code that no compiler emits, between two blocks: BRK #0xedb, UD1 (%rax), %eax
-_MARKS = {"aarch64": (bytes.fromhex("60db21d4"), "brk\t#0xedb"), "x86_64": (bytes.fromhex("0fb900"), "ud1l")}
-# llvm-mca takes a call for 100 cycles. What is called is a block of its own, so a jump stands for it.
+# A code that no compiler emits, between two blocks: BRK #0xedb; UD1 (%rax), %eax after NOPs that an instruction takes
+# in whose end the counter did not see, on the next page.
+_MARKS = {
+    "aarch64": (bytes.fromhex("60db21d4"), "brk\t#0xedb"),
+    "x86_64": (b"\x90" * 15 + bytes.fromhex("0fb900"), "ud1l"),
+}
+# llvm-mca takes a call for 100 cycles. What is called is a block of its own, so a jump stands for it. A repeated string
+# instruction of x86 is a block per byte to qemu, and many bytes per cycle to the processor: it counts for nothing.
 _REWRITES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "aarch64": ((r"^blr\t", "br\t"), (r"^bl\t", "b\t"), (r"^ret$", "br\tx30"), (r"^(svc|hlt|brk|udf)\b.*", "")),
-    "x86_64": ((r"^callq?\t[^*].*", "jmp\t0"), (r"^(callq?|retq?|syscall|cpuid|xgetbv|hlt)\b.*", "")),
+    "x86_64": ((r"^callq?\t[^*].*", "jmp\t0"), (r"^(rep|callq?|retq?|syscall|cpuid|xgetbv|hlt)\b.*", "")),
 }
 
 
@@ -158,6 +163,8 @@ def _disassemble(mca: Mca, core: Core, codes: Sequence[bytes]) -> list[list[str]
     blocks: list[list[str]] = [[]]
     for line in (line.strip() for line in said.splitlines()):
         if line.startswith(text):
+            while blocks[-1] and arch == "x86_64" and blocks[-1][-1] == "nop":
+                blocks[-1].pop()
             blocks.append([])
         elif line and not line.startswith((".", "#")):
             blocks[-1].append(_rewritten(line, arch))
