@@ -109,11 +109,12 @@ def work(folder: Path, job: Any, wake: int) -> Any:
     """Run the command in a process group of its own until it ends, time is up, or nobody is listening."""
     deadline = time.monotonic() + job["timeout_s"]
     errors = folder / "stderr"
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     with errors.open("wb") as stderr:
         child = subprocess.Popen(
             [sys.executable, *job["command"]],
             cwd=str(folder),
-            env=dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", TMPDIR=str(folder)),
+            env=dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1", TMPDIR=str(folder)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,

@@ -29,7 +29,7 @@ BOOT = (
     'n=$(printf "\\nx"); n=${n%x}; p=; while IFS= read -r l; '
     'do case $l in EDGEVIT-END) eval "$p"; exit;; esac; p=$p$l$n; done'
 )
-FULL = re.compile(r"no space|file too large|disk quota|file size limit", re.IGNORECASE)
+FULL = re.compile(r"no space|file too large|disk quota|wrote only", re.IGNORECASE)
 
 Told = Mapping[str, str]
 
@@ -169,11 +169,12 @@ def _copy(session: _Session, connection: Connection, files: Mapping[str, Content
     address = connection.address
     if connection.closed():
         raise _lost(address)
-    if FULL.search(said):
-        raise _no_space(address, printable(said))
+    full = [line for line in said.splitlines() if FULL.search(line)]
+    if full:
+        raise _no_space(address, printable(full[0]))
     if tar.returncode == 127:
         raise DeviceError(f"{address} has no tar ({printable(said)}); install it there: sudo apt-get install tar")
-    raise DeviceError(f"the bundle cannot be copied to {address}; tar there says: {printable(said)}")
+    raise DeviceError(f"the bundle cannot be copied to {address}; tar there says: {printable(said.partition('\n')[0])}")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Content) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -64,6 +65,7 @@ class Board:
         def limit() -> None:
             if file_limit_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, writing is an error and no signal
 
         with (folder / "sshd.log").open("wb") as log:
             self.sshd = subprocess.Popen(

@@ -39,7 +39,7 @@ mount --rbind /proc {land}/proc
 mount --bind {land}/cpuinfo {land}/proc/cpuinfo
 mount --rbind /dev {land}/dev
 mount --bind {site} {land}/site
-mount {disk} "{land}$TMPDIR"
+mount --bind "$TMPDIR" "{land}$TMPDIR"
 export QEMU_CPU={cpu} PATH=/bin:/usr/bin PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1
 exec "$chroot" {land} /bin/sh -c "$SSH_ORIGINAL_COMMAND"
 """
@@ -77,7 +77,6 @@ def make(folder: Path, userland: Userland, tmp: Path) -> Path:
         site=userland.site,
         land=folder,
         cpu=CPUS[CPU].qemu,
-        disk='--bind "$TMPDIR"',
     )
     (folder / "enter").write_text(entering)
     login = folder / "login"

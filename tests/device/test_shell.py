@@ -110,6 +110,18 @@ def test_a_board_without_space_is_told_before_it_is_full(board: Board, monkeypat
     assert not board.log.exists()
 
 
+def test_a_board_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="board-") as folder:
+        small = Board(Path(folder) / "small", file_limit_bytes=1 << 16)
+        try:
+            use(small.client(tmp_path / "client"), monkeypatch)
+            with pytest.raises(DeviceError, match="no space for the bundle: tar: big: "):
+                run(small, SLEEP, big=bytes(1 << 20))
+            small.assert_clean()
+        finally:
+            small.stop()
+
+
 def test_a_folder_that_nobody_may_write_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="board-") as folder:
         broken = Board(Path(folder) / "broken")
