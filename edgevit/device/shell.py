@@ -174,7 +174,8 @@ def _copy(session: _Session, connection: Connection, files: Mapping[str, Content
         raise _no_space(address, printable(full[0]))
     if tar.returncode == 127:
         raise DeviceError(f"{address} has no tar ({printable(said)}); install it there: sudo apt-get install tar")
-    raise DeviceError(f"the bundle cannot be copied to {address}; tar there says: {printable(said.partition('\n')[0])}")
+    words = printable("".join(said.splitlines()[:1]))
+    raise DeviceError(f"the bundle cannot be copied to {address}; tar there says: {words}")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Content) -> None:
