@@ -53,3 +53,4 @@ def test_training_gives_what_the_report_says() -> None:
     assert both["top1"]["1"] == both["top1"]["256"]
     assert f"with {100 * both['bound_bytes'] / dense['bound_bytes']:.0f} % of the dense model's memory bound" in README
     assert f"to the same MACs {100 * rows['static-50-seed0']['top1']['1']:.2f} %" in README
+    assert f"gates alone {100 * rows['dynamic-50-recursive-seed0']['top1']['1']:.2f} %" in README
