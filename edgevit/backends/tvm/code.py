@@ -70,6 +70,13 @@ class Code:
             kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
             self.add(tirx.For(variable, integer(0), integer(extent), kind, _sequence(body)))
 
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """Run what follows where a condition holds."""
+        self._blocks.append([])
+        yield
+        self.add(tirx.IfThenElse(condition, _sequence(self._blocks.pop()), None))
+
     def let(self, value: Any) -> Any:
         """Compute `value` here, once."""
         variable = tirx.Var(self._name("v"), value.ty)

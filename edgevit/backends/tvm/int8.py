@@ -141,7 +141,8 @@ def product(
             value = value + row_of(weights.bias, column)
         for index, outlier in enumerate(weights.outliers):
             assert source.exact is not None
-            x = load(memory, source.exact.offset + row * source.exact.stride + outlier)
+            place = index if source.kept else outlier
+            x = load(memory, source.exact.offset + row * source.exact.stride + place)
             value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
         finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 

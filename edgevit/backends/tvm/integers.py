@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from tvm import tirx
 
-from edgevit.backends.tvm.code import Code, bits, buffer, integer, load, load_vector, splat, tensor
+from edgevit.backends.tvm.code import Code, bits, buffer, integer, lanes_of, load, load_vector, splat, tensor
 from edgevit.backends.tvm.layout import Arena, Blob, Place
 from edgevit.backends.tvm.schedules import Isa, pad
 from edgevit.quantspec import LinearPlan, QuantPlan
@@ -33,12 +33,14 @@ class Integers:
         stored: type of the values.
         grid: where the blob of the stage holds the quantizer; it is data, so that equal branches share their kernels.
         exact: the same matrix in float32, where some of its columns are needed so.
+        kept: the columns that `exact` holds, side by side; it holds all of them if there are none.
     """
 
     place: Place
     stored: Stored
     grid: int
     exact: Place | None = None
+    kept: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -68,7 +70,8 @@ def place_integers(
         place=arena.place(rows, pad(width, depth) * BYTES[stored] // WORD),
         stored=stored,
         grid=blob.add(np.array(grid, dtype=np.float32)),
-        exact=arena.place(rows, width) if entry.outliers else None,
+        exact=arena.place(rows, len(entry.outliers)) if entry.outliers else None,
+        kept=entry.outliers,
     )
 
 
@@ -78,8 +81,11 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
         code.store_vector(memory, target.offset + row * target.stride + column, value, lanes)
         return
     value = code.let(value)
-    if target.exact is not None:
-        put(code, memory, values, target.exact, row, column, value, lanes)
+    for index, kept in enumerate(target.kept):
+        assert target.exact is not None
+        with code.when(integer(column) == integer(kept // lanes * lanes)):
+            place = target.exact.offset + row * target.exact.stride + index
+            code.store(memory, place, lanes_of(value, kept % lanes))
     count, place = lanes * BYTES[target.stored] // WORD, target.place
     index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
     store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
