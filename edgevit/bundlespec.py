@@ -357,12 +357,14 @@ class PathInstructions:
 class PathCycles:
     """Cycles one inference is estimated to take on one path: at least and at most, as the estimate's assumptions say.
 
-    `lower_cycles` is the mean over `images`; `misses`, of each data cache, are counted in one of them.
+    `lower_cycles` and `hits_cycles`, the upper bound if no cache missed, are means over `images`; `misses`, of each
+    data cache, are counted in one of them.
     """
 
     path: PathName
     images: int
     lower_cycles: float
+    hits_cycles: float
     upper_cycles: float
     misses: tuple[int, ...]
 

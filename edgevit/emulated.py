@@ -122,8 +122,6 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
         emulatednative.require_fit(manifest, cpu)
         return ()
     target = target_of(manifest)
-    if manifest.backend not in userland.RUNTIMES:
-        raise DeviceError(f"{manifest.name} runs with {manifest.backend}, which the emulated device does not have")
     if manifest.backend not in place.runtimes:
         raise DeviceError(
             f"the emulated device has no {manifest.backend}; run: edgevit device setup {userland.NAME} "
@@ -204,10 +202,18 @@ def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
     of = {name: [at for at, (path, _, _) in enumerate(found.asked) if path == name] for name in names}
     cycles, covered = cycles_of(mca, core, [mean([found.counted.blocks[at] for at in own]) for own in of.values()])
     paths = []
-    for (name, own), lower in zip(of.items(), cycles, strict=True):
+    for (name, own), told in zip(of.items(), cycles, strict=True):
         misses = found.counted.misses[own[0]]
-        upper = lower + core.stall_cycles(misses)
-        paths.append(PathCycles(path=name, images=len(own), lower_cycles=lower, upper_cycles=upper, misses=misses))
+        paths.append(
+            PathCycles(
+                path=name,
+                images=len(own),
+                lower_cycles=told.busy,
+                hits_cycles=told.alone,
+                upper_cycles=told.alone + core.stall_cycles(misses),
+                misses=misses,
+            )
+        )
     found_range = CycleEstimate(
         tool=mca.version, core=core.model, covered=covered, assumptions=core.assumptions(), paths=tuple(paths)
     )

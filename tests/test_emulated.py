@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,12 +17,17 @@ from edgevit import emulated, emulatedruns, pipeline, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import Measurement
 from edgevit.cli import main
-from edgevit.device import emulator, userland
+from edgevit.cli.measured import lines
+from edgevit.data.images import load_images
+from edgevit.device import emulator
 from edgevit.device.emulator import CPUS, Userland
-from edgevit.emulatedruns import Golden
+from edgevit.device.estimate import find_mca, missing
+from edgevit.emulated import _Found
+from edgevit.emulatedruns import Answer, Golden, Place, Worked
 from edgevit.errors import DeviceError, ParityError, SkipError
 from edgevit.measure.file import read_measurement
 from edgevit.models.program import Program
+from edgevit.models.resolve import resolve
 from edgevit.resources import shipped
 from edgevit.targets import load_target
 from tests.report import sample
@@ -35,22 +40,6 @@ PROGRAM = tiny_program(1, gated=True, depth=4, dim=64, heads=2, skip=True)
 # Bits of the auxiliary vector's AT_HWCAP and AT_HWCAP2, by their names in /proc/cpuinfo.
 HWCAP = {"fp": 0, "asimd": 1, "aes": 3, "crc32": 7, "atomics": 8, "asimdhp": 10, "asimddp": 20, "sve": 22}
 HWCAP2 = {"i8mm": 13, "bf16": 14, "sme": 23}
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
-    """The user's emulated device; in CI one that is set up here."""
-    with pytest.MonkeyPatch.context() as patch:
-        if os.environ.get("EDGEVIT_CI"):
-            patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
-            userland.setup(("onnxruntime", "openvino"), ("cortex-a76",))
-        try:
-            made = userland.installed()
-        except DeviceError as error:
-            pytest.skip(str(error))
-        if made.plugin is None:
-            (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(made.uncounted)
-        yield made
 
 
 def build(program: Program, folder: Path, target: str) -> Path:
@@ -125,6 +114,126 @@ def test_memory_is_the_runtimes_own_figure(measured: dict[str, Measurement]) -> 
         assert 0.5 < measurement.emulation.arena_peak_bytes / measurement.emulation.arena_bytes <= 1
 
 
+def test_cycles_are_a_range_that_follows_what_is_executed(measured: dict[str, Measurement]) -> None:
+    if find_mca() is None:
+        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(missing())
+    lower = {}
+    for name, measurement in measured.items():
+        assert measurement.emulation and measurement.emulation.estimate
+        estimate = measurement.emulation.estimate
+        paths = {path.path: path for path in estimate.paths}
+        assert estimate.covered > 0.9 and "neoverse" in estimate.core or name == "cortex-a72"
+        for path, told in paths.items():
+            counted = next(p for p in measurement.emulation.instructions if p.path == path)
+            assert 0.1 * counted.total < told.lower_cycles <= told.hits_cycles < told.upper_cycles
+            # A line is missed in a farther cache only if it was missed in a nearer one.
+            assert sorted(told.misses, reverse=True) == list(told.misses) and told.misses[0] > 0
+        assert paths["all_skipped"].lower_cycles < paths["real"].lower_cycles < paths["all_open"].lower_cycles
+        lower[name] = paths["all_open"].lower_cycles
+    assert lower["cortex-a72"] > lower["cortex-a76"] > lower["armv8.6-i8mm"]
+
+
+def test_the_heap_is_counted_beside_the_arena(measured: dict[str, Measurement], device: Userland) -> None:
+    if device.accountant is None:
+        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(device.unaccounted)
+    for measurement in measured.values():
+        assert measurement.emulation and measurement.emulation.heap and measurement.emulation.arena_peak_bytes
+        heap = measurement.emulation.heap
+        assert heap.loading_bytes >= heap.loaded_bytes > 0
+        # The arena is on the heap, and so is what the runtime itself holds.
+        assert max(heap.running_bytes, heap.loading_bytes) > measurement.emulation.arena_peak_bytes
+
+
+ALLOCATE = """
+import ctypes, mmap
+libc = ctypes.CDLL(None)
+held = libc.edgevit_heap
+held.restype = ctypes.c_size_t
+for name, *kinds in (("malloc", 1), ("calloc", 2), ("realloc", 2), ("free", 1), ("memalign", 2)):
+    getattr(libc, name).argtypes = [ctypes.c_size_t] * kinds[0]
+    getattr(libc, name).restype = ctypes.c_void_p
+def told(what):
+    global before
+    now = held(0)
+    print(what, now - before, held(1) - start)
+    before = now
+before = start = held(2)
+block = libc.malloc(5_000_000)
+told("malloc")
+block = libc.realloc(block, 9_000_000)
+told("realloc")
+libc.free(block)
+told("free")
+block = libc.calloc(1000, 2000)
+told("calloc")
+libc.free(block)
+block = libc.memalign(4096, 3_000_000)
+told("memalign")
+libc.free(block)
+told("free")
+area = mmap.mmap(-1, 20_000_000)
+told("mmap")
+area.close()
+told("munmap")
+with open("/proc/self/exe", "rb") as file:
+    area = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    told("file")
+"""
+
+
+def test_the_accountant_sees_every_kind_of_allocation(device: Userland, tmp_path: Path) -> None:
+    if device.accountant is None:
+        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(device.unaccounted)
+    done = emulator.run(device, CPUS["cortex-a76"], ["-c", ALLOCATE], folder=tmp_path, heap=True, timeout_s=120)
+    said = [(name, int(change), int(most)) for name, change, most in map(str.split, done.stdout.splitlines())]
+    expected = [
+        ("malloc", 5e6, 5e6),
+        ("realloc", 4e6, 9e6),
+        ("free", -9e6, 9e6),
+        ("calloc", 2e6, 9e6),
+        ("memalign", 1e6, 9e6),
+        ("free", -3e6, 9e6),
+        ("mmap", 20e6, 20e6),
+        ("munmap", -20e6, 20e6),
+        ("file", 0, 20e6),
+    ]
+    assert [name for name, _, _ in said] == [name for name, _, _ in expected]
+    for (name, change, most), (_, asked, highest) in zip(said, expected, strict=True):
+        assert change == pytest.approx(asked, abs=2e5) and most == pytest.approx(highest, abs=2e5), name
+
+
+def test_without_llvm_there_is_a_report_without_an_estimate(
+    device: Userland, measured: dict[str, Measurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulated, "find_mca", lambda: None)
+    place = Place(userland=device, cpu=CPUS["cortex-a76"], folder=Path(), timeout_s=1)
+    worked = Worked(answer=cast(Answer, None), classes=(), blocks=((),), misses=())
+    estimate, why = emulated._estimate(place, _Found(asked=(), counted=worked, arena_peak_bytes=None))
+    assert estimate is None and "sudo apt-get install llvm-19" in why
+    bare = measured["cortex-a76"].emulation
+    assert bare is not None
+    told = dataclasses.replace(
+        measured["cortex-a76"], emulation=dataclasses.replace(bare, estimate=None, unestimated=why, heap=None)
+    )
+    assert f"cycles were not estimated: {why}" in list(lines(told))
+
+
+def test_deit_tiny_in_int8(device: Userland, data: Path, tmp_path: Path) -> None:
+    """The whole model, its own weights: equal outputs, every run the same products, dot products where MACs are."""
+    program = resolve("deit_tiny_patch16_224", weights=data / "deit_tiny_patch16_224.fb_in1k.safetensors")
+    images = load_images(PHOTOS, program.spec.image, limit=4)
+    lenient = dataclasses.replace(load_target("rpi5-onnxruntime"), min_agreement=0.0, max_top1_drop=1.0)
+    folder = pipeline.build(program, lenient, images, tmp_path / "bundle", recipe=RECIPE).folder
+    found = emulated.profile(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+    assert found.emulation and found.emulation.skip.endswith("runs executed equal products")
+    with open_bundle(folder) as bundle:
+        macs = bundle.manifest.macs.all_open
+    counted = products(found, found.emulation.instructions[0].path)
+    # 16 multiply-accumulates a dot product: those of the Linears, which are 85 % of all; float does the attention.
+    assert 0.8 * macs < 16 * counted["dot"] < 1.1 * macs
+    assert counted["multiply_add"] < 0.3 * macs and counted["widening"] == counted["matrix"] == 0
+
+
 def test_a_processor_without_what_the_target_counts_on_is_a_warning(measured: dict[str, Measurement]) -> None:
     assert any("cortex-a72 lacks asimddp" in warning for warning in measured["cortex-a72"].warnings)
     assert not any("lacks" in warning for warning in measured["cortex-a76"].warnings)
@@ -142,7 +251,8 @@ def test_the_command_and_its_report(
     assert main(asked) == 0
     said = capsys.readouterr().out
     assert "cortex-a76 emulated by qemu-aarch64" in said and "M instructions" in said and "skipping: " in said
-    assert " ms" not in said
+    assert " ms" not in said and "heap peak" in said
+    assert find_mca() is None or "real         estimate, not measured: " in said
     assert read_measurement(out).emulation is not None
     # Other images execute the same products on the same path, to the last one.
     assert products(read_measurement(out), "all_open") == products(measured["cortex-a76"], "all_open")
@@ -238,10 +348,9 @@ def resign(folder: Path, name: str) -> None:
 def test_what_cannot_run_there_is_one_error(device: Userland, int8: Path, tmp_path: Path) -> None:
     with open_bundle(int8) as bundle:
         manifest = bundle.manifest
-        for backend, message in (("tvm", "runs with tvm, which the emulated"), ("openvino", "--runtime openvino")):
-            only = dataclasses.replace(device, runtimes=("onnxruntime",))
-            with pytest.raises(DeviceError, match=message):
-                emulated._fit(dataclasses.replace(manifest, backend=backend), CPUS["cortex-a76"], only)
+        only = dataclasses.replace(device, runtimes=("onnxruntime",))
+        with pytest.raises(DeviceError, match="--runtime openvino"):
+            emulated._fit(dataclasses.replace(manifest, backend="openvino"), CPUS["cortex-a76"], only)
     with pytest.raises(DeviceError, match="did not finish within 0.2 s"):
         emulated.profile(int8, None, "qemu:cortex-a76", runs=1, timeout_s=0.2)
     with pytest.raises(DeviceError, match="no emulated device 'qemu:max'"):

@@ -59,11 +59,11 @@ class Core:
         sizes = ", ".join(f"L{i + 1} {cache.bytes >> 10} KiB {cache.ways}-way" for i, cache in enumerate(self.caches))
         waits = " / ".join(str(cycles) for cycles in (*(c.cycles for c in self.caches[1:]), self.memory_cycles))
         return (
-            f"pipeline: LLVM's model {self.model}{f', {self.instead}' if self.instead else ''}; one thread, every "
-            "block as if repeated by itself, branches predicted",
-            "lower bound: every load finds its data in the first cache",
-            f"upper bound: {sizes} ({self.part}), nothing prefetched, each miss waited for alone, nominally {waits} "
-            "cycles",
+            f"pipeline: LLVM's model {self.model}{f', {self.instead}' if self.instead else ''}; one thread, branches "
+            "predicted",
+            "lower bound: every load finds its data in the first cache, instructions wait for free units only",
+            f"upper bound: results are waited for, blocks run one after the other; {sizes} ({self.part}), nothing "
+            f"prefetched, each miss waited for alone, nominally {waits} cycles",
         )
 
 

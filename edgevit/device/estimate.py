@@ -1,8 +1,10 @@
 """Cycles that executed blocks take on a core, by llvm-mca: a bound of a model, never a measurement.
 
 The counter of `count.c` tells which blocks of code ran and how often. llvm-mca (LLVM 19 or newer, whose models know the
-cores of today) tells how many cycles a block takes when it is repeated, all its loads in the first cache. Their product
-is the lower bound. The upper one adds the cache misses that the counter's cache model saw, each waited for alone.
+cores of today) tells for how many cycles a block keeps the core's units busy at least, all its loads in the first
+cache: times its runs, the lower bound. It also tells how long a block takes that is repeated by itself, results waited
+for. Out of order, neighbouring blocks overlap, so that belongs to the upper bound only; to it come the cache misses
+that the counter's cache model saw, each waited for alone.
 """
 
 from __future__ import annotations
@@ -108,7 +110,15 @@ def mean(runs: Sequence[Sequence[Block]]) -> tuple[Block, ...]:
     return tuple(sums.values())
 
 
-def cycles_of(mca: Mca, core: Core, paths: Sequence[Sequence[Block]]) -> tuple[list[float], float]:
+@dataclass(frozen=True, kw_only=True)
+class Cycles:
+    """Cycles while all loads hit: those that keep units `busy`, and those of blocks `alone`, one after the other."""
+
+    busy: float
+    alone: float
+
+
+def cycles_of(mca: Mca, core: Core, paths: Sequence[Sequence[Block]]) -> tuple[list[Cycles], float]:
     """Cycles of each path on a core whose loads all hit, and the least share of instructions that blocks told.
 
     The rest, blocks that hardly ran, is taken to be as fast as those.
@@ -125,7 +135,13 @@ def cycles_of(mca: Mca, core: Core, paths: Sequence[Sequence[Block]]) -> tuple[l
         covered = sum(block.runs * block.instructions for block in told)
         if not covered:
             raise DeviceError(f"{mca.version} could read none of the blocks that ran")
-        cycles.append(sum(block.runs * known[block.code] for block in told) * everything / covered)
+        scale = everything / covered
+        cycles.append(
+            Cycles(
+                busy=scale * sum(block.runs * known[block.code].busy for block in told),
+                alone=scale * sum(block.runs * known[block.code].alone for block in told),
+            )
+        )
         shares.append(covered / everything)
     return cycles, min(shares)
 
@@ -141,10 +157,10 @@ def _hot(blocks: Sequence[Block]) -> list[Block]:
     return order[:MOST_BLOCKS]
 
 
-def _cycles(mca: Mca, core: Core, codes: Sequence[bytes], chosen: Sequence[Sequence[Block]]) -> dict[bytes, float]:
+def _cycles(mca: Mca, core: Core, codes: Sequence[bytes], chosen: Sequence[Sequence[Block]]) -> dict[bytes, Cycles]:
     """Cycles of one pass through each block."""
     lengths = {block.code: block.instructions for blocks in chosen for block in blocks}
-    found: dict[bytes, float | None] = {}
+    found: dict[bytes, Cycles | None] = {}
     for is_long, repeats in ((False, REPEATS), (True, REPEATS_LONG)):
         some = [code for code in codes if (lengths[code] > LONG) == is_long]
         if some:
@@ -179,21 +195,24 @@ def _rewritten(line: str, arch: str) -> str:
     return line
 
 
-def _analyse(mca: Mca, core: Core, blocks: Sequence[Sequence[str]], repeats: int) -> list[float | None]:
-    """Cycles per pass of each block; 0 for one that llvm-mca is not to see, None for one that could not be read."""
+def _analyse(mca: Mca, core: Core, blocks: Sequence[Sequence[str]], repeats: int) -> list[Cycles | None]:
+    """Cycles per pass of each block; none for one that llvm-mca is not to see, None for one that could not be read."""
     regions = [
         f"# LLVM-MCA-BEGIN b{index}\n" + "\n".join(lines) + "\n# LLVM-MCA-END\n"
         for index, lines in enumerate(blocks)
         if any(lines)
     ]
-    empty = [None if not lines else 0.0 for lines in blocks]
+    empty = [Cycles(busy=0.0, alone=0.0) if lines else None for lines in blocks]
     if not regions:
         return empty
     command = [mca.mca, f"--mtriple={core.triple}", f"--mcpu={core.model}", f"--iterations={repeats}", "--json"]
     command += ["--skip-unsupported-instructions=any", "--instruction-info=0", "--resource-pressure=0"]
     command += [f"--mattr={core.features}"] if core.features else []
     told = json.loads(_run(command, "".join(regions)))
-    cycles = {region["Name"]: region["SummaryView"]["TotalCycles"] / repeats for region in told["CodeRegions"]}
+    views = {region["Name"]: region["SummaryView"] for region in told["CodeRegions"]}
+    cycles = {
+        name: Cycles(busy=view["BlockRThroughput"], alone=view["TotalCycles"] / repeats) for name, view in views.items()
+    }
     return [cycles.get(f"b{index}", other) for index, other in enumerate(empty)]
 
 

@@ -33,11 +33,11 @@ def mca() -> Mca:
 
 
 def one(mca: Mca, cpu: str, code: bytes, runs: float = 1000) -> float:
-    """Cycles of one pass through a block."""
+    """Cycles of one pass through a block by itself."""
     blocks = [Block(code=code, instructions=len(code) // 4, runs=runs)]
     (cycles,), covered = cycles_of(mca, CORES[cpu], [blocks])
-    assert covered == 1
-    return cycles / runs
+    assert covered == 1 and cycles.busy <= cycles.alone
+    return cycles.alone / runs
 
 
 def test_every_emulated_processor_has_a_core(mca: Mca) -> None:
@@ -51,6 +51,9 @@ def test_every_emulated_processor_has_a_core(mca: Mca) -> None:
 def test_a_chain_takes_its_latency_and_independent_work_its_throughput(mca: Mca) -> None:
     """FMLA takes 4 cycles on Neoverse N1 (its optimization guide), and two may begin in one cycle."""
     assert one(mca, "cortex-a76", FMLA * 8) / 8 == pytest.approx(4, rel=0.1)
+    blocks = [Block(code=FMLA * 8, instructions=8, runs=1)]
+    (chain,), _ = cycles_of(mca, CORES["cortex-a76"], [blocks])
+    assert chain.busy == 4, "two units, eight instructions: what they wait for is not in the lower bound"
     # Two chains side by side take no longer than one.
     assert one(mca, "cortex-a76", (FMLA + FMLA_3) * 8) < 1.1 * one(mca, "cortex-a76", FMLA * 8)
     wide = b"".join(bytes([0x20 + register, 0xCC, 0x22, 0x4E]) for register in (*range(4, 16),))
@@ -67,16 +70,16 @@ def test_cycles_follow_the_counts(mca: Mca) -> None:
     block = Block(code=FMLA * 8, instructions=8, runs=100)
     paths = [[block], [replace(block, runs=300)], [block, Block(code=BL, instructions=1, runs=1)]]
     (first, second, third), covered = cycles_of(mca, CORES["cortex-a76"], paths)
-    assert second == pytest.approx(3 * first)
+    assert second.alone == pytest.approx(3 * first.alone) and second.busy == pytest.approx(3 * first.busy)
     # What hardly ran is left out, and taken to be as fast.
-    assert third == pytest.approx(first * 801 / 800) and covered == pytest.approx(800 / 801)
+    assert third.alone == pytest.approx(first.alone * 801 / 800) and covered == pytest.approx(800 / 801)
 
 
 def test_blocks_that_cannot_be_read_are_left_out_or_an_error(mca: Mca) -> None:
     unknown = Block(code=bytes.fromhex("00000002"), instructions=1, runs=30)
     known = Block(code=FMLA, instructions=1, runs=70)
     (cycles,), covered = cycles_of(mca, CORES["cortex-a76"], [[known, unknown]])
-    assert cycles == pytest.approx(one(mca, "cortex-a76", FMLA) * 100) and covered == 0.7
+    assert cycles.alone == pytest.approx(one(mca, "cortex-a76", FMLA) * 100) and covered == 0.7
     with pytest.raises(DeviceError, match="could read none of the blocks that ran"):
         cycles_of(mca, CORES["cortex-a76"], [[unknown]])
     with pytest.raises(DeviceError, match="'cortex-z99' is not a recognized processor"):
@@ -89,7 +92,7 @@ def test_another_architecture(mca: Mca) -> None:
     core = replace(CORES["cortex-a72"], triple="x86_64-linux-gnu", model="znver4", features="")
     blocks = [Block(code=VFMADD * 8, instructions=8, runs=10), Block(code=b"\xc3", instructions=1, runs=10)]
     (cycles,), _ = cycles_of(mca, core, [blocks])
-    assert cycles / 80 == pytest.approx(4, rel=0.2), "a chain of vfmadd231ps has a latency of 4 on Zen 4"
+    assert cycles.alone / 80 == pytest.approx(4, rel=0.2), "a chain of vfmadd231ps has a latency of 4 on Zen 4"
 
 
 def test_misses_are_waited_for_one_after_the_other() -> None:
