@@ -1,11 +1,16 @@
-"""What tests share: real data where EDGEVIT_DATA points to it, and one thread per test process."""
+"""What tests share: real data where EDGEVIT_DATA points to it, an emulated device, one thread per test process."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from edgevit.device import userland
+from edgevit.device.emulator import Userland
+from edgevit.errors import DeviceError
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,3 +25,19 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"EDGEVIT_DATA is {value}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
+    """The user's emulated device; in CI one that is set up here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("EDGEVIT_CI"):
+            patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
+            userland.setup(("onnxruntime", "openvino"), ("cortex-a76",))
+        try:
+            made = userland.installed()
+        except DeviceError as error:
+            pytest.skip(str(error))
+        if made.plugin is None:
+            (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(made.uncounted)
+        yield made

@@ -29,7 +29,6 @@ from tests.bundles import sample_bundle
 from tests.device import land
 from tests.device.board import Board
 from tests.device.conftest import board, running, use  # noqa: F401 (fixtures)
-from tests.test_emulated import device  # noqa: F401 (fixture)
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
@@ -176,7 +175,7 @@ def test_versions_of_glibc(arm: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def emulated(device: userland.Userland) -> Iterator[tuple[Board, Path]]:  # noqa: F811
+def emulated(device: userland.Userland) -> Iterator[tuple[Board, Path]]:
     """An sshd whose logins land in an emulated aarch64 system, and that system's folder."""
     land.need()
     # pytest's own folders may not be entered by the user that sshd acts for.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from edgevit.device import emulator, packages
 from edgevit.device.emulator import CPUS, Counter, Userland, cpuinfo, last_words, parse, run
 from edgevit.errors import DeviceError
 from edgevit.measure.host import ISA
+from tests.device.board import gone, until
 
 
 def fake(folder: Path, script: str, plugin: Path | None = None, libraries: Path | None = None) -> Userland:
@@ -102,6 +105,32 @@ def test_time_is_up_for_all_that_was_started(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail("what the emulator started still runs")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_emulator_ends_with_whoever_started_it(tmp_path: Path, number: signal.Signals) -> None:
+    fake(tmp_path, f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 600")
+    program = (
+        "import dataclasses; from tests.device.test_emulator import *; from edgevit.cli import _cleaning_up\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "userland = fake(here / 'none', 'true')\n"
+        "userland = dataclasses.replace(userland, emulator=here / 'qemu-aarch64')\n"
+        "with _cleaning_up(): run(userland, CPUS['cortex-a72'], [], folder=here, timeout_s=600)"
+    )
+    (tmp_path / "none").mkdir()
+    (tmp_path / "temporary").mkdir()
+    asking = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stderr=subprocess.DEVNULL,
+    )
+    until((tmp_path / "pid").exists, "the emulator does not start", patience_s=60)
+    emulating = int((tmp_path / "pid").read_text())
+    asking.send_signal(number)
+    assert asking.wait(60) == (143 if number == signal.SIGTERM else -number)
+    until(lambda: gone(emulating), "the emulator still runs")
+    assert bool(list((tmp_path / "temporary").iterdir())) is (number == signal.SIGKILL)
 
 
 def test_last_words() -> None:
