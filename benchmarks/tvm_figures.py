@@ -37,6 +37,7 @@ ASKED = {"float": 0.85, "int8": 0.75}
 ASKED_COMPILE_S = {"deit_tiny": 30, "deit_base": 120}
 ASKED_PROCESS, ASKED_LOAD = 20e6, 1.3
 TURNS = 200_000  # about as long as a product takes
+OPERANDS = 4  # registers beside the sums: what is multiplied, and a product
 # Of every matrix product of a ViT-Ti: qkv, proj, fc1, fc2, and the patches' one.
 SHAPES = ((197, 576, 192), (197, 192, 192), (197, 768, 192), (197, 192, 768), (196, 192, 768))
 NAMES = ("qkv", "proj", "fc1", "fc2", "stem")
@@ -89,18 +90,15 @@ class Report:
     processes: tuple[Process, ...]
 
 
-def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
+def peak_function(isa: Isa, how: Any) -> tuple[Any, int]:
     """A loop that only multiplies and adds in registers, and its multiply-adds; `how` is a Dot, or None for float."""
-    import tvm as compiler
-    import tvm_ffi
-
     from edgevit.backends.tvm.code import Code, bits, buffer, load_vector
-    from edgevit.backends.tvm.runner import aligned
 
     code, lanes = Code(), isa.lanes
     memory = buffer("memory", 3 * lanes)
-    chains = isa.registers - 4  # what is left holds the operands and a product
-    x, y = (code.let(load_vector(memory, i * lanes, lanes)) for i in range(2))
+    chains = isa.registers - OPERANDS
+    x = code.let(load_vector(memory, 0, lanes))
+    y = code.let(load_vector(memory, lanes, lanes if how is None else lanes * how.unit // 4))
     start = x if how is None else bits(f"int32x{lanes}", x)
     sums = [code.register(start) for _ in range(chains)]
     with code.loop(TURNS):
@@ -112,13 +110,23 @@ def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
     for chain in sums[1:]:
         total = total + chain.value
     code.store_vector(memory, 2 * lanes, total if how is None else bits(f"float32x{lanes}", total), lanes)
-    module = compiler.IRModule({"peak": code.function([memory]).with_attr("global_symbol", "peak")})
+    return code.function([memory]), TURNS * chains * lanes * (1 if how is None else how.unit)
+
+
+def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
+    """The same, compiled."""
+    import tvm as compiler
+    import tvm_ffi
+
+    from edgevit.backends.tvm.runner import aligned
+
+    function, macs = peak_function(isa, how)
+    module = compiler.IRModule({"peak": function.with_attr("global_symbol", "peak")})
     compiled = compiler.compile(module, target=compiler.target.Target(dict(isa.target)))["peak"]
-    values = aligned((3 * lanes,), np.float32)
-    values[:lanes] = 1.0
+    values = aligned((3 * isa.lanes,), np.float32)
+    values[: isa.lanes] = 1.0
     given = tvm_ffi.from_dlpack(values)
-    depth = 1 if how is None else how.unit
-    return lambda: compiled(given), TURNS * chains * lanes * depth
+    return lambda: compiled(given), macs
 
 
 def shares(isa: Isa, kinds: dict[str, Any], rounds: int) -> tuple[dict[str, float], tuple[Share, ...]]:
@@ -287,7 +295,7 @@ def _peaks(report: Report) -> str:
 @click.option("--calibration", default=100, show_default=True, type=click.IntRange(1), help="As of backends.py.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> None:
-    """Write tvm.json and tvm.md."""
+    """Write tvm.json and tvm.md, on x86-64."""
     from edgevit.backends.tvm.dots import dot
 
     before, target = snapshot(), load_target(name)
