@@ -9,28 +9,41 @@ import click
 EPILOG = """\b
 Example:
   edgevit report out/deit out/deit.measurement.json --html report.html
+  edgevit report out/rpi4 out/rpi5 rpi4.json rpi5.json
+
+\b
+Several bundles must be built of one Program; their devices are shown side by side, all else is of the first bundle.
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("measurements", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("more", metavar="[BUNDLE]... [MEASUREMENT]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--force", is_flag=True, help="Replace a page that is there.")
-def command(bundle: Path, measurements: tuple[Path, ...], html: Path | None, as_json: bool, force: bool) -> None:
-    """Report on BUNDLE (folder or zip) and on MEASUREMENTS of it, the files that `edgevit profile` writes."""
+def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bool, force: bool) -> None:
+    """Report on BUNDLE (folder or zip) and on MEASUREMENTs of it, the files that `edgevit profile` writes."""
+    from contextlib import ExitStack
+
     from edgevit import serial
     from edgevit.bundle.read import open_bundle
     from edgevit.errors import OutputError
     from edgevit.measure.file import read_measurement
+    from edgevit.report.devices import assign
     from edgevit.report.view import make_report
 
     if html and html.exists() and not force:
         raise OutputError(f"{html} exists already; choose another file or pass --force to replace it")
-    with open_bundle(bundle) as opened:
+    others = [path for path in more if path.is_dir() or path.suffix == ".zip"]
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(open_bundle(path)) for path in (bundle, *others)]
+        first, *rest = assign(bundles, [read_measurement(path) for path in more if path not in others])
         report = make_report(
-            opened.manifest, [read_measurement(path) for path in measurements], bundle_sha256=opened.sha256
+            bundles[0].manifest,
+            first,
+            bundle_sha256=bundles[0].sha256,
+            others=[(each.manifest, measured) for each, measured in zip(bundles[1:], rest, strict=True)],
         )
     if html:
         from edgevit.report.html import render as render_html

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.bundlespec import Environment, Latency, Measurement
-from edgevit.report import emulation, pictures
+from edgevit.report import devices, emulation, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -23,6 +23,7 @@ def render(report: Report) -> str:
         _tiles(report),
         _claims(report),
         _memory(report),
+        _devices(report),
         _latency(report),
         _instructions(report),
         _branches(report),
@@ -208,6 +209,16 @@ def _latency(report: Report) -> str:
     return _section(
         "Latency", intro, _picture(pictures.latency_by_path(first.paths)), _table(head, rows, numbers=range(1, 8))
     )
+
+
+def _devices(report: Report) -> str:
+    if len(report.devices) < 2:
+        return ""
+    head = (*devices.HEAD, "cycles, estimated")
+    cells = [[escape(cell) for cell in row] for row in devices.rows(report.devices)]
+    ranges = [row.cycles and f"{say.count(row.cycles[0])} to {say.count(row.cycles[1])}" for row in report.devices]
+    rows = [[*row, cycles or say.UNKNOWN] for row, cycles in zip(cells, ranges, strict=True)]
+    return _section("Devices", escape(devices.MEANING), _table(head, rows, numbers=range(2, len(head))))
 
 
 def _instructions(report: Report) -> str:

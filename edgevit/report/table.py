@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import emulation
+from edgevit.report import devices, emulation
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -19,6 +19,8 @@ def show(report: Report, console: Console) -> None:
     if report.claims:
         console.print(_claims(report))
     console.print(_branches(report))
+    if len(report.devices) > 1:
+        console.print(_devices(report))
     for table in _paths(report):
         console.print(table)
     if emulation.emulated(report.measurements):
@@ -86,6 +88,16 @@ def _branch(row: BranchRow) -> list[str | Text]:
         say.size(row.memory_bytes),
         f"{row.int8_linears}/{row.linears}",
     ]
+
+
+def _devices(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Devices of this Program", title_justify="left")
+    for index, name in enumerate(devices.HEAD):
+        table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+    for row in devices.rows(report.devices):
+        table.add_row(*map(Text, row))
+    table.caption, table.caption_justify = Text(devices.MEANING), "left"
+    return table
 
 
 def _paths(report: Report) -> list[Table]:

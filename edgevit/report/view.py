@@ -24,6 +24,7 @@ from edgevit.bundlespec import (
     Sizes,
 )
 from edgevit.errors import BundleError
+from edgevit.report.devices import DeviceRow, device_rows
 
 REPORT_SCHEMA = 1
 DISTURBED_RATIO = 1.2
@@ -115,15 +116,22 @@ class Report:
     measured_peak_bytes: int | None
     memory: MemoryView | None
     measurements: tuple[Measurement, ...]
+    devices: tuple[DeviceRow, ...] = ()
 
 
 def make_report(
-    manifest: Manifest, measurements: Sequence[Measurement] = (), *, bundle_sha256: str | None = None
+    manifest: Manifest,
+    measurements: Sequence[Measurement] = (),
+    *,
+    bundle_sha256: str | None = None,
+    others: Sequence[tuple[Manifest, Sequence[Measurement]]] = (),
 ) -> Report:
     """Put a bundle and its measurements together; the first measurement fills the columns of the branch table.
 
+    `others` are bundles of the same Program, with measurements of theirs: all devices are shown side by side.
+
     Raises:
-        BundleError: a measurement is of another bundle.
+        BundleError: a measurement is of another bundle, or another bundle of another Program.
     """
     for measurement in measurements:
         if measurement.bundle_sha256 != bundle_sha256:
@@ -163,6 +171,7 @@ def make_report(
         measured_peak_bytes=_peak(manifest.bound, first),
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
+        devices=device_rows([(manifest, measurements), *others]),
     )
 
 

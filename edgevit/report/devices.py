@@ -1,0 +1,148 @@
+"""Several devices of one Program side by side, whichever bundles were built of it for them: one row per measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgevit.bundlespec import Bundle, Manifest, Measurement, PathName
+from edgevit.errors import BundleError
+from edgevit.report import text as say
+
+PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")
+HEAD = ("device", "built for", "all open", "all skipped", "real images", "memory", "of bound", "golden outputs")
+MEANING = (
+    "Times are medians of wall time, of real images the expected one; instr: executed instructions, of emulated "
+    "processors. Memory is what the runtime holds at most, beside the part of the bound that it is compared with."
+)
+# What of a recipe makes the Program; calibration images only where something was decided on them.
+MADE_BY = ("model", "weights_sha256", "prune", "gate", "seed")
+HOW = {"local": "", "ssh": " over ssh", "qemu": ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRow:
+    """One measurement. Times in ms and instructions by path, as far as they are known there.
+
+    `cycles` is an estimate, (at least, at most) on real images. `peak_bytes` is to be held against `limit_bytes`.
+    `logit_error` and `gates_equal` are of the golden inputs, None where they were not run.
+    """
+
+    device: str
+    target: str
+    runtime: str
+    int8: bool
+    bundle_sha256: str
+    wall_ms: dict[str, float]
+    instructions: dict[str, float]
+    cycles: tuple[float, float] | None
+    peak_bytes: int | None
+    limit_bytes: int | None
+    logit_error: float | None
+    gates_equal: bool | None
+
+
+def device_rows(bundles: Sequence[tuple[Manifest, Sequence[Measurement]]]) -> tuple[DeviceRow, ...]:
+    """Every measurement of every bundle, in order.
+
+    Raises:
+        BundleError: the bundles are not of one Program.
+    """
+    first = bundles[0][0]
+    for manifest, _ in bundles[1:]:
+        if _program(manifest.recipe) != _program(first.recipe):
+            raise BundleError(
+                f"{manifest.name} was built of another Program than {first.name}: the same weights, pruned and gated "
+                "alike, can be compared; make a report for each"
+            )
+    return tuple(_row(manifest, measurement) for manifest, measured in bundles for measurement in measured)
+
+
+def assign(bundles: Sequence[Bundle], measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    """The measurements of each bundle, in the order of both.
+
+    Raises:
+        BundleError: a measurement is of none of them.
+    """
+    found: dict[str, list[Measurement]] = {bundle.sha256: [] for bundle in bundles}
+    for measurement in measurements:
+        if measurement.bundle_sha256 not in found:
+            known = ", ".join(f"{bundle.manifest.name} ({bundle.sha256[:12]})" for bundle in bundles)
+            raise BundleError(
+                f"the measurement of {measurement.bundle!r} is of bundle {measurement.bundle_sha256[:12]}, given is "
+                f"{known}; give that bundle too, or run `edgevit profile` on this one"
+            )
+        found[measurement.bundle_sha256].append(measurement)
+    return [found[bundle.sha256] for bundle in bundles]
+
+
+def rows(devices: Sequence[DeviceRow]) -> Iterator[list[str]]:
+    """Cells of every device, as `HEAD` names the columns."""
+    for row in devices:
+        yield [
+            row.device,
+            f"{row.target} ({'int8' if row.int8 else 'float'})",
+            *(_cost(row, path) for path in PATHS),
+            say.size(row.peak_bytes),
+            say.size(row.limit_bytes),
+            _parity(row),
+        ]
+
+
+def _cost(row: DeviceRow, path: PathName) -> str:
+    if path in row.wall_ms:
+        return say.ms(row.wall_ms[path])
+    return f"{say.count(row.instructions[path])} instr" if path in row.instructions else say.UNKNOWN
+
+
+def _parity(row: DeviceRow) -> str:
+    if row.logit_error is None:
+        return say.UNKNOWN
+    return f"within {row.logit_error:.2g}" if row.gates_equal else "other gates"
+
+
+def _program(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
+    decided = recipe.get("prune") != 0.0 or recipe.get("gate") != 1.0
+    return (*(recipe.get(key) for key in MADE_BY), recipe.get("calibration_sha256") if decided else None)
+
+
+def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
+    machine, emulation = measurement.environment, measurement.emulation
+    golden = emulation.golden if emulation else measurement.golden
+    wall: dict[str, float] = {path.path: path.wall.median_ms for path in measurement.paths}
+    if measurement.expected_wall_ms is not None:
+        wall["real"] = measurement.expected_wall_ms
+    peak, limit = _memory(manifest, measurement)
+    return DeviceRow(
+        device=f"{machine.cpu}{HOW[measurement.device]}",
+        target=str(manifest.target.get("name", "")),
+        runtime=manifest.backend,
+        int8=any(branch.int8_linears for branch in manifest.branches),
+        bundle_sha256=measurement.bundle_sha256,
+        wall_ms=wall,
+        instructions={path.path: path.total for path in emulation.instructions} if emulation else {},
+        cycles=_cycles(measurement),
+        peak_bytes=peak,
+        limit_bytes=limit,
+        logit_error=max((case.logit_error for case in golden), default=None),
+        gates_equal=all(case.gates_equal for case in golden) if golden else None,
+    )
+
+
+def _memory(manifest: Manifest, measurement: Measurement) -> tuple[int | None, int | None]:
+    """(peak, limit) in the same terms; no limit where the runtime cannot be bounded."""
+    bound, emulation, memory = manifest.bound, measurement.emulation, measurement.memory
+    limit = (bound.arena_bytes or bound.bound_bytes) if bound.proven else None
+    if emulation is not None:
+        return emulation.arena_peak_bytes, emulation.arena_bytes
+    if memory is not None and memory.of == "runtime":
+        return memory.peak_bytes, limit
+    process = measurement.process
+    return (process.peak_bytes - process.imported_bytes if process else None), None
+
+
+def _cycles(measurement: Measurement) -> tuple[float, float] | None:
+    estimate = measurement.emulation.estimate if measurement.emulation else None
+    found = [path for path in estimate.paths if path.path == "real"] if estimate else []
+    return (found[0].lower_cycles, found[0].upper_cycles) if found else None
