@@ -1,6 +1,6 @@
 """How far the estimate of cycles is off: the same method on this x86-64 machine, against what it really takes.
 
-    python benchmarks/estimate_error.py --work out/arm -o reports/reference
+    python -m benchmarks.estimate_error --work out/arm -o reports/reference
 
 Bundles that benchmarks/arm.py built run under qemu-x86_64 with the counter that counts on emulated ARM processors;
 llvm-mca and the modelled caches give the range of cycles. The same runs natively, alternating with a chain of dependent
@@ -26,7 +26,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgevit import emulatework
+from edgevit import emulatework, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.device import packages
 from edgevit.device.cores import Cache, Core
@@ -43,6 +43,7 @@ CORES = {
 }
 MEMORY_CYCLES = 350
 BUNDLES = tuple(f"dense-{backend}-{kind}" for backend in ("onnxruntime", "openvino") for kind in ("float", "int8"))
+ERRORS = "arm-error.json"
 RUNS, CHAIN, CYCLES_OF_IMUL = 60, 1_000_000, 3
 CLOCK = """
 void chain(unsigned long turns)
@@ -167,6 +168,16 @@ def check(folder: Path) -> Checked:
     )
 
 
+def read_errors(path: Path) -> list[Checked]:
+    """What `main` wrote; nothing if it was never run."""
+    faults: list[str] = []
+    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = [serial.from_data(Checked, row, faults) for row in data]
+    if faults:
+        raise click.ClickException(f"{path} is of another version: {faults[0]}")
+    return [row for row in rows if row is not None]
+
+
 @click.command()
 @click.option(
     "--work", required=True, type=click.Path(path_type=Path, exists=True), help="The folder of benchmarks/arm.py."
@@ -180,7 +191,7 @@ def main(work: Path, out: Path) -> None:
         rows.append(check(work / name))
         click.echo(str(rows[-1]), err=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "arm-error.json", dumps(rows))
+    write_atomic(out / ERRORS, dumps(rows))
 
 
 if __name__ == "__main__":

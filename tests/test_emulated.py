@@ -122,7 +122,7 @@ def test_cycles_are_a_range_that_follows_what_is_executed(measured: dict[str, Me
         assert measurement.emulation and measurement.emulation.estimate
         estimate = measurement.emulation.estimate
         paths = {path.path: path for path in estimate.paths}
-        assert estimate.covered > 0.9 and "neoverse" in estimate.core or name == "cortex-a72"
+        assert estimate.covered > 0.9 and ("neoverse" in estimate.core or name == "cortex-a72")
         for path, told in paths.items():
             counted = next(p for p in measurement.emulation.instructions if p.path == path)
             assert 0.1 * counted.total < told.lower_cycles <= told.hits_cycles < told.upper_cycles
