@@ -36,7 +36,7 @@ from edgevit.measure.host import environment, snapshot
 from edgevit.models.program import Program, is_program, load_program, save_program
 from edgevit.pipeline import quantize
 from edgevit.progress import track
-from edgevit.quantspec import QuantPlan
+from edgevit.quantspec import QuantPlan, attention_names
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import Target, load_target
 from edgevit.verify.accuracy import fraction
@@ -129,7 +129,8 @@ def _program(key: str, data: Path) -> Program:
 
 def build(case: Case, target: Target) -> Candidate:
     """Compile for a target, as `edgevit build` does; what it quantizes is not part of the compile time."""
-    folder = case.folder / f"{target.name}-{'int8' if target.int8 else 'float'}"
+    kind = "int8" if target.int8 else "float"
+    folder = case.folder / f"{target.name}-{kind}{'-attention' if target.attention == 'int8' else ''}"
     done = folder / DONE
     if not done.is_file():
         folder.mkdir(exist_ok=True)
@@ -145,7 +146,7 @@ def build(case: Case, target: Target) -> Candidate:
 
 
 def _plan(case: Case, target: Target) -> QuantPlan | None:
-    """The plan of a target; targets that ask for the same share it."""
+    """The plan of a target; targets that ask for the same share what it says of Linears."""
     if not target.int8:
         return None
     assert not target.smoothing, "a Program that smoothing changed would have to be kept too"
@@ -157,7 +158,7 @@ def _plan(case: Case, target: Target) -> QuantPlan | None:
     faults: list[str] = []
     plan = serial.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
     assert plan is not None, faults
-    return plan
+    return replace(plan, attentions=attention_names(case.program.spec) if target.attention == "int8" else ())
 
 
 def cpu_s() -> float:
@@ -312,7 +313,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     before, done = snapshot(), tuple[Row, ...]()
     loaded = [load_target(name) for name in targets]
-    wanted = [replace(t, int8=False) for t in loaded] + [t for t in loaded if t.int8]
+    wanted = [replace(t, int8=False, attention="float32") for t in loaded] + [t for t in loaded if t.int8]
     versions = {k: v for t in loaded for k, v in backend(t.backend).versions().items()}
     for case in cases(models, work, calibration, images):
         done += rows(case, [build(case, target) for target in wanted], rounds, turn)

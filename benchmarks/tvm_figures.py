@@ -26,7 +26,7 @@ from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile
 from edgevit.bundlespec import Environment
 from edgevit.measure.host import environment, snapshot
 from edgevit.models.program import Program, expected_shapes
-from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.serial import dumps, write_atomic
 from edgevit.spec import BranchSpec, ProgramSpec
 from edgevit.targets import Target, load_target
@@ -206,8 +206,12 @@ def compile_base(spec: ProgramSpec, target: Target, *, int8: bool) -> Compiled:
     from edgevit.backends.tvm.emit import lower
 
     program = generated(spec, dim=768, heads=12)
-    linears = tuple(LinearPlan(name=name, int8=True) for name in linear_names(program.spec))
-    plan = QuantPlan(linears=linears, activations=target.activations, weight_bits=target.weight_bits)
+    plan = QuantPlan(
+        linears=tuple(LinearPlan(name=name, int8=True) for name in linear_names(program.spec)),
+        activations=target.activations,
+        weight_bits=target.weight_bits,
+        attentions=attention_names(program.spec) if target.attention == "int8" else (),
+    )
     begin = cpu_s()
     lowered = lower(program, tvm.isa_of(target), plan if int8 else None)
     with tempfile.TemporaryDirectory() as folder:
@@ -299,12 +303,14 @@ def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> Non
     from edgevit.backends.tvm.dots import dot
 
     before, target = snapshot(), load_target(name)
+    if not target.int8:
+        raise click.BadParameter(f"{name} computes in float; name a target with int8")
     out.mkdir(parents=True, exist_ok=True)
     isa = tvm.isa_of(target)
     peaks, found = shares(isa, {"float": None, "int8": dot(isa, target.weight_bits)}, rounds)
     compiled, processes = [], []
     for case in cases(("deit_tiny", "shipped"), work, calibration, 1):
-        for wanted in (replace(target, int8=False), replace(target, int8=True)):
+        for wanted in (replace(target, int8=False, attention="float32"), target):
             candidate = build(case, wanted)
             processes.append(process(case, candidate))
             weights, kind = processes[-1].weights_bytes, _kind(wanted.int8)
