@@ -88,9 +88,10 @@ def _heap(what: int) -> int:
 
 def _held(readings: list[int]) -> dict[str, int] | None:
     """Bytes over what was held before the model was loaded: at most while loading, then, and at most while running."""
-    before, *after = readings
-    names = ("loading_bytes", "loaded_bytes", "running_bytes")
-    return {name: held - before for name, held in zip(names, after, strict=True)} if before else None
+    before, loading, loaded, running = readings
+    # Asking takes a little too, and comes after the most was told.
+    held = {"loading_bytes": max(loading, loaded), "loaded_bytes": loaded, "running_bytes": max(running, loaded)}
+    return {name: count - before for name, count in held.items()} if before else None
 
 
 def between(run: Callable[[int, float], list[int]], images: int, count: int) -> list[list[int]]:
