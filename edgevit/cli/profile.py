@@ -22,8 +22,8 @@ into a temporary folder there, runs as the user who logs in, and removes everyth
 
 \b
 Without a board, qemu:cortex-a76 (and others, see edgevit device list) runs it on an emulated processor: results,
-executed instructions and memory, never times. It runs up to 8 images with the bundle's own runner, so only profile
-bundles that you trust so; set it up with: edgevit device setup qemu
+executed instructions, memory and an estimated range of cycles, never times. It runs up to 8 images with the bundle's
+own runner, so only profile bundles that you trust so; set it up with: edgevit device setup qemu
 """
 
 
