@@ -12,7 +12,7 @@ from tests.backends.tvm.available import import_or_skip
 import_or_skip()
 
 from edgevit.backends.tvm.attention import Heads  # noqa: E402
-from edgevit.backends.tvm.attention_int8 import attention, instructions, scratch  # noqa: E402
+from edgevit.backends.tvm.attention_int8 import attention, instructions, scratch, thresholds  # noqa: E402
 from edgevit.backends.tvm.counts import count  # noqa: E402
 from edgevit.backends.tvm.dots import Maddubs, dot  # noqa: E402
 from edgevit.backends.tvm.layout import Arena  # noqa: E402
@@ -34,7 +34,7 @@ class Case:
         qkv, self.context = arena.place(keys, 3 * inner), arena.place(rows, inner)
         query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
         split = Heads(count=heads, width=width, stride=stride, query=query.first(rows), key=key, value=value)
-        self.how = dot(isa, 7)
+        self.how, self.lanes = dot(isa, 7), isa.lanes
         tile = default_tile(isa, Product(rows=rows, columns=keys, depth=width, dot=self.how))
         work = scratch(arena, split, self.how, tile, isa.lanes)
         self.shape, self.limit = (rows, heads, stride), 63 if isinstance(self.how, Maddubs) else 127
@@ -63,7 +63,8 @@ class Case:
         (q, sq), (k, sk) = rounded(self.q, -1, 127), rounded(self.k, -1, self.limit)
         v, sv = rounded(self.v, 1, self.limit)
         scores = q @ k.transpose(0, 2, 1) * (sq * sk.transpose(0, 2, 1))
-        shares = np.rint(255 * np.exp(scores - scores.max(-1, keepdims=True)))
+        up = np.resize(thresholds(self.lanes), scores.shape[-1])
+        shares = np.floor(255 * np.exp(scores - scores.max(-1, keepdims=True)) + up)
         result: np.ndarray = shares @ v * sv / shares.sum(-1, keepdims=True)
         return result
 
@@ -89,6 +90,15 @@ def test_it_is_what_numpy_makes_of_the_same_integers(shape: tuple[int, int, int,
     case.check()
     if not shift:
         assert np.sqrt(((case.expected - case.exact) ** 2).mean()) < 0.1 * np.sqrt((case.exact**2).mean())
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_small_shares_survive_on_average(lanes: int) -> None:
+    up = thresholds(lanes)
+    assert sorted(up) == [(i + 0.5) / lanes for i in range(lanes)] and abs(up[0] - up[1]) == 0.5
+    # One token with all the attention and 192 with 0.3 steps each, a sixth of the whole: a half would lose them.
+    kept = np.floor(0.3 + np.resize(up, 192)).sum()
+    assert kept == pytest.approx(0.3 * 192, abs=0.5 * 192 / lanes) and np.floor(0.3 + 0.5) == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
