@@ -200,7 +200,10 @@ def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
         return None, here.userland.uncounted
     names = list(dict.fromkeys(path for path, _, _ in found.asked if path is not None))
     of = {name: [at for at, (path, _, _) in enumerate(found.asked) if path == name] for name in names}
-    cycles, covered = cycles_of(mca, core, [mean([found.counted.blocks[at] for at in own]) for own in of.values()])
+    try:
+        cycles, covered = cycles_of(mca, core, [mean([found.counted.blocks[at] for at in own]) for own in of.values()])
+    except DeviceError as error:  # what was counted is worth telling all the same
+        return None, str(error)
     paths = []
     for (name, own), told in zip(of.items(), cycles, strict=True):
         misses = found.counted.misses[own[0]]

@@ -21,7 +21,7 @@ from edgevit.cli.measured import lines
 from edgevit.data.images import load_images
 from edgevit.device import emulator
 from edgevit.device.emulator import CPUS, Userland
-from edgevit.device.estimate import find_mca, missing
+from edgevit.device.estimate import Block, Mca, find_mca, missing
 from edgevit.emulated import _Found
 from edgevit.emulatedruns import Answer, Golden, Place, Worked
 from edgevit.errors import DeviceError, ParityError, SkipError
@@ -210,6 +210,11 @@ def test_without_llvm_there_is_a_report_without_an_estimate(
     worked = Worked(answer=cast(Answer, None), classes=(), blocks=((),), misses=())
     estimate, why = emulated._estimate(place, _Found(asked=(), counted=worked, arena_peak_bytes=None))
     assert estimate is None and "sudo apt-get install llvm-19" in why
+    monkeypatch.setattr(emulated, "find_mca", lambda: Mca(mca="/bin/false", mc="/bin/false", version="0"))
+    block = Block(code=b"1234", instructions=1, runs=1)
+    broken = dataclasses.replace(worked, blocks=((block,),), misses=((1, 1, 1),))
+    failed = emulated._estimate(place, _Found(asked=[("real", 0, 0.0)], counted=broken, arena_peak_bytes=None))
+    assert failed == (None, "false failed: it said nothing")
     bare = measured["cortex-a76"].emulation
     assert bare is not None
     told = dataclasses.replace(

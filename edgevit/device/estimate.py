@@ -24,7 +24,7 @@ from edgevit.errors import DeviceError
 OLDEST_LLVM, NEWEST_LLVM = 19, 30
 INSTALL = "sudo apt-get install llvm-19"
 COVERED = 0.99  # of the instructions, by the blocks that executed the most
-MOST_BLOCKS = 600
+MOST_BLOCKS = 4000
 LONG = 48  # instructions; longer blocks are repeated less
 REPEATS, REPEATS_LONG = 100, 12
 MCA_S = 300

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -166,6 +168,24 @@ def test_without_plugins_or_a_compiler_nothing_is_counted_and_the_reason_is_kept
 def test_the_counter_is_made_for_the_qemu_that_loads_it(release: str, api: int | None) -> None:
     """Versions as qemu's header tells them: plugins/qemu-plugin.h of its releases."""
     assert packages.plugin_api(f"qemu-aarch64 {release}") == api
+
+
+@pytest.mark.parametrize(
+    ("compiler", "source", "options"),
+    [
+        *(("cc", "count.c", [f"-DPLUGIN_API={api}"]) for api in range(1, 7)),
+        ("aarch64-linux-gnu-gcc", "heap.c", ["-nostdlib", "-fno-builtin"]),
+    ],
+)
+def test_what_is_compiled_on_the_users_machine_gives_no_warnings(
+    compiler: str, source: str, options: list[str], tmp_path: Path
+) -> None:
+    found = shutil.which(compiler)
+    if found is None:
+        message = f"no {compiler}: sudo apt-get install gcc libc6-dev gcc-aarch64-linux-gnu"
+        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(message)
+    strict = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", *options]
+    subprocess.run([found, *strict, packages.HERE / source, "-o", tmp_path / "it.so"], check=True)
 
 
 def test_one_made_by_another_edgevit_is_refused(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
