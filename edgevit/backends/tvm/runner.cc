@@ -393,13 +393,15 @@ void run_plan(const Options& options, Session& session) {
   session.load(options.trace);
   std::printf("{\"load_ms\": %.4f, \"started_bytes\": %lld, \"loaded_bytes\": %lld}\n", session.load_ms,
               static_cast<long long>(session.started), static_cast<long long>(session.loaded));
-  for (int64_t index = 0; plan >> index >> *session.effort;) {
+  for (std::string line; std::getline(plan, line);) {
+    int64_t index;
+    if (!(std::istringstream(line) >> index >> *session.effort))
+      fail(kImage, options.plan + " is no plan: a line per run, with an image's index and an effort");
     images.seekg(index * session.image_bytes());
     if (!images.read(session.image, session.image_bytes()))
       fail(kImage, options.image + " has no image " + std::to_string(index));
     answer(options, session);
   }
-  if (!plan.eof()) fail(kImage, options.plan + " is no plan: a line per run, with an image's index and an effort");
 }
 
 void run(const Options& options) {

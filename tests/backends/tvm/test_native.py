@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from dataclasses import replace
@@ -104,6 +105,46 @@ def test_what_one_line_says(x86: Native, folder: Path) -> None:
     assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["class"] == printed["top"][0][0]
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
     assert 0 < printed["load_peak_bytes"] <= printed["peak_bytes"]
+
+
+def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path: Path) -> None:
+    images = tiny_images(PROGRAM.spec, 2)
+    (tmp_path / "images").write_bytes(images.tobytes())
+    (tmp_path / "plan").write_text(f"0 {ALL_OPEN!r}\n1 0.0\n0 {ALL_SKIPPED!r}\n")
+    done = x86.start(folder, tmp_path / "images", "--plan", tmp_path / "plan", "--top", 1000, "--trace", "--cpus", 0)
+    loading, *runs = map(json.loads, done.stdout.splitlines())
+    assert 0 < loading["started_bytes"] <= loading["loaded_bytes"] and loading["load_ms"] > 0
+    python = runner.load(folder)
+    for told, (index, effort) in zip(runs, ((0, ALL_OPEN), (1, 0.0), (0, ALL_SKIPPED)), strict=True):
+        for a, b in zip(outputs(told), python.run(images[index : index + 1], effort), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert told["cpu_ms"]["median"] > 0 and told["wall_ms"]["median"] > 0
+        assert loading["started_bytes"] < told["resident_bytes"] <= told["peak_bytes"]
+    # What the process has grown by is told after every kernel of its first run, and does not shrink.
+    grown = [call[4] for call in runs[0]["calls"] if not call[1].startswith("vm.")]
+    assert len(grown) > 10 and grown == sorted(grown) and grown[-1] > 0
+    assert {len(call) for told in runs[1:] for call in told["calls"]} == {4}
+
+
+@pytest.mark.parametrize(
+    ("plan", "cpus", "code", "told"),
+    [
+        ("0 1\nfirst 0\n", "0", 15, "is no plan: a line per run"),
+        ("0\n", "0", 15, "is no plan"),
+        ("7 0\n", "0", 15, "has no image 7"),
+        ("-1 0\n", "0", 15, "has no image -1"),
+        (None, "0", 15, "cannot read"),
+        ("0 0\n", "0-1", 2, "numbers with commas between them, got 0-1"),
+        ("0 0\n", "1000", 2, "offers none of the CPUs 1000"),
+    ],
+)
+def test_wrong_plans_are_refused(
+    x86: Native, folder: Path, tmp_path: Path, plan: str | None, cpus: str, code: int, told: str
+) -> None:
+    if plan is not None:
+        (tmp_path / "plan").write_text(plan)
+    done = x86.start(folder, folder / "image.raw", "--plan", tmp_path / "plan", "--cpus", cpus)
+    assert done.returncode == code and told in done.stderr
 
 
 def test_a_ppm_file_is_the_same_image(x86: Native, folder: Path, tmp_path: Path) -> None:
