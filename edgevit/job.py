@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
-from edgevit.errors import ImagesError, OutputError
+from edgevit.errors import ImagesError, OutputError, TargetError
 from edgevit.models.program import Program, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Built, Say, build, compress, weights_digest
@@ -33,6 +33,7 @@ class Job:
     prune: float = 0.0
     gate: float = 1.0
     seed: int = 0
+    tune_s: float = 0.0
     labels: Path | None = None
     output: Path | None = None
     save_program: Path | None = None
@@ -52,6 +53,8 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
     target = load_target(job.target)
+    if job.tune_s and target.backend != "tvm":
+        raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
     given = _labelled(_model(job), job.labels)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
@@ -80,6 +83,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         calibration=source.name,
         calibration_images=len(calibration.images),
         calibration_sha256=calibration.digest,
+        tune_s=job.tune_s,
     )
     return build(
         program,

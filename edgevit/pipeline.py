@@ -165,7 +165,7 @@ def build(
     check_model(model)
     with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
         say(f"Compiling for {target.backend}")
-        source = Source(program=lowered, plan=plan, model=model, target=target)
+        source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
         names = runtime.build(source, Path(staging))
         case = Case(
             program=program,

@@ -18,6 +18,7 @@ class Recipe:
         calibration: name of the calibration set.
         calibration_images: how many images it holds.
         calibration_sha256: digest over its pixels.
+        tune_s: CPU seconds that a search for TVM's register tiles might take (0 = the default tiles).
     """
 
     model: str
@@ -28,3 +29,4 @@ class Recipe:
     calibration: str
     calibration_images: int
     calibration_sha256: str
+    tune_s: float = 0.0

@@ -47,12 +47,14 @@ class Source:
         plan: how it is quantized (None: not at all).
         model: both of them as an ONNX graph.
         target: the device.
+        tune_s: CPU seconds to search for TVM's register tiles; 0: the default ones.
     """
 
     program: Program
     plan: QuantPlan | None
     model: onnx.ModelProto
     target: Target
+    tune_s: float = 0.0
 
 
 class Runner(Protocol):

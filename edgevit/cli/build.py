@@ -31,6 +31,14 @@ Examples:
 @click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
 @click.option("--gate", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of gate training.")
+@click.option(
+    "--tune",
+    "tune_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="CPU time to search for TVM's tiles on this machine; what is found is kept.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder (default: out/MODEL-TARGET).")
 @click.option("--save-program", type=click.Path(path_type=Path), help="Also save the compressed Program here (fp16).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")

@@ -84,6 +84,7 @@ def test_dry_run_builds_nothing(program: Path, tmp_path: Path, capsys: pytest.Ca
     ("arguments", "error", "said"),
     [
         (["{program}", "--target", "x86-64-onxruntime"], errors.TargetError, "x86-64-onnxruntime"),
+        (["{program}", "--target", "x86-64-onnxruntime", "--tune", "5"], errors.TargetError, "no tiles to search"),
         (["no/such", "--target", "x86-64-onnxruntime"], errors.ProgramError, "no folder"),
         (["deit_tny_patch16_224", "--target", "x86-64-onnxruntime"], errors.UnknownModelError, "deit_tiny_patch16_224"),
         (["{program}", "--target", "x86-64-onnxruntime", "--calibration", "{tmp}/none"], errors.ImagesError, "none"),

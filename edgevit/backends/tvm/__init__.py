@@ -49,13 +49,16 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     Raises:
         OutputError: the disk refuses.
         RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no g++ for it.
-        TargetError: no kernels for the target.
+        TargetError: no kernels for the target, or to be searched for where its code does not run.
     """
     require()
-    from edgevit.backends.tvm import counts, library, native
+    from edgevit.backends.tvm import counts, library, native, tune
     from edgevit.backends.tvm.emit import lower
+    from edgevit.backends.tvm.schedules import default_tile
 
-    lowered = lower(source.program, isa_of(source.target), source.plan)
+    isa = isa_of(source.target)
+    choose = tune.tuned(source.program, isa, source.plan, source.tune_s) if source.tune_s else default_tile
+    lowered = lower(source.program, isa, source.plan, choose=choose)
     executable = library.build(lowered)
     names = library.write(lowered, folder, executable)
     write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))

@@ -1,29 +1,40 @@
 """Search for the fastest register tile per product, on this machine, in bounded time.
 
 Candidates come in a fixed order and are timed interleaved by process CPU time, so that other load hits all of them
-alike. The default keeps its place unless another one is faster by more than such timings scatter.
+alike. The default keeps its place unless another one is faster by more than such timings scatter. What was found is
+kept per processor, instruction set and version, and not searched again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgevit import __version__, serial
 from edgevit.backends.tvm import int8
+from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.dots import Dot
 from edgevit.backends.tvm.emit import lower
 from edgevit.backends.tvm.integers import place_integers
 from edgevit.backends.tvm.kernels import Epilogue, Weights, product
 from edgevit.backends.tvm.layout import Arena, Blob, pack
-from edgevit.backends.tvm.runner import aligned
+from edgevit.backends.tvm.runner import CPUINFO, aligned
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, pad, tiles
 from edgevit.backends.tvm.stages import Choose
+from edgevit.backends.tvm.toolchain import MACHINES
+from edgevit.errors import OutputError, TargetError
 from edgevit.models.program import Program
+from edgevit.progress import track
 from edgevit.quantspec import LinearPlan, QuantPlan
+from edgevit.resources import user_cache
 
 CANDIDATES = 5
 ROUNDS = 20
@@ -44,8 +55,84 @@ def products(program: Program, isa: Isa, plan: QuantPlan | None = None) -> tuple
     return tuple(sorted(found, key=lambda p: -p.rows * p.columns * p.depth))
 
 
+def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *, cache: Path | None = None) -> Choose:
+    """The tiles of a Program's products that were found on this machine, now or before, and default ones for the rest.
+
+    Args:
+        program: what is to be compiled.
+        isa: an instruction set of this machine.
+        plan: how it is quantized.
+        seconds: of process CPU time that may go into products which nobody has searched yet.
+        cache: the folder where what was found is kept.
+
+    Raises:
+        TargetError: this machine does not run such code.
+        OutputError: the disk refuses.
+    """
+    _require_here(isa)
+    folder = cache or user_cache()
+    path = folder / f"tvm-tiles-{_machine_key(isa)}.json"
+    wanted = products(program, isa, plan)
+    table = _read(path, isa, wanted)
+    left = [product for product in wanted if product not in table]
+    found = search(track(left, "Searching for tiles"), isa, seconds) if left else {}
+    if found:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = {_label(product): [tile.rows, tile.vectors] for product, tile in found.items()}
+            serial.write_atomic(path, json.dumps({**_content(path), **kept}, indent=1))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return chosen({**table, **found})
+
+
+def _require_here(isa: Isa) -> None:
+    machines, present = MACHINES[isa.target["mtriple"].split("-")[0]], set(_cpuinfo().split())
+    lacking = [flag for flag in isa.flags if present and flag not in present]
+    if platform.machine() not in machines or lacking:
+        without = f", without {' '.join(lacking)}" if lacking else ""
+        raise TargetError(
+            f"tiles for {isa.name} are searched by running them, which this machine ({platform.machine()}{without}) "
+            "cannot do; leave --tune away, or build on the device"
+        )
+
+
+def _cpuinfo() -> str:
+    """What the system tells of its processors; nothing where it does not."""
+    return CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+
+
+def _machine_key(isa: Isa) -> str:
+    """What a search's outcome depends on beside the product."""
+    named = ("model name", "CPU implementer", "CPU part")
+    cpu = {line for line in _cpuinfo().splitlines() if line.startswith(named)}
+    told = repr((sorted(cpu), isa.name, sorted(map(str, isa.target.items())), versions(), __version__))
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _label(product: Product) -> str:
+    kind = "float" if product.dot is None else type(product.dot).__name__.lower()
+    return f"{kind} {product.rows} x {product.columns} x {product.depth}"
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a cache file holds; nothing where it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _read(path: Path, isa: Isa, wanted: Iterable[Product]) -> dict[Product, Tile]:
+    """The kept tiles of these products; what fits no registers counts as not kept."""
+    kept = _content(path)
+    possible = ((product, tile) for product in wanted for tile in tiles(isa, product))
+    return {product: tile for product, tile in possible if kept.get(_label(product)) == [tile.rows, tile.vectors]}
+
+
 def search(
-    wanted: Sequence[Product],
+    wanted: Iterable[Product],
     isa: Isa,
     seconds: float,
     *,

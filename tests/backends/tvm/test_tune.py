@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgevit.errors import TargetError
 from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
@@ -99,3 +101,32 @@ def test_a_tuned_model_is_the_same_function() -> None:
         for choose in (default_tile, tune.chosen(table))
     )
     np.testing.assert_allclose(tuned, plain, atol=1e-5)
+
+
+def test_what_was_found_is_kept_and_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, odd, searched = tiny_program(), Tile(rows=1, vectors=1), []
+
+    def search(wanted: Iterable[Product], isa: Isa, seconds: float) -> dict[Product, Tile]:
+        searched.append(tuple(wanted))
+        return dict.fromkeys(searched[-1][: int(seconds)], odd)
+
+    monkeypatch.setattr(tune, "search", search)
+    every = tune.products(program, AVX2)
+    choose = tune.tuned(program, AVX2, None, 2, cache=tmp_path / "cache")
+    assert [choose(AVX2, p) == odd for p in every[:3]] == [True, True, False]
+    tune.tuned(program, AVX2, None, 1, cache=tmp_path / "cache")
+    choose = tune.tuned(program, AVX2, None, 0.0, cache=tmp_path / "cache")
+    assert searched == [every, every[2:], every[3:]]
+    assert [choose(AVX2, p) == odd for p in every[:4]] == [True, True, True, False]
+    (path,) = (tmp_path / "cache").iterdir()
+    for damaged in ("", "[]", path.read_text().replace("1\n ]", "99\n ]")):  # tiles of 99 vectors fit no registers
+        path.write_text(damaged)
+        searched.clear()
+        tune.tuned(program, AVX2, None, 0.0, cache=tmp_path / "cache")
+        assert searched == [every]
+
+
+def test_tiles_are_searched_only_where_they_run(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"tiles for i8mm .* this machine .* cannot do; leave --tune away"):
+        tune.tuned(tiny_program(), isa("i8mm"), None, 1, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
