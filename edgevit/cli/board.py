@@ -48,7 +48,9 @@ BOARD = (
         metavar="ssh://[USER@]BOARD[:PORT] | qemu:CPU",
         help="Measure on a board, or on an emulated processor, instead of this machine.",
     ),
-    click.option("--python", default="python3", show_default=True, help="Python on the board; a name or path there."),
+    click.option(
+        "--python", default="python3", show_default=True, help="Python on the board, a name or path; TVM needs none."
+    ),
     click.option(
         "--timeout", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds the device may take."
     ),
