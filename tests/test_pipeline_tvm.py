@@ -80,7 +80,7 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     assert manifest.tools["tvm"] == canary.PINNED["apache-tvm"]
     held = summaries(manifest)
     assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}
-    assert held["coverage"] == "10 of 10 Gemm int8"
+    assert held["coverage"] == "10 of 10 Gemm int8, 2 of 2 attentions"
     assert held["parity"].startswith("against float: 9 paths") and "lowered graph: 9 paths" in held["parity"]
     assert not (built.folder / backend.KERNELS).exists() and "matrix kernels: 13 with 4 open" in held["skip"]
     memory = manifest.bound
@@ -181,7 +181,7 @@ def test_a_cpu_without_the_instructions_builds_what_it_cannot_check(
     monkeypatch.setattr(proof, "cpu_flags", lambda: ("avx2",))
     manifest = build(tmp_path / "bundle").manifest
     claims = {claim.name: claim.summary for claim in manifest.claims if claim.held is None}
-    assert set(claims) == {"parity", "skip", "accuracy"} and set(summaries(manifest)) == {"bound"}
+    assert set(claims) == {"parity", "skip", "accuracy"} and set(summaries(manifest)) == {"coverage", "bound"}
     assert "a CPU with fma, bmi1, bmi2, f16c, abm, movbe, which the one it was built on lacks" in claims["parity"]
     assert [case.path for case in manifest.golden] == [case.path for case in built.manifest.golden]
 
@@ -208,11 +208,15 @@ def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_weights_fail_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("int8", "factor"), [(False, 1.01), (True, 2.0)])
+def test_wrong_weights_fail_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool, factor: float
+) -> None:
+    """What rounding to int8 does to a small random model hides a wrong hundredth."""
     fold = stages.fold_normalisation
-    monkeypatch.setattr(stages, "fold_normalisation", lambda spec, weight: fold(spec, 1.01 * weight))
+    monkeypatch.setattr(stages, "fold_normalisation", lambda spec, weight: fold(spec, factor * weight))
     with pytest.raises(ParityError):
-        build(tmp_path / "bundle")
+        build(tmp_path / "bundle", int8=int8, attention="float32")
 
 
 def test_memory_above_the_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,11 +248,11 @@ def leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (count_nothing, "0 of 10 Gemm int8; .*b00_mhsa.qkv: 0 int8 and 1 float kernels"),
-        (forget_the_plan, "0 of 10 Gemm int8; .*stem: no kernel found"),
+        (count_nothing, "0 of 10 Gemm int8, 0 of 2 attentions; .*b00_mhsa.qkv: 0 int8 and 1 float kernels"),
+        (forget_the_plan, "0 of 10 Gemm int8, 0 of 2 attentions; .*stem: no kernel found.*b00_mhsa.attention: no int8"),
         (
             leave_one_out,
-            r"9 of 10 Gemm int8; planned int8 but not run so by the runtime:\n  b01_ffn.fc2: no kernel found\n",
+            r"9 of 10 Gemm int8, 2 of 2 attentions; [a-z0-9 ]*:\n  b01_ffn.fc2: no kernel found\n",
         ),
     ],
 )
@@ -262,7 +266,7 @@ def test_int8_that_is_not_int8_fails_the_build(
 
 
 def test_a_float_build_needs_no_coverage(tmp_path: Path) -> None:
-    held = summaries(build(tmp_path / "bundle", int8=False).manifest)
+    held = summaries(build(tmp_path / "bundle", int8=False, attention="float32").manifest)
     assert set(held) == {"parity", "skip", "bound", "accuracy"} and not held["parity"].startswith("against float")
 
 
@@ -272,7 +276,10 @@ def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path) -> None:
     built = board(tmp_path / "bundle", INT8_BOARD)
     held = summaries(built.manifest)
     assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}
-    assert held["coverage"] == "10 of 10 Gemm int8" and "against the lowered graph: 3 paths" in held["parity"]
+    assert (
+        held["coverage"] == "10 of 10 Gemm int8, 2 of 2 attentions"
+        and "against the lowered graph: 3 paths" in held["parity"]
+    )
     assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive).golden)
 
 
