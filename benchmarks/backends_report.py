@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.timing import Ratio
 from edgevit.bundlespec import Environment
+from edgevit.targets import load_target
 from edgevit.verify.accuracy import Fraction
 
 NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tvm": "TVM"}
@@ -94,7 +95,7 @@ def table(report: Report) -> str:
         f"{report.calibration} others. Float and int8 of a runtime are the same target with and without quantization.",
         "",
         "Int8 is what each target takes on a CPU without VNNI where this one has none: 7-bit weights with ONNX Runtime "
-        "and TVM; OpenVINO's 8-bit build is computed in float there.",
+        "and TVM; OpenVINO's 8-bit build is computed in float there." + _attention(report),
     ]
     for model in dict.fromkeys(row.model for row in report.rows):
         lines += _section([row for row in report.rows if row.model == model])
@@ -108,6 +109,12 @@ def table(report: Report) -> str:
         "Compile: CPU time from the Program and its plan to these files.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _attention(report: Report) -> str:
+    """What is int8 beyond Linears."""
+    names = sorted({row.target for row in report.rows if row.int8 and load_target(row.target).attention == "int8"})
+    return f" {', '.join(names)} takes int8 in attention's products too." if names else ""
 
 
 def _section(rows: Sequence[Row]) -> list[str]:
