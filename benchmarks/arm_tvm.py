@@ -74,7 +74,8 @@ def target(cpu: str, *, int8: bool) -> Target:
     own, like = load_target(f"{cpu}-tvm"), load_target(INT8)
     if int8 and not own.int8:
         own = replace(own, weight_bits=like.weight_bits, activations=like.activations, range_method=like.range_method)
-    return replace(own, int8=int8, min_agreement=0.0, max_top1_drop=1.0)
+    attention = own.attention if int8 else "float32"
+    return replace(own, int8=int8, attention=attention, min_agreement=0.0, max_top1_drop=1.0)
 
 
 def measure(work: Path, cpu: str, onnxruntime: float, *, int8: bool) -> Row:
