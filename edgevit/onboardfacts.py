@@ -6,6 +6,7 @@ import dataclasses
 import re
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from edgevit.backends.tvm.runner import LIBRARY
@@ -138,11 +139,14 @@ def _root(told: Told, prefix: str, folder: Path) -> Path:
     """Put files that a board told, by names with this prefix, where this machine has its own; returns their root."""
     for name, content in told.items():
         path = PurePosixPath(name.removeprefix(prefix))
-        if not name.startswith(prefix) or path.parts[:2] not in KNOWN or ".." in path.parts or len(name) > 200:
+        inside = path.parts[:2] in KNOWN and len(path.parts) > 2 and ".." not in path.parts
+        # Only the link below lies in the last one: nothing may be written through it.
+        if not name.startswith(prefix) or not inside or path.parts[2] == "thread-self":
             continue
         target = folder.joinpath(*path.parts[1:])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content, encoding="utf-8")
+        with suppress(OSError):  # names that no system has, such as one below a file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
     link = folder / "proc/thread-self/exe"
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 from collections import defaultdict
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import __version__
+from edgevit import __version__, serial
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from edgevit.backends.tvm.trace import kernel_calls
 from edgevit.bundle.read import load_golden
@@ -89,7 +90,7 @@ def profile(
     """
     compiled = target_of(bundle.manifest).threads
     if threads not in (None, compiled):
-        raise DeviceError(f"the bundle was compiled for {compiled} threads and takes no --threads {threads}")
+        raise DeviceError(f"TVM's kernels are compiled for {compiled} thread, got --threads {threads}; leave it away")
     held = None if cpus is None else tuple(cpus)
     case = _Case(bundle=bundle, images=images, used=used, address=address, runs=runs, cpus=held)
     told: dict[str, str] = {}
@@ -101,10 +102,15 @@ def profile(
 
     answers = run_shell(address, prepare, timeout_s=timeout_s)
     _require_success(case, answers)
+    faults: list[str] = []
     try:
-        return _measurement(case, told, answers)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DeviceError(f"{address} gave an answer that cannot be read: {printable(str(error))}") from None
+        # There and back as JSON, which checks every type.
+        read = serial.from_data(Measurement, serial.to_data(_measurement(case, told, answers)), faults, "measurement")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        read, faults = None, [str(error)]
+    if read is None:
+        raise DeviceError(f"{address} gave an answer that cannot be read: {printable('; '.join(faults[:3]))}")
+    return read
 
 
 # ---- What it does there ----
@@ -247,7 +253,10 @@ def _timed(case: _Case, base: Measurement, lines: Sequence[Any], trace: Trace, f
 
 
 def _ms(told: Any) -> float:
-    return float(told["median"])
+    value = float(told["median"])
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value} ms is no time")
+    return value
 
 
 def _lines(answers: Told, step: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from edgevit.device.emulator import Userland
 from edgevit.device.ssh import Address
 from edgevit.errors import DeviceError
 from edgevit.measure.file import read_measurement
-from edgevit.onboardfacts import glibc, needed_glibc, require_fit
+from edgevit.onboardfacts import _root, glibc, needed_glibc, require_fit
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.bundles import sample_bundle
@@ -114,7 +114,7 @@ def refusal(bundle: Path, board: Board, **asked: Any) -> str:  # noqa: F811
 def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board: Board, tmp_path: Path) -> None:  # noqa: F811
     assert "is x86_64, the bundle's target aarch64; build the bundle for a target" in refusal(arm, board)
     assert "CPUs 4000 were asked for; 127.0.0.1 offers 0" in refusal(bundle, board, cpus=(4000,))
-    assert "takes no --threads 3" in refusal(bundle, board, threads=3)
+    assert "compiled for 1 thread, got --threads 3" in refusal(bundle, board, threads=3)
     runner = (bundle / "runner/native/runner").read_bytes()
     absent = with_runner(bundle, tmp_path / "absent", runner.replace(b"libstdc++.so.6\0", b"libstdc++.so.9\0"))
     assert "lacks libstdc++.so.9, which the bundle's runner loads; install it there" in refusal(absent, board)
@@ -163,6 +163,17 @@ def test_a_board_that_does_not_fit_is_refused_before_anything_is_copied(
         require_fit(opened, MACHINE | {"libc": "", "bits": "", "/proc/cpuinfo": ""}, ADDRESS, (0,))
         with pytest.raises(DeviceError, match=said):
             require_fit(opened, MACHINE | changes, ADDRESS, None)
+
+
+def test_files_of_a_board_stay_where_they_are_put(tmp_path: Path) -> None:
+    names = ("/proc/../../out", "/etc/../x", "/home/x", "/proc", "proc/x", "/proc/" + "x" * 300)
+    told = dict.fromkeys((*names, "/proc/thread-self", "/proc/thread-self/exe", "/proc/./thread-self/exe"), "?")
+    told |= {"/proc/cpuinfo": "Features\t: asimd\n", "/proc/cpuinfo/more": "?", "emulator": "/usr/bin/qemu-\x1b../x"}
+    for _ in range(2):
+        root = _root(told, "", tmp_path / "root")
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir())
+    assert found == ["root/proc/cpuinfo", "root/proc/thread-self/exe"]
+    assert str((root / "proc/thread-self/exe").readlink()) == "/x"
 
 
 def test_versions_of_glibc(arm: Path) -> None:

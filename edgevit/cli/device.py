@@ -31,7 +31,11 @@ def command() -> None:
     "--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), help="Try it on this processor; repeatable."
 )
 @click.option(
-    "--runtime", "runtimes", multiple=True, type=click.Choice(list(RUNTIMES)), help="Repeatable; default: onnxruntime."
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(list(RUNTIMES)),
+    help="Repeatable; TVM needs none. Default: onnxruntime.",
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
