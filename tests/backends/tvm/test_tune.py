@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import ModelProto
 
+from edgevit.backends import Source
 from edgevit.errors import TargetError
+from edgevit.models.program import Program
 from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
-from edgevit.backends.tvm import library, tune  # noqa: E402
+from edgevit.backends import tvm as backend  # noqa: E402
+from edgevit.backends.tvm import emit, library, tune  # noqa: E402
 from edgevit.backends.tvm.dots import dot  # noqa: E402
 from edgevit.backends.tvm.emit import lower  # noqa: E402
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, isa  # noqa: E402
+from edgevit.backends.tvm.stages import Choose  # noqa: E402
 
 AVX2 = isa("avx2")
 SHAPES = (Product(rows=50, columns=64, depth=32), Product(rows=40, columns=48, depth=16))
@@ -130,3 +137,26 @@ def test_tiles_are_searched_only_where_they_run(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"tiles for i8mm .* this machine .* cannot do; leave --tune away"):
         tune.tuned(tiny_program(), isa("i8mm"), None, 1, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Given(Exception):
+    """Carries what the emitter was given."""
+
+
+def test_a_build_takes_what_was_found_if_it_has_time_to_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, odd = tiny_program(), Tile(rows=1, vectors=1)
+    target = replace(load_target("x86-64-v3-tvm"), int8=False, attention="float32")
+
+    def stop(program: Program, isa: Isa, plan: QuantPlan | None, *, choose: Choose) -> None:
+        raise Given(choose)
+
+    monkeypatch.setattr(tune, "user_cache", lambda: tmp_path)
+    monkeypatch.setattr(tune, "search", lambda wanted, isa, seconds: dict.fromkeys(wanted, odd))
+    (product, *_) = tune.products(program, AVX2)
+    monkeypatch.setattr(emit, "lower", stop)
+    monkeypatch.setattr(tune, "products", lambda *_: (product,))
+    source = Source(program=program, plan=None, model=ModelProto(), target=target)
+    for seconds, tile in ((0.0, default_tile(AVX2, product)), (1.0, odd)):
+        with pytest.raises(Given) as given:
+            backend.build(replace(source, tune_s=seconds), tmp_path)
+        assert given.value.args[0](AVX2, product) == tile
