@@ -22,8 +22,9 @@ from edgevit.device import shell
 from edgevit.device.emulator import Userland
 from edgevit.device.ssh import Address
 from edgevit.errors import DeviceError
+from edgevit.measure.doubts import doubts
 from edgevit.measure.file import read_measurement
-from edgevit.onboardfacts import _root, glibc, needed_glibc, require_fit
+from edgevit.onboardfacts import _root, environment_of, glibc, needed_glibc, require_fit
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip
 from tests.bundles import sample_bundle
@@ -163,6 +164,45 @@ def test_a_board_that_does_not_fit_is_refused_before_anything_is_copied(
         require_fit(opened, MACHINE | {"libc": "", "bits": "", "/proc/cpuinfo": ""}, ADDRESS, (0,))
         with pytest.raises(DeviceError, match=said):
             require_fit(opened, MACHINE | changes, ADDRESS, None)
+
+
+def test_what_spoils_the_figures_of_a_board_is_read_from_its_files(arm: Path) -> None:
+    cpu, thermal = "/sys/devices/system/cpu/cpu0/cpufreq", "/sys/class/thermal"
+    told = MACHINE | {
+        "kernel": "Linux 6.6.31+rpt-rpi-v8\n",
+        "emulator": "/usr/bin/readlink\n",
+        "/proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd08\n\nprocessor\t: 1\n",
+        "/proc/meminfo": "MemTotal:        3884412 kB\n",
+        "/etc/os-release": 'PRETTY_NAME="Debian GNU/Linux 12"\n',
+        "/sys/firmware/devicetree/base/model": "Raspberry Pi 4 Model B Rev 1.4\0\n",
+        f"{cpu}/scaling_governor": "ondemand\n",
+        f"{thermal}/cooling_device0/type": "cpufreq-cpu0\n",
+    }
+    moments = {
+        "before:/proc/loadavg": "2.5 1 1 1/100 5\n",
+        f"before:{cpu}/scaling_cur_freq": "1500000\n",
+        f"after:{cpu}/scaling_cur_freq": "600000\n",
+        f"after:{thermal}/thermal_zone0/temp": "84200\n",
+        f"after:{thermal}/cooling_device0/cur_state": "2\n",
+        "after:/sys/devices/platform/soc/soc:firmware/get_throttled": "throttled=0x50005\n",
+    }
+    with open_bundle(arm) as opened:
+        machine = environment_of(opened, told, moments, cpus=(1,), emulated=False)
+    assert (machine.cpu, machine.arch, machine.cores) == ("Raspberry Pi 4 Model B Rev 1.4", "aarch64", 2)
+    assert machine.system == "Debian GNU/Linux 12, Linux 6.6.31+rpt-rpi-v8" and machine.isa == ("asimd",)
+    assert (machine.cpu_part, machine.cpus, machine.governor) == ("0xd08", (1,), "ondemand")
+    assert (machine.frequency_before_mhz, machine.frequency_after_mhz) == (1500, 600)
+    assert (machine.temperature_before_c, machine.temperature_after_c) == (None, 84.2)
+    assert machine.memory_total_bytes == 3884412 * 1024 and machine.emulated_by is None
+    spoilt = " ".join(doubts(machine))
+    for reason in (
+        "firmware: under-voltage, firmware: throttled, cpufreq-cpu0 at state 2",
+        "the clock fell from 1500 to 600 MHz",
+        "84.2 °C",
+        "governor is ondemand",
+        "load average 2.5",
+    ):
+        assert reason in spoilt
 
 
 def test_files_of_a_board_stay_where_they_are_put(tmp_path: Path) -> None:
