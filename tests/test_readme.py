@@ -54,3 +54,25 @@ def test_training_gives_what_the_report_says() -> None:
     assert f"with {100 * both['bound_bytes'] / dense['bound_bytes']:.0f} % of the dense model's memory bound" in README
     assert f"to the same MACs {100 * rows['static-50-seed0']['top1']['1']:.2f} %" in README
     assert f"gates alone {100 * rows['dynamic-50-recursive-seed0']['top1']['1']:.2f} %" in README
+
+
+def test_emulated_processors_execute_what_the_report_says() -> None:
+    counts = {
+        (row["int8"], row["cpu"]): f"{row['all_open'] / 1e6:.1f} M"
+        for row in reference("arm.json")
+        if row["model"] == "2 dense ViT-Ti blocks" and row["backend"] == "onnxruntime"
+    }
+    plain, a72 = (counts[int8, "cortex-a72"] for int8 in (False, True))
+    a76, i8mm = (counts[True, cpu] for cpu in ("cortex-a76", "armv8.6-i8mm"))
+    assert (
+        f"two dense ViT-Ti blocks execute {plain} instructions in float on a Cortex-A72, and in int8 {a72} there, "
+        f"{a76} on a Cortex-A76 and {i8mm} with i8mm"
+    ) in README
+    (gated,) = (
+        row["estimate"]["paths"]
+        for row in reference("arm.json")
+        if (row["model"][:7], row["backend"], row["int8"], row["cpu"]) == ("shipped", "onnxruntime", True, "cortex-a76")
+    )
+    for path in gated:
+        low, high = (f"{path[end] / 1e6:.1f}" for end in ("lower_cycles", "upper_cycles"))
+        assert f"{path['path']} estimate, not measured: {low} to {high} M cycles" in README
