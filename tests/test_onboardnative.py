@@ -21,12 +21,13 @@ from edgevit.cli import main
 from edgevit.device import shell
 from edgevit.device.emulator import Userland
 from edgevit.device.ssh import Address
-from edgevit.errors import DeviceError
+from edgevit.errors import DeviceError, RuntimeMissingError
 from edgevit.measure.doubts import doubts
 from edgevit.measure.file import read_measurement
 from edgevit.onboardfacts import _root, environment_of, glibc, needed_glibc, require_fit
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip
+from tests.backends.tvm.native_runner import unavailable
 from tests.bundles import sample_bundle
 from tests.device import land
 from tests.device.board import Board
@@ -41,7 +42,10 @@ ADDRESS = Address(host="board")
 
 
 def build(folder: Path, target: str) -> Path:
-    return pipeline.build(PROGRAM, load_target(target), image_set(PROGRAM), folder, recipe=RECIPE).folder
+    try:
+        return pipeline.build(PROGRAM, load_target(target), image_set(PROGRAM), folder, recipe=RECIPE).folder
+    except RuntimeMissingError as error:
+        unavailable(str(error))
 
 
 @pytest.fixture(scope="module")
