@@ -185,11 +185,9 @@ def render(rows: Sequence[Row], errors: Sequence[Checked]) -> str:
         "",
     ]
     for cpu in dict.fromkeys(r.cpu for r in rows):
-        choice = "int8" if int8_pays(rows, cpu) else "float"
-        lines.append(
-            f"- {cpu} ({CPUS[cpu].sold_as}): {int8_share(rows, cpu):.0%}, so {choice}; of the cycles' lower bound it is "
-            f"{cycles_share(rows, cpu):.0%}"
-        )
+        choice, cycles = "int8" if int8_pays(rows, cpu) else "float", cycles_share(rows, cpu)
+        told = f"{int8_share(rows, cpu):.0%}, so {choice}; of the cycles' lower bound it is {cycles:.0%}"
+        lines.append(f"- {cpu} ({CPUS[cpu].sold_as}): {told}")
     return "\n".join([*lines, *_errors(errors)]) + "\n"
 
 
