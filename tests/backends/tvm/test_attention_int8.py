@@ -12,7 +12,7 @@ from tests.backends.tvm.available import import_or_skip
 import_or_skip()
 
 from edgevit.backends.tvm.attention import Heads  # noqa: E402
-from edgevit.backends.tvm.attention_int8 import attention, instructions, scratch, thresholds  # noqa: E402
+from edgevit.backends.tvm.attention_int8 import POWER, attention, instructions, scratch, thresholds  # noqa: E402
 from edgevit.backends.tvm.counts import count  # noqa: E402
 from edgevit.backends.tvm.dots import Maddubs, dot  # noqa: E402
 from edgevit.backends.tvm.layout import Arena  # noqa: E402
@@ -64,7 +64,7 @@ class Case:
         v, sv = rounded(self.v, 1, self.limit)
         scores = q @ k.transpose(0, 2, 1) * (sq * sk.transpose(0, 2, 1))
         up = np.resize(thresholds(self.lanes), scores.shape[-1])
-        shares = np.floor(255 * np.exp(scores - scores.max(-1, keepdims=True)) + up)
+        shares = np.floor(255 * power((scores - scores.max(-1, keepdims=True)) * np.log2(np.e)) + up)
         result: np.ndarray = shares @ v * sv / shares.sum(-1, keepdims=True)
         return result
 
@@ -75,6 +75,12 @@ class Case:
         np.testing.assert_allclose(got[..., :width].transpose(1, 0, 2), self.expected, atol=4e-3 * largest)
         assert np.median(np.abs(got[..., :width].transpose(1, 0, 2) - self.expected)) < 1e-4 * largest
         assert not got[..., width:].any()
+
+
+def power(x: np.ndarray) -> np.ndarray:
+    whole = np.floor(x)
+    result: np.ndarray = np.polyval(POWER, x - whole) * 2.0**whole
+    return result
 
 
 def rounded(x: np.ndarray, axis: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +96,12 @@ def test_it_is_what_numpy_makes_of_the_same_integers(shape: tuple[int, int, int,
     case.check()
     if not shift:
         assert np.sqrt(((case.expected - case.exact) ** 2).mean()) < 0.1 * np.sqrt((case.exact**2).mean())
+
+
+def test_powers_are_a_fraction_of_a_step_off() -> None:
+    x = np.linspace(-20, 0, 10001)
+    assert np.abs(power(x) / 2**x - 1).max() < 1.2e-4
+    assert power(np.zeros(1)) == 1 and power(np.array([-1e-9])) <= 1 + 1e-7
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
