@@ -13,8 +13,9 @@ from edgevit.report import text as say
 PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")
 HEAD = ("device", "built for", "all open", "all skipped", "real images", "memory", "of bound", "golden outputs")
 MEANING = (
-    "Times are medians of wall time, of real images the expected one; instr: executed instructions, of emulated "
-    "processors. Memory is what the runtime holds at most, beside the part of the bound that it is compared with."
+    "Times are medians, CPU time where one thread runs and wall time else; of real images the expected one. instr: "
+    "executed instructions, of emulated processors. Memory is what the runtime holds at most, beside its part of the "
+    "bound."
 )
 # What of a recipe makes the Program; calibration images only where something was decided on them.
 MADE_BY = ("model", "weights_sha256", "prune", "gate", "seed")
@@ -34,7 +35,7 @@ class DeviceRow:
     runtime: str
     int8: bool
     bundle_sha256: str
-    wall_ms: dict[str, float]
+    time_ms: dict[str, float]
     instructions: dict[str, float]
     cycles: tuple[float, float] | None
     peak_bytes: int | None
@@ -91,8 +92,8 @@ def rows(devices: Sequence[DeviceRow]) -> Iterator[list[str]]:
 
 
 def _cost(row: DeviceRow, path: PathName) -> str:
-    if path in row.wall_ms:
-        return say.ms(row.wall_ms[path])
+    if path in row.time_ms:
+        return say.ms(row.time_ms[path])
     return f"{say.count(row.instructions[path])} instr" if path in row.instructions else say.UNKNOWN
 
 
@@ -110,9 +111,11 @@ def _program(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
 def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
     machine, emulation = measurement.environment, measurement.emulation
     golden = emulation.golden if emulation else measurement.golden
-    wall: dict[str, float] = {path.path: path.wall.median_ms for path in measurement.paths}
-    if measurement.expected_wall_ms is not None:
-        wall["real"] = measurement.expected_wall_ms
+    alone = machine.threads == 1  # then other programs do not show in CPU time
+    times: dict[str, float] = {path.path: (path.cpu if alone else path.wall).median_ms for path in measurement.paths}
+    expected = measurement.expected_cpu_ms if alone else measurement.expected_wall_ms
+    if expected is not None:
+        times["real"] = expected
     peak, limit = _memory(manifest, measurement)
     return DeviceRow(
         device=f"{machine.cpu}{HOW[measurement.device]}",
@@ -120,7 +123,7 @@ def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
         runtime=manifest.backend,
         int8=any(branch.int8_linears for branch in manifest.branches),
         bundle_sha256=measurement.bundle_sha256,
-        wall_ms=wall,
+        time_ms=times,
         instructions={path.path: path.total for path in emulation.instructions} if emulation else {},
         cycles=_cycles(measurement),
         peak_bytes=peak,

@@ -143,7 +143,7 @@ def _claims(report: Report) -> str:
 def _memory(report: Report) -> str:
     bound = report.bound
     kind = "An upper bound over every gate path" if bound.proven else "Not a proven bound"
-    parts = [_picture(pictures.memory_parts(bound))]
+    parts = [_picture(pictures.memory_parts(bound, report.runtime))]
     if report.memory:
         intro = (
             "The runtime's arena over one run with all branches open, under its part of the bound:"

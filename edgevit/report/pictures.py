@@ -9,6 +9,7 @@ from edgevit.report import text as say
 from edgevit.report.svg import Scale, element, line, picture, rect, text
 from edgevit.report.view import BranchRow, MemoryView, Report
 
+SCRATCH = {"tvm": "the virtual machine"}  # what its scratch is for, by runtime
 WIDE = 920.0
 DOT = 2.2
 WIDEST_SLOT = 60.0
@@ -72,12 +73,12 @@ def _peak(memory: MemoryView, x: Scale, y: Scale, middle: float) -> list[str]:
     ]
 
 
-def memory_parts(bound: MemoryBound) -> str:
+def memory_parts(bound: MemoryBound, runtime: str) -> str:
     """What the bound is made of, as one stacked bar, above the measured peak of the arena."""
     pieces = [
         ("weights", bound.weights_bytes, "c1"),
         ("activations", bound.activations_bytes, "c2"),
-        ("packing copies at load", bound.scratch_bytes, "c3"),
+        (SCRATCH.get(runtime, "packing copies at load"), bound.scratch_bytes, "c3"),
         ("gaps between buffers", bound.fragmentation_bytes, "c4"),
         ("input and output", bound.io_bytes, "c5"),
     ]

@@ -74,7 +74,9 @@ def test_a_row_per_device_in_terms_of_what_it_can_tell() -> None:
     golden = dataclasses.replace(GOLDEN, gates_equal=False)
     here = measurement(device="ssh", golden=(GOLDEN, golden))
     told = list(rows(device_rows([(built("rpi4"), [here]), (built("rpi5"), [emulated()])])))
-    assert told[0][:5] == ["Great CPU 9000 over ssh", told[0][1], "10.0 ms", "1.00 ms", "4.40 ms"]
+    assert told[0][:5] == ["Great CPU 9000 over ssh", told[0][1], "10.0 ms", "1.00 ms", "4.00 ms"]
+    threads = measurement(environment=dataclasses.replace(ENVIRONMENT, threads=2))
+    assert next(rows(device_rows([(built("rpi4"), [threads])])))[4] == "4.40 ms"
     assert told[0][1].startswith("rpi4 (") and told[0][5] == "390 kB" and told[0][7] == "other gates"
     assert told[1] == [
         "cortex-a76, emulated",
@@ -122,4 +124,4 @@ def test_the_command_takes_several_bundles(tmp_path: Path, capsys: pytest.Captur
     assert main(["report", str(first), files[1], files[0], str(second), "--json"]) == 0
     devices = json.loads(capsys.readouterr().out)["devices"]
     assert [row["target"] for row in devices][1] == "another-target" and len(devices) == 2
-    assert all(row["gates_equal"] and row["wall_ms"]["real"] > 0 for row in devices)
+    assert all(row["gates_equal"] and row["time_ms"]["real"] > 0 for row in devices)
