@@ -10,6 +10,7 @@ import pytest
 from edgevit import doctor
 from edgevit.backends.tvm import toolchain
 from edgevit.cli import main
+from edgevit.device import estimate
 from edgevit.errors import RuntimeMissingError
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
@@ -22,7 +23,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "linker", lambda arch: "g++")
     monkeypatch.setattr(doctor, "llvm_architectures", lambda: ("aarch64", "x86_64"))
     monkeypatch.setattr(doctor, "emulator_path", lambda: "/usr/bin/qemu")
-    monkeypatch.setattr(doctor.estimate, "find_mca", lambda: None)
+    monkeypatch.setattr(estimate, "find_mca", lambda: None)
     monkeypatch.setattr(doctor, "cpu_flags", lambda: ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"))
 
 
