@@ -35,7 +35,7 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
     """
     target = target_of(bundle.manifest)
     machine, bits = _line(told, "machine"), _line(told, "bits")
-    if machine not in MACHINES[target.arch]:
+    if machine not in MACHINES.get(target.arch, (target.arch,)):
         raise DeviceError(
             f"{address} is {machine}, the bundle's target {target.arch}; build the bundle for a target of that machine"
         )

@@ -23,7 +23,7 @@ from edgevit.bundle.read import load_golden
 from edgevit.bundlespec import Bundle, GoldenParity, ImagesUsed, Measurement, PathName, ProcessMemory
 from edgevit.device.shell import PROGRAMS, Told, Work, run_shell
 from edgevit.device.ssh import Address, printable
-from edgevit.errors import DeviceError
+from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.run import (
     TRACED_IMAGES,
@@ -40,7 +40,7 @@ from edgevit.measure.trace import Trace, kernel_times, traced
 from edgevit.onboardfacts import NATIVE, emulator_of, environment_of, require_fit
 from edgevit.ondevice import target_of
 
-RUNNER = f"{PROGRAMS}/runner"
+RUNNER = f"{NATIVE}/runner"
 # What a dynamic loader says of a library that is missing, or too old.
 LOADER = re.compile(r"error while loading shared libraries: (\S+?):|version `(\w+_[\d.]+)' not found")
 Plan = Sequence[tuple[int, float]]
@@ -91,6 +91,8 @@ def profile(
     compiled = target_of(bundle.manifest).threads
     if threads not in (None, compiled):
         raise DeviceError(f"TVM's kernels are compiled for {compiled} thread, got --threads {threads}; leave it away")
+    if not (bundle.folder / RUNNER).is_file():
+        raise BundleError(f"{bundle.manifest.name} has no {RUNNER}; build it again")
     held = None if cpus is None else tuple(cpus)
     case = _Case(bundle=bundle, images=images, used=used, address=address, runs=runs, cpus=held)
     told: dict[str, str] = {}
@@ -153,11 +155,11 @@ def _text(plan: Plan) -> bytes:
 
 
 def _calls(case: _Case, steps: Sequence[str]) -> str:
-    classes = str(case.bundle.manifest.outputs[0].shape[-1])
+    classes = str(next(output.shape[-1] for output in case.bundle.manifest.outputs if output.name == "logits"))
     options = [] if case.cpus is None else ["--cpus", ",".join(map(str, case.cpus))]
     parts = []
     for step in steps:
-        command = ["run", step, RUNNER, ".", "images", "--plan", f"{step}.plan", *options]
+        command = ["run", step, f"{PROGRAMS}/runner", ".", "images", "--plan", f"{step}.plan", *options]
         command += ["--top", classes if step == "golden" else "1", *(["--trace"] if step == "traced" else [])]
         call = shlex.join(command)
         timed = f"{{ moment before: >before.told; {call} && moment after: >after.told; }}"

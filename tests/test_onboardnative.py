@@ -17,11 +17,12 @@ from PIL import Image
 
 from edgevit import onboard, onboardnative, pipeline
 from edgevit.bundle.read import open_bundle
+from edgevit.bundlespec import ImagesUsed
 from edgevit.cli import main
 from edgevit.device import shell
 from edgevit.device.emulator import Userland
 from edgevit.device.ssh import Address
-from edgevit.errors import DeviceError, RuntimeMissingError
+from edgevit.errors import BundleError, DeviceError, RuntimeMissingError
 from edgevit.measure.doubts import doubts
 from edgevit.measure.file import read_measurement
 from edgevit.onboardfacts import _root, environment_of, glibc, needed_glibc, require_fit
@@ -120,6 +121,21 @@ def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board:
     assert "is x86_64, the bundle's target aarch64; build the bundle for a target" in refusal(arm, board)
     assert "CPUs 4000 were asked for; 127.0.0.1 offers 0" in refusal(bundle, board, cpus=(4000,))
     assert "compiled for 1 thread, got --threads 3" in refusal(bundle, board, threads=3)
+    with open_bundle(bundle) as opened:
+        elsewhere = dataclasses.replace(opened.manifest, target=opened.manifest.target | {"arch": "riscv64"})
+        with pytest.raises(DeviceError, match="is aarch64, the bundle's target riscv64"):
+            require_fit(dataclasses.replace(opened, manifest=elsewhere), MACHINE, ADDRESS, None)
+        with pytest.raises(BundleError, match="has no runner/native/runner; build it again"):
+            onboardnative.profile(
+                dataclasses.replace(opened, folder=tmp_path),
+                tiny_images(tiny_spec(), 1),
+                ImagesUsed(count=1, digest="0", golden=True),
+                ADDRESS,
+                runs=1,
+                threads=None,
+                cpus=None,
+                timeout_s=1,
+            )
     runner = (bundle / "runner/native/runner").read_bytes()
     absent = with_runner(bundle, tmp_path / "absent", runner.replace(b"libstdc++.so.6\0", b"libstdc++.so.9\0"))
     assert "lacks libstdc++.so.9, which the bundle's runner loads; install it there" in refusal(absent, board)
