@@ -11,7 +11,7 @@ running=
 at= # before names, where a file is told more than once
 
 clean() {
-  trap "" HUP INT TERM
+  trap "" HUP INT TERM PIPE
   [ -z "$running" ] || kill -9 "$running" 2>/dev/null
   cd /
   rm -rf -- "$folder" 2>/dev/null
@@ -67,7 +67,7 @@ moment() {
 receive() {
   mkdir "$folder" 2>/dev/null || { echo "EDGEVIT-FILE unwritable"; echo "${TMPDIR:-/tmp}"; echo; exit 1; }
   trap clean EXIT
-  trap "exit 1" HUP INT TERM
+  trap "exit 1" HUP INT TERM PIPE # the last one: nobody hears what it says
   machine
   moment ""
   echo "EDGEVIT-READY $folder"

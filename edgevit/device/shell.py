@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 import secrets
+import signal
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,7 +126,7 @@ def _talk(session: _Session, connection: Connection, prepare: Callable[[Told], W
     work = prepare(told)
     _require_space(told, work.files, connection.address)
     session.stage = "copy"
-    _copy(session, connection, work.files)
+    _copy(session, connection, work.files, timeout_s)
     session.stage = "run"
     session.deadline = time.monotonic() + timeout_s
     session.say(work.calls + "\n")
@@ -145,16 +147,19 @@ def _no_space(address: Address, words: str) -> DeviceError:
     )
 
 
-def _copy(session: _Session, connection: Connection, files: Mapping[str, Content]) -> None:
+def _copy(session: _Session, connection: Connection, files: Mapping[str, Content], timeout_s: float) -> None:
     """Unpack files in the job's folder, over a channel of their own.
 
     Raises:
-        DeviceError: there is no tar, no space, or the connection is lost.
+        DeviceError: there is no tar, no space, the board takes nothing any more, or the connection is lost.
     """
     assert session.folder
     with tempfile.TemporaryFile() as errors:
         tar = connection.start(f"exec tar -x -m -f - -C {session.folder}", errors)
         assert tar.stdin
+        alarm = threading.Timer(timeout_s, tar.kill)
+        alarm.daemon = True
+        alarm.start()
         try:
             with tarfile.open(fileobj=tar.stdin, mode="w|") as archive:
                 for name, content in track(files.items(), f"Copying {len(files)} files to the board"):
@@ -162,6 +167,7 @@ def _copy(session: _Session, connection: Connection, files: Mapping[str, Content
         except BrokenPipeError:
             pass  # it ended, and says why
         end(tar, CLEANING_S)
+        alarm.cancel()
         errors.seek(0)
         said = errors.read(1 << 16).decode(errors="replace")
     if tar.returncode == 0:
@@ -172,6 +178,8 @@ def _copy(session: _Session, connection: Connection, files: Mapping[str, Content
     full = [line for line in said.splitlines() if FULL.search(line)]
     if full:
         raise _no_space(address, printable(full[0]))
+    if tar.returncode == -signal.SIGKILL:
+        raise DeviceError(f"{address} did not take the bundle within {timeout_s:g} s; allow more with --timeout")
     if tar.returncode == 127:
         raise DeviceError(f"{address} has no tar ({printable(said)}); install it there: sudo apt-get install tar")
     words = printable("".join(said.splitlines()[:1]))

@@ -177,6 +177,11 @@ def test_whoever_asked_is_stopped(board: Board, number: signal.Signals) -> None:
             "*) echo EDGEVIT-READY /tmp/edgevit-01234567; cat >/dev/null;; esac",
             "127.0.0.1 has no space for the bundle: tar: Cannot write: No space left on device",
         ),
+        (
+            'case "$*" in *"exec cat") exec cat;; *tar*) exec sleep 60;; '
+            "*) echo EDGEVIT-READY /tmp/edgevit-01234567; cat >/dev/null;; esac",
+            "127.0.0.1 did not take the bundle within 1 s; allow more with --timeout",
+        ),
     ],
 )
 def test_what_strange_boards_say(
@@ -186,4 +191,6 @@ def test_what_strange_boards_say(
     write_ssh(tmp_path / "fake", script)
     use(tmp_path / "fake", monkeypatch)
     monkeypatch.setattr(shell, "CLEANING_S", 3)
-    assert said in refusal(board)
+    with pytest.raises(DeviceError) as caught:
+        run(board, SLEEP, timeout_s=1 if "within" in said else 60, big=bytes(1 << 20))
+    assert said in str(caught.value)
