@@ -185,7 +185,7 @@ def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulatio
         estimate=estimate,
         unestimated=unestimated,
         heap=answer.heap,
-        unaccounted=here.userland.unaccounted,
+        unaccounted="" if answer.heap else here.userland.unaccounted or "the accountant was not loaded there",
         bound_bytes=manifest.bound.bound_bytes or None,
     )
     return emulation, tuple(warnings)
