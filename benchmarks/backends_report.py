@@ -114,7 +114,7 @@ def table(report: Report) -> str:
 def _attention(report: Report) -> str:
     """What is int8 beyond Linears."""
     names = sorted({row.target for row in report.rows if row.int8 and load_target(row.target).attention == "int8"})
-    return f" {', '.join(names)} takes int8 in attention's products too." if names else ""
+    return f" {', '.join(names)} takes int8 in attention's products too, but for gated models." if names else ""
 
 
 def _section(rows: Sequence[Row]) -> list[str]:
