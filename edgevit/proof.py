@@ -197,15 +197,21 @@ def _parity(case: Case, runner: Runner) -> Claim:
     several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn_paths(gates)))
     images = case.calibration.images[: 1 if case.elsewhere else several]
     efforts = case.efforts if case.elsewhere else None
-    floats = reference_with_margins(assemble(case.program))
+    floats, lengths = reference_with_margins(assemble(case.program)), gate_lengths(case.program)
     exact = case.plan is None and case.target.inference_precision == "f32"
-    result = check_parity(floats, runner, images, FLOAT if exact else INT8, efforts=efforts)
+    result = check_parity(floats, runner, images, FLOAT if exact else INT8, efforts=efforts, lengths=lengths)
     if exact or case.target.inference_precision != "f32":
         return _claim("parity", result.summary, result)
     written = reference_with_margins(case.model, optimised=False)
-    kernels = check_parity(written, runner, images, QUANTIZED, efforts=efforts)
+    kernels = check_parity(written, runner, images, QUANTIZED, efforts=efforts, lengths=lengths)
     summary = f"against float: {result.summary}; against the lowered graph: {kernels.summary}"
     return _claim("parity", summary, {"float": result, "lowered": kernels})
+
+
+def gate_lengths(program: Program) -> np.ndarray:
+    """Length of the weights of every branch's gate, float `[branches]`; 1 where there is none."""
+    weights = (program.weights.get(f"{branch.name}.gate.weight") for branch in program.spec.branches)
+    return np.array([1.0 if weight is None else np.linalg.norm(weight) for weight in weights])
 
 
 def _skip(case: Case, runner: Runner, say: Say) -> Claim:

@@ -31,7 +31,8 @@ class Tolerance:
     Attributes:
         max_error: largest absolute logit difference, as a fraction of the standard deviation of the reference's logits.
         min_cosine: smallest cosine between the logits of one image.
-        gate_margin: a gate whose reference logit is this near to its limit may differ.
+        gate_margin: a gate whose reference logit is this near to its limit may differ, as a multiple of the length of
+            its weights: rounding moves a normalised row by a share of itself, and its logit in proportion to them.
         max_flips: fraction of all runs in which a gate may differ in this way.
     """
 
@@ -90,6 +91,7 @@ def check_parity(
     tolerance: Tolerance,
     *,
     efforts: Mapping[str, float] | None = None,
+    lengths: np.ndarray | None = None,
 ) -> ParityResult:
     """Hold a runner against its reference.
 
@@ -100,6 +102,7 @@ def check_parity(
         tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float, `QUANTIZED` for int8 against the
             quantized graph in float arithmetic.
         efforts: path name to effort; default: see `paths`.
+        lengths: of every branch's gate's weights, float `[branches]`; default: 1.
 
     Raises:
         ParityError: names the path, what differed, by how much, and what is allowed.
@@ -107,12 +110,14 @@ def check_parity(
     if not len(images):
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
-    results = tuple(_path(name, effort, reference, runner, images, tolerance) for name, effort in efforts.items())
+    results = tuple(
+        _path(name, effort, reference, runner, images, tolerance, lengths) for name, effort in efforts.items()
+    )
     flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
     if flips > tolerance.max_flips * runs:
         raise ParityError(
             f"in {flips} of {runs} runs a gate differs from the reference, each within {tolerance.gate_margin} of its "
-            f"limit; allowed: {tolerance.max_flips:.0%} of the runs"
+            f"limit in lengths of its weights; allowed: {tolerance.max_flips:.0%} of the runs"
         )
     return ParityResult(paths=results, tolerance=tolerance)
 
@@ -143,14 +148,21 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
 
 
 def _path(
-    name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, tolerance: Tolerance
+    name: str,
+    effort: float,
+    reference: Reference,
+    runner: Runner,
+    images: np.ndarray,
+    tolerance: Tolerance,
+    lengths: np.ndarray | None,
 ) -> PathParity:
     errors, relative, cosines, opened, flips = [0.0], [0.0], [1.0], [], 0
     for index, image in enumerate(images):
         expected, gates, margins = reference(image[None], effort)
         logits, got = runner.run(image[None], effort)
         where = f"path {name!r} (effort {effort:g}), image {index}"
-        flipped = _first_flip(gates, got, margins, tolerance, where)
+        near = tolerance.gate_margin * (np.ones(margins.shape) if lengths is None else lengths)
+        flipped = _first_flip(gates, got, margins, near, where)
         opened.append(int(gates.sum()))
         if flipped:
             flips += 1
@@ -172,18 +184,18 @@ def _path(
     )
 
 
-def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, tolerance: Tolerance, where: str) -> bool:
+def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, near: np.ndarray, where: str) -> bool:
     if expected.shape != got.shape:
         raise ParityError(f"{where}: gates have shape {list(got.shape)}, expected {list(expected.shape)}")
     different = np.flatnonzero(expected != got)
     if not different.size:
         return False
     first = int(different[0])
-    if not abs(margins[first]) <= tolerance.gate_margin:
+    if not abs(margins[first]) <= near[first]:
         raise ParityError(
             f"{where}: gate {first} is {'open' if got[first] else 'closed'}, the reference has it "
             f"{'open' if expected[first] else 'closed'} with its logit {margins[first]:+.4g} from the limit; "
-            f"only gates within {tolerance.gate_margin} of it may differ"
+            f"only gates within {near[first]:.3g} of it may differ"
         )
     return True
 

@@ -151,6 +151,21 @@ def test_a_borderline_gate_may_differ_and_ends_the_comparison() -> None:
     assert (result.paths[0].flips, result.paths[0].compared) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("length", "gate", "told"), [(7.0, 0, ""), (5.0, 0, "gate 0 .* 0.25 of"), (0.1, 1, "gate 1 .* 0.005 of")]
+)
+def test_a_gate_is_near_its_limit_in_lengths_of_its_weights(length: float, gate: int, told: str) -> None:
+    """The same gate with larger weights has logits as much larger, and so is what rounding makes of them."""
+    gates = [1, 0, 1]
+    gates[gate] = 1 - gates[gate]
+    options: dict[str, Any] = {"efforts": {"real": 0.0}, "lengths": np.full(3, length)}
+    if told:
+        with pytest.raises(ParityError, match=told):
+            check_parity(fake_reference, Fake(LOGITS, gates), IMAGES[:1], TOLERANCE, **options)
+    else:
+        assert check_parity(fake_reference, Fake(LOGITS, gates), IMAGES[:1], TOLERANCE, **options).paths[0].flips == 1
+
+
 def test_too_many_borderline_gates_are_refused() -> None:
     strict = replace(TOLERANCE, max_flips=0.5)
     with pytest.raises(ParityError, match=r"in 2 of 2 runs a gate differs .* allowed: 50% of the runs"):
