@@ -117,8 +117,9 @@ def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
     if expected is not None:
         times["real"] = expected
     peak, limit = _memory(manifest, measurement)
+    hidden = machine.emulated_by is not None and emulation is None  # edgevit's own emulated device says so in its name
     return DeviceRow(
-        device=f"{machine.cpu}{HOW[measurement.device]}",
+        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}",
         target=str(manifest.target.get("name", "")),
         runtime=manifest.backend,
         int8=any(branch.int8_linears for branch in manifest.branches),

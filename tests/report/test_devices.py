@@ -77,6 +77,8 @@ def test_a_row_per_device_in_terms_of_what_it_can_tell() -> None:
     assert told[0][:5] == ["Great CPU 9000 over ssh", told[0][1], "10.0 ms", "1.00 ms", "4.00 ms"]
     threads = measurement(environment=dataclasses.replace(ENVIRONMENT, threads=2))
     assert next(rows(device_rows([(built("rpi4"), [threads])])))[4] == "4.40 ms"
+    board = measurement(device="ssh", environment=dataclasses.replace(ENVIRONMENT, emulated_by="qemu"))
+    assert next(rows(device_rows([(built("rpi4"), [board])])))[0] == "Great CPU 9000, emulated over ssh"
     assert told[0][1].startswith("rpi4 (") and told[0][5] == "390 kB" and told[0][7] == "other gates"
     assert told[1] == [
         "cortex-a76, emulated",
