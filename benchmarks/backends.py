@@ -158,7 +158,12 @@ def _plan(case: Case, target: Target) -> QuantPlan | None:
     faults: list[str] = []
     plan = serial.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
     assert plan is not None, faults
-    return replace(plan, attentions=attention_names(case.program.spec) if target.attention == "int8" else ())
+    return replace(plan, attentions=_attentions(case, target))
+
+
+def _attentions(case: Case, target: Target) -> tuple[str, ...]:
+    """The branches whose attention is int8, as `edgevit build` decides it."""
+    return attention_names(case.program.spec) if target.attention == "int8" else ()
 
 
 def cpu_s() -> float:
@@ -271,6 +276,7 @@ def rows(case: Case, candidates: list[Candidate], rounds: int, turn: Path | None
             backend=c.target.backend,
             target=c.target.name,
             int8=c.target.int8,
+            attentions=len(_attentions(case, c.target)),
             top1=None if case.generated else fraction(predicted[c.name] == labels),
             agreement=fraction(predicted[c.name] == predicted[base]),
             paths=tuple(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from benchmarks.timing import Ratio
 from edgevit.bundlespec import Environment
-from edgevit.targets import load_target
 from edgevit.verify.accuracy import Fraction
 
 NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tvm": "TVM"}
@@ -46,6 +45,7 @@ class Row:
         backend: the runtime.
         target: what it was built for; float is the same target with nothing quantized.
         int8: whether its Linears are.
+        attentions: branches whose attention is int8 too.
         top1: on the labelled images.
         agreement: how often it names the class that ONNX Runtime's float build names.
         paths: times, those of closed gates only where there are gates.
@@ -60,6 +60,7 @@ class Row:
     backend: str
     target: str
     int8: bool
+    attentions: int
     top1: Fraction | None
     agreement: Fraction
     paths: tuple[PathTime, ...]
@@ -95,7 +96,7 @@ def table(report: Report) -> str:
         f"{report.calibration} others. Float and int8 of a runtime are the same target with and without quantization.",
         "",
         "Int8 is what each target takes on a CPU without VNNI where this one has none: 7-bit weights with ONNX Runtime "
-        "and TVM; OpenVINO's 8-bit build is computed in float there." + _attention(report),
+        "and TVM; OpenVINO's 8-bit build is computed in float there.",
     ]
     for model in dict.fromkeys(row.model for row in report.rows):
         lines += _section([row for row in report.rows if row.model == model])
@@ -109,12 +110,6 @@ def table(report: Report) -> str:
         "Compile: CPU time from the Program and its plan to these files.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _attention(report: Report) -> str:
-    """What is int8 beyond Linears."""
-    names = sorted({row.target for row in report.rows if row.int8 and load_target(row.target).attention == "int8"})
-    return f" {', '.join(names)} takes int8 in attention's products too, but for gated models." if names else ""
 
 
 def _section(rows: Sequence[Row]) -> list[str]:
@@ -142,7 +137,7 @@ def _section(rows: Sequence[Row]) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return f"{NAMES[row.backend]} {'int8' if row.int8 else 'float'}"
+    return f"{NAMES[row.backend]} {'int8' if row.int8 else 'float'}{', attention too' if row.attentions else ''}"
 
 
 def _top1(row: Row) -> str:
