@@ -80,7 +80,6 @@ def test_attention_in_int8_is_near_the_reference_and_counted() -> None:
     program = tiny_program(seed=1, dim=36, heads=3)
     plan = planned(program, weight_bits=8)
     whole = replace(plan, attentions=attention_names(program.spec))
-    assert len(whole.attentions) == 2 and not attention_names(tiny_program(gated=True).spec)
     image = tiny_images(program.spec, 1)
     outputs = [runner(program, p).run(image)[0] for p in (plan, replace(plan, attentions=("b00_mhsa",)), whole)]
     errors = [float(np.abs(o - outputs[0]).max()) / float(outputs[0].std()) for o in outputs[1:]]
