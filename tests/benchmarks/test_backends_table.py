@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tests.tiny import tiny_images, tiny_program
 import_or_skip()
 
 ROUNDS = 6
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def images(program: Program, count: int) -> ImageSet:
@@ -91,3 +94,24 @@ def test_the_table_says_what_was_measured(rows: tuple[Row, ...]) -> None:
     for before, line in zip(lines, lines[1:], strict=False):  # every row has its header's cells
         if before.startswith("|") and line.startswith("|"):
             assert before.count("|") == line.count("|")
+
+
+def test_the_readme_says_what_the_table_says() -> None:
+    rows = json.loads((ROOT / "reports/reference/backends.json").read_text(encoding="utf-8"))["rows"]
+    shipped = {(row["backend"], row["int8"]): row for row in rows if row["model"] == "shipped"}
+    tvm, ort = shipped["tvm", True], shipped["onnxruntime", True]
+
+    def ratio(row: dict[str, Any], path: str) -> str:
+        return next(f"{p['to_base']['value']:.2f}" for p in row["paths"] if p["path"] == path)
+
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"takes {ratio(tvm, 'all open')} of ONNX Runtime's float time with all gates of the shipped Program open and "
+        f"{ratio(tvm, 'all skipped')} with none (ONNX Runtime's int8 build {ratio(ort, 'all open')} and "
+        f"{ratio(ort, 'all skipped')})"
+    ) in readme
+    memory = tvm["memory"]
+    assert (
+        f"a run touches {memory['measured_bytes'] / 1e6:.2f} MB (bound {memory['bound_bytes'] / 1e6:.2f} MB)" in readme
+    )
+    assert f"the C++ program's process holds {memory['runner_bytes'] / 1e6:.0f} MB in all" in readme
