@@ -163,7 +163,7 @@ def _plan(case: Case, target: Target) -> QuantPlan | None:
 
 def _attentions(case: Case, target: Target) -> tuple[str, ...]:
     """The branches whose attention is int8, as `edgevit build` decides it."""
-    return attention_names(case.program.spec) if target.attention == "int8" else ()
+    return attention_names(case.program.spec) if target.int8 and target.attention == "int8" else ()
 
 
 def cpu_s() -> float:

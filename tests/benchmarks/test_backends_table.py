@@ -48,7 +48,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> backends.Case:
 @pytest.fixture(scope="module")
 def candidates(case: backends.Case) -> list[backends.Candidate]:
     targets = (load_target("x86-64-avx2-onnxruntime"), load_target("x86-64-v3-tvm"))
-    return [backends.build(case, replace(target, int8=False)) for target in targets]
+    return [backends.build(case, replace(target, int8=False, attention="float32")) for target in targets]
 
 
 @pytest.fixture(scope="module")
