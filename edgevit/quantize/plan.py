@@ -66,7 +66,9 @@ def plan_quantization(
     for name in linear_names(program.spec):
         seen = ranges.tensor(name)
         if seen is None:
-            choices.append(_Choice(plan=_pixels(program.spec), error=0.0))
+            # Nothing was seen: the patch stem, or a branch that no image opened.
+            entry = _pixels(program.spec) if name == "stem" else LinearPlan(name=name, int8=True)
+            choices.append(_Choice(plan=entry, error=0.0))
             continue
         weight = program.weights[f"{name}.weight"]
         choices.append(_choose(seen, weight, range_method, percentile, activations, max_outliers))

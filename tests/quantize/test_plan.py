@@ -47,6 +47,15 @@ def test_pixels_count_from_the_mean_one_so_that_rounded_weights_do_not_add_up() 
     assert kl[0] < 0.5 * kl[1]
 
 
+def test_a_branch_that_was_never_seen_keeps_its_names() -> None:
+    program = tiny_program()
+    ranges = watched(program)
+    unseen = dataclasses.replace(ranges, tensors=tuple(t for t in ranges.tensors if not t.name.startswith("b00_mhsa")))
+    plan = plan_quantization(program, unseen)
+    assert tuple(p.name for p in plan.linears) == linear_names(program.spec)
+    assert [p.zero_point for p in plan.linears[1:3]] == [0, 0]
+
+
 def test_entries_hold_the_range_that_was_seen() -> None:
     program = tiny_program()
     ranges = watched(program)
