@@ -51,7 +51,8 @@ def _head(dense: Row) -> list[str]:
         "ViT-Ti/16 (ImageNet-21k weights) on CIFAR-10 scaled to 48 x 48 pixels; trained on the training set but for "
         f"the {r['threshold_images']} images that set thresholds; top-1 on all {dense['images']} test images (standard "
         "error about 0.35 points, less between models on the same images). Dense: fine-tuned for "
-        f"{r['epochs_recover']} epochs; it is the teacher of all others. MACs, weights and the memory bound (ONNX Runtime, int8, every gate open) are fractions of the dense "
+        f"{r['epochs_recover']} epochs; it is the teacher of all others. MACs, weights and the memory bound (ONNX "
+        "Runtime, int8, every gate open) are fractions of the dense "
         "model's. No test image was used in training or for thresholds.",
         "",
         f"Dense: top-1 {percent(dense['top1']['1'])} %, {dense['weights'] / 1e6:.2f} M weights, bound "
