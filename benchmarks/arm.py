@@ -22,12 +22,12 @@ import numpy as np
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
 from edgevit import emulated, pipeline
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import CycleEstimate, HeapPeaks, Measurement
 from edgevit.data.images import load_images
 from edgevit.device.cores import CORES
 from edgevit.device.emulator import CPUS
 from edgevit.job import DEFAULT_PROGRAM
 from edgevit.measure.file import read_measurement, write_measurement
+from edgevit.measurespec import CycleEstimate, HeapPeaks, Measurement
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import weights_digest

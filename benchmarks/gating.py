@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks.peers import MODELS, RUNTIMES, backend_versions, data_folder, take_turn
 from benchmarks.timing import Ratio, Times, interleave, ratio
 from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
-from edgevit.bundlespec import Environment
 from edgevit.data.images import load_images
 from edgevit.lower.assemble import assemble
 from edgevit.measure.host import cpu_flags, environment, snapshot
+from edgevit.measurespec import Environment
 from edgevit.models.from_timm import from_timm
 from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.models.program import Program

@@ -23,8 +23,8 @@ from benchmarks.backends import Candidate, Case, build, cases, cpu_s
 from benchmarks.timing import Ratio, median_interval
 from edgevit.backends import tvm
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile
-from edgevit.bundlespec import Environment
 from edgevit.measure.host import environment, snapshot
+from edgevit.measurespec import Environment
 from edgevit.models.program import Program, expected_shapes
 from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.serial import dumps, write_atomic

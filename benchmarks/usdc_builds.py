@@ -21,9 +21,10 @@ from benchmarks.gating import chosen_targets
 from benchmarks.peers import backend_versions
 from benchmarks.timing import Ratio, interleave, median_interval
 from edgevit.backends import Runner, backend
-from edgevit.bundlespec import Environment, Manifest
+from edgevit.bundlespec import Manifest
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.measure.host import environment, snapshot
+from edgevit.measurespec import Environment
 from edgevit.models.program import Program, load_program
 from edgevit.pipeline import build, weights_digest
 from edgevit.recipe import Recipe

@@ -15,8 +15,8 @@ import numpy as np
 
 from edgevit import ondevice, serial
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import ImagesUsed
 from edgevit.errors import EdgevitError
+from edgevit.measurespec import ImagesUsed
 
 BUNDLE, IMAGES, ANSWER = "bundle", "images.npy", "answer.json"
 

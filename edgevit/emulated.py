@@ -13,18 +13,7 @@ import numpy as np
 
 from edgevit import __version__, emulatednative
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import (
-    BranchFacts,
-    BranchMeasurement,
-    CycleEstimate,
-    Emulation,
-    Environment,
-    GoldenParity,
-    Manifest,
-    Measurement,
-    PathCycles,
-    PathInstructions,
-)
+from edgevit.bundlespec import BranchFacts, Manifest
 from edgevit.device import emulator, userland
 from edgevit.device.cores import CORES
 from edgevit.device.emulator import Cpu, Userland
@@ -32,6 +21,16 @@ from edgevit.device.estimate import cycles_of, find_mca, mean, missing
 from edgevit.emulatedruns import Asked, Golden, Place, Worked, arena_peak, copy_program, work
 from edgevit.errors import DeviceError, ParityError
 from edgevit.measure.run import path_efforts
+from edgevit.measurespec import (
+    BranchMeasurement,
+    CycleEstimate,
+    Emulation,
+    Environment,
+    GoldenParity,
+    Measurement,
+    PathCycles,
+    PathInstructions,
+)
 from edgevit.ondevice import prepare_images, target_of
 from edgevit.progress import say
 from edgevit.targets import missing_flags

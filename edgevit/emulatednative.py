@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from edgevit.backends.tvm.process import ProcessRunner
 from edgevit.backends.tvm.runner import MANIFEST, read_manifest
 from edgevit.bundle.read import GoldenResult, rerun_golden
-from edgevit.bundlespec import Bundle, Environment, HeapPeaks, Manifest
+from edgevit.bundlespec import Bundle, Manifest
 from edgevit.device import emulator
 from edgevit.device.emulator import Counter, Cpu, Userland
 from edgevit.emulatework import between
 from edgevit.errors import DeviceError, EdgevitError
 from edgevit.measure.host import environment, snapshot
+from edgevit.measurespec import Environment, HeapPeaks
 from edgevit.ondevice import target_of
 from edgevit.targets import missing_flags
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from edgevit import emulatednative, emulatework, serial
 from edgevit.bound import arena
-from edgevit.bundlespec import Bundle, Environment, HeapPeaks, Manifest, PathName
+from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.device import emulator
 from edgevit.device.emulator import Counter, Cpu, Userland
 from edgevit.device.estimate import Block, read_blocks
 from edgevit.errors import DeviceError
+from edgevit.measurespec import Environment, HeapPeaks
 from edgevit.onboard import program_files
 
 MODULES = ("edgevit.emulatework", "edgevit.bound.arena")

@@ -16,10 +16,11 @@ import numpy as np
 from edgevit import devicework, onboardnative, serial
 from edgevit.backends import MODULES
 from edgevit.bundle.read import MANIFEST, open_bundle
-from edgevit.bundlespec import Manifest, Measurement
+from edgevit.bundlespec import Manifest
 from edgevit.device.remote import Content, Job, run_job
 from edgevit.device.ssh import parse_address
 from edgevit.errors import BundleError, DeviceError
+from edgevit.measurespec import Measurement
 from edgevit.ondevice import DEFAULT_RUNS, prepare_images, target_of
 
 DEFAULT_TIMEOUT_S = 1800

@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 
 from edgevit.backends.tvm.runner import LIBRARY
 from edgevit.backends.tvm.toolchain import MACHINES
-from edgevit.bundlespec import Bundle, Environment
+from edgevit.bundlespec import Bundle
 from edgevit.device.emulator import CPUS
 from edgevit.device.shell import Told
 from edgevit.device.ssh import Address
 from edgevit.errors import DeviceError
 from edgevit.measure.host import cpu_flags, emulator, environment, snapshot
+from edgevit.measurespec import Environment
 from edgevit.ondevice import target_of
 from edgevit.targets import missing_flags
 

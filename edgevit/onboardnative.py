@@ -20,7 +20,7 @@ from edgevit import __version__, serial
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from edgevit.backends.tvm.trace import kernel_calls
 from edgevit.bundle.read import load_golden
-from edgevit.bundlespec import Bundle, GoldenParity, ImagesUsed, Measurement, PathName, ProcessMemory
+from edgevit.bundlespec import Bundle, PathName
 from edgevit.device.shell import PROGRAMS, Told, Work, run_shell
 from edgevit.device.ssh import Address, printable
 from edgevit.errors import BundleError, DeviceError
@@ -37,6 +37,7 @@ from edgevit.measure.run import (
     timing,
 )
 from edgevit.measure.trace import Trace, kernel_times, traced
+from edgevit.measurespec import GoldenParity, ImagesUsed, Measurement, ProcessMemory
 from edgevit.onboardfacts import NATIVE, emulator_of, environment_of, require_fit
 from edgevit.ondevice import target_of
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from edgevit import serial
 from edgevit.backends import MODULES, Runner, backend
 from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, rerun_golden, verify_bundle
-from edgevit.bundlespec import Bundle, GoldenParity, ImagesUsed, Manifest, Measurement
+from edgevit.bundlespec import Bundle, Manifest
 from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.host import cpu_flags, held_to
 from edgevit.measure.run import profile_bundle
+from edgevit.measurespec import GoldenParity, ImagesUsed, Measurement
 from edgevit.targets import Target, missing_flags
 
 DEFAULT_RUNS = 200

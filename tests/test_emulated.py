@@ -15,7 +15,6 @@ import pytest
 
 from edgevit import emulated, emulatedruns, pipeline, serial
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import Measurement
 from edgevit.cli import main
 from edgevit.cli.measured import lines
 from edgevit.data.images import load_images
@@ -26,6 +25,7 @@ from edgevit.emulated import _Found
 from edgevit.emulatedruns import Answer, Golden, Place, Worked
 from edgevit.errors import DeviceError, ParityError, SkipError
 from edgevit.measure.file import read_measurement
+from edgevit.measurespec import Measurement
 from edgevit.models.program import Program
 from edgevit.models.resolve import resolve
 from edgevit.resources import shipped

@@ -14,13 +14,13 @@ from edgevit import emulated, pipeline
 from edgevit.backends.tvm.process import ProcessRunner
 from edgevit.backends.tvm.runner import read_manifest
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import Measurement
 from edgevit.cli import main
 from edgevit.device import userland
 from edgevit.device.emulator import CPUS, Userland
 from edgevit.emulatednative import require_fit
 from edgevit.errors import DeviceError, RuntimeMissingError, SkipError
 from edgevit.measure.file import read_measurement
+from edgevit.measurespec import Measurement
 from edgevit.resources import shipped
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip

@@ -16,10 +16,10 @@ from PIL import Image
 from edgevit import onboard, serial
 from edgevit.backends import MODULES
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import Measurement
 from edgevit.cli import main
 from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.file import read_measurement
+from edgevit.measurespec import Measurement
 from tests.bundles import sample_bundle
 from tests.device.board import Board
 from tests.device.conftest import board, running  # noqa: F401 (fixtures)

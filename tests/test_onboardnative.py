@@ -17,7 +17,6 @@ from PIL import Image
 
 from edgevit import onboard, onboardnative, pipeline
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import ImagesUsed
 from edgevit.cli import main
 from edgevit.device import shell
 from edgevit.device.emulator import Userland
@@ -25,6 +24,7 @@ from edgevit.device.ssh import Address
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError
 from edgevit.measure.doubts import doubts
 from edgevit.measure.file import read_measurement
+from edgevit.measurespec import ImagesUsed
 from edgevit.onboardfacts import _root, environment_of, glibc, needed_glibc, require_fit
 from edgevit.targets import load_target
 from tests.backends.tvm.available import import_or_skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgevit.bundlespec import Emulation, Measurement
+from edgevit.measurespec import Emulation, Measurement
 
 
 def lines(measurement: Measurement) -> Iterator[str]:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import serial
-from edgevit.bundlespec import MemoryPoint, MemoryTrace, ProcessMemory
 from edgevit.errors import BundleError
 from edgevit.measure.trace import Trace
+from edgevit.measurespec import MemoryPoint, MemoryTrace, ProcessMemory
 
 TIMEOUT_S = 600
 ROUNDS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevit.bundlespec import Environment, GoldenParity
+from edgevit.measurespec import Environment, GoldenParity
 
 CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
 HOT_C = 80.0  # a Raspberry Pi begins to throttle here

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from edgevit import serial
-from edgevit.bundlespec import MEASUREMENT_SCHEMA, Measurement
 from edgevit.errors import BundleError, OutputError
+from edgevit.measurespec import MEASUREMENT_SCHEMA, Measurement
 
 
 def write_measurement(measurement: Measurement, path: Path) -> None:

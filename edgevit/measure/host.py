@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevit.bundlespec import Environment
 from edgevit.errors import DeviceError
 from edgevit.measure.throttle import throttle_count, throttling
+from edgevit.measurespec import Environment
 
 # Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
 ISA = (

@@ -15,21 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import __version__
-from edgevit.bundlespec import (
-    BranchMeasurement,
-    Bundle,
-    GoldenParity,
-    ImagesUsed,
-    Manifest,
-    Measurement,
-    PathLatency,
-    PathName,
-)
+from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.measure.device import probe_local, trace_local
 from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
 from edgevit.measure.trace import Trace
+from edgevit.measurespec import BranchMeasurement, GoldenParity, ImagesUsed, Measurement, PathLatency
 from edgevit.progress import track
 
 WARM_UP_ROUNDS = 3

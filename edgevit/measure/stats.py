@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from edgevit.bundlespec import Latency
+from edgevit.measurespec import Latency
 
 CONFIDENCE = 0.99
 

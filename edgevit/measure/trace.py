@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import ortmemory, serial
-from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, MemoryPoint, MemoryTrace
+from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
+from edgevit.measurespec import MemoryPoint, MemoryTrace
 
 WARM_UP_RUNS = 3
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgevit.bundlespec import Bundle, Manifest, Measurement, PathName
+from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.errors import BundleError
+from edgevit.measurespec import Measurement
 from edgevit.report import text as say
 
 PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")

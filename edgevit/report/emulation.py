@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgevit.bundlespec import Emulation, Measurement
+from edgevit.measurespec import Emulation, Measurement
 from edgevit.report import text as say
 
 # Narrow enough for a terminal of 80 columns; loads, stores and branches are in the JSON.

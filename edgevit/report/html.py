@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edgevit.bundlespec import Environment, Latency, Measurement
+from edgevit.measurespec import Environment, Latency, Measurement
 from edgevit.report import devices, emulation, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report

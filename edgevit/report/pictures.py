@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevit.bundlespec import AccuracyRow, MemoryBound, MemoryPoint, PathLatency
+from edgevit.bundlespec import AccuracyRow, MemoryBound
+from edgevit.measurespec import MemoryPoint, PathLatency
 from edgevit.report import text as say
 from edgevit.report.svg import Scale, element, line, picture, rect, text
 from edgevit.report.view import BranchRow, MemoryView, Report

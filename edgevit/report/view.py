@@ -10,20 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from edgevit.bundlespec import (
-    AccuracyRow,
-    BranchFacts,
-    BranchMeasurement,
-    Claim,
-    Macs,
-    Manifest,
-    Measurement,
-    MemoryBound,
-    MemoryPoint,
-    MemoryTrace,
-    Sizes,
-)
+from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
+from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace
 from edgevit.report.devices import DeviceRow, device_rows
 
 REPORT_SCHEMA = 1

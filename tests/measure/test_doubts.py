@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from edgevit.bundlespec import Environment
 from edgevit.measure.doubts import doubts
+from edgevit.measurespec import Environment
 
 QUIET: dict[str, Any] = {
     "cpu": "Board",

@@ -10,9 +10,10 @@ from PIL import Image
 
 from edgevit import ondevice, serial
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, Measurement
+from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.measure.file import read_measurement, write_measurement
 from edgevit.measure.run import mean_of_image_medians, path_efforts, time_paths
+from edgevit.measurespec import Measurement
 from tests.bundles import FixedRunner, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.bundlespec import (
+from edgevit.bundlespec import Manifest, PathName
+from edgevit.measure.stats import latency
+from edgevit.measurespec import (
     BranchMeasurement,
     Environment,
     ImagesUsed,
-    Manifest,
     Measurement,
     MemoryPoint,
     MemoryTrace,
     PathLatency,
-    PathName,
     ProcessMemory,
 )
-from edgevit.measure.stats import latency
 from tests.bundles import sample_manifest
 from tests.tiny import tiny_program
 

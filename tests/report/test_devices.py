@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import (
-    CycleEstimate,
-    Emulation,
-    GoldenParity,
-    Manifest,
-    Measurement,
-    PathCycles,
-    PathInstructions,
-)
+from edgevit.bundlespec import Manifest
 from edgevit.cli import main
 from edgevit.errors import BundleError
+from edgevit.measurespec import CycleEstimate, Emulation, GoldenParity, Measurement, PathCycles, PathInstructions
 from edgevit.report.devices import device_rows, rows
 from edgevit.report.html import render
 from edgevit.report.table import show

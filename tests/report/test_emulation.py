@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edgevit.bundlespec import (
+from edgevit.measurespec import (
     CycleEstimate,
     Emulation,
     GoldenParity,

@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import Claim, Manifest, Measurement
+from edgevit.bundlespec import Claim, Manifest
+from edgevit.measurespec import Measurement
 from edgevit.report.table import show
 from edgevit.report.view import make_report
 from tests.report.sample import SHA, manifest, measurement
