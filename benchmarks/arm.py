@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import click
@@ -36,12 +37,8 @@ from edgevit.resources import shipped
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import load_target
 
-# Target of the device with this processor, and what boards with it are called in target names.
-TARGETS = {
-    "cortex-a72": "rpi4-onnxruntime",
-    "cortex-a76": "rpi5-onnxruntime",
-    "armv8.6-i8mm": "armv8.6-i8mm-onnxruntime",
-}
+# Processor to what boards with it are called in target names.
+BOARDS = {"cortex-a72": "rpi4", "cortex-a76": "rpi5", "armv8.6-i8mm": "armv8.6-i8mm"}
 DENSE, GATED = "2 dense ViT-Ti blocks", "shipped ViT-Ti, pruned and gated"
 # Model, runtime, int8.
 BUILDS = (
@@ -57,7 +54,7 @@ BUILDS = (
 BLOCKS = 2
 # int8 costs accuracy, and not every instruction costs alike: it must save at least a quarter of them.
 PAYS = 0.75
-CHOOSES = "onnxruntime"
+RUNTIMES = ("onnxruntime", "openvino")
 CALIBRATION = 8
 TIMEOUT_S = 3000
 
@@ -88,20 +85,20 @@ class Row:
     runtime: str
 
 
-def int8_share(rows: Sequence[Row], cpu: str) -> float:
+def int8_share(rows: Sequence[Row], cpu: str, runtime: str) -> float:
     """Instructions of the dense model in int8 over those in float."""
-    counts = {row.int8: row.all_open for row in rows if (row.cpu, row.model, row.backend) == (cpu, DENSE, CHOOSES)}
+    counts = {row.int8: row.all_open for row in rows if (row.cpu, row.model, row.backend) == (cpu, DENSE, runtime)}
     return counts[True] / counts[False]
 
 
-def int8_pays(rows: Sequence[Row], cpu: str) -> bool:
+def int8_pays(rows: Sequence[Row], cpu: str, runtime: str) -> bool:
     """Whether int8 saves so much on a processor that a target for it should choose int8."""
-    return int8_share(rows, cpu) < PAYS
+    return int8_share(rows, cpu, runtime) < PAYS
 
 
-def cycles_share(rows: Sequence[Row], cpu: str) -> float:
+def cycles_share(rows: Sequence[Row], cpu: str, runtime: str) -> float:
     """The lower bound of cycles of the dense model in int8 over that in float."""
-    kept = [row for row in rows if (row.cpu, row.model, row.backend) == (cpu, DENSE, CHOOSES)]
+    kept = [row for row in rows if (row.cpu, row.model, row.backend) == (cpu, DENSE, runtime)]
     lower = {row.int8: row.estimate.paths[0].lower_cycles for row in kept if row.estimate}
     return lower[True] / lower[False]
 
@@ -180,14 +177,13 @@ def render(rows: Sequence[Row], errors: Sequence[Checked]) -> str:
         "",
         "## Float or int8",
         "",
-        f"A target takes int8 where the dense model executes less than {PAYS:.0%} of its float instructions, with ONNX "
-        "Runtime:",
+        f"A target takes int8 where the dense model executes less than {PAYS:.0%} of its float instructions:",
         "",
     ]
-    for cpu in dict.fromkeys(r.cpu for r in rows):
-        choice, cycles = "int8" if int8_pays(rows, cpu) else "float", cycles_share(rows, cpu)
-        told = f"{int8_share(rows, cpu):.0%}, so {choice}; of the cycles' lower bound it is {cycles:.0%}"
-        lines.append(f"- {cpu} ({CPUS[cpu].sold_as}): {told}")
+    for cpu, runtime in product(dict.fromkeys(r.cpu for r in rows), RUNTIMES):
+        choice, cycles = "int8" if int8_pays(rows, cpu, runtime) else "float", cycles_share(rows, cpu, runtime)
+        told = f"{int8_share(rows, cpu, runtime):.0%}, so {choice}; of the cycles' lower bound it is {cycles:.0%}"
+        lines.append(f"- {cpu} ({CPUS[cpu].sold_as}), {runtime}: {told}")
     return "\n".join([*lines, *_errors(errors)]) + "\n"
 
 
@@ -330,7 +326,7 @@ def main(work: Path, images: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for model, backend, int8 in BUILDS:
-        for cpu in TARGETS:
+        for cpu in BOARDS:
             click.echo(f"{model}, {backend}, {'int8' if int8 else 'float'}, {cpu}", err=True)
             rows.append(measure(work, model, backend, cpu, images, int8=int8))
     write_atomic(out / "arm.json", dumps(rows))

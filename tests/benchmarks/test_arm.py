@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.arm import BUILDS, DENSE, TARGETS, Row, int8_pays, render
+from benchmarks.arm import BOARDS, BUILDS, DENSE, RUNTIMES, Row, int8_pays, render
 from benchmarks.estimate_error import ERRORS, read_errors
 from edgevit import serial
 from edgevit.device.cores import CHECKED
@@ -24,17 +24,18 @@ def recorded() -> list[Row]:
     return [row for row in rows if row is not None]
 
 
-@pytest.mark.parametrize("cpu", TARGETS)
-def test_a_target_takes_int8_where_it_saves_instructions(cpu: str) -> None:
-    target = load_target(TARGETS[cpu])
-    assert target.int8 == int8_pays(recorded(), cpu)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("cpu", BOARDS)
+def test_a_target_takes_int8_where_it_saves_instructions(cpu: str, runtime: str) -> None:
+    target = load_target(f"{BOARDS[cpu]}-{runtime}")
+    assert target.int8 == int8_pays(recorded(), cpu, runtime)
     assert "reports/reference/arm.md" in target.reasons["int8"]
 
 
 def test_what_is_recorded_is_what_is_shown() -> None:
     rows = recorded()
     assert render(rows, read_errors(RECORDED.with_name(ERRORS))) == RECORDED.with_suffix(".md").read_text()
-    assert [(r.model, r.backend, r.int8, r.cpu) for r in rows] == [(*build, cpu) for build in BUILDS for cpu in TARGETS]
+    assert [(r.model, r.backend, r.int8, r.cpu) for r in rows] == [(*build, cpu) for build in BUILDS for cpu in BOARDS]
     for row in rows:
         assert row.logit_error <= row.allowed
         assert row.model == DENSE or (row.all_skipped or 0) < 0.2 * row.all_open
@@ -57,5 +58,6 @@ def test_the_range_holds_what_a_core_at_hand_takes() -> None:
 def test_the_choice_follows_the_counts() -> None:
     float_row = next(row for row in recorded() if row.model == DENSE and not row.int8)
     rows = [float_row, replace(float_row, int8=True, all_open=0.74 * float_row.all_open)]
-    assert int8_pays(rows, float_row.cpu)
-    assert not int8_pays([rows[0], replace(rows[1], all_open=0.76 * float_row.all_open)], float_row.cpu)
+    place = (float_row.cpu, float_row.backend)
+    assert int8_pays(rows, *place)
+    assert not int8_pays([rows[0], replace(rows[1], all_open=0.76 * float_row.all_open)], *place)
