@@ -61,6 +61,18 @@ def test_training_gives_what_the_report_says() -> None:
     assert f"to the same MACs {mean('static-50')}; gates alone, one seed, {mean('dynamic-50-recursive')}" in README
 
 
+def test_trained_bundles_take_what_the_reports_say() -> None:
+    def told(name: str) -> tuple[list[str], list[str]]:
+        results = reference(f"usdc-{name}.json")["results"]
+        shares = {f"{r['paths']['real images']['value']:.2f}" for r in results}
+        return sorted(shares), sorted(f"{100 * (r['dense_top1'] - r['top1']):.1f}" for r in results)
+
+    shares, points = told("cifar10")
+    assert f"take {' to '.join(shares)} of the dense int8 bundle's time and lose {' to '.join(points)}" in README
+    shares, points = told("imagenette")
+    assert f"half the MACs take {' to '.join(shares)} of the time and lose {' to '.join(points)} points" in README
+
+
 def test_emulated_processors_execute_what_the_report_says() -> None:
     counts = {
         (row["int8"], row["cpu"]): f"{row['all_open'] / 1e6:.1f} M"
