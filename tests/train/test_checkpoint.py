@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 from collections import OrderedDict
@@ -141,6 +142,36 @@ def test_a_disk_that_fails_late_leaves_the_previous_one(
         with pytest.raises(OutputError, match="Input/output error; the previous one is intact"):
             save(path, some_state(2))
     assert load(path)["step"] == 1 and names(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """In the middle of torch's writing what a handler raises would come out as a fault of the disk, or not at all."""
+    path, written = tmp_path / "c.pt", checkpoint._Remembering.write
+    save(path, {"step": 1})
+
+    class Left(BaseException):
+        pass
+
+    def leave(*_: object) -> None:
+        raise Left
+
+    def write(file: checkpoint._Remembering, content: Any) -> int:
+        signal.raise_signal(number)
+        return written(file, content)
+
+    monkeypatch.setattr(checkpoint._Remembering, "write", write)
+    before = signal.signal(number, leave)
+    try:
+        with pytest.raises(Left):
+            save(path, {"step": 2})
+        assert signal.getsignal(number) is leave
+    finally:
+        signal.signal(number, before)
+    assert load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -120,9 +120,9 @@ def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path:
             np.testing.assert_array_equal(a, b)
         assert told["cpu_ms"]["median"] > 0 and told["wall_ms"]["median"] > 0
         assert loading["started_bytes"] < told["resident_bytes"] <= told["peak_bytes"]
-    # What the process has grown by is told after every kernel of its first run, and does not shrink.
-    grown = [call[4] for call in runs[0]["calls"] if not call[1].startswith("vm.")]
-    assert len(grown) > 10 and grown == sorted(grown) and grown[-1] > 0
+    # What the process has grown by is told after every kernel of its first run; the system counts to a few pages.
+    grown = np.array([call[4] for call in runs[0]["calls"] if not call[1].startswith("vm.")])
+    assert len(grown) > 10 and grown[-1] > 0 and (np.diff(grown) >= -16384).all()
     assert {len(call) for told in runs[1:] for call in told["calls"]} == {4}
 
 
