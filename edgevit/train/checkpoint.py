@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import OutputError, TrainingError
+from edgevit.train.signals import signals_wait
 
 VERSION = 1
 _VERSION_KEY, _STATE_KEY = "edgevit_training_checkpoint", "state"
@@ -40,7 +39,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     _check_plain(state, "state")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with _signals_wait(), temporary.open("wb") as raw:
+        with signals_wait(), temporary.open("wb") as raw:
             _write({_VERSION_KEY: VERSION, _STATE_KEY: dict(state)}, raw)
             os.fsync(raw.fileno())
         temporary.replace(path)
@@ -111,25 +110,6 @@ def _write(content: dict[str, Any], raw: IO[bytes]) -> None:
     except RuntimeError as error:
         raise file.error or error from error
     raw.flush()
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait: torch writes from C++, which takes what their handlers raise for a failed write."""
-    came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}
-    held = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in held:
-        signal.signal(number, lambda received, _: came.append(received))
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-    for received in came[:1]:
-        signal.raise_signal(received)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from edgevit import serial
 from edgevit.errors import OutputError, TrainingError
 from edgevit.progress import say as to_stderr
+from edgevit.train.signals import signals_wait
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -61,25 +62,31 @@ class Log:
         header = "" if self._columns else _line((STEP, *row))
         self._columns = self._columns or tuple(row)
         self._last = step
+        line = header + _line((str(step), *(_cell(row[name]) for name in self._columns)))
         try:
-            self._file.write(header + _line((str(step), *(_cell(row[name]) for name in self._columns))))
-            self._file.flush()
-            if self._board is not None:
-                for name, value in row.items():
-                    if value is not None:
-                        self._board.add_scalar(name, float(value), step)
-                self._board.flush()
+            with signals_wait():
+                self._append(line, step, row)
         except OSError as error:
             raise self._refusal(error) from error
+
+    def _append(self, line: str, step: int, row: Mapping[str, float | None]) -> None:
+        self._file.write(line)
+        self._file.flush()
+        if self._board is not None:
+            for name, value in row.items():
+                if value is not None:
+                    self._board.add_scalar(name, float(value), step)
+            self._board.flush()
 
     def close(self) -> None:
         """Close both logs."""
         try:
-            try:
-                self._file.close()
-            finally:
-                if self._board is not None:
-                    self._board.close()
+            with signals_wait():
+                try:
+                    self._file.close()
+                finally:
+                    if self._board is not None:
+                        self._board.close()
         except OSError as error:
             raise self._refusal(error) from error
 

@@ -6,6 +6,7 @@ import csv
 import importlib
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -236,3 +237,33 @@ def test_kill_9_loses_nothing_that_was_written(tmp_path: Path) -> None:
     assert done.returncode == -9
     assert (tmp_path / CSV_NAME).read_text().splitlines()[-1] == f"4,{4 / 3!r}"
     assert [step for step, _ in scalars(tmp_path, "loss")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_a_row_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """TensorBoard's queue, left in the middle of a call, would let `close` wait for ever."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(*_: object) -> None:
+        raise Left
+
+    before = signal.signal(number, leave)
+    try:
+        with pytest.raises(Left), Log(tmp_path) as log:
+            assert log._board is not None
+            added = log._board.add_scalar
+
+            def add(*arguments: object) -> None:
+                signal.raise_signal(number)
+                added(*arguments)
+
+            monkeypatch.setattr(log._board, "add_scalar", add)
+            log.write(0, row(0))
+    finally:
+        signal.signal(number, before)
+    assert len((tmp_path / CSV_NAME).read_text().splitlines()) == 2
+    assert [name for name in row(0) if scalars(tmp_path, name)] == [name for name, v in row(0).items() if v is not None]
