@@ -105,7 +105,9 @@ class Board:
 
     def assert_clean(self) -> None:
         """Nothing of a job is on the board, neither files nor processes (some end by themselves, a moment later)."""
-        until(lambda: not list(self.tmp.iterdir()), f"left on the board: {sorted(self.tmp.rglob('*'))}")
+        # os.walk, unlike rglob, takes it that folders go while it looks.
+        left = [folder for folder, _, _ in os.walk(self.tmp)]
+        until(lambda: not list(self.tmp.iterdir()), f"left on the board: {left}")
         if self.log.exists():
             worker = int(self.log.read_text().split()[0])
             until(lambda: gone(worker), f"the worker {worker} still runs")
