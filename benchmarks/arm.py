@@ -20,8 +20,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
-from edgevit import emulated, pipeline
+from edgevit import emulated
 from edgevit.bundle.read import open_bundle
 from edgevit.data.images import load_images
 from edgevit.device.cores import CORES
@@ -31,8 +32,6 @@ from edgevit.measure.file import read_measurement, write_measurement
 from edgevit.measurespec import CycleEstimate, HeapPeaks, Measurement
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.resolve import resolve
-from edgevit.pipeline import weights_digest
-from edgevit.recipe import Recipe
 from edgevit.resources import shipped
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import load_target
@@ -302,19 +301,9 @@ def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:
     images = load_images(
         shipped("calibration") / "shipped.toml", program.spec.image, limit=CALIBRATION if model == DENSE else None
     )
-    recipe = Recipe(
-        model=program.spec.name,
-        weights_sha256=weights_digest(program),
-        prune=0.0,
-        gate=1.0,
-        seed=0,
-        calibration="shipped.toml",
-        calibration_images=len(images.images),
-        calibration_sha256=images.digest,
-    )
     # Random weights name no class: their accuracy says nothing.
     target = replace(load_target(f"rpi5-{runtime}"), int8=int8, min_agreement=0.0, max_top1_drop=1.0)
-    return pipeline.build(program, target, images, folder, recipe=recipe).folder
+    return build_bundle(program, target, images, folder).folder
 
 
 @click.command()

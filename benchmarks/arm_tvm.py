@@ -18,11 +18,10 @@ from pathlib import Path
 import click
 
 from benchmarks.arm import CALIBRATION, DENSE, TIMEOUT_S, dense_blocks
-from edgevit import emulated, pipeline
+from benchmarks.bundles import build_bundle
+from edgevit import emulated
 from edgevit.data.images import load_images
 from edgevit.measure.file import read_measurement, write_measurement
-from edgevit.pipeline import weights_digest
-from edgevit.recipe import Recipe
 from edgevit.resources import shipped
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import Target, load_target
@@ -56,17 +55,7 @@ def build(work: Path, cpu: str, *, int8: bool) -> Path:
         return folder
     program = dense_blocks()
     images = load_images(shipped("calibration") / "shipped.toml", program.spec.image, limit=CALIBRATION)
-    recipe = Recipe(
-        model=program.spec.name,
-        weights_sha256=weights_digest(program),
-        prune=0.0,
-        gate=1.0,
-        seed=0,
-        calibration="shipped.toml",
-        calibration_images=len(images.images),
-        calibration_sha256=images.digest,
-    )
-    return pipeline.build(program, target(cpu, int8=int8), images, folder, recipe=recipe).folder
+    return build_bundle(program, target(cpu, int8=int8), images, folder).folder
 
 
 def target(cpu: str, *, int8: bool) -> Target:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.bundles import build_bundle
 from benchmarks.gating import chosen_targets
 from benchmarks.peers import backend_versions
 from benchmarks.timing import Ratio, interleave, median_interval
@@ -26,8 +27,6 @@ from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.measure.host import environment, snapshot
 from edgevit.measurespec import Environment
 from edgevit.models.program import Program, load_program
-from edgevit.pipeline import build, weights_digest
-from edgevit.recipe import Recipe
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import Target
 
@@ -71,17 +70,7 @@ class Report:
 def bundle(program: Program, target: Target, sets: tuple[ImageSet, ImageSet], folder: Path) -> Manifest:
     """Build one bundle; every verifier runs."""
     calibration, evaluation = sets
-    recipe = Recipe(
-        model=program.spec.name,
-        weights_sha256=weights_digest(program),
-        prune=0.0,
-        gate=1.0,
-        seed=0,
-        calibration=calibration.source.name,
-        calibration_images=len(calibration),
-        calibration_sha256=calibration.digest,
-    )
-    return build(program, target, calibration, folder, recipe=recipe, evaluation=evaluation).manifest
+    return build_bundle(program, target, calibration, folder, evaluation=evaluation).manifest
 
 
 def top1(manifest: Manifest, model: str) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import cast
@@ -30,6 +29,7 @@ from edgevit.models.program import Program
 from edgevit.models.resolve import resolve
 from edgevit.resources import shipped
 from edgevit.targets import load_target
+from tests.absent import unavailable
 from tests.report import sample
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
@@ -116,7 +116,7 @@ def test_memory_is_the_runtimes_own_figure(measured: dict[str, Measurement]) -> 
 
 def test_cycles_are_a_range_that_follows_what_is_executed(measured: dict[str, Measurement]) -> None:
     if find_mca() is None:
-        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(missing())
+        unavailable(missing())
     lower = {}
     for name, measurement in measured.items():
         assert measurement.emulation and measurement.emulation.estimate
@@ -135,7 +135,7 @@ def test_cycles_are_a_range_that_follows_what_is_executed(measured: dict[str, Me
 
 def test_the_heap_is_counted_beside_the_arena(measured: dict[str, Measurement], device: Userland) -> None:
     if device.accountant is None:
-        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(device.unaccounted)
+        unavailable(device.unaccounted)
     for measurement in measured.values():
         assert measurement.emulation and measurement.emulation.heap and measurement.emulation.arena_peak_bytes
         heap = measurement.emulation.heap
@@ -183,7 +183,7 @@ with open("/proc/self/exe", "rb") as file:
 
 def test_the_accountant_sees_every_kind_of_allocation(device: Userland, tmp_path: Path) -> None:
     if device.accountant is None:
-        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(device.unaccounted)
+        unavailable(device.unaccounted)
     done = emulator.run(device, CPUS["cortex-a76"], ["-c", ALLOCATE], folder=tmp_path, heap=True, timeout_s=120)
     said = [(name, int(change), int(most)) for name, change, most in map(str.split, done.stdout.splitlines())]
     expected = [

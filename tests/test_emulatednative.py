@@ -23,8 +23,8 @@ from edgevit.measure.file import read_measurement
 from edgevit.measurespec import Measurement
 from edgevit.resources import shipped
 from edgevit.targets import load_target
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
-from tests.backends.tvm.native_runner import unavailable
 from tests.test_emulated import products
 from tests.test_onboardnative import resign
 from tests.test_pipeline import RECIPE, image_set

@@ -27,8 +27,8 @@ from edgevit.measure.file import read_measurement
 from edgevit.measurespec import ImagesUsed
 from edgevit.onboardfacts import _root, environment_of, glibc, needed_glibc, require_fit
 from edgevit.targets import load_target
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
-from tests.backends.tvm.native_runner import unavailable
 from tests.bundles import sample_bundle
 from tests.device import land
 from tests.device.board import Board

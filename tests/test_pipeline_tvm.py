@@ -23,8 +23,8 @@ from edgevit.bundlespec import Claim
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
 from edgevit.predict import predict
 from edgevit.targets import Target, load_target
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
-from tests.backends.tvm.native_runner import unavailable
 from tests.test_pipeline import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 

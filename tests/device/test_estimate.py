@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from edgevit.device.cores import CORES
 from edgevit.device.emulator import CPUS
 from edgevit.device.estimate import Block, Mca, cycles_of, find_mca, mean, missing, read_blocks
 from edgevit.errors import DeviceError
+from tests.absent import unavailable
 
 # Encodings by GNU as 2.40, as they lie in memory.
 FMLA = bytes.fromhex("20cc224e")  # fmla v0.4s, v1.4s, v2.4s: each adds to what the one before left
@@ -28,7 +28,7 @@ VFMADD = bytes.fromhex("c4e275b8c2")  # vfmadd231ps %ymm2, %ymm1, %ymm0
 def mca() -> Mca:
     found = find_mca()
     if found is None:
-        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(missing())
+        unavailable(missing())
     return found
 
 
@@ -153,7 +153,7 @@ def test_the_caches_against_the_same_in_python(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         message = "no C compiler: sudo apt-get install gcc libc6-dev"
-        (pytest.fail if os.environ.get("EDGEVIT_CI") else pytest.skip)(message)
+        unavailable(message)
     (tmp_path / "main.c").write_text(
         '#include <stdio.h>\n#include "cache.h"\n'
         "int main(int argc, char **argv) { unsigned long long at; unsigned size;\n"

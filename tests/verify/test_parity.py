@@ -13,6 +13,7 @@ from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import ParityError
 from edgevit.lower.assemble import assemble
+from edgevit.models.program import Program
 from edgevit.serial import to_data
 from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, Tolerance, check_parity, drawn_paths, paths
 from tests.lowered import tiny_plan
@@ -198,3 +199,24 @@ def test_a_model_without_gates_has_one_path(tmp_path: Path) -> None:
 def test_no_images_prove_nothing() -> None:
     with pytest.raises(ParityError, match="0 images"):
         check_parity(fake_reference, Fake(LOGITS, [1]), IMAGES[:0], FLOAT)
+
+
+def test_a_wrong_limit_of_a_single_gate_is_caught(tmp_path: Path) -> None:
+    """No path is drawn for it; the calibrated one shows it."""
+    branches = PROGRAM.spec.branches
+    gate = branches[2].gate
+    assert gate is not None
+
+    def single(threshold: float) -> Program:
+        limit = replace(gate, threshold=threshold)
+        kept = tuple(replace(b, gate=limit if i == 2 else None) for i, b in enumerate(branches))
+        return PROGRAM.with_weights({}, replace(PROGRAM.spec, branches=kept))
+
+    for name in ("right", "wrong"):
+        (tmp_path / name).mkdir()
+    right = reference_with_margins(assemble(single(gate.threshold)))
+    margins = np.array([right(image[None], 0.0)[2][2] for image in IMAGES])
+    check_parity(right, runner(assemble(single(gate.threshold)), tmp_path / "right"), IMAGES, FLOAT)
+    wrong = runner(assemble(single(gate.threshold + float(np.abs(margins).max()) + 0.1)), tmp_path / "wrong")
+    with pytest.raises(ParityError, match="gate 2 is closed, the reference has it open"):
+        check_parity(right, wrong, IMAGES, FLOAT, efforts={"real": 0.0})

@@ -12,7 +12,7 @@ import tvm
 
 from edgevit.backends.tvm.process import SYSROOT, emulator_path
 from edgevit.backends.tvm.schedules import Isa
-from tests.backends.tvm.native_runner import unavailable
+from tests.absent import unavailable
 
 COMPILER = "aarch64-linux-gnu-gcc"
 MAIN = r"""

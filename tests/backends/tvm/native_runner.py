@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import pytest
 
 from edgevit.backends.tvm.native import build_runner
 from edgevit.backends.tvm.process import SYSROOT, emulator_path
 from edgevit.errors import RuntimeMissingError
+from tests.absent import unavailable
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-
-
-def unavailable(reason: str) -> NoReturn:
-    """Skip for want of a tool; a failure where everything must be there."""
-    if os.environ.get("EDGEVIT_CI") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgevit.errors import BundleError, RuntimeMissingError
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
-from tests.backends.tvm.native_runner import unavailable
 from tests.tiny import tiny_program
 
 import_or_skip()

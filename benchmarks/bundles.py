@@ -1,0 +1,28 @@
+"""Build the bundle of a Program that is compressed already, as `edgevit build` does; every verifier runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevit.data.images import ImageSet
+from edgevit.models.program import Program
+from edgevit.pipeline import Built, build, weights_digest
+from edgevit.recipe import Recipe
+from edgevit.targets import Target
+
+
+def build_bundle(
+    program: Program, target: Target, calibration: ImageSet, folder: Path, *, evaluation: ImageSet | None = None
+) -> Built:
+    """The bundle in `folder`, calibrated with `calibration` and judged on `evaluation` where it is given."""
+    recipe = Recipe(
+        model=program.spec.name,
+        weights_sha256=weights_digest(program),
+        prune=0.0,
+        gate=1.0,
+        seed=0,
+        calibration=calibration.source.name,
+        calibration_images=len(calibration),
+        calibration_sha256=calibration.digest,
+    )
+    return build(program, target, calibration, folder, recipe=recipe, evaluation=evaluation)
