@@ -6,12 +6,16 @@
 //
 // FOLDER holds model.so, model.weights and model.json. IMAGE is raw uint8 RGB, row by row, of exactly the model's size,
 // or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. With - the images come over
-// standard input until it ends, each behind its own effort, a float32, and each is answered by a line; --trace adds every call inside
-// the run to it: how deep, its name, whose weights it was given (their index, or -1), its time, and in the first run, by
-// how many bytes the process had grown after it. With --plan, IMAGES is raw images one behind the other, and FILE has a line per run, `INDEX EFFORT`; the first line of the answer tells of
-// loading, and one follows per run. --cpus 0,2 holds the process to CPUs. Needs the headers of tvm_ffi,
-// libtvm_runtime.so and libtvm_ffi.so, nothing else. Everything that can be checked is checked before the library is
-// loaded, since loading already executes code from it.
+// standard input until it ends, each behind its own effort, a float32, and each is answered by a line; --trace adds
+// every call inside the run to it: how deep, its name, whose weights it was given (their index, or -1), its time, and in
+// the first run, by how many bytes the process had grown after it. With --plan, IMAGES is raw images one behind the
+// other, and FILE has a line per run, `INDEX EFFORT`; the first line of the answer tells of loading, and one follows per
+// run. --cpus 0,2 holds the process to CPUs. Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing
+// else. Everything that can be checked is checked before the library is loaded, since loading already executes code
+// from it.
+//
+// To compile: g++ -std=c++17 -O2 -DEDGEVIT_TVM='"VERSION"' -isystem TVM_FFI/include runner.cc libtvm_runtime.so
+// libtvm_ffi.so -o runner
 //
 // Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image, 18 the runtime, 19 the model's files or
 // this machine.
@@ -24,7 +28,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 #include <cmath>
 #include <cstdint>
@@ -39,8 +42,10 @@
 #include <string>
 #include <vector>
 
+#include "image.h"
 #include "machine.h"
 #include "manifest.h"
+#include "options.h"
 #include "process.h"
 
 namespace edgevit {
@@ -87,97 +92,7 @@ const char* map_weights(const std::string& path, const Manifest& manifest) {
   return static_cast<const char*>(mapped);
 }
 
-// ---- The image ----
-
-int64_t ppm_number(const std::string& path, const std::string& data, size_t& at) {
-  while (at < data.size() && (std::isspace(static_cast<unsigned char>(data[at])) || data[at] == '#')) {
-    if (data[at] == '#') at = std::min(data.find('\n', at), data.size());
-    else ++at;
-  }
-  int64_t value = -1;
-  for (; at < data.size() && data[at] >= '0' && data[at] <= '9' && value < 1 << 20; ++at)
-    value = 10 * std::max<int64_t>(value, 0) + (data[at] - '0');
-  if (value < 0) fail(kImage, path + " is a damaged PPM file");
-  return value;
-}
-
-std::string pixels(const std::string& path, const Manifest& manifest) {
-  const std::string data = read_file(path, kImage);
-  const std::string size = std::to_string(manifest.width) + " x " + std::to_string(manifest.height);
-  const size_t expected = static_cast<size_t>(manifest.height) * manifest.width * 3;
-  size_t start = 0;
-  if (path.size() > 4 && path.compare(path.size() - 4, 4, ".ppm") == 0) {
-    if (data.compare(0, 2, "P6")) fail(kImage, path + " is not a binary PPM file (P6)");
-    start = 2;
-    const int64_t width = ppm_number(path, data, start), height = ppm_number(path, data, start);
-    const int64_t most = ppm_number(path, data, start);
-    if (width != manifest.width || height != manifest.height)
-      fail(kImage, "the model takes an image of " + size + ", " + path + " is " + std::to_string(width) + " x " +
-                       std::to_string(height) + "; resize and crop as the manifest's preprocessing says");
-    if (most != 255) fail(kImage, path + " has values up to " + std::to_string(most) + "; the model takes 8 bits, 255");
-    ++start;
-  }
-  if (data.size() - std::min(start, data.size()) != expected)
-    fail(kImage, path + " has " + std::to_string(data.size()) + " bytes; the model takes uint8 RGB, " + size + ": " +
-                     std::to_string(expected) + " bytes" +
-                     (start ? " behind the header" : data.size() == 4 * expected ? " (is this float32?)" : ""));
-  return data.substr(start);
-}
-
 // ---- One process ----
-
-struct Options {
-  std::string folder, image, plan;
-  float effort = 0;
-  int64_t runs = 1, top = 5;
-  bool trace = false;
-};
-
-constexpr const char* kHelp =
-    "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--plan FILE] [--top K] [--trace] [--cpus LIST]";
-
-int64_t whole(const std::string& name, const char* text) {
-  char* end = nullptr;
-  const long long value = std::strtoll(text, &end, 10);
-  if (end == text || *end || value < 1 || value > 1000000)
-    fail(kUsage, name + " must be a whole number from 1 to 1000000, got " + text + "\n" + kHelp);
-  return value;
-}
-
-Options parse(int count, char** arguments) {
-  Options options;
-  std::vector<std::string> places;
-  for (int i = 1; i < count; ++i) {
-    const std::string name = arguments[i];
-    if (name == "-" || name.compare(0, 2, "--")) {
-      places.push_back(name);
-      continue;
-    }
-    if (name == "--trace") {
-      options.trace = true;
-      continue;
-    }
-    if (name != "--effort" && name != "--runs" && name != "--top" && name != "--plan" && name != "--cpus")
-      fail(kUsage, "unknown option " + name + "\n" + kHelp);
-    if (++i == count) fail(kUsage, name + " needs a value\n" + kHelp);
-    if (name == "--plan") {
-      options.plan = arguments[i];
-    } else if (name == "--cpus") {
-      hold_to(arguments[i]);
-    } else if (name == "--effort") {
-      char* end = nullptr;
-      options.effort = std::strtof(arguments[i], &end);
-      if (end == arguments[i] || *end || std::isnan(options.effort))
-        fail(kUsage, std::string("--effort must be a number, inf or -inf, got ") + arguments[i] + "\n" + kHelp);
-    } else {
-      (name == "--runs" ? options.runs : options.top) = whole(name, arguments[i]);
-    }
-  }
-  if (places.size() != 2) fail(kUsage, kHelp);
-  options.folder = places[0];
-  options.image = places[1];
-  return options;
-}
 
 struct Model {
   ffi::Module library, machine;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ import_or_skip()
 from edgevit.backends.reference import reference_with_margins  # noqa: E402
 from edgevit.backends.tvm import canary, library, native, runner  # noqa: E402
 from edgevit.backends.tvm.emit import lower  # noqa: E402
+from edgevit.backends.tvm.runtime import package  # noqa: E402
 from edgevit.backends.tvm.schedules import Isa, isa, tuned  # noqa: E402
 from edgevit.bound import tvm as tvm_bound  # noqa: E402
 from edgevit.lower.assemble import assemble  # noqa: E402
@@ -272,6 +275,20 @@ def test_what_does_not_compile_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot compile runner.cc"):
         native.build_runner("x86_64", tmp_path, options=("-DEDGEVIT_TVM=",))
     assert not (tmp_path / "runner").exists()
+
+
+def test_its_shipped_sources_compile_by_the_command_they_name(tmp_path: Path) -> None:
+    """No header is missing, and nobody needs edgevit to change the program."""
+    for path in native.SOURCES:
+        shutil.copy(path, tmp_path)
+    for path in native.libraries("x86_64", tmp_path):
+        shutil.copy(path, tmp_path)
+    told = (tmp_path / "runner.cc").read_text(encoding="utf-8").split("// To compile: ")[1].split("//\n")[0]
+    told = told.replace("//", "").replace("VERSION", canary.versions()["apache-tvm"])
+    words = shlex.split(told.replace("TVM_FFI", str(package("tvm_ffi"))))
+    subprocess.run([*words, "-O0", "-Wl,-rpath,$ORIGIN"], cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "runner"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "usage: runner FOLDER" in done.stderr
 
 
 def test_libraries_that_are_not_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
