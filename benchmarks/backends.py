@@ -134,9 +134,9 @@ def build(case: Case, target: Target) -> Candidate:
     done = folder / DONE
     if not done.is_file():
         folder.mkdir(exist_ok=True)
-        plan = _plan(case, target)
+        program, plan = _quantized(case, target)
         begin = cpu_s()
-        source = Source(program=case.program, plan=plan, model=assemble(case.program, plan), target=target)
+        source = Source(program=program, plan=plan, model=assemble(program, plan), target=target)
         files = backend(target.backend).build(source, folder)
         write_atomic(done, dumps({"files": list(files), "compile_cpu_s": cpu_s() - begin}))
     made = json.loads(done.read_text(encoding="utf-8"))
@@ -145,20 +145,22 @@ def build(case: Case, target: Target) -> Candidate:
     )
 
 
-def _plan(case: Case, target: Target) -> QuantPlan | None:
-    """The plan of a target; targets that ask for the same share what it says of Linears."""
+def _quantized(case: Case, target: Target) -> tuple[Program, QuantPlan | None]:
+    """The Program to lower and its plan; targets that ask for the same share both."""
     if not target.int8:
-        return None
-    assert not target.smoothing, "a Program that smoothing changed would have to be kept too"
-    asked = (target.weight_bits, target.activations, target.range_method, target.percentile)
-    path = case.folder / f"plan-{'-'.join(map(str, asked))}.json"
+        return case.program, None
+    asked = "-".join(
+        map(str, (target.weight_bits, target.activations, target.range_method, target.percentile, target.smoothing))
+    )
+    path, rounded = case.folder / f"plan-{asked}.json", case.folder / f"{PROGRAM}-{asked}"
     if not path.is_file():
-        _, made = quantize(case.program, target, case.calibration.images)
+        program, made = quantize(case.program, target, case.calibration.images)
+        save_program(program, rounded)
         write_atomic(path, dumps(made))
     faults: list[str] = []
     plan = serial.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
     assert plan is not None, faults
-    return replace(plan, attentions=_attentions(case, target))
+    return load_program(rounded), replace(plan, attentions=_attentions(case, target))
 
 
 def _attentions(case: Case, target: Target) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from edgevit.progress import track
 from edgevit.proof import Case, prove
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
+from edgevit.quantize.round import rounder
 from edgevit.quantize.smooth import smooth
 from edgevit.quantspec import QuantPlan, attention_names
 from edgevit.recipe import Recipe
@@ -89,8 +90,8 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
 def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Program, QuantPlan | None]:
     """Decide which Linears are int8 and how, from what flows through the float model on calibration images.
 
-    Returns the Program to lower, which differs from the given one where scales were folded into it (smoothing), and
-    the plan; no plan if the target computes in float.
+    Returns the Program to lower, which differs from the given one where scales were folded into it (smoothing) and
+    where weights are on their int8 grid, and the plan; no plan if the target computes in float.
     """
     if not target.int8:
         return program, None
@@ -98,11 +99,12 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     if target.smoothing > 0.0:
         program = smooth(program, ranges, target.smoothing)
         ranges = _observe(program, images)
+    rounded = rounder(program, ranges)
     judged = images[:: max(len(images) // JUDGED_IMAGES, 1)][:JUDGED_IMAGES]
 
     def logits(plan: QuantPlan | None) -> np.ndarray:
         # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
-        runner = reference(assemble(program, plan, gating="open"), exact=True)
+        runner = reference(assemble(rounded(plan) if plan else program, plan, gating="open"), exact=True)
         return np.concatenate([runner.run(image[None])[0] for image in judged])
 
     plan = plan_quantization(
@@ -114,7 +116,8 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
         percentile=target.percentile,
         evaluate=logits,
     )
-    return program, replace(plan, attentions=attention_names(program.spec) if target.attention == "int8" else ())
+    attentions = attention_names(program.spec) if target.attention == "int8" else ()
+    return rounded(plan), replace(plan, attentions=attentions)
 
 
 def _observe(program: Program, images: np.ndarray) -> Ranges:

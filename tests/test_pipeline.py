@@ -16,6 +16,7 @@ from edgevit.bundle.read import open_bundle, verify_bundle
 from edgevit.data.images import ImageSet
 from edgevit.errors import BoundError, CoverageError, OutputError, ParityError, SkipError
 from edgevit.lower import assemble as assembling
+from edgevit.lower.linear import quantize_weight
 from edgevit.models.program import Program
 from edgevit.models.t2t import t2t_program
 from edgevit.recipe import Recipe
@@ -178,8 +179,22 @@ def test_smoothing_keeps_the_function(tmp_path: Path) -> None:
     target = replace(lenient("x86-64-onnxruntime"), smoothing=0.5)
     changed, plan = pipeline.quantize(program, target, image_set(program).images)
     assert plan is not None
-    assert any(not np.array_equal(changed.weights[n], program.weights[n]) for n in program.weights)
+    norms = [name for name in program.weights if name.endswith("norm.weight")]
+    assert any(not np.array_equal(changed.weights[name], program.weights[name]) for name in norms)
     assert build(program, tmp_path / "bundle").manifest.claims
+
+
+@pytest.mark.parametrize("name", ["x86-64-avx2-onnxruntime", "x86-64-openvino", "x86-64-v3-tvm"])
+def test_int8_weights_lie_on_their_grid_before_they_are_lowered(name: str) -> None:
+    program = tiny_program()
+    changed, plan = pipeline.quantize(program, lenient(name), image_set(program, 16).images)
+    assert plan is not None
+    for entry in plan.linears[1:]:
+        weight = changed.weights[f"{entry.name}.weight"].copy()
+        weight[list(entry.outliers)] = 0
+        values, scale = quantize_weight(weight, plan.weight_bits)
+        np.testing.assert_allclose(values * scale, weight, rtol=1e-6)
+        assert not np.array_equal(changed.weights[f"{entry.name}.weight"], program.weights[f"{entry.name}.weight"])
 
 
 def test_nothing_to_compress_gives_the_same_program() -> None:

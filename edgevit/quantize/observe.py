@@ -16,7 +16,8 @@ from edgevit.spec import ProgramSpec
 
 TAP = "tap:"
 BINS = 65536
-# Every image gives its first row (class token) and this many others to the sample, and every n-th row to the histogram.
+# Every image gives its first row (class token) and this many others to the sample, and every n-th row to the histogram
+# and the moments.
 SAMPLED_ROWS = 3
 MAX_SAMPLED_ROWS = 512
 HISTOGRAM_STRIDE = 4
@@ -35,6 +36,8 @@ class TensorRange:
         counts: histogram of the values, int64 `[BINS]`, equal bins over `-limit..limit`, of every 4th row.
         limit: half the histogram's width, a power of two.
         sample: some of the rows, float32 `[n, in]`, n <= 512: the class token and a few others of every image.
+        moments: mean of `x[i] * x[j]` over the rows of the histogram, float32 `[in, in]`.
+        rows: how many these are.
     """
 
     name: str
@@ -43,6 +46,8 @@ class TensorRange:
     counts: np.ndarray
     limit: float
     sample: np.ndarray
+    moments: np.ndarray
+    rows: int
 
     @property
     def column_abs_max(self) -> np.ndarray:
@@ -102,6 +107,8 @@ class _Watcher:
         self.high: np.ndarray | None = None
         self.limit = 0.0
         self.counts = np.zeros(BINS, dtype=np.int64)
+        self.products: np.ndarray | None = None
+        self.multiplied = 0
         self.rows: list[np.ndarray] = []
         self.seen = 0
 
@@ -117,7 +124,9 @@ class _Watcher:
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
         self._grow(top)
-        self._count(x[self.seen % HISTOGRAM_STRIDE :: HISTOGRAM_STRIDE] if len(x) > HISTOGRAM_STRIDE else x)
+        some = x[self.seen % HISTOGRAM_STRIDE :: HISTOGRAM_STRIDE] if len(x) > HISTOGRAM_STRIDE else x
+        self._count(some)
+        self._multiply(some)
         self._sample(x)
         self.seen += 1
 
@@ -138,6 +147,12 @@ class _Watcher:
         bins += BINS // 2 - (x.ravel() < 0)
         self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
 
+    def _multiply(self, x: np.ndarray) -> None:
+        if self.products is None:
+            self.products = np.zeros((x.shape[1], x.shape[1]), dtype=np.float32)
+        self.products += x.T @ x
+        self.multiplied += len(x)
+
     def _sample(self, x: np.ndarray) -> None:
         room = MAX_SAMPLED_ROWS - sum(len(r) for r in self.rows)
         if room > 0:
@@ -145,7 +160,7 @@ class _Watcher:
             self.rows.append(x[np.unique([0, *picked])][:room].copy())
 
     def range(self) -> TensorRange:
-        assert self.low is not None and self.high is not None
+        assert self.low is not None and self.high is not None and self.products is not None
         return TensorRange(
             name=self.name,
             column_min=self.low,
@@ -153,4 +168,6 @@ class _Watcher:
             counts=self.counts,
             limit=self.limit,
             sample=np.concatenate(self.rows),
+            moments=self.products / np.float32(self.multiplied),
+            rows=self.multiplied,
         )

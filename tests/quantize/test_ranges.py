@@ -15,7 +15,17 @@ def seen_of(x: np.ndarray) -> TensorRange:
     limit = float(2.0 ** np.ceil(np.log2(max(np.abs(x).max(), 1e-6))))
     counts = np.histogram(x, bins=BINS, range=(-limit, limit))[0]
     x = x.astype(np.float32)
-    return TensorRange(name="l", column_min=x.min(0), column_max=x.max(0), counts=counts, limit=limit, sample=x)
+    moments = x.T @ x / np.float32(len(x))
+    return TensorRange(
+        name="l",
+        column_min=x.min(0),
+        column_max=x.max(0),
+        counts=counts,
+        limit=limit,
+        sample=x,
+        moments=moments,
+        rows=len(x),
+    )
 
 
 def rows(seed: int = 0, n: int = 200, width: int = 16) -> np.ndarray:

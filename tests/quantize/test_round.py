@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgevit.lower.linear import quantize_weight
+from edgevit.quantize.plan import plan_quantization
+from edgevit.quantize.round import round_weight, rounder, shrunk
+from edgevit.quantize.sensitivity import drift
+from edgevit.quantspec import QuantPlan
+from tests.quantize.watched import logits, watched, with_outlier
+from tests.tiny import tiny_images, tiny_program
+
+
+def nearest(weight: np.ndarray, bits: int) -> np.ndarray:
+    """Each weight rounded for itself."""
+    values, scale = quantize_weight(weight, bits)
+    return np.asarray(values * scale)
+
+
+def related(rows: int, width: int, seed: int = 0) -> np.ndarray:
+    """Inputs whose columns have much in common, as those of a Linear in a trained network."""
+    rng = np.random.default_rng(seed)
+    spread = np.geomspace(1, 0.02, width).astype(np.float32)
+    x = rng.standard_normal((rows, width)).astype(np.float32) * spread
+    turned = np.linalg.qr(np.random.default_rng(7).standard_normal((width, width)))[0]
+    return np.asarray(x @ turned.astype(np.float32))
+
+
+def moved(x: np.ndarray, weight: np.ndarray, rounded: np.ndarray) -> float:
+    return float(((x @ (rounded - weight)) ** 2).mean())
+
+
+WEIGHT = np.random.default_rng(5).standard_normal((48, 20)).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**16),
+    st.integers(1, 90),
+    st.integers(1, 9),
+    st.sampled_from([7, 8]),
+    st.integers(0, 3),
+    st.sampled_from([0, 3]),
+)
+def test_rounding_again_changes_nothing(seed: int, width: int, out: int, bits: int, exact: int, dead: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((width, out)).astype(np.float32) * rng.uniform(1e-3, 1e3, out).astype(np.float32)
+    weight[:, :dead] = 0
+    columns = tuple(range(min(exact, width - 1)))
+    x = rng.standard_normal((rng.integers(1, 60), width)).astype(np.float32)
+    rounded = round_weight(weight, x.T @ x / len(x), bits, exact=columns)
+    np.testing.assert_array_equal(rounded[list(columns)], weight[list(columns)])
+    regular = rounded.copy()
+    regular[list(columns)] = 0
+    np.testing.assert_allclose(nearest(regular, bits), regular, rtol=1e-6, atol=0)
+    # Lowering may scale them first (queries), and rounds in float32: the same steps nevertheless.
+    factor = np.float32(0.14433756)
+    np.testing.assert_array_equal(quantize_weight(regular * factor, bits)[0], quantize_weight(regular, bits)[0])
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_inputs_never_seen_come_out_twice_as_exact(bits: int) -> None:
+    x, later = related(2000, 48), related(500, 48, seed=1)
+    rounded = round_weight(WEIGHT, shrunk(x.T @ x / len(x), len(x)), bits)
+    assert moved(later, WEIGHT, rounded) < 0.5 * moved(later, WEIGHT, nearest(WEIGHT, bits))
+
+
+def test_few_images_do_no_harm_to_others() -> None:
+    x, later = related(8, 48), related(500, 48, seed=1)
+    rounded = round_weight(WEIGHT, shrunk(x.T @ x / len(x), len(x)), 7)
+    assert moved(later, WEIGHT, rounded) < 1.05 * moved(later, WEIGHT, nearest(WEIGHT, 7))
+
+
+def test_what_may_be_chance_is_shrunk_and_the_rest_is_left() -> None:
+    x = related(4000, 48)
+    moments = x.T @ x / len(x)
+    many, few = shrunk(moments, 4000), shrunk(moments, 8)
+    np.testing.assert_allclose(many.diagonal(), moments.diagonal())
+    between = ~np.eye(48, dtype=bool)
+    assert np.abs(many / moments)[between].min() > 0.95
+    assert np.abs(few / moments)[between].max() < 0.5
+    assert np.abs(shrunk(np.eye(3), 5) - np.eye(3)).max() == 0
+
+
+def test_columns_with_nothing_in_common_are_rounded_to_the_nearest() -> None:
+    rounded = round_weight(WEIGHT, np.eye(48, dtype=np.float32), 7)
+    np.testing.assert_allclose(rounded, nearest(WEIGHT, 7), rtol=1e-5, atol=1e-7)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = related(500, 48)
+    moments = x.T @ x / len(x)
+    whole = round_weight(WEIGHT, moments, 7)
+    monkeypatch.setattr("edgevit.quantize.round.BLOCK", 5)
+    np.testing.assert_array_equal(round_weight(WEIGHT, moments, 7), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"removed": ("b00_mhsa",)}], ids=str)
+def test_a_whole_model_keeps_what_is_not_int8_and_drifts_less(options: dict[str, Any]) -> None:
+    program = with_outlier(tiny_program(depth=4, **options))
+    before = {name: value.copy() for name, value in program.weights.items()}
+    ranges = watched(program, 64)
+    plan = plan_quantization(program, ranges, weight_bits=7)
+    entries = tuple(dataclasses.replace(e, int8=e.name != "b01_ffn.fc1") for e in plan.linears)
+    plan = dataclasses.replace(plan, linears=entries)
+    rounded = rounder(program, ranges)(plan)
+    changed = {name for name, value in rounded.weights.items() if (value != program.weights[name]).any()}
+    assert changed == {f"{e.name}.weight" for e in entries if e.int8 and e.name != "stem"}
+    assert all((program.weights[name] == value).all() for name, value in before.items())
+    # Inputs in float, so that only the weights' rounding shows.
+    fine = QuantPlan(linears=tuple(dataclasses.replace(e, scale=e.scale) for e in entries), weight_bits=7)
+    images = tiny_images(program.spec, 32, seed=3)
+    reference = logits(program, None, images)
+    kl = [drift(reference, logits(made, None, images)).kl for made in (rounded, _nearest(program, fine))]
+    assert kl[0] < 0.7 * kl[1]
+
+
+def _nearest(program: Any, plan: QuantPlan) -> Any:
+    weights = {}
+    for entry in plan.linears[1:]:
+        if entry.int8:
+            values = program.weights[f"{entry.name}.weight"].copy()
+            out = list(entry.outliers)
+            values[out] = 0
+            values = nearest(values, 7)
+            values[out] = program.weights[f"{entry.name}.weight"][out]
+            weights[f"{entry.name}.weight"] = values
+    return program.with_weights(weights)
