@@ -155,7 +155,7 @@ def _quantized(case: Case, target: Target) -> tuple[Program, QuantPlan | None]:
     path, rounded = case.folder / f"plan-{asked}.json", case.folder / f"{PROGRAM}-{asked}"
     if not path.is_file():
         program, made = quantize(case.program, target, case.calibration.images)
-        save_program(program, rounded)
+        save_program(program, rounded, force=True)
         write_atomic(path, dumps(made))
     faults: list[str] = []
     plan = serial.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
