@@ -81,6 +81,7 @@ EXPERIMENTS = (
     *(Experiment(macs=0.5, groups=g) for g in E2_MODES),
     *(Experiment(macs=0.5, share=s, seed=1) for s in (BOTH, STATIC, DYNAMIC)),
     *(Experiment(macs=m, share=s) for m in (0.35, 0.7) for s in (BOTH, STATIC, DYNAMIC)),
+    Experiment(macs=0.45),  # for bundles at 1.8 times the speed
 )
 
 

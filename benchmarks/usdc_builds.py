@@ -26,7 +26,9 @@ from edgevit.bundlespec import Manifest
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.measure.host import environment, snapshot
 from edgevit.measurespec import Environment
+from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.program import Program, load_program
+from edgevit.models.resolve import resolve
 from edgevit.serial import dumps, write_atomic
 from edgevit.targets import Target
 
@@ -158,7 +160,9 @@ def table(report: Report) -> str:
 @click.command()
 @click.option("--name", required=True, help="Name of the data set; the files are usdc-NAME.json and .md.")
 @click.option("--program", required=True, type=click.Path(path_type=Path, exists=True), help="The trained Program.")
-@click.option("--dense", required=True, type=click.Path(path_type=Path, exists=True), help="The dense Program.")
+@click.option("--dense", required=True, help="The dense model: a Program, or a name with --weights.")
+@click.option("--weights", type=click.Path(path_type=Path, exists=True), help="Weights of a named dense model.")
+@click.option("--classes", help="Keep only these classes of both, as `edgevit build --classes` does.")
 @click.option("--calibration", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--eval", "evaluation", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--limit", default=300, show_default=True, help="Calibration images.")
@@ -168,7 +172,9 @@ def table(report: Report) -> str:
 def main(
     name: str,
     program: Path,
-    dense: Path,
+    dense: str,
+    weights: Path | None,
+    classes: str | None,
     calibration: Path,
     evaluation: Path,
     limit: int,
@@ -177,7 +183,9 @@ def main(
     out: Path,
 ) -> None:
     """Build and time a trained Program against its dense model."""
-    before, small, large = snapshot(), load_program(program), load_program(dense)
+    before, small, large = snapshot(), load_program(program), resolve(dense, weights=weights)
+    if classes is not None:
+        small, large = (keep_classes(p, read_classes(classes, p.spec)) for p in (small, large))
     sets = (
         load_images(calibration, small.spec.image, limit=limit, splits=("train",)),
         number_labels(
@@ -195,8 +203,9 @@ def main(
         inference_precision="per target",
         threads=1,
     )
-    tested = "" if eval_limit is None else f" --eval-limit {eval_limit}"
-    command = f"python -m benchmarks.usdc_builds --name {name} --limit {limit} --runs {runs}{tested}"
+    settings = {"--eval-limit": eval_limit, "--classes": classes}
+    more = "".join(f" {key} {value}" for key, value in settings.items() if value is not None)
+    command = f"python -m benchmarks.usdc_builds --name {name} --limit {limit} --runs {runs}{more}"
     report = Report(command=command, name=name, machine=machine, runs=runs, results=results)
     write_atomic(out / f"usdc-{name}.json", dumps(report))
     write_atomic(out / f"usdc-{name}.md", table(report))

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgevit.bundle.write import refuse_existing
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.errors import ImagesError, OutputError, TargetError
+from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.program import Program, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Built, Say, build, compress, weights_digest
@@ -35,6 +36,7 @@ class Job:
     seed: int = 0
     tune_s: float = 0.0
     labels: Path | None = None
+    classes: str | None = None
     output: Path | None = None
     save_program: Path | None = None
     force: bool = False
@@ -43,7 +45,7 @@ class Job:
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
     target = load_target(job.target)
-    return predict(_model(job), target, prune=job.prune, gate=job.gate)
+    return predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
 
 
 def run_build(job: Job, say: Say = lambda _: None) -> Built:
@@ -55,7 +57,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     target = load_target(job.target)
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
-    given = _labelled(_model(job), job.labels)
+    given, kept = _given(job)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program and job.save_program.exists() and not job.force:
@@ -84,6 +86,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         calibration_images=len(calibration.images),
         calibration_sha256=calibration.digest,
         tune_s=job.tune_s,
+        classes=kept,
     )
     return build(
         program,
@@ -98,8 +101,13 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     )
 
 
-def _model(job: Job) -> Program:
-    return resolve(job.model or DEFAULT_PROGRAM, weights=job.weights)
+def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
+    """The model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
+    named = _labelled(resolve(job.model or DEFAULT_PROGRAM, weights=job.weights), job.labels)
+    if job.classes is None:
+        return named, ()
+    kept = read_classes(job.classes, named.spec)
+    return keep_classes(named, kept), kept
 
 
 def _labelled(program: Program, path: Path | None) -> Program:

@@ -19,6 +19,7 @@ class Recipe:
         calibration_images: how many images it holds.
         calibration_sha256: digest over its pixels.
         tune_s: CPU seconds that a search for TVM's register tiles might take (0 = the default tiles).
+        classes: the model's classes that were kept, by its own numbers (empty = all).
     """
 
     model: str
@@ -30,3 +31,4 @@ class Recipe:
     calibration_images: int
     calibration_sha256: str
     tune_s: float = 0.0
+    classes: tuple[int, ...] = ()

@@ -16,6 +16,7 @@ Examples:
   edgevit build --target x86-64-onnxruntime -o out/demo
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
       --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
+  edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
   edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
 """
 
@@ -27,6 +28,7 @@ Examples:
 @click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Text file with the classes' names, one per line.")
+@click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
 @click.option("--gate", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")

@@ -72,6 +72,21 @@ def test_class_names_travel_into_the_bundle(program: Path, target: Path, photos:
     assert main(["build", str(program), *options, "--force"]) == errors.ImagesError.exit_code
 
 
+def test_a_bundle_of_some_classes_knows_their_numbers_and_the_labels_of_the_images(
+    program: Path, target: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "labels.csv").write_text("file,label\n" + "\n".join(f"{i}.png,{(7, 2)[i % 2]}" for i in range(6)))
+    folder = tmp_path / "out"
+    options = ["--target", str(target), "--calibration", str(photos), "--eval", str(photos), "-o", str(folder)]
+    assert main(["build", str(program), *options, "--classes", "7,2,5"]) == 0
+    assert json.loads((folder / "labels.json").read_text()) == ["7", "2", "5"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["outputs"][0]["shape"] == [1, 3] and manifest["recipe"]["classes"] == [7, 2, 5]
+    assert {row["metric"] for row in manifest["accuracy"]} >= {"top1", "agreement"}
+    assert main(["verify", str(folder)]) == 0
+    assert main(["build", str(program), *options, "--classes", "7,5", "--force"]) == errors.ImagesError.exit_code
+
+
 def test_dry_run_builds_nothing(program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", str(program), "--target", "x86-64-onnxruntime", "-o", str(tmp_path / "out"), "--dry-run"]
     assert main([*command, "--json"]) == 0
@@ -85,6 +100,7 @@ def test_dry_run_builds_nothing(program: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (["{program}", "--target", "x86-64-onxruntime"], errors.TargetError, "x86-64-onnxruntime"),
         (["{program}", "--target", "x86-64-onnxruntime", "--tune", "5"], errors.TargetError, "no tiles to search"),
+        (["{program}", "--target", "x86-64-onnxruntime", "--classes", "3,10"], errors.ImagesError, "0 to 9"),
         (["no/such", "--target", "x86-64-onnxruntime"], errors.ProgramError, "no folder"),
         (["deit_tny_patch16_224", "--target", "x86-64-onnxruntime"], errors.UnknownModelError, "deit_tiny_patch16_224"),
         (["{program}", "--target", "x86-64-onnxruntime", "--calibration", "{tmp}/none"], errors.ImagesError, "none"),
