@@ -57,7 +57,15 @@ def test_the_table_says_what_was_measured() -> None:
     )
     certain = Ratio(value=0.9, low=0.8, high=0.95)
     share = Share(name="qkv", kind="float", shape=(197, 576, 192), tile=(4, 3), giga_macs=44.0, of_peak=certain)
-    process = Process(model="m", kind="int8", weights_bytes=5_000_000, loaded_bytes=10_000_000, peak_bytes=16_000_000)
+    process = Process(
+        model="m",
+        kind="int8",
+        weights_bytes=5_000_000,
+        started_bytes=9_000_000,
+        loaded_bytes=10_000_000,
+        peak_bytes=16_000_000,
+        loaded={"weights": 0, "model": 110_000, "runtime": 4_700_000, "system": 3_400_000, "own": 640_000},
+    )
     compiled = Compiled(model="deit_base", kind="float", cpu_s=12.5, weights_bytes=344_000_000)
     report = Report(
         command="c",
@@ -72,4 +80,5 @@ def test_the_table_says_what_was_measured() -> None:
     lines = render(report).splitlines()
     assert "| qkv | float | 197 x 576 x 192 | 4 x 3 | 44.0 | 0.900 (0.800 to 0.950) | 85% |" in lines
     assert "| deit_base | float | 344.0 | 12.5 | 120 |" in lines
-    assert "| m | int8 | 5.0 | 10.0 | 2.00 | 16.0 |" in lines
+    assert "| m | int8 | 5.0 | 9.0 | 10.0 | 2.00 | 0.20 | 16.0 |" in lines
+    assert "| m | int8 | 0.00 | 0.11 | 4.70 | 3.40 | 0.64 |" in lines

@@ -120,7 +120,8 @@ struct Call {  // of a kernel, or of a function of kernels
 
 struct Costs {
   std::vector<Time> times;
-  int64_t load_peak, grown;
+  int64_t started, load_peak, grown;
+  Resident loaded;
   std::vector<Call> calls;
   std::vector<int64_t> heap;  // before loading, at most then, after it, at most since
 };
@@ -162,6 +163,12 @@ void print(const Options& options, const Manifest& manifest, const float* logits
   std::printf("\"emulated\": false, ");
   print_times("cpu_ms", costs.times, &Time::cpu_ms);
   print_times("wall_ms", costs.times, &Time::wall_ms);
+  const Resident& at = costs.loaded;
+  std::printf(
+      "\"loaded\": {\"weights\": %lld, \"model\": %lld, \"runtime\": %lld, \"system\": %lld, \"own\": %lld}, ",
+      static_cast<long long>(at.weights), static_cast<long long>(at.model), static_cast<long long>(at.runtime),
+      static_cast<long long>(at.system), static_cast<long long>(at.own));
+  std::printf("\"started_bytes\": %lld, ", static_cast<long long>(costs.started));
   std::printf(
       "\"load_peak_bytes\": %lld, \"peak_bytes\": %lld, \"grown_bytes\": %lld, \"resident_bytes\": %lld}\n",
       static_cast<long long>(costs.load_peak), static_cast<long long>(peak_bytes()),
@@ -201,6 +208,7 @@ class Session {
     if (trace) watch();
     load_peak = peak_bytes();
     loaded = resident_bytes();
+    if (!emulated()) loaded_ = resident();
     keep_what_is_freed();
     before_ = anonymous_bytes();
     heap_.push_back(heap_bytes(kMost));
@@ -222,7 +230,7 @@ class Session {
   Costs costs(std::vector<Time> times) const {
     std::vector<int64_t> heap = heap_;
     heap.push_back(heap_bytes(kMost));
-    return {std::move(times), load_peak, grown(), calls, heap};
+    return {std::move(times), started, load_peak, grown(), loaded_, calls, heap};
   }
 
   int64_t grown() const {  // bytes since loading; -1: not told
@@ -267,6 +275,7 @@ class Session {
   std::string library_;
   int64_t before_ = 0;
   bool fresh_ = true;
+  Resident loaded_;
   std::vector<int64_t> heap_;
   std::map<const void*, int> places_;  // of the weights, to their index in the manifest
   std::vector<size_t> open_;           // calls that have begun and not ended

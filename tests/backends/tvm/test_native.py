@@ -107,7 +107,12 @@ def test_what_one_line_says(x86: Native, folder: Path) -> None:
     scores = [score for _, score in printed["top"]]
     assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["class"] == printed["top"][0][0]
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
-    assert 0 < printed["load_peak_bytes"] <= printed["peak_bytes"]
+    assert 0 < printed["started_bytes"] < printed["load_peak_bytes"] <= printed["peak_bytes"]
+    # Whose memory it is once loaded: none of the weights', and nothing is left out.
+    held = printed["loaded"]
+    assert held["weights"] == 0 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
+    assert held["runtime"] > 1e6 and held["model"] <= (folder / "model.so").stat().st_size + 8192
+    assert sum(held.values()) == pytest.approx(printed["load_peak_bytes"], rel=0.05)
 
 
 def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path: Path) -> None:
