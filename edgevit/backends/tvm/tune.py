@@ -39,6 +39,7 @@ from edgevit.resources import user_cache
 CANDIDATES = 5
 ROUNDS = 20
 MARGIN = 0.98
+LEAST_S, MOST_CALLS = 5e-4, 1000
 
 Run = Callable[[], object]
 
@@ -127,7 +128,8 @@ def _content(path: Path) -> dict[str, Any]:
 def _read(path: Path, isa: Isa, wanted: Iterable[Product]) -> dict[Product, Tile]:
     """The kept tiles of these products; what fits no registers counts as not kept."""
     kept = _content(path)
-    possible = ((product, tile) for product in wanted for tile in tiles(isa, product))
+    # A default need not be among the tiles that are searched.
+    possible = ((product, tile) for product in wanted for tile in (default_tile(isa, product), *tiles(isa, product)))
     return {product: tile for product, tile in possible if kept.get(_label(product)) == [tile.rows, tile.vectors]}
 
 
@@ -160,15 +162,27 @@ def search(
         candidates = (default, *others)
         runs = [prepare(isa, shape, tile) for tile in candidates]
         best = [float("inf")] * len(runs)
+        calls = _calls(runs[0], clock)
         for _ in range(ROUNDS):
             for index, run in enumerate(runs):
-                begin = clock()
-                run()
-                best[index] = min(best[index], clock() - begin)
+                best[index] = min(best[index], _timed(run, calls, clock))
         fastest = min(range(len(runs)), key=best.__getitem__)
         table[shape] = candidates[fastest] if best[fastest] < MARGIN * best[0] else default
         progress(shape)
     return table
+
+
+def _calls(run: Run, clock: Callable[[], float]) -> int:
+    """How often to call at once, so that what is timed is long beside the clock's own steps."""
+    run()  # the first one reads code and memory for the first time
+    return int(min(max(LEAST_S / max(_timed(run, 1, clock), 1e-9), 1), MOST_CALLS))
+
+
+def _timed(run: Run, calls: int, clock: Callable[[], float]) -> float:
+    begin = clock()
+    for _ in range(calls):
+        run()
+    return clock() - begin
 
 
 def chosen(table: Mapping[Product, Tile]) -> Choose:

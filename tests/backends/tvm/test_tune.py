@@ -22,7 +22,7 @@ from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm import emit, library, tune  # noqa: E402
 from edgevit.backends.tvm.dots import dot  # noqa: E402
 from edgevit.backends.tvm.emit import lower  # noqa: E402
-from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, isa  # noqa: E402
+from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile, isa, tiles  # noqa: E402
 from edgevit.backends.tvm.stages import Choose  # noqa: E402
 
 AVX2 = isa("avx2")
@@ -61,6 +61,18 @@ def test_the_fastest_tile_is_found() -> None:
 def test_the_default_stays_where_others_are_hardly_faster() -> None:
     defaults = {shape: default_tile(AVX2, shape) for shape in SHAPES}
     assert searched(lambda tile: 1.0 if tile in defaults.values() else 0.99) == defaults
+
+
+@pytest.mark.parametrize("cost", [1e-6, 3e-5, 1e-3])
+def test_short_products_are_timed_many_calls_at_once(cost: float) -> None:
+    """A clock that moves on in steps of 0.1 ms tells them apart nevertheless."""
+    clock = Clock(lambda tile: 0.9 * cost if tile == Tile(rows=6, vectors=2) else cost)
+
+    def coarse() -> float:
+        return int(clock.now / 1e-4) * 1e-4
+
+    found = tune.search(SHAPES[:1], AVX2, 1e9, prepare=clock.prepare, clock=coarse)
+    assert found == {SHAPES[0]: Tile(rows=6, vectors=2)}
 
 
 @pytest.mark.parametrize(("seconds", "done"), [(0.0, 0), (1.0, 1), (1e9, 2)])
@@ -131,6 +143,22 @@ def test_what_was_found_is_kept_and_not_searched_again(tmp_path: Path, monkeypat
         searched.clear()
         tune.tuned(program, AVX2, None, 0.0, cache=tmp_path / "cache")
         assert searched == [every]
+
+
+def test_a_kept_default_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some defaults are not among the tiles that are tried: those of a single row in int8."""
+    program, searched = tiny_program(), []
+    plan = QuantPlan(linears=tuple(LinearPlan(name=n, int8=True) for n in linear_names(program.spec)), weight_bits=7)
+
+    def search(wanted: Iterable[Product], isa: Isa, seconds: float) -> dict[Product, Tile]:
+        searched.append(tuple(wanted))
+        return {product: default_tile(isa, product) for product in searched[-1]}
+
+    monkeypatch.setattr(tune, "search", search)
+    choices = [tune.tuned(program, AVX2, plan, 1, cache=tmp_path) for _ in range(2)]
+    every = tune.products(program, AVX2, plan)
+    assert searched == [every] and any(default_tile(AVX2, p) not in tiles(AVX2, p) for p in every)
+    assert [choices[0](AVX2, p) for p in every] == [choices[1](AVX2, p) for p in every]
 
 
 def test_tiles_are_searched_only_where_they_run(tmp_path: Path) -> None:
