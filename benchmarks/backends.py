@@ -134,7 +134,7 @@ def build(case: Case, target: Target) -> Candidate:
     done = folder / DONE
     if not done.is_file():
         folder.mkdir(exist_ok=True)
-        program, plan = _quantized(case, target)
+        program, plan = quantized(case, target)
         begin = cpu_s()
         source = Source(program=program, plan=plan, model=assemble(program, plan), target=target)
         files = backend(target.backend).build(source, folder)
@@ -145,7 +145,7 @@ def build(case: Case, target: Target) -> Candidate:
     )
 
 
-def _quantized(case: Case, target: Target) -> tuple[Program, QuantPlan | None]:
+def quantized(case: Case, target: Target) -> tuple[Program, QuantPlan | None]:
     """The Program to lower and its plan; targets that ask for the same share both."""
     if not target.int8:
         return case.program, None

@@ -21,6 +21,8 @@ import numpy as np
 
 from benchmarks.backends import Candidate, Case, build, cases, cpu_s
 from benchmarks.timing import Ratio, median_interval
+from benchmarks.tvm_tuning import Tuning, tuning
+from benchmarks.tvm_tuning import table as tuning_table
 from edgevit.backends import tvm
 from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile
 from edgevit.measure.host import environment, snapshot
@@ -101,6 +103,7 @@ class Report:
     shares: tuple[Share, ...]
     compiled: tuple[Compiled, ...]
     processes: tuple[Process, ...]
+    tuned: tuple[Tuning, ...]
 
 
 def peak_function(isa: Isa, how: Any) -> tuple[Any, int]:
@@ -312,7 +315,7 @@ def render(report: Report) -> str:
     for p in report.processes:
         parts = " | ".join(f"{p.loaded[kind] / 1e6:.2f}" for kind in LOADED)
         lines.append(f"| {p.model} | {p.kind} | {parts} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *tuning_table(report.tuned)]) + "\n"
 
 
 def _peaks(report: Report) -> str:
@@ -325,8 +328,9 @@ def _peaks(report: Report) -> str:
 @click.option("--target", "name", default=TARGET, show_default=True, help="Of this machine.")
 @click.option("--rounds", default=40, show_default=True, type=click.IntRange(6), help="Timed rounds.")
 @click.option("--calibration", default=100, show_default=True, type=click.IntRange(1), help="As of backends.py.")
+@click.option("--tune", "tune_s", default=60.0, show_default=True, help="CPU seconds to search for a model's tiles.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
-def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> None:
+def main(work: Path, name: str, rounds: int, calibration: int, tune_s: float, out: Path) -> None:
     """Write tvm.json and tvm.md, on x86-64."""
     from edgevit.backends.tvm.dots import dot
 
@@ -336,7 +340,7 @@ def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> Non
     out.mkdir(parents=True, exist_ok=True)
     isa = tvm.isa_of(target)
     peaks, found = shares(isa, {"float": None, "int8": dot(isa, target.weight_bits)}, rounds)
-    compiled, processes = [], []
+    compiled, processes, tuned = [], [], []
     for case in cases(("deit_tiny", "shipped"), work, calibration, 1):
         for wanted in (replace(target, int8=False, attention="float32"), target):
             candidate = build(case, wanted)
@@ -345,6 +349,7 @@ def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> Non
             cost = candidate.compile_cpu_s
             compiled.append(Compiled(model=case.key, kind=kind, cpu_s=cost, weights_bytes=weights))
         if case.key == "deit_tiny":
+            tuned += [tuning(case, t, tune_s, rounds) for t in (replace(target, int8=False), target)]
             compiled += [compile_base(case.program.spec, target, int8=int8) for int8 in (False, True)]
     version = tvm.versions()["tvm"]
     report = Report(
@@ -358,6 +363,7 @@ def main(work: Path, name: str, rounds: int, calibration: int, out: Path) -> Non
         shares=found,
         compiled=tuple(compiled),
         processes=tuple(processes),
+        tuned=tuple(tuned),
     )
     write_atomic(out / "tvm.json", dumps(report))
     write_atomic(out / "tvm.md", render(report))

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.timing import Ratio
 from benchmarks.tvm_figures import OPERANDS, Compiled, Process, Report, Share, generated, peak_function, render
+from benchmarks.tvm_tuning import Tuning
 from edgevit.measure.host import environment, snapshot
 from edgevit.models.program import expected_shapes
 from tests.backends.tvm.available import import_or_skip
@@ -66,6 +67,17 @@ def test_the_table_says_what_was_measured() -> None:
         peak_bytes=16_000_000,
         loaded={"weights": 0, "model": 110_000, "runtime": 4_700_000, "system": 3_400_000, "own": 640_000},
     )
+    tuned = Tuning(
+        model="m",
+        kind="int8",
+        allowed_s=60.0,
+        searched=12,
+        products=13,
+        changed=2,
+        cpu_s=6.23,
+        again_s=0.4,
+        to_default=certain,
+    )
     compiled = Compiled(model="deit_base", kind="float", cpu_s=12.5, weights_bytes=344_000_000)
     report = Report(
         command="c",
@@ -76,9 +88,11 @@ def test_the_table_says_what_was_measured() -> None:
         shares=(share, replace(share, kind="int8")),
         compiled=(compiled,),
         processes=(process,),
+        tuned=(tuned,),
     )
     lines = render(report).splitlines()
     assert "| qkv | float | 197 x 576 x 192 | 4 x 3 | 44.0 | 0.900 (0.800 to 0.950) | 85% |" in lines
     assert "| deit_base | float | 344.0 | 12.5 | 120 |" in lines
     assert "| m | int8 | 5.0 | 9.0 | 10.0 | 2.00 | 0.20 | 16.0 |" in lines
+    assert "| m | int8 | 60 | 6.2 | 0.40 | 12 of 13 | 2 | 0.900 (0.800 to 0.950) |" in lines
     assert "| m | int8 | 0.00 | 0.11 | 4.70 | 3.40 | 0.64 |" in lines

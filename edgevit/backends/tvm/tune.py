@@ -71,20 +71,28 @@ def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *,
         OutputError: the disk refuses.
     """
     _require_here(isa)
-    folder = cache or user_cache()
-    path = folder / f"tvm-tiles-{_machine_key(isa)}.json"
+    path = _path(isa, cache)
     wanted = products(program, isa, plan)
     table = _read(path, isa, wanted)
     left = [product for product in wanted if product not in table]
     found = search(track(left, "Searching for tiles"), isa, seconds) if left else {}
     if found:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = {_label(product): [tile.rows, tile.vectors] for product, tile in found.items()}
-            serial.write_atomic(path, json.dumps({**_content(path), **kept}, indent=1))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            labelled = {_label(product): [tile.rows, tile.vectors] for product, tile in found.items()}
+            serial.write_atomic(path, json.dumps({**_content(path), **labelled}, indent=1))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     return chosen({**table, **found})
+
+
+def kept(program: Program, isa: Isa, plan: QuantPlan | None, *, cache: Path | None = None) -> dict[Product, Tile]:
+    """The tiles of a Program's products that were found on this machine before."""
+    return _read(_path(isa, cache), isa, products(program, isa, plan))
+
+
+def _path(isa: Isa, cache: Path | None) -> Path:
+    return (cache or user_cache()) / f"tvm-tiles-{_machine_key(isa)}.json"
 
 
 def _require_here(isa: Isa) -> None:
@@ -127,10 +135,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, isa: Isa, wanted: Iterable[Product]) -> dict[Product, Tile]:
     """The kept tiles of these products; what fits no registers counts as not kept."""
-    kept = _content(path)
+    content = _content(path)
     # A default need not be among the tiles that are searched.
     possible = ((product, tile) for product in wanted for tile in (default_tile(isa, product), *tiles(isa, product)))
-    return {product: tile for product, tile in possible if kept.get(_label(product)) == [tile.rows, tile.vectors]}
+    return {product: tile for product, tile in possible if content.get(_label(product)) == [tile.rows, tile.vectors]}
 
 
 def search(
