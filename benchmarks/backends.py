@@ -130,7 +130,8 @@ def _program(key: str, data: Path) -> Program:
 def build(case: Case, target: Target) -> Candidate:
     """Compile for a target, as `edgevit build` does; what it quantizes is not part of the compile time."""
     kind = "int8" if target.int8 else "float"
-    folder = case.folder / f"{target.name}-{kind}{'-attention' if target.attention == 'int8' else ''}"
+    more = f"{'-attention' if target.attention == 'int8' else ''}{f'-{target.threads}' if target.threads > 1 else ''}"
+    folder = case.folder / f"{target.name}-{kind}{more}"
     done = folder / DONE
     if not done.is_file():
         folder.mkdir(exist_ok=True)

@@ -138,6 +138,7 @@ def _started(
             [*command, str(program.resolve())],
             bundle.folder.resolve(),
             read_manifest(bundle.folder / MANIFEST),
+            threads=1,
             environment=emulator.environment(userland),
         )
 

@@ -88,7 +88,7 @@ def _allowed_cpus(told: Told) -> set[int]:
 
 
 def environment_of(
-    bundle: Bundle, told: Told, answers: Told, *, cpus: tuple[int, ...] | None, emulated: bool
+    bundle: Bundle, told: Told, answers: Told, *, threads: int, cpus: tuple[int, ...] | None, emulated: bool
 ) -> Environment:
     """The board around the timed runs, by the code that reads this machine.
 
@@ -96,6 +96,7 @@ def environment_of(
         bundle: what was measured.
         told: what the board told before.
         answers: the moments `before:` and `after:` the timed runs.
+        threads: of a run.
         cpus: those that the runs were held to (None: all).
         emulated: whether the runner itself found an emulator.
     """
@@ -112,7 +113,7 @@ def environment_of(
             runtime=manifest.backend,
             runtime_version=manifest.tools.get(manifest.backend, ""),
             inference_precision=target.inference_precision,
-            threads=target.threads,
+            threads=threads,
             cpus=cpus,
             root=still,
         )

@@ -56,6 +56,7 @@ class _Case:
     used: ImagesUsed
     address: Address
     runs: int
+    threads: int
     cpus: tuple[int, ...] | None
 
     @property
@@ -90,12 +91,17 @@ def profile(
         BundleError: a file of the bundle is not what it should be.
     """
     compiled = target_of(bundle.manifest).threads
-    if threads not in (None, compiled):
-        raise DeviceError(f"TVM's kernels are compiled for {compiled} thread, got --threads {threads}; leave it away")
+    if threads is not None and threads > compiled:
+        raise DeviceError(
+            f"TVM's kernels are compiled for {compiled} thread{'s' * (compiled > 1)}, got --threads {threads}; "
+            "leave it away"
+        )
     if not (bundle.folder / RUNNER).is_file():
         raise BundleError(f"{bundle.manifest.name} has no {RUNNER}; build it again")
     held = None if cpus is None else tuple(cpus)
-    case = _Case(bundle=bundle, images=images, used=used, address=address, runs=runs, cpus=held)
+    case = _Case(
+        bundle=bundle, images=images, used=used, address=address, runs=runs, threads=threads or compiled, cpus=held
+    )
     told: dict[str, str] = {}
 
     def prepare(machine: Told) -> Work:
@@ -158,6 +164,8 @@ def _text(plan: Plan) -> bytes:
 def _calls(case: _Case, steps: Sequence[str]) -> str:
     classes = str(next(output.shape[-1] for output in case.bundle.manifest.outputs if output.name == "logits"))
     options = [] if case.cpus is None else ["--cpus", ",".join(map(str, case.cpus))]
+    if case.threads != target_of(case.bundle.manifest).threads:
+        options += ["--threads", str(case.threads)]
     parts = []
     for step in steps:
         command = ["run", step, f"{PROGRAMS}/runner", ".", "images", "--plan", f"{step}.plan", *options]
@@ -203,7 +211,7 @@ def _measurement(case: _Case, told: Told, answers: Told) -> Measurement:
     manifest, golden_lines = case.bundle.manifest, _lines(answers, "golden")
     emulated = emulator_of(told) is not None or bool(golden_lines[1]["emulated"])
     golden = _golden(case, golden_lines[1:])
-    machine = environment_of(case.bundle, told, answers, cpus=case.cpus, emulated=emulated)
+    machine = environment_of(case.bundle, told, answers, threads=case.threads, cpus=case.cpus, emulated=emulated)
     base = Measurement(
         bundle=manifest.name,
         bundle_sha256=case.bundle.sha256,

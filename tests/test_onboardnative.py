@@ -207,7 +207,7 @@ def test_what_spoils_the_figures_of_a_board_is_read_from_its_files(arm: Path) ->
         "after:/sys/devices/platform/soc/soc:firmware/get_throttled": "throttled=0x50005\n",
     }
     with open_bundle(arm) as opened:
-        machine = environment_of(opened, told, moments, cpus=(1,), emulated=False)
+        machine = environment_of(opened, told, moments, threads=1, cpus=(1,), emulated=False)
     assert (machine.cpu, machine.arch, machine.cores) == ("Raspberry Pi 4 Model B Rev 1.4", "aarch64", 2)
     assert machine.system == "Debian GNU/Linux 12, Linux 6.6.31+rpt-rpi-v8" and machine.isa == ("asimd",)
     assert (machine.cpu_part, machine.cpus, machine.governor) == ("0xd08", (1,), "ondemand")

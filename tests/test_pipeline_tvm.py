@@ -38,7 +38,7 @@ HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h")
+HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
 SOURCES = {f"runner/source/{name}" for name in ("runner.cc", *HEADERS)}
 
 

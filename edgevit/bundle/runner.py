@@ -142,9 +142,8 @@ def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
     program = ROOT / "runner" / "native" / "runner"
     program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
     classes = manifest["outputs"][0]["shape"][1]
-    process = subprocess.Popen(
-        [program, ROOT, "-", "--top", str(classes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1
-    )
+    command = [str(program), str(ROOT), "-", "--top", str(classes), "--threads", str(threads)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1)
     pipe, answers = process.stdin, process.stdout
     assert pipe is not None and answers is not None
 

@@ -7,6 +7,7 @@ A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     from edgevit.backends.tvm.schedules import default_tile
 
     isa = isa_of(source.target)
-    choose = tune.tuned(source.program, isa, source.plan, source.tune_s) if source.tune_s else default_tile
+    alone = replace(isa, threads=1)  # tiles are searched in the time of one thread
+    choose = tune.tuned(source.program, alone, source.plan, source.tune_s) if source.tune_s else default_tile
     lowered = lower(source.program, isa, source.plan, choose=choose)
     executable = library.build(lowered)
     names = library.write(lowered, folder, executable)
@@ -72,7 +74,7 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
 
 
 def isa_of(target: Target) -> Isa:
-    """The richest kernels that need no more than the target's CPU has, compiled for that CPU.
+    """The richest kernels that need no more than the target's CPU has, compiled for that CPU and its threads.
 
     Raises:
         TargetError: no kernels fit, or no such CPU.
@@ -90,7 +92,7 @@ def isa_of(target: Target) -> Isa:
             f"no kernels for {target.name}: requires_flags must hold all flags of one of "
             + "; ".join(f"{isa.name}: {' '.join(isa.flags)}" for isa in ISAS.values())
         )
-    best = max(fitting, key=lambda isa: len(isa.flags))
+    best = replace(max(fitting, key=lambda isa: len(isa.flags)), threads=target.threads)
     return best if target.cpu in (None, best.target["mcpu"]) else tuned(best, target.cpu)
 
 
@@ -103,20 +105,26 @@ def load(
 
     Raises:
         BundleError: a file is missing or damaged, or not for this machine, and there is no emulator of the right one.
-        DeviceError: more than one thread is asked for.
+        DeviceError: more threads are asked for than it was compiled for.
         RuntimeMissingError: TVM's runtime is not installed.
     """
-    if threads != 1:
-        raise DeviceError(f"TVM's kernels are compiled for one thread, got {threads}; leave --threads away or pass 1")
     if precision != "f32":
         raise BundleError(f"TVM keeps what is float in f32, got precision {precision!r}")
     if file not in (None, LIBRARY):
         raise BundleError(f"{folder} has no {file} that TVM could load; it loads {LIBRARY}")
-    return start(folder) if foreign(read_manifest(folder / MANIFEST)) else load_here(folder)
+    manifest = read_manifest(folder / MANIFEST)
+    if threads > manifest.threads:
+        raise DeviceError(
+            f"TVM's kernels are compiled for {manifest.threads} thread{'s' * (manifest.threads > 1)}, got {threads}; "
+            f"leave --threads away, or build for a target with threads = {threads}"
+        )
+    return start(folder, threads=threads) if foreign(manifest) else load_here(folder, threads)
 
 
-def start(folder: Path, *, trace: bool = False) -> ProcessRunner:
+def start(folder: Path, *, trace: bool = False, threads: int | None = None) -> ProcessRunner:
     """The build's own C++ runner, started; with `trace` it can tell every kernel call of a run.
+
+    `threads` is at most what it was compiled for, and so many if None.
 
     Raises:
         BundleError: it is missing, or cannot run here.
@@ -126,7 +134,7 @@ def start(folder: Path, *, trace: bool = False) -> ProcessRunner:
     if not runner.is_file():
         raise BundleError(f"{folder} has no {RUNNER}; unpack the bundle again")
     runner.chmod(runner.stat().st_mode | 0o100)  # unpacking a zip may lose it
-    return ProcessRunner(command(manifest, runner), folder, manifest, trace=trace)
+    return ProcessRunner(command(manifest, runner), folder, manifest, trace=trace, threads=threads)
 
 
 def memory(folder: Path) -> Memory:

@@ -7,7 +7,7 @@ loops read them; scores of one row tile are all that is ever held.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -26,9 +26,10 @@ from edgevit.backends.tvm.code import (
     splat,
 )
 from edgevit.backends.tvm.integers import Matrix, put
-from edgevit.backends.tvm.kernels import multiply, packed, row_tiles
+from edgevit.backends.tvm.kernels import multiply, packed
 from edgevit.backends.tvm.layout import Arena, Place
 from edgevit.backends.tvm.schedules import Isa, Tile, pad
+from edgevit.backends.tvm.threads import Part, each, even_block, parts, row_tiles, row_units, shared, team, worth
 
 MASKED = -1e30
 # Row tiles that share a panel of keys or values while it is in the first cache.
@@ -49,12 +50,21 @@ class Heads:
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums."""
+    """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums.
+
+    The latter two are every thread's own, `distance` behind the one before.
+    """
 
     keys: Place
     values: Place
     scores: Place
     inverse: Place
+    distance: int
+
+    def of(self, part: Part) -> Scratch:
+        """A thread's."""
+        behind = part.index * self.distance
+        return replace(self, scores=self.scores.moved(behind), inverse=self.inverse.moved(behind))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +77,41 @@ class Panel:
     count: int
 
 
-def scratch(arena: Arena, heads: Heads, tile: Tile, lanes: int) -> Scratch:
+def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
     """Places for one head at a time."""
-    padded, block = pad(heads.key.rows, lanes), min(heads.query.rows, tile.rows * BLOCK)
-    return Scratch(
-        keys=arena.place(heads.width, padded),
-        values=arena.place(heads.value.rows, heads.stride),
-        scores=arena.place(block, padded),
-        inverse=arena.place(1, block),
-    )
+    padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
+    keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
+    begin = arena.mark()
+    scores, inverse = arena.place(block, padded), arena.place(1, block)
+    distance = arena.repeat(begin, parts(crew(isa, heads), -(-heads.query.rows // block)))
+    return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance)
+
+
+def crew(isa: Isa, heads: Heads) -> int:
+    """How many threads attention is for: two products per query, and packing, step by step."""
+    return worth(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
+
+
+def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
+    """Query rows of a block."""
+    rows = heads.query.rows
+    return min(rows, tile.rows * even_block(crew(isa, heads), row_units(rows, tile), BLOCK))
 
 
 def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
     """Per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
-    with code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes)
-        kernel.pack_keys()
-        kernel.pack_values()
-        row_tiles(code, heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors), kernel.rows)
+    rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
+    threads = crew(isa, heads)
+    with team(code, threads) as phase, code.loop(heads.count) as head:
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads)
+        with phase():
+            kernel.pack_keys()
+            kernel.pack_values()
+        with phase(), shared(code, threads, row_units(rows, block)) as part:
+            kernel.work = work.of(part)
+            row_tiles(code, rows, block, kernel.rows, part)
     return code.function([memory, values])
 
 
@@ -104,9 +129,10 @@ class _Attention:
         work: Scratch,
         tile: Tile,
         lanes: int,
+        threads: int,
     ) -> None:
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
-        self.target, self.work, self.tile, self.lanes = target, work, tile, lanes
+        self.target, self.work, self.tile, self.lanes, self.threads = target, work, tile, lanes, threads
 
     def _panels(self, columns: int) -> Iterator[Panel]:
         return panels_of(columns, self.tile, self.lanes)
@@ -119,21 +145,22 @@ class _Attention:
             with code.loop(panel.count) as index:
                 first = panel.first + index * columns
                 base = self.work.keys.offset + first * self.heads.width
-                with code.loop(panel.used) as k, code.loop(self.heads.width) as e:
+                with each(code, self.threads, panel.used) as k, code.loop(self.heads.width) as e:
                     value = load(self.memory, key.offset + (first + k) * key.stride + self.column + e)
                     code.store(self.memory, base + e * columns + k, value)
-                with code.loop(columns - panel.used) as k, code.loop(self.heads.width) as e:
+                with each(code, self.threads, columns - panel.used) as k, code.loop(self.heads.width) as e:
                     code.store(self.memory, base + e * columns + panel.used + k, number(0.0))
 
     def pack_values(self) -> None:
         code, value, lanes = self.code, self.heads.value, self.lanes
         for panel in self._panels(self.heads.stride):
             columns = panel.vectors * lanes
-            with code.loop(panel.count) as index, code.loop(value.rows) as k, code.loop(panel.vectors) as v:
+            with code.loop(panel.count) as index, each(code, self.threads, value.rows) as k:
                 first = panel.first + index * columns
-                source = value.offset + k * value.stride + self.column + first + v * lanes
-                place = self.work.values.offset + first * value.rows + k * columns + v * lanes
-                code.store_vector(self.memory, place, load_vector(self.memory, source, lanes), lanes)
+                with code.loop(panel.vectors) as v:
+                    source = value.offset + k * value.stride + self.column + first + v * lanes
+                    place = self.work.values.offset + first * value.rows + k * columns + v * lanes
+                    code.store_vector(self.memory, place, load_vector(self.memory, source, lanes), lanes)
 
     def rows(self, row: Any, block: Tile) -> None:
         """Scores, softmax and values of the query rows from `row` on."""

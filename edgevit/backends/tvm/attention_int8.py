@@ -11,12 +11,12 @@ and ViT-Ti that makes what attention gives 3 dB more exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 
-from edgevit.backends.tvm.attention import BLOCK, Heads, Panel, mask, panels_of
+from edgevit.backends.tvm.attention import Heads, Panel, block_rows, crew, mask, panels_of
 from edgevit.backends.tvm.code import (
     LOG2_E,
     Code,
@@ -36,9 +36,9 @@ from edgevit.backends.tvm.code import (
 )
 from edgevit.backends.tvm.dots import Dot, Inner, Maddubs
 from edgevit.backends.tvm.integers import LOW, STEPS, WORD, Matrix, put, store_integers
-from edgevit.backends.tvm.kernels import row_tiles
 from edgevit.backends.tvm.layout import Arena, Place
 from edgevit.backends.tvm.schedules import Isa, Tile, pad
+from edgevit.backends.tvm.threads import Part, each, grid, parts, row_tiles, row_units, shared, team
 
 SIGNED = 127
 TINY = 1e-20
@@ -59,7 +59,10 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """One head's keys and values; integers, scores and scales of one block of rows."""
+    """One head's keys and values; integers, scores and scales of one block of rows.
+
+    The latter are every thread's own, `distance` behind the one before.
+    """
 
     keys: Packed
     values: Packed
@@ -68,11 +71,17 @@ class Scratch:
     scores: Place
     shares: Place
     inverse: Place
+    distance: int
+
+    def of(self, part: Part) -> Scratch:
+        """A thread's."""
+        own = ("query", "scale", "scores", "shares", "inverse")
+        return replace(self, **{name: getattr(self, name).moved(part.index * self.distance) for name in own})
 
 
-def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, lanes: int) -> Scratch:
+def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scratch:
     """Places for one head at a time."""
-    tokens, block = heads.key.rows, min(heads.query.rows, tile.rows * BLOCK)
+    tokens, block, lanes = heads.key.rows, block_rows(isa, heads, tile), isa.lanes
 
     def packed(columns: int, depth: int) -> Packed:
         columns, depth = pad(columns, lanes), pad(depth, dot.depth)
@@ -84,16 +93,16 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, lanes: int) -> Scr
         )
 
     keys, values = packed(tokens, heads.stride), packed(heads.stride, tokens)
-    columns = pad(tokens, lanes)
-    return Scratch(
-        keys=keys,
-        values=values,
-        query=arena.place(block, keys.depth // WORD),
-        scale=arena.place(1, block),
-        scores=arena.place(block, columns),
-        shares=arena.place(block, max(columns, values.depth) // WORD),
-        inverse=arena.place(1, block),
-    )
+    columns, begin = pad(tokens, lanes), arena.mark()
+    own = {
+        "query": arena.place(block, keys.depth // WORD),
+        "scale": arena.place(1, block),
+        "scores": arena.place(block, columns),
+        "shares": arena.place(block, max(columns, values.depth) // WORD),
+        "inverse": arena.place(1, block),
+    }
+    distance = arena.repeat(begin, parts(crew(isa, heads), -(-heads.query.rows // block)))
+    return Scratch(keys=keys, values=values, **own, distance=distance)
 
 
 def attention(
@@ -102,11 +111,16 @@ def attention(
     """Per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
-    with code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile)
-        kernel.pack_keys()
-        kernel.pack_values()
-        row_tiles(code, heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors), kernel.rows)
+    rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
+    threads = crew(isa, heads)
+    with team(code, threads) as phase, code.loop(heads.count) as head:
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads)
+        with phase():
+            kernel.pack_keys()
+            kernel.pack_values()
+        with phase(), shared(code, threads, row_units(rows, block)) as part:
+            kernel.work = work.of(part)
+            row_tiles(code, rows, block, kernel.rows, part)
     return code.function([memory, values])
 
 
@@ -129,9 +143,11 @@ class _Attention:
         work: Scratch,
         dot: Dot,
         tile: Tile,
+        threads: int,
     ) -> None:
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.dot, self.tile, self.lanes = target, work, dot, tile, dot.lanes
+        self.threads = threads
         # Sums of two products by vpmaddubsw fit 16 bits if weights have 7.
         self.limit = SIGNED // 2 if isinstance(dot, Maddubs) else SIGNED
         self.unsigned = dot.stored == "uint8"
@@ -144,9 +160,9 @@ class _Attention:
             with code.loop(panel.count) as index:
                 first = panel.first + index * columns
                 base = keys.words.offset + first * (keys.depth // WORD)
-                with code.loop(panel.used) as k:
+                with each(code, self.threads, panel.used) as k:
                     self._pack_key(key.offset + (first + k) * key.stride + self.column, first + k, base, k, columns)
-                with code.loop(columns - panel.used) as k:
+                with each(code, self.threads, columns - panel.used) as k:
                     self._no_words(base, panel.used + k, columns, 0, keys.depth // WORD)
                     for place in (keys.scale, keys.start):
                         code.store(self.memory, place.offset + first + panel.used + k, number(0.0))
@@ -178,7 +194,7 @@ class _Attention:
         code, value, values, lanes = self.code, self.heads.value, self.work.values, self.lanes
         for panel in self._panels(self.heads.stride):
             columns = panel.vectors * lanes
-            with code.loop(panel.count) as index, code.loop(panel.vectors) as v:
+            with grid(code, self.threads, panel.count, panel.vectors) as (index, v):
                 first = panel.first + index * columns
                 source = value.offset + self.column + first + v * lanes
                 base = values.words.offset + first * (values.depth // WORD)

@@ -46,6 +46,7 @@ class Code:
     def __init__(self) -> None:
         self._blocks: list[list[Any]] = [[]]
         self._names = 0
+        self._team = False
 
     def function(self, buffers: Sequence[Any], *, result: str | None = None) -> Any:
         """The finished function over these parameter buffers; they never alias."""
@@ -69,6 +70,35 @@ class Code:
         if body and not (known and extent == 0):
             kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
             self.add(tirx.For(variable, integer(0), integer(extent), kind, _sequence(body)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Run what follows in one thread, in a region too."""
+        if not self._team:
+            yield
+            return
+        # The compiler makes no loop of one turn, in which every thread would do this.
+        with self.loop(2, parallel=True) as index, self.when(index == integer(0)):
+            yield
+
+    @contextmanager
+    def region(self) -> Iterator[None]:
+        """Run what follows in every thread at once: parallel loops are shared out, all else each of them does."""
+        self._blocks.append([])
+        self._team = True
+        yield
+        self._team = False
+        self.add(self._pragma("parallel_launch_point", _sequence(self._blocks.pop())))
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """In a region, around parallel loops: nobody goes on before all threads have done what follows."""
+        self._blocks.append([])
+        yield
+        self.add(self._pragma("parallel_barrier_when_finish", _sequence(self._blocks.pop())))
+
+    def _pragma(self, name: str, body: Any) -> Any:
+        return tirx.AttrStmt(integer(0), f"pragma_{name}", integer(1), body)
 
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:

@@ -65,6 +65,12 @@ def count(assembly: str, kernel: str, mnemonic: str) -> int:
 
 
 def body(assembly: str, kernel: str) -> str:
-    """The lines of one kernel; empty where there is no such kernel."""
-    found = re.search(rf"^{re.escape(kernel)}(?:_compute_)?:\n(.*?)^\.Lfunc_end", assembly, re.MULTILINE | re.DOTALL)
+    """The lines of one kernel, and of what it lets several threads run; empty where there is no such kernel."""
+    own = _function(assembly, rf"{re.escape(kernel)}(?:_compute_)?")
+    shared = dict.fromkeys(re.findall(r"[\w.]*__tvm_parallel_lambda[\w.]*", own))
+    return own + "".join(_function(assembly, re.escape(name)) for name in shared)
+
+
+def _function(assembly: str, label: str) -> str:
+    found = re.search(rf"^{label}:\n(.*?)^\.Lfunc_end", assembly, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""

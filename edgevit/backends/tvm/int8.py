@@ -22,9 +22,10 @@ from edgevit.backends.tvm.code import (
 )
 from edgevit.backends.tvm.dots import Dot, Inner
 from edgevit.backends.tvm.integers import WORD, Integers, Matrix, zero_point
-from edgevit.backends.tvm.kernels import Epilogue, finish, row_tiles
+from edgevit.backends.tvm.kernels import Epilogue, finish
 from edgevit.backends.tvm.layout import Blob, pad_columns, words
 from edgevit.backends.tvm.schedules import Isa, Tile, pad, panels
+from edgevit.backends.tvm.threads import Part, over_panels, row_tiles
 from edgevit.quantspec import LinearPlan, QuantPlan
 
 
@@ -108,13 +109,14 @@ def product(
     """Compute target = epilogue(source @ weights + bias); source `[M, K]` integers, target `[M, N]`."""
     code, lanes = Code(), isa.lanes
     memory, values = buffer("arena", arena), buffer("weights", blob)
-    full, rest = panels(weights.columns, tile, lanes)
+    width = tile.vectors * lanes
 
     def row_of(offset: int, column: Any) -> Any:
         return load_vector(values, offset + column, lanes)
 
-    def panel(first: Any, base: Any, vectors: int) -> None:
-        """All rows of the columns from `first` on, whose packed weights start at `base`."""
+    def panel(index: Any, vectors: int, tiles: Part) -> None:
+        """Those tiles of the rows of so many vectors of columns."""
+        first, base = index * width, weights.offset + index * (width * weights.depth // WORD)
 
         def rows(row: Any, part: Tile) -> None:
             sums = dot.sums(
@@ -133,7 +135,7 @@ def product(
                 for v, total in enumerate(vectors_of_row):
                     store(total, row + r, first + v * lanes)
 
-        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows)
+        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, tiles)
 
     def store(total: Any, row: Any, column: Any) -> None:
         value = to_float(total, lanes) * row_of(weights.scale, column)
@@ -146,12 +148,7 @@ def product(
             value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
         finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 
-    width = tile.vectors * lanes
-    size = width * weights.depth // WORD
-    with code.loop(full) as index:
-        panel(index * width, weights.offset + index * size, tile.vectors)
-    if rest:
-        panel(full * width, weights.offset + full * size, rest)
+    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel)
     return code.function([memory, values])
 
 

@@ -15,6 +15,7 @@ from tvm import tirx
 from edgevit.backends.tvm.code import Code, bits, buffer, integer, lanes_of, load, load_vector, splat, tensor
 from edgevit.backends.tvm.layout import Arena, Blob, Place
 from edgevit.backends.tvm.schedules import Isa, pad
+from edgevit.backends.tvm.threads import PIXEL_STEPS, each, worth
 from edgevit.quantspec import LinearPlan, QuantPlan
 
 Stored = Literal["uint8", "int8", "int16"]
@@ -125,7 +126,8 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
     # Nothing in here reads the arena: a view of another type is safe.
     flat, stored = code.flat(image, "uint8"), code.flat(memory, target.stored)
     columns, line, run = width // side, width * 3, side * 3
-    with code.loop(height // side) as r, code.loop(columns) as c, code.loop(side) as y:
+    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         begin = (r * side + y) * line + c * run
         place = (target.place.offset + (r * columns + c) * target.place.stride) * scale + y * run
         with code.loop(run // lanes) as v:

@@ -29,7 +29,8 @@ from edgevit.backends.tvm.code import (
 )
 from edgevit.backends.tvm.integers import Matrix, put
 from edgevit.backends.tvm.layout import Place
-from edgevit.backends.tvm.schedules import BY_LANE, Isa, Tile, panels
+from edgevit.backends.tvm.schedules import BY_LANE, Isa, Tile
+from edgevit.backends.tvm.threads import NORM_STEPS, PIXEL_STEPS, Part, each, over_panels, row_tiles, worth
 from edgevit.spec import Activation
 
 
@@ -106,27 +107,18 @@ def packed(values: Any, base: Any, columns: int, lanes: int) -> Callable[[Any, i
     return lambda k, vector: load_vector(values, base + k * columns + vector * lanes, lanes)
 
 
-def row_tiles(code: Code, rows: int, tile: Tile, emit: Callable[[Any, Tile], None], *, parallel: bool = False) -> None:
-    """Call `emit(first row, tile)` for every full tile of rows, and once for those left over."""
-    full, rest = divmod(rows, tile.rows)
-    with code.loop(full, parallel=parallel) as index:
-        emit(index * tile.rows, tile)
-    if rest:
-        emit(full * tile.rows, Tile(rows=rest, vectors=tile.vectors))
-
-
 def product(
     isa: Isa, arena: int, blob: int, source: Place, target: Matrix, weights: Weights, tile: Tile, epilogue: Epilogue
 ) -> Any:
     """Compute target = epilogue(source @ weights + bias); source `[M, K]`, target `[M, N]`."""
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    multiply_rows(code, isa.lanes, memory, values, source, target, weights, tile, epilogue)
+    multiply_rows(code, isa, memory, values, source, target, weights, tile, epilogue)
     return code.function([memory, values])
 
 
 def multiply_rows(
     code: Code,
-    lanes: int,
+    isa: Isa,
     memory: Any,
     values: Any,
     source: Place,
@@ -136,11 +128,12 @@ def multiply_rows(
     epilogue: Epilogue,
 ) -> None:
     """The body of `product`, for kernels that do more."""
-    full, rest = panels(weights.columns, tile, lanes)
-    depth = weights.depth
+    depth, lanes = weights.depth, isa.lanes
+    width = tile.vectors * lanes
 
-    def panel(first: Any, base: Any, vectors: int) -> None:
-        """All rows of the columns from `first` on, whose packed weights start at `base`."""
+    def panel(index: Any, vectors: int, part: Part) -> None:
+        """A part of the rows of so many vectors of columns."""
+        first, base = index * width, weights.offset + index * (width * depth)
 
         def rows(row: Any, part: Tile) -> None:
             sums = multiply(
@@ -160,16 +153,12 @@ def multiply_rows(
                 for v in range(part.vectors):
                     store(sums[r * part.vectors + v].value, row + r, first + v * lanes)
 
-        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows)
+        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, part)
 
     def store(value: Any, row: Any, column: Any) -> None:
         finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 
-    width = tile.vectors * lanes
-    with code.loop(full) as index:
-        panel(index * width, weights.offset + index * (width * depth), tile.vectors)
-    if rest:
-        panel(full * width, weights.offset + full * width * depth, rest)
+    over_panels(code, isa, tile, (source.rows, weights.columns, depth), panel)
 
 
 def finish(
@@ -213,13 +202,13 @@ def layer_norm(
     other, each padded to whole vectors.
     """
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    norm_rows(code, isa.lanes, memory, values, source, target, width, scale, shift, eps, groups)
+    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups)
     return code.function([memory, values])
 
 
 def norm_rows(
     code: Code,
-    lanes: int,
+    isa: Isa,
     memory: Any,
     values: Any,
     source: Place,
@@ -231,8 +220,10 @@ def norm_rows(
     groups: int = 1,
 ) -> None:
     """The body of `layer_norm`, for kernels that do more."""
+    lanes = isa.lanes
     vectors = -(-source.width // lanes)
-    with code.loop(source.rows) as row, code.loop(groups) as group:
+    threads = worth(isa.threads, source.rows * groups * vectors * NORM_STEPS)
+    with each(code, threads, source.rows) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
         mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes)
@@ -347,7 +338,8 @@ def patches(isa: Isa, arena: int, height: int, width: int, side: int, target: Pl
     image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
     flat = code.flat(image, "uint8")
     columns, line, run = width // side, width * 3, side * 3
-    with code.loop(height // side) as r, code.loop(columns) as c, code.loop(side) as y:
+    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         pixels = (r * side + y) * line + c * run
         place = target.offset + (r * columns + c) * target.stride + y * run
         with code.loop(run // lanes) as v:

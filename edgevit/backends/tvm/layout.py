@@ -6,7 +6,8 @@ lays out its own values from the same address on, so the arena is as large as th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class Place:
             offset=self.offset + rows * self.stride, rows=self.rows - rows, width=self.width, stride=self.stride
         )
 
+    def moved(self, distance: Any) -> Place:
+        """The same, so many elements behind."""
+        return replace(self, offset=self.offset + distance)
+
     def columns(self, start: int, width: int) -> Place:
         """Columns `start` to `start + width`, in place."""
         return Place(offset=self.offset + start, rows=self.rows, width=width, stride=self.stride)
@@ -62,6 +67,13 @@ class Arena:
 
     def mark(self) -> int:
         return self._end
+
+    def repeat(self, mark: int, times: int) -> int:
+        """Room for `times` of what was handed out since `mark`, in all; the distance from one to the next."""
+        distance = self._end - mark
+        self._end = mark + times * distance
+        self.size = max(self.size, self._end)
+        return distance
 
     def release(self, mark: int) -> None:
         """Forget every place handed out since `mark`."""

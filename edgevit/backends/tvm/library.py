@@ -59,6 +59,7 @@ def manifest(lowered: Lowered) -> Manifest:
         branches=len(spec.branches),
         arena=lowered.arena,
         weights=tuple(parameters),
+        threads=lowered.isa.threads,
     )
 
 

@@ -141,7 +141,7 @@ struct Parameter {
 struct Manifest {
   std::string tvm;
   std::vector<std::string> machines, flags;
-  int64_t height, width, classes, branches, arena;
+  int64_t height, width, classes, branches, arena, threads;
   std::vector<Parameter> weights;
 };
 
@@ -196,7 +196,7 @@ inline Manifest read_manifest(const std::string& path) {
                        std::to_string(kSchema) + "; build again");
   const Fields fields(path, data,
                       {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "arena",
-                       "weights"});
+                       "threads", "weights"});
   fields.get("isa", Json::kText);
   Manifest found{fields.get("tvm", Json::kText).text,
                  fields.texts("machines"),
@@ -206,6 +206,7 @@ inline Manifest read_manifest(const std::string& path) {
                  fields.number("classes", 1),
                  fields.number("branches", 0),
                  fields.number("arena", 1),
+                 fields.number("threads", 1),
                  {}};
   if (found.height > 1 << 16 || found.width > 1 << 16) fail(kModel, path + " has too large an image; build again");
   int64_t end = 0;

@@ -23,7 +23,7 @@ from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.resources import user_cache
 
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h")
+HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", *HEADERS))
 SOURCE = SOURCES[0]
 RUNNER = "runner"

@@ -16,12 +16,13 @@ namespace edgevit {
 struct Options {
   std::string folder, image, plan;
   float effort = 0;
-  int64_t runs = 1, top = 5;
+  int64_t runs = 1, top = 5, threads = 0;  // 0: as many as the library was compiled for
   bool trace = false;
 };
 
 constexpr const char* kHelp =
-    "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--plan FILE] [--top K] [--trace] [--cpus LIST]";
+    "usage: runner FOLDER IMAGE|- [--effort X] [--runs N] [--plan FILE] [--top K] [--trace] [--threads N] "
+    "[--cpus LIST]";
 
 inline int64_t whole(const std::string& name, const char* text) {
   char* end = nullptr;
@@ -44,7 +45,8 @@ inline Options parse(int count, char** arguments) {
       options.trace = true;
       continue;
     }
-    if (name != "--effort" && name != "--runs" && name != "--top" && name != "--plan" && name != "--cpus")
+    if (name != "--effort" && name != "--runs" && name != "--top" && name != "--plan" && name != "--cpus" &&
+        name != "--threads")
       fail(kUsage, "unknown option " + name + "\n" + kHelp);
     if (++i == count) fail(kUsage, name + " needs a value\n" + kHelp);
     if (name == "--plan") {
@@ -57,7 +59,8 @@ inline Options parse(int count, char** arguments) {
       if (end == arguments[i] || *end || std::isnan(options.effort))
         fail(kUsage, std::string("--effort must be a number, inf or -inf, got ") + arguments[i] + "\n" + kHelp);
     } else {
-      (name == "--runs" ? options.runs : options.top) = whole(name, arguments[i]);
+      int64_t& number = name == "--runs" ? options.runs : name == "--top" ? options.top : options.threads;
+      number = whole(name, arguments[i]);
     }
   }
   if (places.size() != 2) fail(kUsage, kHelp);

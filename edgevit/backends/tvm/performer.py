@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgevit.backends.tvm.code import Code, exp, lane_sum, literal, load, load_vector, number, some, splat
-from edgevit.backends.tvm.kernels import multiply, row_tiles
+from edgevit.backends.tvm.kernels import multiply
 from edgevit.backends.tvm.layout import Place
 from edgevit.backends.tvm.schedules import Tile
+from edgevit.backends.tvm.threads import row_tiles
 
 GUARD = 1e-8
 
@@ -38,6 +39,14 @@ def clear(code: Code, lanes: int, memory: Any, place: Place) -> None:
     """Make all of it 0."""
     with code.loop(place.rows * place.stride // lanes) as v:
         code.store_vector(memory, place.offset + v * lanes, splat(0.0, lanes), lanes)
+
+
+def add(code: Code, lanes: int, memory: Any, source: Place, target: Place) -> None:
+    """Do target += source."""
+    with code.loop(target.rows * target.stride // lanes) as v:
+        place = target.offset + v * lanes
+        total = load_vector(memory, place, lanes) + load_vector(memory, source.offset + v * lanes, lanes)
+        code.store_vector(memory, place, total, lanes)
 
 
 def add_keys(

@@ -32,7 +32,8 @@ CLOSE_S = 10
 class ProcessRunner:
     """A model in a process of its own; see `edgevit.backends.Runner`.
 
-    `told` is all that the last run printed; with `trace` every call of it too, which costs time.
+    `told` is all that the last run printed; with `trace` every call of it too, which costs time. `threads` is at most
+    what the library was compiled for, and so many if None.
     """
 
     def __init__(
@@ -42,14 +43,17 @@ class ProcessRunner:
         manifest: Manifest,
         *,
         trace: bool = False,
+        threads: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._shape = (1, manifest.height, manifest.width, 3)
         self._classes = manifest.classes
         self._weights = [part.name for part in manifest.weights]
+        fewer = threads not in (None, manifest.threads)
+        options = [*(["--trace"] if trace else []), *(["--threads", str(threads)] if fewer else [])]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         self._process = subprocess.Popen(
-            [*command, str(folder), "-", "--top", str(manifest.classes), *(["--trace"] if trace else [])],
+            [*command, str(folder), "-", "--top", str(manifest.classes), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,6 +1,6 @@
 // Run one compiled model on one image: the twin of runner.py for a device without Python.
 //
-//   runner FOLDER IMAGE [--effort X] [--runs N] [--top K]
+//   runner FOLDER IMAGE [--effort X] [--runs N] [--top K] [--threads N]
 //   runner FOLDER - [--top K] [--trace]
 //   runner FOLDER IMAGES --plan FILE [--top K] [--trace]
 //
@@ -10,7 +10,7 @@
 // every call inside the run to it: how deep, its name, whose weights it was given (their index, or -1), its time, and in
 // the first run, by how many bytes the process had grown after it. With --plan, IMAGES is raw images one behind the
 // other, and FILE has a line per run, `INDEX EFFORT`; the first line of the answer tells of loading, and one follows per
-// run. --cpus 0,2 holds the process to CPUs. Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing
+// run. --cpus 0,2 holds the process to CPUs; --threads takes fewer threads than the library was compiled for. Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing
 // else. Everything that can be checked is checked before the library is loaded, since loading already executes code
 // from it.
 //
@@ -47,6 +47,7 @@
 #include "manifest.h"
 #include "options.h"
 #include "process.h"
+#include "threads.h"
 
 namespace edgevit {
 
@@ -183,6 +184,10 @@ class Session {
     const std::string library = options.folder + "/model.so";
     check_machine(manifest);
     check_library(library);
+    threads_ = options.threads ? options.threads : manifest.threads;
+    if (threads_ > manifest.threads)
+      fail(kUsage, "the kernels are shared out among " + std::to_string(manifest.threads) + ", got --threads " +
+                       std::to_string(threads_) + "; give fewer, or build for a target with more");
     const char* weights = map_weights(options.folder + "/model.weights", manifest);
     image = static_cast<char*>(allocate(image_bytes()));
     effort = static_cast<float*>(allocate(sizeof(float)));
@@ -202,6 +207,7 @@ class Session {
   void load(bool trace) {
     started = resident_bytes();
     const Time begin = now();
+    if (manifest.threads > 1) use_threads(threads_);
     model_.emplace(load_model(library_));
     load_ms = now().wall_ms - begin.wall_ms;
     for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
@@ -253,13 +259,13 @@ class Session {
     auto told = [this](ffi::PackedArgs args, ffi::Any*) {
       if (!args[2].cast<bool>()) {
         Call& done = calls[open_.back()];
-        done.ms = now().cpu_ms - done.ms;
+        done.ms = told_ms() - done.ms;
         // What a process allocates and touches it keeps, so that only the first run shows it; asking takes its time.
         if (fresh_ && done.name.compare(0, 3, "vm.")) done.grown = grown();
         open_.pop_back();
         return;
       }
-      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), now().cpu_ms, -1};
+      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), told_ms(), -1};
       for (int i = 4; i < args.size() && begun.weights < 0; ++i) {
         const auto given = args[i].try_cast<ffi::Tensor>();
         const bool none = !given || !given->defined();  // a None is a tensor too
@@ -272,8 +278,11 @@ class Session {
     model_->machine->GetFunction("set_instrument", false).value()(ffi::Function::FromPacked(told));
   }
 
+  // Of one thread the time that it had a CPU; of several, which wait for each other, the time that went by.
+  double told_ms() const { return threads_ == 1 ? now().cpu_ms : now().wall_ms; }
+
   std::string library_;
-  int64_t before_ = 0;
+  int64_t before_ = 0, threads_ = 1;
   bool fresh_ = true;
   Resident loaded_;
   std::vector<int64_t> heap_;

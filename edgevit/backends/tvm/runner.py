@@ -17,6 +17,7 @@ import numpy as np
 from edgevit import serial
 from edgevit.backends import feed
 from edgevit.backends.tvm.canary import versions
+from edgevit.backends.tvm.pool import Pool
 from edgevit.backends.tvm.runtime import runtime
 from edgevit.errors import BundleError
 
@@ -50,8 +51,9 @@ class Manifest:
         width: of the image.
         classes: length of `logits`.
         branches: length of `gates`.
-        arena: float32 elements of the activation arena.
+        arena: float32 elements of the activation arena, every thread's own ones included.
         weights: parameters in the order in which `main` takes them.
+        threads: how many the kernels are shared out among.
     """
 
     schema: int
@@ -65,12 +67,15 @@ class Manifest:
     branches: int
     arena: int
     weights: tuple[Parameter, ...]
+    threads: int = 1
 
 
 class TvmRunner:
     """A compiled model in this process; see `edgevit.backends.Runner`."""
 
-    def __init__(self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray], threads: int | None = None
+    ) -> None:
         self._machine = library["vm_load_executable"]()
         self._machine["vm_initialization"](CPU, 0, NAIVE)
         self._main = self._machine["main"]
@@ -85,20 +90,26 @@ class TvmRunner:
             # The runtime crashes on what is not aligned.
             assert array.ctypes.data % ALIGN_BYTES == 0
         self._arguments = [runtime().from_dlpack(array) for array in arrays]
+        self._pool = Pool(threads or manifest.threads) if manifest.threads > 1 else None
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         self._image[...] = inputs["image"]
         self._effort[...] = inputs["effort"]
-        self._main(*self._arguments)
+        if self._pool is None:
+            self._main(*self._arguments)
+        else:
+            self._pool.call(self._main, *self._arguments)
         return self._logits.copy(), self._gates.copy()
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
         del self._main, self._machine, self._arguments
 
 
-def load(folder: Path) -> TvmRunner:
-    """Load what `library.write` wrote.
+def load(folder: Path, threads: int | None = None) -> TvmRunner:
+    """Load what `library.write` wrote, for as many threads as it was compiled for, or fewer.
 
     Raises:
         BundleError: a file is missing or damaged, or not for this machine or this TVM.
@@ -113,7 +124,7 @@ def load(folder: Path) -> TvmRunner:
         library = runtime().load_module(str(path.resolve()))
     except (OSError, RuntimeError) as error:
         raise BundleError(f"TVM {installed} cannot load {path}: {error}; unpack the bundle again") from error
-    return TvmRunner(library, manifest, weights)
+    return TvmRunner(library, manifest, weights, threads)
 
 
 def read_manifest(path: Path) -> Manifest:

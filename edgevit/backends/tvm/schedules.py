@@ -20,7 +20,7 @@ class Isa:
     """An instruction set as the kernels see it.
 
     `lanes` are float32 per vector register, `target` is for LLVM, `flags` are what the CPU must have, as /proc/cpuinfo
-    names them.
+    names them, `threads` is how many share a kernel.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Isa:
     registers: int
     target: Mapping[str, Any]
     flags: tuple[str, ...]
+    threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,12 +160,12 @@ class Stages:
         shape = Product(rows=heads.query.rows, columns=heads.key.rows, depth=heads.width)
         if name not in self.plan.attentions:
             tile = self.choose(isa, shape)
-            work = scratch(self.arena, heads, tile, isa.lanes)
+            work = scratch(self.arena, heads, tile, isa)
             stage.call("attention", attention, heads, context, work, tile)
             return
         how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
         tile = self.choose(isa, replace(shape, dot=how))
-        places = attention_int8.scratch(self.arena, heads, how, tile, isa.lanes)
+        places = attention_int8.scratch(self.arena, heads, how, tile, isa)
         least = attention_int8.instructions(how)
         counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
         stage.call("attention", attention_int8.attention, heads, context, places, how, tile, counted=counted)

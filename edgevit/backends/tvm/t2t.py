@@ -15,6 +15,7 @@ from edgevit.backends.tvm.attention import Heads, attention, scratch
 from edgevit.backends.tvm.layout import Place, pad_heads
 from edgevit.backends.tvm.schedules import Product, pad
 from edgevit.backends.tvm.soft_split import Split
+from edgevit.backends.tvm.threads import parts
 from edgevit.backends.tvm.token_stage import Keys, Linear, Pixels, Queries, Tail, Windows
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def tokens(stages: Stages, stage: StageWriter) -> Place:
     found = stem(stages, stage, "stem.attention2", second, found, outer)
     arena.release(mark)
     target = arena.place(third.windows, third.width)
+    mark = arena.mark()
     windows = Windows(split=third, origin=found, lines=arena.place(*third.lines), rows=target)
-    stage.call("unfold", token_stage.unfold, windows, target, takes=("arena",))
+    stage.call("unfold", token_stage.unfold, windows, target, _repeat(stages, mark, third), takes=("arena",))
     return target
 
 
@@ -58,6 +60,11 @@ def _split(rows: int, columns: int, channels: int, kernel: int, stride: int, pad
     most = max(BLOCK_BYTES // row_bytes, 1)
     down = max(n for n in range(1, one.steps[0] + 1) if one.steps[0] % n == 0 and n <= most)
     return Split(**sizes, kernel=kernel, stride=stride, padding=padding, down=down)
+
+
+def _repeat(stages: Stages, mark: int, split: Split) -> int:
+    """What has been placed since `mark` for one block is every thread's own: the distance from one to the next."""
+    return stages.arena.repeat(mark, parts(stages.isa.threads, split.blocks))
 
 
 def _windows(stages: Stages, split: Split, origin: Pixels | Place) -> Windows:
@@ -81,6 +88,7 @@ def _performer(
     # A block's query lies where its key was, and what is hidden in its FFN there too.
     row, features, attended = arena.place(block, k), arena.place(block, count), arena.place(block, k)
     mixed, total = arena.place(count, k), arena.place(1, count)
+    distance = _repeat(stages, mark, split)
     stage.call(
         "keys",
         token_stage.keys,
@@ -96,6 +104,7 @@ def _performer(
             mixed=mixed,
             total=total,
             product=stages.choose(stages.isa, Product(rows=count, columns=k, depth=block)),
+            distance=distance,
         ),
         takes=windows.takes,
     )
@@ -111,6 +120,7 @@ def _performer(
         attended=attended,
         product=stages.choose(stages.isa, Product(rows=block, columns=k, depth=count)),
         tail=_tail(stages, stage, name, normed=attended, hidden=row, value=value),
+        distance=distance,
     )
     stage.call("queries", token_stage.queries, work, takes=windows.takes)
     arena.release(mark)
@@ -126,17 +136,19 @@ def _transformer(
     mark = arena.mark()
     windows, norm = _windows(stages, split, origin), stage.norm_weights(f"{name}.norm1")
     linear = stage.product_weights(block, *_qkv(stages, name, k**-0.5))
-    stage.call("qkv", token_stage.project, windows, norm, linear, qkv, takes=windows.takes)
+    distance = _repeat(stages, mark, split)
+    stage.call("qkv", token_stage.project, windows, norm, linear, qkv, distance, takes=windows.takes)
     arena.release(mark)
     query, key, value = (qkv.columns(part * stride, k) for part in range(3))
     heads = Heads(count=1, width=k, stride=stride, query=query, key=key, value=value)
     tile = stages.choose(isa, Product(rows=query.rows, columns=key.rows, depth=k))
     # Every block of rows has read its queries before it writes what it attended to there.
-    stage.call("attention", attention, heads, query, scratch(arena, heads, tile, isa.lanes), tile)
+    stage.call("attention", attention, heads, query, scratch(arena, heads, tile, isa), tile)
     arena.release(mark)
     normed, hidden = arena.place(block, k), arena.place(block, k)
+    distance = _repeat(stages, mark, split)
     tail = _tail(stages, stage, name, normed=normed, hidden=hidden, value=value)
-    stage.call("tail", token_stage.tail, tail, query, split.blocks)
+    stage.call("tail", token_stage.tail, tail, query, split.blocks, distance)
     arena.release(mark)
     return value
 

@@ -1,5 +1,7 @@
 """Kernels of T2T-ViT's stem, each over all blocks of a soft split: what a block needs lies where the last one's lay.
 
+Threads share the blocks; what is a block's there is once for every thread, `distance` elements behind the last one's.
+
 Shapes: B tokens of a block, T of a stage, C columns of a window, K = token_dim, m features of a performer.
 """
 
@@ -15,6 +17,7 @@ from edgevit.backends.tvm.kernels import Epilogue, Weights, multiply_rows, norm_
 from edgevit.backends.tvm.layout import Place
 from edgevit.backends.tvm.schedules import Isa, Tile
 from edgevit.backends.tvm.soft_split import Split
+from edgevit.backends.tvm.threads import Part, shared
 
 Linear = tuple[Weights, Tile]
 Norm = tuple[int, int, int, float]
@@ -48,7 +51,8 @@ class Windows:
 class Keys:
     """First pass of a performer: value `[T, K]`, mixed `[m, K]` = kp^T v and total `[1, m]` = sum of kp.
 
-    `key` and `features` are a block's; `product` is the tile of kp^T v.
+    `key` and `features` are a block's, and so are `mixed` and `total` until all are added; `product` is the tile of
+    kp^T v.
     """
 
     windows: Windows
@@ -62,6 +66,7 @@ class Keys:
     mixed: Place
     total: Place
     product: Tile
+    distance: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,68 +103,89 @@ class Queries:
     attended: Place
     product: Tile
     tail: Tail
+    distance: int
+
+
+Own = Callable[[Place], Place]
+"""What is a block's to where it is in the thread that computes it."""
 
 
 def keys(isa: Isa, arena: int, blob: int, work: Keys) -> Any:
     """The first pass of a performer."""
     scope = _Scope(isa, arena, blob)
-    for place in (work.mixed, work.total):
-        performer.clear(scope.code, scope.lanes, scope.memory, place)
+    code, lanes, memory, product = scope.code, scope.lanes, scope.memory, work.product
+    sums = (work.mixed, work.total)
 
-    def block(index: Any) -> None:
-        value, rows = _block(work.value, index, work.key.rows), work.windows.rows
+    def begin(own: Own) -> None:
+        for place in sums:
+            performer.clear(code, lanes, memory, own(place))
+
+    def block(index: Any, own: Own) -> None:
+        rows, key, features = (own(place) for place in (work.windows.rows, work.key, work.features))
+        value = _block(work.value, index, key.rows)
         scope.norm(rows, rows, work.norm)
-        scope.product(rows, work.key, work.to_key)
+        scope.product(rows, key, work.to_key)
         scope.product(rows, value, work.to_value)
-        scope.features(work.key, work.features, work.project)
-        memory, product = scope.memory, work.product
-        performer.add_keys(scope.code, scope.lanes, memory, work.features, value, work.mixed, work.total, product)
+        scope.features(key, features, work.project)
+        mixed, total = map(own, sums)
+        performer.add_keys(code, lanes, memory, features, value, mixed, total, product)
 
-    return scope.blocks(work.windows, block)
+    count = scope.blocks(work.windows, work.distance, block, begin)
+    for thread in range(1, count):
+        for place in sums:
+            performer.add(code, lanes, memory, place.moved(thread * work.distance), place)
+    return scope.finished()
 
 
 def queries(isa: Isa, arena: int, blob: int, work: Queries) -> Any:
     """The second pass of a performer, and what follows attention."""
     scope = _Scope(isa, arena, blob)
 
-    def block(index: Any) -> None:
-        rows = work.windows.rows
+    def block(index: Any, own: Own) -> None:
+        rows, query, features = (own(place) for place in (work.windows.rows, work.query, work.features))
         scope.norm(rows, rows, work.norm)
-        scope.product(rows, work.query, work.to_query)
-        scope.features(work.query, work.features, work.project)
-        memory, mixed, total = scope.memory, work.mixed, work.total
-        performer.mix(scope.code, scope.lanes, memory, work.features, mixed, total, work.attended, work.product)
-        scope.tail(work.tail, work.attended, index)
+        scope.product(rows, query, work.to_query)
+        scope.features(query, features, work.project)
+        memory, attended = scope.memory, own(work.attended)
+        performer.mix(scope.code, scope.lanes, memory, features, work.mixed, work.total, attended, work.product)
+        scope.tail(work.tail, attended, index, own)
 
-    return scope.blocks(work.windows, block)
+    scope.blocks(work.windows, work.distance, block)
+    return scope.finished()
 
 
-def project(isa: Isa, arena: int, blob: int, windows: Windows, norm: Norm, linear: Linear, target: Place) -> Any:
+def project(
+    isa: Isa, arena: int, blob: int, windows: Windows, norm: Norm, linear: Linear, target: Place, distance: int
+) -> Any:
     """Target `[T, N]` = norm(windows) times weights."""
     scope = _Scope(isa, arena, blob)
 
-    def block(index: Any) -> None:
-        scope.norm(windows.rows, windows.rows, norm)
-        scope.product(windows.rows, _block(target, index, windows.rows.rows), linear)
+    def block(index: Any, own: Own) -> None:
+        rows = own(windows.rows)
+        scope.norm(rows, rows, norm)
+        scope.product(rows, _block(target, index, rows.rows), linear)
 
-    return scope.blocks(windows, block)
+    scope.blocks(windows, distance, block)
+    return scope.finished()
 
 
-def tail(isa: Isa, arena: int, blob: int, work: Tail, attended: Place, blocks: int) -> Any:
+def tail(isa: Isa, arena: int, blob: int, work: Tail, attended: Place, blocks: int, distance: int) -> Any:
     """What follows attention, for all tokens."""
     scope = _Scope(isa, arena, blob)
-    with scope.code.loop(blocks) as index:
-        scope.tail(work, _block(attended, index, work.normed.rows), index)
-    return scope.code.function([scope.memory, scope.values])
+    with shared(scope.code, scope.threads, blocks) as part, scope.code.loop(part.end - part.first) as turn:
+        index = part.first + turn
+        scope.tail(work, _block(attended, index, work.normed.rows), index, _own(part, distance))
+    return scope.finished()
 
 
-def unfold(isa: Isa, arena: int, windows: Windows, target: Place) -> Any:
+def unfold(isa: Isa, arena: int, windows: Windows, target: Place, distance: int) -> Any:
     """All windows of a map, one row each."""
     code, memory, split = Code(), buffer("arena", arena), windows.split
     assert isinstance(windows.origin, Place)
-    with code.loop(split.blocks) as index:
-        soft_split.map_lines(code, isa.lanes, memory, split, index, windows.origin, windows.lines)
-        soft_split.unfold(code, isa.lanes, memory, split, windows.lines, _block(target, index, split.block))
+    with shared(code, isa.threads, split.blocks) as part, code.loop(part.end - part.first) as turn:
+        index, lines = part.first + turn, _own(part, distance)(windows.lines)
+        soft_split.map_lines(code, isa.lanes, memory, split, index, windows.origin, lines)
+        soft_split.unfold(code, isa.lanes, memory, split, lines, _block(target, index, split.block))
     return code.function([memory])
 
 
@@ -167,43 +193,62 @@ class _Scope:
     """A kernel being written."""
 
     def __init__(self, isa: Isa, arena: int, blob: int) -> None:
-        self.code, self.lanes = Code(), isa.lanes
+        self.code, self.lanes, self.threads = Code(), isa.lanes, isa.threads
         self.memory, self.values = buffer("arena", arena), buffer("weights", blob)
+        self._parameters = [self.memory, self.values]
+        self._serial = replace(isa, threads=1)  # a block is one thread's
 
-    def blocks(self, windows: Windows, body: Callable[[Any], None]) -> Any:
-        """The finished kernel: every block's windows, and what `body` does with them."""
-        code, split, origin = self.code, windows.split, windows.origin
-        parameters = [self.memory, self.values]
+    def finished(self) -> Any:
+        return self.code.function(self._parameters)
+
+    def blocks(
+        self,
+        windows: Windows,
+        distance: int,
+        body: Callable[[Any, Own], None],
+        begin: Callable[[Own], None] = lambda _: None,
+    ) -> int:
+        """Every block's windows, and what `body` does with them; how many threads share them, each after `begin`."""
+        code, split, origin, flat = self.code, windows.split, windows.origin, None
         if isinstance(origin, Pixels):
             image = tensor("image", (1, split.rows, split.columns, split.channels), "uint8")
-            parameters, flat = [image, *parameters], code.flat(image, "uint8")
-        with code.loop(split.blocks) as index:
-            if isinstance(origin, Pixels):
-                scale, shift, lines = origin.scale, origin.shift, windows.lines
-                soft_split.image_lines(code, self.lanes, flat, self.memory, split, index, scale, shift, lines)
-            else:
-                soft_split.map_lines(code, self.lanes, self.memory, split, index, origin, windows.lines)
-            soft_split.unfold(code, self.lanes, self.memory, split, windows.lines, windows.rows)
-            body(index)
-        return code.function(parameters)
+            self._parameters, flat = [image, *self._parameters], code.flat(image, "uint8")
+        with shared(code, self.threads, split.blocks) as part:
+            own = _own(part, distance)
+            lines = own(windows.lines)
+            begin(own)
+            with code.loop(part.end - part.first) as turn:
+                index = part.first + turn
+                if isinstance(origin, Pixels):
+                    scale, shift = origin.scale, origin.shift
+                    soft_split.image_lines(code, self.lanes, flat, self.memory, split, index, scale, shift, lines)
+                else:
+                    soft_split.map_lines(code, self.lanes, self.memory, split, index, origin, lines)
+                soft_split.unfold(code, self.lanes, self.memory, split, lines, own(windows.rows))
+                body(index, own)
+        return part.count
 
     def norm(self, source: Place, target: Place, norm: Norm) -> None:
-        norm_rows(self.code, self.lanes, self.memory, self.values, source, target, *norm)
+        norm_rows(self.code, self._serial, self.memory, self.values, source, target, *norm)
 
     def product(self, source: Place, target: Place, linear: Linear, epilogue: Epilogue | None = None) -> None:
         last = epilogue or Epilogue()
-        multiply_rows(self.code, self.lanes, self.memory, self.values, source, target, *linear, last)
+        multiply_rows(self.code, self._serial, self.memory, self.values, source, target, *linear, last)
 
     def features(self, source: Place, target: Place, projection: Linear) -> None:
         self.product(source, target, projection)
         performer.features(self.code, self.lanes, self.memory, source, target, target.width)
 
-    def tail(self, work: Tail, attended: Place, index: Any) -> None:
-        value = _block(work.value, index, work.normed.rows)
+    def tail(self, work: Tail, attended: Place, index: Any, own: Own) -> None:
+        value, normed, hidden = _block(work.value, index, work.normed.rows), own(work.normed), own(work.hidden)
         self.product(attended, value, work.proj, Epilogue(onto=True))
-        self.norm(value, work.normed, work.norm)
-        self.product(work.normed, work.hidden, work.fc1, Epilogue(activation="gelu"))
-        self.product(work.hidden, value, work.fc2, Epilogue(onto=True))
+        self.norm(value, normed, work.norm)
+        self.product(normed, hidden, work.fc1, Epilogue(activation="gelu"))
+        self.product(hidden, value, work.fc2, Epilogue(onto=True))
+
+
+def _own(part: Part, distance: int) -> Own:
+    return lambda place: place.moved(part.index * distance)
 
 
 def _block(place: Place, index: Any, rows: int) -> Place:

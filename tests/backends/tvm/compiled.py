@@ -16,16 +16,20 @@ AVX2 = isa("avx2")
 
 def call(function: Any, *arrays: np.ndarray, isa: Isa = AVX2) -> Any:
     """Compile `function` and run it on copies of the arrays, which then replace the arrays' contents."""
-    name = "kernel"
-    module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
-    compiled = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))
+    compiled = kernel(function, isa)
     copies = [aligned(a.shape, a.dtype) for a in arrays]
     for copy, array in zip(copies, arrays, strict=True):
         copy[...] = array
-    result = compiled[name](*[tvm_ffi.from_dlpack(copy) for copy in copies])
+    result = compiled(*[tvm_ffi.from_dlpack(copy) for copy in copies])
     for copy, array in zip(copies, arrays, strict=True):
         array[...] = copy
     return result
+
+
+def kernel(function: Any, isa: Isa = AVX2) -> Any:
+    """Compile `function`."""
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+    return tvm.compile(module, target=tvm.target.Target(dict(isa.target)))["kernel"]
 
 
 def matrix(memory: np.ndarray, place: Any) -> np.ndarray:

@@ -36,9 +36,7 @@ class Native:
     def run(self, folder: Path, image: Path, *, effort: float = 0.0, runs: int = 1, top: int = 1000) -> dict[str, Any]:
         done = self.start(folder, image, "--effort", effort, "--runs", runs, "--top", top)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == 1
-        printed: dict[str, Any] = json.loads(done.stdout)
-        return printed
+        return read(done)
 
 
 def here(folder: Path) -> Native:
@@ -58,6 +56,13 @@ def emulated(folder: Path) -> Native:
     except RuntimeMissingError as error:
         unavailable(str(error))
     return Native(path=path, before=(found, "-cpu", "cortex-a53", "-L", SYSROOT))
+
+
+def read(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The one line that it printed."""
+    assert done.stdout.count("\n") == 1
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def outputs(printed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

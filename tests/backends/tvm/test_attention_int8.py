@@ -36,7 +36,7 @@ class Case:
         split = Heads(count=heads, width=width, stride=stride, query=query.first(rows), key=key, value=value)
         self.how, self.lanes = dot(isa, 7), isa.lanes
         tile = default_tile(isa, Product(rows=rows, columns=keys, depth=width, dot=self.how))
-        work = scratch(arena, split, self.how, tile, isa.lanes)
+        work = scratch(arena, split, self.how, tile, isa)
         self.shape, self.limit = (rows, heads, stride), 63 if isinstance(self.how, Maddubs) else 127
         self.memory = np.full(arena.size, np.nan, np.float32)
         parts = [matrix(self.memory, place).reshape(-1, heads, stride) for place in (split.query, key, value)]

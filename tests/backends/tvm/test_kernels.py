@@ -104,7 +104,7 @@ def test_attention(rows: int, keys: int, heads: int, width: int, shift: float) -
     qkv, context = arena.place(keys, 3 * inner), arena.place(rows, inner)
     query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
     split = Heads(count=heads, width=width, stride=stride, query=query.first(rows), key=key, value=value)
-    work = scratch(arena, split, tile, LANES)
+    work = scratch(arena, split, tile, AVX2)
     memory = np.full(arena.size, np.nan, np.float32)
     parts = [matrix(memory, place).reshape(-1, heads, stride) for place in (split.query, key, value)]
     matrix(memory, qkv)[...] = 0

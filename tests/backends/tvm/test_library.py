@@ -73,8 +73,8 @@ def test_the_library_names_no_place_it_was_made_at(folder: Path) -> None:
         assert part.encode() not in raw
 
 
-def test_more_than_one_thread_is_refused(folder: Path) -> None:
-    with pytest.raises(DeviceError, match="compiled for one thread, got 2"):
+def test_more_threads_than_it_was_compiled_for_are_refused(folder: Path) -> None:
+    with pytest.raises(DeviceError, match="compiled for 1 thread, got 2; leave --threads away, or build for a target"):
         backend.load(folder, threads=2)
 
 

@@ -1,0 +1,45 @@
+// How many threads a run has: the calling one, and the others of the runtime's pool.
+#ifndef EDGEVIT_THREADS_H_
+#define EDGEVIT_THREADS_H_
+
+#include <sched.h>
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/string.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+#include "manifest.h"
+
+namespace tvm::runtime::threading {
+void SetMaxConcurrency(int value);  // Of this thread; libtvm_runtime.so has it, no header that it comes with does.
+}
+
+namespace edgevit {
+
+// Let kernels use so many threads; for one the runtime starts none and computes the parts of a kernel in turn.
+inline void use_threads(int64_t count) {
+  tvm::runtime::threading::SetMaxConcurrency(static_cast<int>(count));
+  if (count == 1) return;
+  // Idle threads look for work about a millisecond long before they sleep; by default they do for a tenth of a second.
+  setenv("TVM_THREAD_POOL_SPIN_COUNT", "3000", 0);
+  cpu_set_t held;
+  if (sched_getaffinity(0, sizeof held, &held)) fail(kRuntime, "the system does not tell which CPUs may be used");
+  tvm::ffi::Array<tvm::ffi::String> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &held)) cpus.push_back(std::to_string(cpu));
+  const auto found = tvm::ffi::Function::GetGlobalRequired("runtime.NumThreads");
+  found();  // Starts the pool, every thread bound to a CPU, whichever this process may use: let all have all of those.
+  constexpr int kShareAll = -3;
+  tvm::ffi::Function::GetGlobalRequired("runtime.config_threadpool")(kShareAll, static_cast<int>(count), cpus);
+  tvm::runtime::threading::SetMaxConcurrency(static_cast<int>(count));  // Now it is the number of CPUs.
+  const int threads = found().cast<int>();
+  if (threads != count)
+    fail(kRuntime, "the runtime has " + std::to_string(threads) + " threads, not " + std::to_string(count));
+}
+
+}  // namespace edgevit
+
+#endif  // EDGEVIT_THREADS_H_
