@@ -232,8 +232,8 @@ def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
     if spec.head.classes not in (count, used):
         raise ImagesError(
             f"{data.source} has {count} classes, but {spec.name} has {spec.head.classes}; pass --new-head to train a "
-            "new head for these images, or --unlabelled to follow the model without labels (where they show some of its "
-            "own classes, `edgevit build --classes` keeps them afterwards)"
+            "new head for these images, or --unlabelled to follow the model without labels (if the images show some of "
+            "its own classes, `edgevit build --classes` keeps them afterwards)"
         )
     return data
 
