@@ -106,9 +106,10 @@ class MemoryTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
-    """Resident memory of a fresh process with numpy and the runtime only.
+    """Resident memory of a fresh process with numpy and the runtime only, or of a TVM bundle's own C++ runner.
 
-    After importing them, after loading the model, and its high-water mark after running every path.
+    After importing them (the runner: when it began to load), after loading the model, and its high-water mark after
+    running every path.
     """
 
     imported_bytes: int

@@ -20,6 +20,7 @@ Example:
 A board needs a login by key, and Python 3.11 or newer with numpy and the bundle's runtime; for a TVM bundle sh, tar,
 the C and the C++ library instead. edgevit copies the bundle into a temporary folder there, runs as the user who logs
 in, and removes everything, also when it is stopped. A TVM bundle is a program: profile only those that you trust.
+A TVM bundle's process memory and loading time are those of its C++ runner, here too.
 
 \b
 Without a board, qemu:cortex-a76 (and others, see edgevit device list) runs it on an emulated processor: results,

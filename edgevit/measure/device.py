@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -72,6 +73,37 @@ def probe_local(
     if answer["heavy"]:
         raise BundleError(f"the process on the device loaded {', '.join(answer['heavy'])}; a device has none of them")
     return _probe(answer)
+
+
+def probe_runner(backend: str, model: Path, image: NDArray[np.uint8], efforts: Sequence[float]) -> Probe:
+    """Start the bundle's own runner, a program that needs no Python, load and run every effort, and report the same.
+
+    Args:
+        backend: module that can start it, by its full name.
+        model: the file that it loads.
+        image: uint8 RGB `[1, height, width, 3]`.
+        efforts: values of the input `effort`, one per path.
+
+    Raises:
+        BundleError: it is missing, or cannot run here.
+    """
+    runner = importlib.import_module(backend).start(model.parent)
+    told = []
+    try:
+        for effort in efforts:
+            runner.run(image, effort)
+            told.append(runner.told)
+    finally:
+        runner.close()
+    first, last = told[0], told[-1]
+    held = (first["started_bytes"], first["load_peak_bytes"], last["peak_bytes"])
+    known = dict(zip(("imported_bytes", "loaded_bytes", "peak_bytes"), held, strict=True))
+    return Probe(
+        process=ProcessMemory(**known) if all(held) else None,
+        trace=None,
+        load_ms=float(first["load_ms"]),
+        first_run_ms=float(first["wall_ms"]["median"]),
+    )
 
 
 def trace_local(

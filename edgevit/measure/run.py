@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgevit import __version__
 from edgevit.bundlespec import Bundle, Manifest, PathName
-from edgevit.measure.device import probe_local, trace_local
+from edgevit.measure.device import probe_local, probe_runner, trace_local
 from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
@@ -91,7 +91,10 @@ def profile_bundle(
     }
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     few = images[:TRACED_IMAGES]
-    probe = probe_local(backend, model, few, list(efforts.values()), **settings)
+    if manifest.backend == "tvm":
+        probe = probe_runner(backend, model, images[:1], list(efforts.values()))
+    else:
+        probe = probe_local(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edgevit.errors import BundleError
-from edgevit.measure.device import probe_local, trace_local
+from edgevit.measure.device import probe_local, probe_runner, trace_local
+from edgevit.measurespec import ProcessMemory
 
 IMAGES = np.zeros((1, 8, 8, 3), np.uint8)
 BACKEND = """
@@ -73,3 +74,42 @@ def test_a_process_that_fails_is_told_with_its_last_words(module: Path) -> None:
             precision="f32",
             weight_bits=8,
         )
+
+
+STARTED = """
+class Runner:
+    told, closed, efforts = {{}}, 0, []
+    def run(self, image, effort):
+        self.efforts.append(effort)
+        n = len(self.efforts)
+        {broken}
+        self.told = dict(
+            load_ms=3.5, started_bytes={held}, load_peak_bytes=2 * {held}, peak_bytes=(2 + n) * {held},
+            wall_ms={{"min": 1.0 * n, "median": 1.5 * n}},
+        )
+    def close(self):
+        Runner.closed += 1
+def start(folder):
+    assert folder.name == "model"
+    return Runner()
+"""
+
+
+@pytest.mark.parametrize("held", [1_000_000, 0])
+def test_a_program_of_its_own_tells_the_same(module: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.syspath_prepend(str(module.parent))
+    (module.parent / f"started_{held}.py").write_text(STARTED.format(held=held, broken="pass"))
+    found = probe_runner(f"started_{held}", Path("model/model.so"), IMAGES, [0.0, 1.0])
+    assert (found.load_ms, found.first_run_ms, found.trace) == (3.5, 1.5, None)
+    known = ProcessMemory(imported_bytes=held, loaded_bytes=2 * held, peak_bytes=4 * held)
+    assert found.process == (known if held else None)  # a system that does not tell says 0
+
+
+def test_a_program_that_fails_is_closed(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(module.parent))
+    (module.parent / "failing.py").write_text(STARTED.format(held=1, broken="raise RuntimeError('no')"))
+    with pytest.raises(RuntimeError, match="no"):
+        probe_runner("failing", Path("model/model.so"), IMAGES, [0.0])
+    import failing  # type: ignore[import-not-found]
+
+    assert failing.Runner.closed == 1

@@ -122,6 +122,7 @@ struct Call {  // of a kernel, or of a function of kernels
 struct Costs {
   std::vector<Time> times;
   int64_t started, load_peak, grown;
+  double load_ms;
   Resident loaded;
   std::vector<Call> calls;
   std::vector<int64_t> heap;  // before loading, at most then, after it, at most since
@@ -169,7 +170,7 @@ void print(const Options& options, const Manifest& manifest, const float* logits
       "\"loaded\": {\"weights\": %lld, \"model\": %lld, \"runtime\": %lld, \"system\": %lld, \"own\": %lld}, ",
       static_cast<long long>(at.weights), static_cast<long long>(at.model), static_cast<long long>(at.runtime),
       static_cast<long long>(at.system), static_cast<long long>(at.own));
-  std::printf("\"started_bytes\": %lld, ", static_cast<long long>(costs.started));
+  std::printf("\"load_ms\": %.4f, \"started_bytes\": %lld, ", costs.load_ms, static_cast<long long>(costs.started));
   std::printf(
       "\"load_peak_bytes\": %lld, \"peak_bytes\": %lld, \"grown_bytes\": %lld, \"resident_bytes\": %lld}\n",
       static_cast<long long>(costs.load_peak), static_cast<long long>(peak_bytes()),
@@ -236,7 +237,7 @@ class Session {
   Costs costs(std::vector<Time> times) const {
     std::vector<int64_t> heap = heap_;
     heap.push_back(heap_bytes(kMost));
-    return {std::move(times), started, load_peak, grown(), loaded_, calls, heap};
+    return {std::move(times), started, load_peak, grown(), load_ms, loaded_, calls, heap};
   }
 
   int64_t grown() const {  // bytes since loading; -1: not told

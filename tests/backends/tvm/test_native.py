@@ -108,6 +108,7 @@ def test_what_one_line_says(x86: Native, folder: Path) -> None:
     assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["class"] == printed["top"][0][0]
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
     assert 0 < printed["started_bytes"] < printed["load_peak_bytes"] <= printed["peak_bytes"]
+    assert printed["load_ms"] > 0
     # Whose memory it is once loaded: none of the weights', and nothing is left out.
     held = printed["loaded"]
     assert held["weights"] == 0 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
