@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from edgevit.models.program import Program
+from edgevit.progress import track
 from edgevit.quantize.observe import Ranges
 from edgevit.quantspec import LinearPlan, QuantPlan
 
@@ -40,7 +41,8 @@ def rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
 
     def rounded(plan: QuantPlan) -> Program:
         entries = [e for e in plan.linears if e.int8 and ranges.tensor(e.name) is not None]
-        return program.with_weights({f"{e.name}.weight": weight(e, plan.weight_bits) for e in entries})
+        shown = track(entries, "Rounding weights")
+        return program.with_weights({f"{e.name}.weight": weight(e, plan.weight_bits) for e in shown})
 
     return rounded
 
