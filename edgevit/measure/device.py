@@ -75,7 +75,9 @@ def probe_local(
     return _probe(answer)
 
 
-def probe_runner(backend: str, model: Path, image: NDArray[np.uint8], efforts: Sequence[float]) -> Probe:
+def probe_runner(
+    backend: str, model: Path, image: NDArray[np.uint8], efforts: Sequence[float], *, threads: int
+) -> Probe:
     """Start the bundle's own runner, a program that needs no Python, load and run every effort, and report the same.
 
     Args:
@@ -83,11 +85,12 @@ def probe_runner(backend: str, model: Path, image: NDArray[np.uint8], efforts: S
         model: the file that it loads.
         image: uint8 RGB `[1, height, width, 3]`.
         efforts: values of the input `effort`, one per path.
+        threads: of a run.
 
     Raises:
         BundleError: it is missing, or cannot run here.
     """
-    runner = importlib.import_module(backend).start(model.parent)
+    runner = importlib.import_module(backend).start(model.parent, threads=threads)
     told = []
     try:
         for effort in efforts:

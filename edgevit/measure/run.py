@@ -92,7 +92,7 @@ def profile_bundle(
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     few = images[:TRACED_IMAGES]
     if manifest.backend == "tvm":
-        probe = probe_runner(backend, model, images[:1], list(efforts.values()))
+        probe = probe_runner(backend, model, images[:1], list(efforts.values()), threads=threads)
     else:
         probe = probe_local(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()

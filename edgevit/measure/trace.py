@@ -127,7 +127,7 @@ def trace_tvm(
     model: Path, images: Images, *, backend: Any, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:
     """Time the kernels of every branch, as the virtual machine calls them."""
-    runner = backend.start(model.parent, trace=True)
+    runner = backend.start(model.parent, trace=True, threads=settings["threads"])
     runs = []
     for index, effort in traced(len(images), gated):
         calls, _ = runner.trace(np.ascontiguousarray(images[index : index + 1]), effort)

@@ -89,8 +89,8 @@ class Runner:
         )
     def close(self):
         Runner.closed += 1
-def start(folder):
-    assert folder.name == "model"
+def start(folder, *, threads):
+    assert (folder.name, threads) == ("model", 2)
     return Runner()
 """
 
@@ -99,7 +99,7 @@ def start(folder):
 def test_a_program_of_its_own_tells_the_same(module: Path, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     monkeypatch.syspath_prepend(str(module.parent))
     (module.parent / f"started_{held}.py").write_text(STARTED.format(held=held, broken="pass"))
-    found = probe_runner(f"started_{held}", Path("model/model.so"), IMAGES, [0.0, 1.0])
+    found = probe_runner(f"started_{held}", Path("model/model.so"), IMAGES, [0.0, 1.0], threads=2)
     assert (found.load_ms, found.first_run_ms, found.trace) == (3.5, 1.5, None)
     known = ProcessMemory(imported_bytes=held, loaded_bytes=2 * held, peak_bytes=4 * held)
     assert found.process == (known if held else None)  # a system that does not tell says 0
@@ -109,7 +109,7 @@ def test_a_program_that_fails_is_closed(module: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(module.parent))
     (module.parent / "failing.py").write_text(STARTED.format(held=1, broken="raise RuntimeError('no')"))
     with pytest.raises(RuntimeError, match="no"):
-        probe_runner("failing", Path("model/model.so"), IMAGES, [0.0])
+        probe_runner("failing", Path("model/model.so"), IMAGES, [0.0], threads=2)
     import failing  # type: ignore[import-not-found]
 
     assert failing.Runner.closed == 1

@@ -138,17 +138,17 @@ class _Attention:
         return panels_of(columns, self.tile, self.lanes)
 
     def pack_keys(self) -> None:
-        """Keys transposed, panel by panel; columns of padding are 0."""
+        """Keys transposed, panel by panel; columns of padding are 0. No two threads write into one panel's lines."""
         code, key = self.code, self.heads.key
         for panel in self._panels(key.rows):
             columns = panel.vectors * self.lanes
-            with code.loop(panel.count) as index:
+            with each(code, self.threads, panel.count) as index:
                 first = panel.first + index * columns
                 base = self.work.keys.offset + first * self.heads.width
-                with each(code, self.threads, panel.used) as k, code.loop(self.heads.width) as e:
+                with code.loop(panel.used) as k, code.loop(self.heads.width) as e:
                     value = load(self.memory, key.offset + (first + k) * key.stride + self.column + e)
                     code.store(self.memory, base + e * columns + k, value)
-                with each(code, self.threads, columns - panel.used) as k, code.loop(self.heads.width) as e:
+                with code.loop(columns - panel.used) as k, code.loop(self.heads.width) as e:
                     code.store(self.memory, base + e * columns + panel.used + k, number(0.0))
 
     def pack_values(self) -> None:

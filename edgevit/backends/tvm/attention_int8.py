@@ -38,7 +38,7 @@ from edgevit.backends.tvm.dots import Dot, Inner, Maddubs
 from edgevit.backends.tvm.integers import LOW, STEPS, WORD, Matrix, put, store_integers
 from edgevit.backends.tvm.layout import Arena, Place
 from edgevit.backends.tvm.schedules import Isa, Tile, pad
-from edgevit.backends.tvm.threads import Part, each, grid, parts, row_tiles, row_units, shared, team
+from edgevit.backends.tvm.threads import Part, each, parts, row_tiles, row_units, shared, team
 
 SIGNED = 127
 TINY = 1e-20
@@ -157,12 +157,12 @@ class _Attention:
         code, key, keys, lanes = self.code, self.heads.key, self.work.keys, self.lanes
         for panel in self._panels(key.rows):
             columns = panel.vectors * lanes
-            with code.loop(panel.count) as index:
+            with each(code, self.threads, panel.count) as index:
                 first = panel.first + index * columns
                 base = keys.words.offset + first * (keys.depth // WORD)
-                with each(code, self.threads, panel.used) as k:
+                with code.loop(panel.used) as k:
                     self._pack_key(key.offset + (first + k) * key.stride + self.column, first + k, base, k, columns)
-                with each(code, self.threads, columns - panel.used) as k:
+                with code.loop(columns - panel.used) as k:
                     self._no_words(base, panel.used + k, columns, 0, keys.depth // WORD)
                     for place in (keys.scale, keys.start):
                         code.store(self.memory, place.offset + first + panel.used + k, number(0.0))
@@ -194,7 +194,7 @@ class _Attention:
         code, value, values, lanes = self.code, self.heads.value, self.work.values, self.lanes
         for panel in self._panels(self.heads.stride):
             columns = panel.vectors * lanes
-            with grid(code, self.threads, panel.count, panel.vectors) as (index, v):
+            with each(code, self.threads, panel.count) as index, code.loop(panel.vectors) as v:
                 first = panel.first + index * columns
                 source = value.offset + self.column + first + v * lanes
                 base = values.words.offset + first * (values.depth // WORD)

@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from edgevit.backends.tvm.code import Code, integer, smaller
 from edgevit.backends.tvm.schedules import Isa, Tile, panels
 
@@ -99,17 +97,6 @@ def pieces(code: Code, part: Part, full: int, emit: Callable[[Any], None], rest:
     else:
         with code.when(part.end > integer(full)):
             rest()
-
-
-@contextmanager
-def grid(code: Code, threads: int, outer: int, inner: int) -> Iterator[tuple[Any, Any]]:
-    """Two loops, 0 <= i < outer and 0 <= j < inner, shared out as one."""
-    if threads == 1:
-        with code.loop(outer) as i, code.loop(inner) as j:
-            yield i, j
-        return
-    with each(code, threads, outer * inner) as index:
-        yield tuple(f(integer(index), integer(inner)) for f in (tirx.floordiv, tirx.floormod))
 
 
 def even_block(threads: int, units: int, usual: int) -> int:
