@@ -337,6 +337,8 @@ def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -
     closed, opened = (x86.run(tmp_path, tmp_path / "image.raw", effort=e) for e in (ALL_SKIPPED, ALL_OPEN))
     # A process with the runtime libraries and nothing to do has 7.9 MB.
     assert opened["load_peak_bytes"] < 11e6
+    assert opened["loaded"]["weights"] == 0
+    assert opened["load_peak_bytes"] - opened["started_bytes"] < 0.05 * weights
     assert opened["peak_bytes"] < weights + arena + 12e6
     assert closed["peak_bytes"] < opened["peak_bytes"] / 2
     # What a run touched beyond the image, which is put there before it; the bound holds, and says little too much.
