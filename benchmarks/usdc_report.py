@@ -131,24 +131,36 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.4))
-    dense = next(r for r in rows if r["name"] == "dense")
+    dense, others = next(r for r in rows if r["name"] == "dense"), [r for r in rows if r["name"] != "dense"]
     left.plot([100], [100 * dense["top1"]["1"]], "k*", label="dense")
     for method, label in METHODS.items():
-        same = [r for r in rows if r["name"].startswith(method) and parts(r["name"])[2] in ("", "recursive")]
-        same = sorted(same, key=lambda r: r["macs"]["1"])
-        if same:
-            left.plot([100 * r["macs"]["1"] for r in same], [100 * r["top1"]["1"] for r in same], "o-", label=label)
+        same = [r for r in others if parts(r["name"])[0] == method and parts(r["name"])[2] in ("", "recursive")]
+        points = [(100 * r["macs"]["1"], 100 * r["top1"]["1"]) for r in same]
+        if points:
+            budgets = sorted({parts(r["name"])[1] for r in same})
+            at = [_mean([p for p, r in zip(points, same, strict=True) if parts(r["name"])[1] == b]) for b in budgets]
+            (line,) = left.plot(*zip(*at, strict=True), "-", label=label)
+            left.plot(*zip(*points, strict=True), "o", color=line.get_color())
     left.set_xlabel("expected MACs, % of dense")
     left.set_ylabel("top-1, %")
     left.invert_xaxis()
-    for row in rows:
-        if row["name"].startswith("usdc-50") and row["name"].endswith("seed0"):
-            tops = [100 * row["top1"][b] for b in BATCHES]
-            right.plot([int(b) for b in BATCHES], tops, "o-", label=parts(row["name"])[2])
+    halved = [r for r in others if parts(r["name"])[:2] == ("usdc", 50)]
+    for group in sorted({parts(r["name"])[2] for r in halved}):
+        same = [r for r in halved if parts(r["name"])[2] == group]
+        means = [_mean([(int(b), 100 * r["top1"][b]) for r in same]) for b in BATCHES]
+        right.plot(*zip(*means, strict=True), "o-", label=f"{group} (n = {len(same)})")
     right.set_xscale("log", base=2)
     right.set_xlabel("inference batch size (trained at 256)")
+    right.set_ylabel("top-1, %")
+    left.set_title("lines: means over seeds", fontsize=9)
+    right.set_title("both methods, 50 % MACs: means over seeds", fontsize=9)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The middle of some points."""
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
