@@ -25,7 +25,11 @@ CALL = re.compile(r"^\s+call\s+(\S+)\s+in:")
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that one run needs, over every path. `weights` are mapped from their file and read page by page."""
+    """Bytes that one run needs, over every path. `weights` are mapped from their file and read page by page.
+
+    The arena holds what every thread has of its own; threads' stacks and queues are the runtime's, which has them from
+    loading on, and are not in here.
+    """
 
     arena: int
     inputs: int
