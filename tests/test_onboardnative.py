@@ -117,6 +117,22 @@ def refusal(bundle: Path, board: Board, **asked: Any) -> str:  # noqa: F811
     return str(caught.value)
 
 
+def test_a_board_is_told_of_fewer_threads_than_the_target_has(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        manifest = dataclasses.replace(opened.manifest, target=opened.manifest.target | {"threads": 2})
+        for threads, told in ((2, False), (1, True)):
+            case = onboardnative._Case(
+                bundle=dataclasses.replace(opened, manifest=manifest),
+                images=tiny_images(PROGRAM.spec, 1),
+                used=ImagesUsed(count=1, digest="0", golden=True),
+                address=ADDRESS,
+                runs=1,
+                threads=threads,
+                cpus=None,
+            )
+            assert ("--threads 1" in onboardnative._calls(case, ["golden", "timed"])) is told
+
+
 def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board: Board, tmp_path: Path) -> None:  # noqa: F811
     assert "is x86_64, the bundle's target aarch64; build the bundle for a target" in refusal(arm, board)
     assert "CPUs 4000 were asked for; 127.0.0.1 offers 0" in refusal(bundle, board, cpus=(4000,))

@@ -237,6 +237,11 @@ def test_a_run_touches_no_more_than_the_bound_says(tmp_path: Path) -> None:
     bound, image = backend.memory(tmp_path).activations, tiny_images(program.spec, 1)
     touched = [backend.touched(tmp_path, image, 0.0)[0] for _ in range(5)]
     assert all(bytes_ is not None and 0.9 * bound < bytes_ <= bound for bytes_ in touched), touched
+    for asked, used in ((None, 2), (1, 1)):
+        started = backend.start(tmp_path, threads=asked)
+        started.run(image)
+        assert len(list(Path(f"/proc/{started._process.pid}/task").iterdir())) == used
+        started.close()
 
 
 def test_aarch64_runs_on_two_threads_in_an_emulator(tmp_path: Path) -> None:
