@@ -60,16 +60,20 @@ def test_training_gives_what_the_report_says() -> None:
     assert f"(dense {100 * dense['top1']['1']:.2f} % top-1): {mean(both)} at batch 1, " in README
     assert f"{mean(both, '256')} at batch 256, with {share:.0f} % of the dense model's memory bound" in README
     assert f"to the same MACs {mean('static-50')}; gates alone, one seed, {mean('dynamic-50-recursive')}" in README
+    at_70 = [f"{100 * rows[f'{name}-seed0']['top1']['1']:.2f} %" for name in ("usdc-70-recursive", "static-70")]
+    assert f"one seed, both reach {at_70[0]}, pruning alone {at_70[1]}" in README
 
 
 def test_trained_bundles_take_what_the_reports_say() -> None:
     def told(name: str) -> tuple[list[str], list[str]]:
         results = reference(f"usdc-{name}.json")["results"]
         shares = {f"{r['paths']['real images']['value']:.2f}" for r in results}
-        return sorted(shares), sorted(f"{100 * (r['dense_top1'] - r['top1']):.1f}" for r in results)
+        return sorted(shares), sorted({f"{100 * (r['dense_top1'] - r['top1']):.1f}" for r in results})
 
     shares, points = told("cifar10")
     assert f"take {' to '.join(shares)} of the dense int8 bundle's time and lose {' to '.join(points)}" in README
+    shares, points = told("cifar10-45")
+    assert f"of the MACs they take {' to '.join(shares)} of the time and lose {' to '.join(points)} points" in README
     shares, points = told("imagenette")
     assert f"half the MACs take {' to '.join(shares)} of the time and lose {' to '.join(points)} points" in README
 
