@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgevit import __version__
 from edgevit.bundlespec import Bundle, Manifest, PathName
-from edgevit.measure.device import probe_local, probe_runner, trace_local
+from edgevit.measure.device import Probe, probe_local, probe_runner, trace_local
 from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
@@ -91,10 +92,7 @@ def profile_bundle(
     }
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     few = images[:TRACED_IMAGES]
-    if manifest.backend == "tvm":
-        probe = probe_runner(backend, model, images[:1], list(efforts.values()), threads=threads)
-    else:
-        probe = probe_local(backend, model, few, list(efforts.values()), **settings)
+    probe = _probe(manifest.backend, backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs)
@@ -131,6 +129,15 @@ def profile_bundle(
         warnings=(*parity_doubts(golden), *doubts(machine)),
         golden=golden,
     )
+
+
+def _probe(
+    kind: str, backend: str, model: Path, images: NDArray[np.uint8], efforts: list[float], **settings: Any
+) -> Probe:
+    """A fresh process with the model: the C++ program that a TVM bundle ships, or this Python for other backends."""
+    if kind == "tvm":
+        return probe_runner(backend, model, images[:1], efforts, threads=settings["threads"])
+    return probe_local(backend, model, images, efforts, **settings)
 
 
 def _untimed(
