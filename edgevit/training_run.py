@@ -75,6 +75,7 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
         BudgetError: a budget below what stem, head and gates cost.
         OutputError: there is a run already (and `resume` is false), or the disk refuses.
     """
+    _check_small(job.dense.spec, job.recipe.small)
     check_budgets(job.dense.spec, job.budgets)
     compresses = job.budgets.prunes or job.budgets.gates
     if compresses and not job.recipe.epochs_joint:
@@ -243,6 +244,25 @@ def kept(folder: Path) -> str:
     return f"{path} is kept, of step {state.get('step')} in stage {state.get('stage')!r}; go on with --resume"
 
 
+def _check_small(spec: ProgramSpec, side: int) -> None:
+    """Hold the side of smaller training images against the model."""
+    if not side:
+        return
+    if spec.stem.kind != "patch":
+        raise TrainingError(
+            f"small is {side}, but {spec.name} makes its tokens from overlapping windows, which are not resampled; "
+            "leave `small` out of the recipe"
+        )
+    image = spec.image
+    shorter = min(image.height, image.width)
+    uneven = [length for length in (image.height, image.width) if length * side % (shorter * spec.stem.patch)]
+    if side >= shorter or uneven:
+        raise TrainingError(
+            f"small is {side}, allowed for {spec.name} ({image.height} x {image.width} pixels): less than {shorter}, "
+            f"with whole patches of {spec.stem.patch} pixels both ways; change `small` in the recipe, or leave it out"
+        )
+
+
 def _source(job: Training, data: LabelledSet) -> Batches:
     r = job.recipe
     if len(data) < r.batch:
@@ -261,6 +281,7 @@ def _source(job: Training, data: LabelledSet) -> Batches:
         batch=r.batch // r.accumulate,
         seed=r.seed,
         augment=r.augment,
+        views=r.views,
         workers=r.workers,
         rank=job.world.rank,
         world=job.world.size,

@@ -212,6 +212,8 @@ def stage_settings(recipe: TrainRecipe, *, joint: bool, bfloat16: bool, first_st
     return StageSettings(
         name="joint" if joint else "recover",
         epochs=r.epochs_joint if joint else r.epochs_recover,
+        small=r.small,
+        small_epochs=0 if not r.small else r.epochs_joint if joint else max(r.epochs_recover - r.full_epochs, 0),
         rate=r.rate_joint if joint else r.rate_recover,
         batch=r.batch,
         accumulate=r.accumulate,

@@ -175,26 +175,25 @@ def test_without_budgets_it_is_fine_tuning(data: LabelledSet, tmp_path: Path) ->
     assert answers(found, held.images).top1(held.labels) > max(0.6, answers(dense(), held.images).top1(held.labels))
 
 
+def test_most_epochs_may_see_small_images_in_a_few_views(data: LabelledSet, tmp_path: Path) -> None:
+    """Budgets are those of the model's own size, and the teacher is asked about each view once."""
+    r = replace(SHORT, small=16, full_epochs=1, views=2, epochs_joint=2, epochs_recover=3)
+    found = train(job(data, tmp_path / "run", recipe=r, teacher_cache=tmp_path / "teacher"))
+    steps = 72 // r.batch
+    assert len(list((tmp_path / "teacher").iterdir())) == 2 * steps
+    assert len(metrics(tmp_path / "run")) == 5 * steps
+    held, _ = split_data(job(data, tmp_path / "other"))
+    whole = total_macs(dense().spec)
+    assert total_macs(found.spec) <= HALF.static * whole
+    assert answers(found, held.images).macs <= (HALF.expected + 0.05) * whole
+    assert (
+        found.spec.image == dense().spec.image and found.weights["stem.pos"].shape == dense().weights["stem.pos"].shape
+    )
+
+
 def test_budgets_need_the_stage_that_meets_them(data: LabelledSet, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="epochs_joint is 0"):
         train(job(data, tmp_path / "run", recipe=replace(SHORT, epochs_joint=0)))
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "said"),
-    [
-        ({"recipe": replace(SHORT, batch=80)}, TrainingError, "leaves 72 images to train on, a batch takes 80"),
-        ({"recipe": replace(SHORT, batch=64, accumulate=3)}, TrainingError, "a multiple of 3"),
-        ({"dense": tiny_program(classes=9)}, ImagesError, "no image of 5 of 9 classes"),
-        ({"dense": tiny_program(classes=3)}, ImagesError, "labels out of range: got 3"),
-    ],
-)
-def test_data_that_does_not_do_is_refused_before_training(
-    data: LabelledSet, tmp_path: Path, changed: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        train(job(data, tmp_path / "run", **changed))
-    assert not list((tmp_path / "run").glob("*"))
 
 
 def t2t(kind: str) -> Program:
@@ -207,6 +206,34 @@ def t2t(kind: str) -> Program:
         if name.endswith(".w"):
             weights[name] *= 0.5
     return Program(spec=spec, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"recipe": replace(SHORT, batch=80)}, TrainingError, "leaves 72 images to train on, a batch takes 80"),
+        ({"recipe": replace(SHORT, batch=64, accumulate=3)}, TrainingError, "a multiple of 3"),
+        (
+            {"recipe": replace(SHORT, small=32)},
+            TrainingError,
+            "small is 32, allowed for tiny .* less than 32",
+        ),
+        ({"recipe": replace(SHORT, small=20)}, TrainingError, "whole patches of 8 pixels both ways"),
+        (
+            {"recipe": replace(SHORT, small=16), "dense": t2t("t2t_transformer")},
+            TrainingError,
+            "from overlapping windows",
+        ),
+        ({"dense": tiny_program(classes=9)}, ImagesError, "no image of 5 of 9 classes"),
+        ({"dense": tiny_program(classes=3)}, ImagesError, "labels out of range: got 3"),
+    ],
+)
+def test_data_that_does_not_do_is_refused_before_training(
+    data: LabelledSet, tmp_path: Path, changed: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        train(job(data, tmp_path / "run", **changed))
+    assert not list((tmp_path / "run").glob("*"))
 
 
 @pytest.mark.parametrize("kind", ["t2t_performer", "t2t_transformer"])

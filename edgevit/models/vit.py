@@ -36,6 +36,7 @@ class Vit(nn.Module):
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
         `[B, N, D]` before it; None means all gates open. A branch's output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
+      images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
       trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
     """
 
@@ -77,14 +78,25 @@ class Vit(nn.Module):
         """Images `[B, 3, height, width]` to the residual stream `[B, N, D]`."""
         stem = self.spec.stem
         if stem.kind == "patch":
-            p, (rows, columns) = stem.patch, self.spec.grid
+            p = stem.patch
+            rows, columns = images.shape[2] // p, images.shape[3] // p
             x = images.reshape(-1, 3, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)
             x = x.reshape(-1, rows * columns, p * p * 3)
         else:
+            rows, columns = self.spec.grid
             x = t2t_tokens(self.spec, self.array, images)
-        x = self.linear("stem", x, tap) + self.array("stem.pos")
+        x = self.linear("stem", x, tap) + self.positions(rows, columns)
         x = torch.cat([self.array("stem.prefix").expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm("stem.norm", x) if stem.norm else x
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The position embedding `[rows * columns, D]`, resampled as timm does for a grid that is not the Program's."""
+        pos = self.array("stem.pos")
+        if (rows, columns) == self.spec.grid:
+            return pos
+        grid = pos.reshape(1, *self.spec.grid, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
+        return grid.permute(0, 2, 3, 1).reshape(rows * columns, -1)
 
     def mhsa(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None, rows: int | None = None) -> Tensor:
         b = len(x)

@@ -57,6 +57,7 @@ class Batches:
         batch: images of a step over all processes; the last, smaller batch of an epoch is dropped.
         seed: of order and augmentation.
         augment: how images are varied.
+        views: after how many epochs order and augmentation begin again; 0 for never.
         workers: processes that read ahead; 0 reads in this one.
         rank: which of the processes this is.
         world: how many processes share every batch.
@@ -74,6 +75,7 @@ class Batches:
         batch: int,
         seed: int,
         augment: Augment,
+        views: int = 0,
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -90,7 +92,7 @@ class Batches:
             )
         self.steps = len(data) // batch
         self._batch, self._seed, self._workers, self._rank, self._world = batch, seed, workers, rank, world
-        self._data = data
+        self._data, self._views = data, views
         self._reader = _Reader(data, image, seed, *_transforms(augment, image))
         self._unreadable: dict[int, str] = {}
 
@@ -113,6 +115,7 @@ class Batches:
         Raises:
             ImagesError: more than 10 % of the set turned out unreadable.
         """
+        epoch = epoch % self._views if self._views else epoch
         share = self._batch // self._world
         order = self.order(epoch)
         tasks = []

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgevit.errors import TrainingError
 from edgevit.models.vit import Decide, Tap, Vit
@@ -86,7 +87,10 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """The numbers of one stage; see `TrainRecipe`. `first_step` is the number of its first step in the log."""
+    """The numbers of one stage; see `TrainRecipe`.
+
+    `first_step` is the number of its first step in the log; its first `small_epochs` see images of side `small`.
+    """
 
     name: str
     epochs: int
@@ -105,6 +109,8 @@ class StageSettings:
     skip_rate: float
     bfloat16: bool
     checkpoint_seconds: float
+    small: int = 0
+    small_epochs: int = 0
     first_step: int = 0
 
 
@@ -162,7 +168,8 @@ def fit(
         for part in range(settings.accumulate):
             images, labels = next(micro)
             hooks.begin(settings.first_step + step, part, done, len(images) * world.size)
-            loss = _loss(wrapped, images.to(device), labels.to(device), settings, hooks, teacher)
+            side = settings.small if step < settings.small_epochs * per_epoch else 0
+            loss = _loss(wrapped, images.to(device), labels.to(device), settings, hooks, teacher, side)
             torch.autograd.backward(loss / settings.accumulate)
             hooks.observe()
             losses += float(loss.detach()) / settings.accumulate
@@ -241,12 +248,14 @@ def _loss(
     settings: StageSettings,
     hooks: Hooks,
     teacher: Teacher | None,
+    side: int,
 ) -> Tensor:
-    """Forward one micro-batch: the task's loss and what the hooks add."""
+    """Forward one micro-batch, smaller if there is a `side`: the task's loss and what the hooks add."""
     autocast = torch.autocast(images.device.type, torch.bfloat16) if settings.bfloat16 else contextlib.nullcontext()
     with autocast:
         wanted = None if teacher is None else teacher(images)
-        logits = wrapped(images, hooks.decide, hooks.tap, trim=True)
+        seen = shrink_images(images, side) if side else images
+        logits = wrapped(seen, hooks.decide, hooks.tap, trim=True)
     loss = task_loss(
         logits,
         labels,
@@ -257,6 +266,12 @@ def _loss(
     )
     penalty = hooks.penalty()
     return loss if penalty is None else loss + penalty.to(loss.device)
+
+
+def shrink_images(images: Tensor, side: int) -> Tensor:
+    """`[B, 3, height, width]` with the shorter side of `side` pixels."""
+    height, width = (round(length * side / min(images.shape[2:])) for length in images.shape[2:])
+    return F.interpolate(images, (height, width), mode="bicubic", antialias=True)
 
 
 def _micro_batches(source: Source, accumulate: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:

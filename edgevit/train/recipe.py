@@ -22,6 +22,11 @@ class TrainRecipe:
     Attributes:
         epochs_joint: passes over the data of stage 1, in which structure and gates are learnt together.
         epochs_recover: passes of stage 2, with the structure fixed and the gates still learning.
+        small: side in pixels of the images in all epochs but the last `full_epochs` of stage 2, smaller ones cost less
+            (as in DeiT III, arXiv 2204.07118, section 3); 0 for the model's own. The teacher sees them whole.
+        full_epochs: how many epochs end the training with images of full size, if `small` is set.
+        views: how many variants of an image there are, met in turns, so that a teacher's kept answers serve again
+            (arXiv 2207.10666); 0 for a new one in each epoch.
         batch: samples of one optimiser step, over all processes and accumulated micro-batches.
         accumulate: micro-batches per step; gate groups are drawn within a micro-batch over all processes.
         rate_joint: peak learning rate of the weights in stage 1 (AdamW, warm-up, cosine).
@@ -56,6 +61,9 @@ class TrainRecipe:
 
     epochs_joint: int = 2
     epochs_recover: int = 4
+    small: int = 0
+    full_epochs: int = 2
+    views: int = 0
     batch: int = 256
     accumulate: int = 1
     rate_joint: float = 2e-4
@@ -128,7 +136,9 @@ def check(recipe: TrainRecipe) -> list[str]:
     faults += [f"{n}: got {v}, allowed: 1 or more" for n, v in counts.items() if v < 1]
     positive = {n: getattr(r, n) for n in ("rate_joint", "rate_recover", "temperature", "clip")}
     faults += [f"{n}: got {v:g}, allowed: above 0" for n, v in positive.items() if not v > 0]
-    natural = {n: getattr(r, n) for n in ("epochs_joint", "epochs_recover", "workers", "seed")}
+    natural = {
+        n: getattr(r, n) for n in ("epochs_joint", "epochs_recover", "small", "full_epochs", "views", "workers", "seed")
+    }
     faults += [f"{n}: got {v}, allowed: 0 or more" for n, v in natural.items() if v < 0]
     if r.accumulate >= 1 and r.batch % r.accumulate:
         faults.append(f"batch: got {r.batch}, allowed: a multiple of accumulate ({r.accumulate})")

@@ -144,6 +144,14 @@ def test_the_augmentation_varies_with_epoch_and_seed_and_repeats_otherwise(data:
         assert (first != other).flatten(1).any(dim=1).sum() > 20
 
 
+def test_a_number_of_views_is_met_in_turns(data: LabelledSet) -> None:
+    source, endless = batches(data, views=2), batches(data)
+    for epoch, same in ((0, 0), (1, 1), (2, 0), (5, 1)):
+        met = list(source.epoch(epoch))
+        for (images, labels), (others, named) in zip(met, endless.epoch(same), strict=True):
+            assert torch.equal(images, others) and torch.equal(labels, named)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_slices_make_the_whole_batch(data: LabelledSet, world: int) -> None:
     whole = list(batches(data).epoch(1))

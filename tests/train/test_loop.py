@@ -17,7 +17,16 @@ from edgevit.gate.train import attach_gates
 from edgevit.models.program import Program
 from edgevit.models.vit import Vit, normalise
 from edgevit.train.distributed import World
-from edgevit.train.loop import FINAL_RATE, Plain, StageSettings, fit, make_optimiser, rate_factor, stage_steps
+from edgevit.train.loop import (
+    FINAL_RATE,
+    Plain,
+    StageSettings,
+    fit,
+    make_optimiser,
+    rate_factor,
+    shrink_images,
+    stage_steps,
+)
 from edgevit.train.teacher import Teacher
 from tests.tiny import tiny_images, tiny_program
 
@@ -131,12 +140,35 @@ def test_a_remainder_of_an_epoch_is_left_out() -> None:
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 14])
 def test_going_on_from_any_step_is_as_if_nothing_happened(stop: int) -> None:
     program = tiny_program()
-    settings = stage(checkpoint_seconds=0.0)
+    settings = stage(checkpoint_seconds=0.0, small=16, small_epochs=2)
     whole = Run(program, settings)
     assert sorted(whole.saved) == list(range(1, 16))
     rest = Run(tiny_program(seed=9), settings, resume=whole.saved[stop])
     assert rest.figures == whole.figures[stop:]
     assert all(torch.equal(rest.model.arrays[n], value) for n, value in whole.model.arrays.items())
+
+
+def test_the_first_epochs_see_small_images_and_the_teacher_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program()
+    seen: dict[int, list[int]] = {}
+
+    def forward(model: Vit, images: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.setdefault(id(model), []).append(images.shape[2])
+        return Vit.__wrapped__(model, images, *args, **options)  # type: ignore[attr-defined,no-any-return]
+
+    monkeypatch.setattr(Vit, "__wrapped__", Vit.forward, raising=False)
+    monkeypatch.setattr(Vit, "forward", forward)
+    run = Run(program, stage(small=16, small_epochs=1, teacher=0.5), teacher=program)
+    student = seen.pop(id(run.model))
+    assert student == [16] * 5 + [32] * 10 and list(seen.values()) == [[32] * 15]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96), (224, 224)])
+def test_small_images_keep_their_shape_and_their_mean(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, *size)
+    small = shrink_images(images, 16)
+    assert small.shape[2:] == (16, 16 * size[1] // size[0])
+    torch.testing.assert_close(small.mean((2, 3)), images.mean((2, 3)), atol=0.02, rtol=0)
 
 
 def test_every_epoch_ends_with_a_checkpoint() -> None:
