@@ -38,6 +38,7 @@ from edgevit.progress import track
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.ranges import Method
+from edgevit.quantize.round import rounder
 from edgevit.quantize.sensitivity import Evaluate, drift, sensitivity
 from edgevit.quantize.smooth import smooth
 from edgevit.quantspec import LinearPlan, QuantPlan
@@ -50,11 +51,16 @@ MODELS = {
 CALIBRATION_IMAGES = 300
 DRIFT_IMAGES = 32
 TIMED_RUNS = 40
+Rounded = Callable[[QuantPlan | None], Program]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way to quantize; `floats` are Linears forced to float, `measured` lets drift decide on float Linears."""
+    """One way to quantize.
+
+    `floats` are Linears forced to float, `measured` lets drift decide on float Linears, `nearest` rounds each weight
+    for itself (`edgevit.quantize.round` does not).
+    """
 
     label: str
     method: Method = "mse"
@@ -64,6 +70,7 @@ class Recipe:
     measured: bool = False
     weight_bits: int = 8
     floats: tuple[str, ...] = ()
+    nearest: bool = False
     openvino: bool = False
 
 
@@ -78,10 +85,12 @@ RECIPES = (
     Recipe(label="min-max + split", method="minmax"),
     Recipe(label="percentile 99.999 + split", method="percentile", percentile=99.999),
     Recipe(label="MSE + split (default)", measured=True, openvino=True),
+    Recipe(label="default, weights to nearest", measured=True, nearest=True, openvino=True),
     Recipe(label="MSE + split + smoothing 0.5", alpha=0.5, measured=True),
     Recipe(label="default, head float", floats=("head",)),
     Recipe(label="default, stem float", floats=("stem",)),
     Recipe(label="default, 7-bit weights", weight_bits=7, measured=True, openvino=True),
+    Recipe(label="default, 7-bit weights to nearest", weight_bits=7, measured=True, nearest=True, openvino=True),
 )
 
 
@@ -125,13 +134,19 @@ def observed(program: Program, images: np.ndarray) -> Ranges:
     return observe(program.spec, [run], (image[None] for image in track(images, "Observing activations")))
 
 
-def evaluator(program: Program, images: np.ndarray, threads: int, weight_bits: int) -> Evaluate:
+def evaluator(rounded: Rounded, images: np.ndarray, threads: int, weight_bits: int) -> Evaluate:
     """Logits of some calibration images under a plan, as `plan_quantization` asks for them."""
 
     def evaluate(plan: QuantPlan | None) -> np.ndarray:
-        return logits(assemble(program, plan, gating="open"), images, threads, weight_bits)
+        return logits(assemble(rounded(plan), plan, gating="open"), images, threads, weight_bits)
 
     return evaluate
+
+
+def weights_on_grid(program: Program, ranges: Ranges, *, nearest: bool = False) -> Rounded:
+    """What gives the Program to lower for a plan; lowering rounds to nearest what is not on the grid yet."""
+    given = rounder(program, ranges)
+    return lambda plan: program if nearest or plan is None else given(plan)
 
 
 def plan(recipe: Recipe, program: Program, ranges: Ranges, evaluate: Evaluate) -> QuantPlan:
@@ -223,11 +238,13 @@ def measure(name: str, data: Path, count: int, screen: int, threads: int) -> dic
     models = {"float": (dense, 8)}
     for recipe in track(RECIPES, f"{name}: recipes"):
         source = programs[recipe.alpha]
-        evaluate = evaluator(source, calibration[:DRIFT_IMAGES], threads, recipe.weight_bits)
+        rounded = weights_on_grid(source, ranges[recipe.alpha], nearest=recipe.nearest)
+        evaluate = evaluator(rounded, calibration[:DRIFT_IMAGES], threads, recipe.weight_bits)
         started = time.process_time()
         made = plan(recipe, source, ranges[recipe.alpha], evaluate)
+        program_on_grid = rounded(made)
         planned = time.process_time() - started
-        model = assemble(source, made, gating="open")
+        model = assemble(program_on_grid, made, gating="open")
         models[recipe.label] = (model, recipe.weight_bits)
         n = len(images) if recipe.openvino else min(screen, len(images))
         got = logits(model, images[:n], threads, recipe.weight_bits)
@@ -264,7 +281,7 @@ def _alone(
     """What `sensitivity` needs to show which Linear hurts by itself under plain min-max."""
     naive = plan_quantization(program, ranges, range_method="minmax", max_outliers=0)
     names = tuple(p.name for p in naive.linears)
-    return naive, evaluator(program, images[:8], threads, 8), names
+    return naive, evaluator(weights_on_grid(program, ranges), images[:8], threads, 8), names
 
 
 def add_times(rows: list[dict[str, Any]], models: dict[str, tuple[onnx.ModelProto, int]], images: np.ndarray) -> None:

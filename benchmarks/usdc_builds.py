@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.bundles import build_bundle
 from benchmarks.gating import chosen_targets
-from benchmarks.peers import backend_versions
+from benchmarks.peers import backend_versions, take_turn
 from benchmarks.timing import Ratio, interleave, median_interval
 from edgevit.backends import Runner, backend
 from edgevit.bundlespec import Manifest
@@ -30,8 +30,9 @@ from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.program import Program, load_program
 from edgevit.models.resolve import resolve
 from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target
+from edgevit.targets import Target, load_target
 
+TVM = "x86-64-v3-tvm"
 ALWAYS, NEVER = 1e4, -1e4
 ASKED_SPEED, ASKED_POINTS = 1.8, 1.0
 DENSE, REAL, OPEN, SKIPPED = "dense int8", "real images", "all open", "all skipped"
@@ -80,7 +81,9 @@ def top1(manifest: Manifest, model: str) -> float:
     return next(r.value for r in manifest.accuracy if r.metric == "top1" and r.model == model)
 
 
-def measure(program: Program, dense: Program, target: Target, sets: tuple[ImageSet, ImageSet], runs: int) -> Built:
+def measure(
+    program: Program, dense: Program, target: Target, sets: tuple[ImageSet, ImageSet], runs: int, turn: Path | None
+) -> Built:
     """Build both and time every path, interleaved."""
     runtime, images = backend(target.backend), sets[1].images
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,16 +98,17 @@ def measure(program: Program, dense: Program, target: Target, sets: tuple[ImageS
                 folders[name], threads=1, precision=target.inference_precision, weight_bits=target.weight_bits
             )
 
-        plain, gated = load("dense"), load("gated")
         chosen = np.random.default_rng(0).permutation(len(images))[: min(runs, len(images))]
 
         def step(runner: Runner, effort: float) -> Callable[[int], object]:
             return lambda i: runner.run(images[chosen[i]][None], effort)
 
-        steps = {DENSE: step(plain, 0.0), REAL: step(gated, 0.0)}
-        if program.spec.gated:
-            steps |= {OPEN: step(gated, ALWAYS), SKIPPED: step(gated, NEVER)}
-        times = interleave(steps, len(chosen), runs)
+        with take_turn(turn):
+            plain, gated = load("dense"), load("gated")
+            steps = {DENSE: step(plain, 0.0), REAL: step(gated, 0.0)}
+            if program.spec.gated:
+                steps |= {OPEN: step(gated, ALWAYS), SKIPPED: step(gated, NEVER)}
+            times = interleave(steps, len(chosen), runs)
     base = times[DENSE]
     shares = {
         name: median_interval([a / b for a, b in zip(t.cpu_ms, base.cpu_ms, strict=True)])
@@ -168,6 +172,7 @@ def table(report: Report) -> str:
 @click.option("--limit", default=300, show_default=True, help="Calibration images.")
 @click.option("--eval-limit", type=int, help="Test images; all by default.")
 @click.option("--runs", default=400, show_default=True, help="Timed rounds.")
+@click.option("--turn", type=click.Path(path_type=Path, dir_okay=False), help="Lock file to hold while timing.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(
     name: str,
@@ -180,6 +185,7 @@ def main(
     limit: int,
     eval_limit: int | None,
     runs: int,
+    turn: Path | None,
     out: Path,
 ) -> None:
     """Build and time a trained Program against its dense model."""
@@ -193,8 +199,8 @@ def main(
         ),
     )
     results: tuple[Built, ...] = ()
-    for target in chosen_targets():
-        results += (measure(small, large, target, sets, runs),)
+    for target in (*chosen_targets(), load_target(TVM)):
+        results += (measure(small, large, target, sets, runs, turn),)
     machine = environment(
         before,
         snapshot(),

@@ -7,6 +7,9 @@ about zero, since the branch's weights are already of the best scale: what a gat
 more often it opens, and all gates hover. Here both slopes count alike (Heun's rule: ReinMax, arXiv 2304.08612), so
 gates settle. UVC's dual overshoots because it integrates the whole gap from the first step; here the budget comes down
 a ramp, so that the gap stays small, and the price is clipped.
+
+A gate that has settled does not feel the price any more. So at the end of training, where decisions are as on the
+device, one shift of all logits holds the budget, as the thresholds will: weights get used to the paths of the device.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ import torch
 from torch import Tensor
 
 from edgevit.gate.subgroups import Groups, split
+from edgevit.gate.threshold import shift_for
 from edgevit.models.vit import Vit
 
 Gather = Callable[[Tensor], Tensor]  # this process's rows [b, ...] to the global batch's [B, ...], differentiable
 UNIFORM_EDGE = 1e-6
+FOLLOWS = 0.1  # how fast the shift follows what the batch of the moment asks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,8 @@ class GateSettings:
         groups: which samples share a decision.
         seed: of the splits and the noise, which are functions of (seed, step).
         noise: scale of the logistic noise on the logits; a logit z opens with probability sigmoid(z / noise).
-        noise_until: fraction of the stage after which decisions are as on the device, and gates learn no more.
+        noise_until: fraction of the stage after which decisions are as on the device: gates learn no more, and a shift
+            of all logits holds the budget.
         stiffness: weight of half the squared gap between expected MACs and the budget (the paper's gamma, 100).
         price_rate: how fast the price follows the gap, per step.
         price_limit: largest price.
@@ -60,10 +66,12 @@ class GateControl:
         gated = [i for i, b in enumerate(model.spec.branches) if b.gate is not None]
         self.opened = {i: 1.0 for i in gated}
         self.price = 0.0
+        self.shift: float | None = None
         self.dead: frozenset[int] = frozenset()
         self.costs: Sequence[float] = [0.0] * len(model.spec.branches)
         self.fixed, self.budget = 0.0, 1.0
         self._seen: dict[int, Tensor] = {}
+        self._settled: dict[int, list[Tensor]] = {}
         self._spent: list[float] = []
 
     def set_costs(self, fixed: float, branches: Sequence[float], dead: frozenset[int] = frozenset()) -> None:
@@ -110,7 +118,9 @@ class GateControl:
     def _draw(self, index: int, means: Tensor) -> tuple[Tensor, Tensor]:
         """Decisions of all groups, 0 or 1, and how likely each was to be 1, which has a derivative."""
         if not self._noise:
-            opened = (means.detach() > 0).to(means.dtype)
+            margins = means.detach()
+            self._settled.setdefault(index, []).append(margins[self._groups.to(means.device)].cpu())
+            opened = (margins + (self.shift or 0.0) > 0).to(means.dtype)
             return opened, opened + 0.0 * means
         noise = np.random.default_rng((*self._place, index)).random(self._count).clip(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
         logistic = torch.from_numpy(np.log(noise / (1 - noise)).astype(np.float32)).to(means.device)
@@ -130,15 +140,26 @@ class GateControl:
         """Move the price after an optimiser step; the step's figures for the log."""
         over = float(np.mean(self._spent)) if self._spent else 0.0
         self._spent = []
+        self._follow()
         limit = self.settings.price_limit
         self.price = float(np.clip(self.price + self.settings.price_rate * over, -limit, limit))
         return {"macs": over + self.budget, "macs_budget": self.budget, "price": self.price}
 
+    def _follow(self) -> None:
+        """Move the shift to where the logits of this step would meet the budget."""
+        if not self._settled:
+            return
+        margins = np.stack([torch.cat(logits).double().numpy() for logits in self._settled.values()], axis=1)
+        costs = np.array([self.costs[i] for i in self._settled])
+        wanted = shift_for(margins, costs, self.budget - self.fixed)
+        self.shift = wanted if self.shift is None else self.shift + FOLLOWS * (wanted - self.shift)
+        self._settled = {}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"price": self.price, "opened": {str(i): v for i, v in self.opened.items()}}
+        return {"price": self.price, "shift": self.shift, "opened": {str(i): v for i, v in self.opened.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.price = state["price"]
+        self.price, self.shift = state["price"], state["shift"]
         self.opened = {int(i): v for i, v in state["opened"].items()}

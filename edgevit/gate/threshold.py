@@ -88,7 +88,7 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
         if nearest <= TOLERANCE * total_macs(spec):
             break
         low, high = (low, shift) if spent > target else (shift, high)
-        shift += _open_loop_shift(margins, macs, target)
+        shift += shift_for(margins, macs, target)
         if not low < shift < high:
             shift = (low + high) / 2
     branches = tuple(
@@ -98,8 +98,11 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
     return replace(program, spec=replace(spec, branches=branches))
 
 
-def _open_loop_shift(margins: np.ndarray, macs: np.ndarray, target: float) -> float:
-    """What to add to `margins [n, gates]`, taken as given, so that the mean MACs of open gates are about `target`."""
+def shift_for(margins: np.ndarray, macs: np.ndarray, target: float) -> float:
+    """What to add to `margins [n, gates]`, taken as given, so that the mean MACs of open gates are about `target`.
+
+    `macs [gates]` and `target` are in one unit, whatever it is.
+    """
     order = np.argsort(-margins, axis=None)
     spent = np.cumsum(np.broadcast_to(macs, margins.shape).reshape(-1)[order]) / len(margins)
     count = int(np.searchsorted(spent, target))

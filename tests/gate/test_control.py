@@ -126,6 +126,24 @@ def test_noise_is_gone_before_the_stage_ends() -> None:
     assert torch.equal(gates.decide(0, x).detach().round(), plain)
 
 
+@pytest.mark.parametrize("budget", [0.35, 0.6, 0.85])
+def test_settled_gates_meet_the_budget_by_a_shift_and_learn_nothing(budget: float) -> None:
+    """Saturated gates do not feel a price: without the shift all would stay open."""
+    gates = control("sample", noise=1.0)
+    gates.set_costs(0.1, [0.3, 0.2, 0.2, 0.2])
+    for index in range(4):
+        gates.model.array(f"{gates.model.spec.branches[index].name}.gate.bias").data.fill_(8.0 + 0.1 * index)
+    spent = []
+    for step in range(60):
+        gates.begin(step, 0, 0.5 if step < 10 else 0.9, SIZE, budget)
+        decided = [gates.decide(i, stream(gates, seed=100 * step + i)) for i in range(4)]
+        torch.autograd.backward(torch.stack(decided).sum() * 0.0 + gates.penalty())
+        spent.append(gates.update()["macs"])
+        assert (gates.shift is None) == (step < 10)
+    assert np.mean(spent[:10]) > 0.98
+    assert np.mean(spent[-30:]) == pytest.approx(budget, abs=0.04)
+
+
 def test_a_dead_branch_is_closed_and_costs_nothing() -> None:
     gates = control("sample", noise=0.0)
     gates.set_costs(0.1, [0.2, 0.2, 0.2, 0.2], frozenset({1}))
@@ -167,9 +185,12 @@ def test_state_comes_back() -> None:
     gates.decide(0, stream(gates))
     gates.penalty()
     gates.update()
+    gates.begin(1, 0, 0.9, SIZE, 0.3)
+    gates.decide(0, stream(gates))
+    gates.update()
     other.restore(gates.state())
-    assert (other.price, other.opened) == (gates.price, gates.opened)
-    assert gates.price != 0.0
+    assert (other.price, other.shift, other.opened) == (gates.price, gates.shift, gates.opened)
+    assert gates.price != 0.0 and gates.shift
     assert gates.opened != control().opened
 
 
