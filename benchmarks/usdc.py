@@ -224,6 +224,7 @@ def report(work: Path, out: Path) -> None:
     names = ["dense", *(e.name for e in EXPERIMENTS)]
     rows = [judge(work, name) for name in names if (work / name / "done.json").exists()]
     document = {"command": "python -m benchmarks.usdc run && python -m benchmarks.usdc report", "rows": rows}
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "usdc.json", dumps(document))
     write_atomic(out / "usdc.md", table(rows))
     draw(rows, out / "usdc.png")

@@ -213,6 +213,7 @@ def main(
     more = "".join(f" {key} {value}" for key, value in settings.items() if value is not None)
     command = f"python -m benchmarks.usdc_builds --name {name} --limit {limit} --runs {runs}{more}"
     report = Report(command=command, name=name, machine=machine, runs=runs, results=results)
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / f"usdc-{name}.json", dumps(report))
     write_atomic(out / f"usdc-{name}.md", table(report))
     click.echo(table(report))
