@@ -21,7 +21,7 @@ KINDS = (("usdc", "-recursive"), ("static", ""), ("dynamic", "-recursive"))
 BUNDLES = {
     "CIFAR-10 at 48 pixels, 50 % of the MACs (`vit_tiny_cifar10`)": "cifar10",
     "CIFAR-10 at 48 pixels, 45 %": "cifar10-45",
-    "ten ImageNet classes at 224 pixels, 48 %": "imagenette",
+    "ten ImageNet classes at 224 pixels, 50 %": "imagenette",
 }
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
@@ -88,7 +88,7 @@ def test_training_gives_what_the_report_says() -> None:
 
     for macs in (70, 50, 35):
         told = [cell(f"{kind}-{macs}{groups}") for kind, groups in KINDS]
-        assert f"| {macs} % | {' | '.join(told)} |" in README
+        assert " ".join(f"| {macs} % | {' | '.join(told)} |".split()) in README
 
 
 def test_trained_bundles_are_as_fast_as_the_reports_say() -> None:
