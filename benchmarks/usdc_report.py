@@ -150,13 +150,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         means = [_mean([(int(b), 100 * r["top1"][b]) for r in same]) for b in BATCHES]
         right.plot(*zip(*means, strict=True), "o-", label=f"{group} (n = {len(same)})")
     right.set_xscale("log", base=2)
+    right.set_xticks([int(b) for b in BATCHES], BATCHES)
     right.set_xlabel("inference batch size (trained at 256)")
     right.set_ylabel("top-1, %")
     left.set_title("lines: means over seeds", fontsize=9)
     right.set_title("both methods, 50 % MACs: means over seeds", fontsize=9)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
