@@ -3,8 +3,9 @@ r"""A trained Program's bundles against the dense model's int8 bundles: accuracy
     python -m benchmarks.usdc_builds --name cifar10 --program DIR/program --dense DIR/program \
         --calibration cifar10-train.npz --eval cifar10-test.npz -o reports/reference
 
-Both are built by the same `build` for every x86 target and run interleaved in one process on labelled test images with
-one thread. `real` is what the gates decide for the image of the round; the other two paths are forced by `effort`.
+Both are built by the same `build` for the x86 targets of ONNX Runtime and OpenVINO that this CPU is made for, and for
+one of TVM's, and run interleaved in one process on labelled test images with one thread. `real` is what the gates
+decide for the image of the round; the other two paths are forced by `effort`.
 """
 
 from __future__ import annotations

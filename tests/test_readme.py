@@ -86,6 +86,9 @@ def test_training_gives_what_the_report_says() -> None:
         share = 100 * seeds[0]["bound_bytes"] / dense["bound_bytes"]
         return f"{100 * mean + 1e-9:.2f} %{', two seeds' if len(seeds) == 2 else ''}; {share:.0f} %"
 
+    halved = [row["top1"].values() for name, row in rows.items() if name.startswith("usdc-50-")]
+    moves = max(100 * (max(top1) - min(top1)) for top1 in halved)
+    assert f"no USDC run at 50 % moves by more than {moves + 1e-9:.2f} points" in README
     for macs in (70, 50, 35):
         told = [cell(f"{kind}-{macs}{groups}") for kind, groups in KINDS]
         assert " ".join(f"| {macs} % | {' | '.join(told)} |".split()) in README
