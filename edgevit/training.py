@@ -17,6 +17,7 @@ from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import Answers, answers
 from edgevit.gate.subgroups import parse_groups
 from edgevit.memory import fits, parse_bytes, static_for
+from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.macs import total_macs
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.resolve import resolve
@@ -51,6 +52,7 @@ class CompressJob:
     evaluation: str | None = None
     recipe: Path | None = None
     image_size: int | None = None
+    classes: str | None = None
     new_head: bool = False
     unlabelled: bool = False
     groups: str | None = None
@@ -149,7 +151,7 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
     size = None if job.image_size is None else (job.image_size, job.image_size)
-    given = with_crop(resolve(job.model, weights=job.weights, image_size=size), recipe.crop_pct)
+    given = with_crop(_kept(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))
@@ -176,6 +178,15 @@ def _folder(job: CompressJob) -> Path:
     path = Path(job.model)
     name = path.resolve().parent.name if path.name == "program" else path.name.split(".")[0]
     return job.output or Path("out") / f"{name}-compressed"
+
+
+def _kept(job: CompressJob, program: Program) -> Program:
+    """The model with the classes that were asked for."""
+    if job.classes is None:
+        return program
+    if job.new_head:
+        raise TrainingError("--classes keeps rows of the model's own classifier, --new-head starts another; give one")
+    return keep_classes(program, read_classes(job.classes, program.spec))
 
 
 def _recipe(job: CompressJob) -> TrainRecipe:
@@ -233,7 +244,7 @@ def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
         raise ImagesError(
             f"{data.source} has {count} classes, but {spec.name} has {spec.head.classes}; pass --new-head to train a "
             "new head for these images, or --unlabelled to follow the model without labels (if the images show some of "
-            "its own classes, `edgevit build --classes` keeps them afterwards)"
+            "its own classes, --classes keeps those)"
         )
     return data
 

@@ -32,6 +32,7 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("--eval", "evaluation", help="Labelled images for top-1 (default: the data's val or test split).")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with numbers of TrainRecipe.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Height and width of a named model's input.")
+@click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--new-head", is_flag=True, help="Start a new classifier for the data's classes.")
 @click.option("--unlabelled", is_flag=True, help="Use no labels: follow the given model.")
 @click.option("--groups", help="Samples that share a gate decision: batch, 'random 1 64', recursive, sample, ...")

@@ -135,7 +135,10 @@ def compact_labels(data: LabelledSet, originals: tuple[int, ...] | None = None) 
     kept = known if originals is None else np.array(originals, dtype=np.int64)
     unknown = np.setdiff1d(known, kept)
     if len(unknown):
-        raise ImagesError(f"{data.source} has labels that the training images lack: {_some(unknown)}")
+        raise ImagesError(
+            f"{data.source} has labels that are no classes of the model: got {_some(unknown)}; allowed: {_some(kept)}. "
+            "Give images of these classes, under the numbers that the model has for them"
+        )
     order = np.argsort(kept, kind="stable")
     places = (
         order[np.searchsorted(kept, data.labels, sorter=order).clip(max=len(kept) - 1)] if len(kept) else data.labels

@@ -135,6 +135,36 @@ def test_classes_with_gaps_in_their_numbers_keep_them(
     assert "6" in said
 
 
+def test_some_of_the_models_classes_are_kept_and_taught(
+    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The classifier's rows of these classes, in the order given; the data's labels are the model's numbers."""
+    data, program = photos(tmp_path / "photos"), saved(dense(classes=10), tmp_path / "ten")
+    for label, name in enumerate(("1", "4", "5", "8")):
+        (data / f"kind{label}").rename(data / name)
+    options = ["--data", data, "--recipe", short, "--json"]
+    still = recipe(tmp_path / "still.toml", epochs_recover=0)
+    status, out, _ = run(
+        capsys, program, "--data", data, "--recipe", still, "--json", "--classes", "8,1,5,4", "-o", tmp_path / "same"
+    )
+    assert status == 0
+    assert json.loads(out)["agreement"] == 1.0
+    given, same = load_program(program), load_program(tmp_path / "same" / "program")
+    assert np.array_equal(same.weights["head.weight"], given.weights["head.weight"][:, [8, 1, 5, 4]])
+    assert same.spec.class_numbers == (8, 1, 5, 4)
+    kept = ["--classes", "8,1,5,4", "--macs", "0.6"]
+    status, out, _ = run(capsys, program, *options, *kept, "-o", tmp_path / "out")
+    assert status == 0
+    assert json.loads(out)["compressed"]["macs"] < json.loads(out)["dense"]["macs"]
+    assert load_program(tmp_path / "out" / "program").spec.class_numbers == (8, 1, 5, 4)
+    status, _, said = run(capsys, program, *options, "--classes", "8,1,5", "-o", tmp_path / "few")
+    assert status == errors.ImagesError.exit_code
+    assert "got 4; allowed: 8, 1, 5" in said
+    status, _, said = run(capsys, program, *options, "--classes", "8,1", "--new-head", "-o", tmp_path / "both")
+    assert status == errors.TrainingError.exit_code
+    assert "give one" in said
+
+
 def test_without_labels_the_model_teaches(
     program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,10 +245,11 @@ def test_memory_is_paid_by_pruning(
         (["--data", "{tmp}/three"], errors.ImagesError, "has 3 classes, but tiny has 4; pass --new-head"),
         (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
         (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
-        (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that the training images lack"),
+        (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that are no classes of the model: got"),
         (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "cannot keep the teacher's outputs"),
         (["--image-size", "64"], errors.ProgramError, "image size"),
         (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
+        (["--classes", "0,4"], errors.ImagesError, "0 to 3"),
     ],
 )
 def test_wrong_input_is_one_message_and_an_exit_code(
