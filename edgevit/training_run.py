@@ -175,7 +175,9 @@ class _Run:
             return None
         precision = "bfloat16" if bfloat16(job.recipe.precision, job.device) else "float32"
         name = f"{weights_digest(job.teacher)} {precision}"
-        return Teacher(Vit(job.teacher).to(job.device), name=name, folder=job.teacher_cache)
+        return Teacher(
+            Vit(job.teacher).to(job.device), name=name, folder=job.teacher_cache, tokens=job.recipe.tokens > 0
+        )
 
     def _joint_steps(self) -> int:
         return self.job.recipe.epochs_joint * (self.source.steps // self.job.recipe.accumulate)

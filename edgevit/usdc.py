@@ -225,6 +225,7 @@ def stage_settings(recipe: TrainRecipe, *, joint: bool, bfloat16: bool, first_st
         label_smoothing=r.label_smoothing,
         teacher=r.teacher if learns else 0.0,
         temperature=r.temperature,
+        tokens=r.tokens if learns else 0.0,
         gate_weight_rate=r.gate_weight_rate,
         gate_bias_rate=r.gate_bias_rate,
         skip_rate=r.skip_rate,

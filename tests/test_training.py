@@ -175,12 +175,13 @@ def test_without_budgets_it_is_fine_tuning(data: LabelledSet, tmp_path: Path) ->
     assert answers(found, held.images).top1(held.labels) > max(0.6, answers(dense(), held.images).top1(held.labels))
 
 
-def test_most_epochs_may_see_small_images_in_a_few_views(data: LabelledSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [0.0, 0.9])
+def test_most_epochs_may_see_small_images_in_a_few_views(tokens: float, data: LabelledSet, tmp_path: Path) -> None:
     """Budgets are those of the model's own size, and the teacher is asked about each view once."""
-    r = replace(SHORT, small=16, full_epochs=1, views=2, epochs_joint=2, epochs_recover=3)
+    r = replace(SHORT, small=16, full_epochs=1, views=2, epochs_joint=2, epochs_recover=3, tokens=tokens)
     found = train(job(data, tmp_path / "run", recipe=r, teacher_cache=tmp_path / "teacher"))
     steps = 72 // r.batch
-    assert len(list((tmp_path / "teacher").iterdir())) == 2 * steps
+    assert len(list((tmp_path / "teacher").iterdir())) == 2 * steps * (2 if tokens else 1)
     assert len(metrics(tmp_path / "run")) == 5 * steps
     held, _ = split_data(job(data, tmp_path / "other"))
     whole = total_macs(dense().spec)
@@ -242,7 +243,8 @@ def test_t2t_trains_and_its_stem_stays_whole(kind: str, data: LabelledSet, tmp_p
     spec = program.spec
     floor = stem_macs(spec) / total_macs(spec)
     budgets = Budgets(expected=floor + 0.5 * (1 - floor), static=floor + 0.7 * (1 - floor))
-    found = train(job(data, tmp_path / "run", program, budgets=budgets))
+    r = replace(SHORT, tokens=0.5)
+    found = train(job(data, tmp_path / "run", program, budgets=budgets, recipe=r))
     assert found.spec.stem == spec.stem
     assert found.spec.gated
     assert total_macs(found.spec) <= budgets.static * total_macs(spec)

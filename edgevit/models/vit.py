@@ -19,6 +19,7 @@ from edgevit.spec import BranchSpec, ImageSpec, ProgramSpec
 
 Decide = Callable[[int, Tensor], Tensor]
 Tap = Callable[[str, Tensor], Tensor]
+Watch = Callable[[int, Tensor], None]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -32,10 +33,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class Vit(nn.Module):
     """A Program's function on normalised images `[B, 3, height, width]`; parameters carry the Program's array names.
 
-    `forward(images, decide=None, tap=None)`:
+    `forward(images, decide=None, tap=None, watch=None)`:
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
         `[B, N, D]` before it; None means all gates open. A branch's output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
+      watch(index, x) is called with the stream before every branch.
       images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
       trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
     """
@@ -148,10 +150,20 @@ class Vit(nn.Module):
 
         return decide
 
-    def blocks(self, x: Tensor, decide: Decide | None = None, tap: Tap | None = None, *, trim: bool = False) -> Tensor:
+    def blocks(
+        self,
+        x: Tensor,
+        decide: Decide | None = None,
+        tap: Tap | None = None,
+        watch: Watch | None = None,
+        *,
+        trim: bool = False,
+    ) -> Tensor:
         """All branches in order on the stream `[B, N, D]`; trimmed, only the rows that are read later are left."""
         left = rows_out(self.spec)
         for index, branch in enumerate(self.spec.branches):
+            if watch is not None:
+                watch(index, x)
             rows = min(left[index], x.shape[1]) if trim else x.shape[1]
             g = None if decide is None or branch.gate is None else decide(index, x).reshape(-1, 1, 1)
             skip = self.skip_rows(branch)[:rows] if branch.skip else 0.0
@@ -177,9 +189,15 @@ class Vit(nn.Module):
         return self.linear("head", pooled, tap) if head.linear else pooled
 
     def forward(
-        self, images: Tensor, decide: Decide | None = None, tap: Tap | None = None, *, trim: bool = False
+        self,
+        images: Tensor,
+        decide: Decide | None = None,
+        tap: Tap | None = None,
+        watch: Watch | None = None,
+        *,
+        trim: bool = False,
     ) -> Tensor:
-        return self.head(self.blocks(self.stem(images, tap), decide, tap, trim=trim), tap)
+        return self.head(self.blocks(self.stem(images, tap), decide, tap, watch, trim=trim), tap)
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:

@@ -20,6 +20,7 @@ from edgevit.train.distributed import World
 from edgevit.train.ema import Ema
 from edgevit.train.loss import task_loss
 from edgevit.train.teacher import Teacher
+from edgevit.train.tokens import Streams
 
 FINAL_RATE = 0.01  # of the peak, at the end of the cosine
 SMOOTHED = 0.9
@@ -104,6 +105,7 @@ class StageSettings:
     label_smoothing: float
     teacher: float
     temperature: float
+    tokens: float
     gate_weight_rate: float
     gate_bias_rate: float
     skip_rate: float
@@ -159,6 +161,7 @@ def fit(
     total, per_epoch = stage_steps(source, settings), max(source.steps // settings.accumulate, 1)
     first = 0 if resume is None else _restore(resume, model, optimiser, ema, hooks)
     micro = _micro_batches(source, settings.accumulate, first)
+    streams = Streams(model.spec) if teacher is not None and teacher.streams is not None else None
     saved, saved_step, speed = time.monotonic(), first, 0.0
     for step in range(first, total):
         began, losses = time.monotonic(), 0.0
@@ -169,7 +172,7 @@ def fit(
             images, labels = next(micro)
             hooks.begin(settings.first_step + step, part, done, len(images) * world.size)
             side = settings.small if step < settings.small_epochs * per_epoch else 0
-            loss = _loss(wrapped, images.to(device), labels.to(device), settings, hooks, teacher, side)
+            loss = _loss(wrapped, images.to(device), labels.to(device), settings, hooks, teacher, streams, side)
             torch.autograd.backward(loss / settings.accumulate)
             hooks.observe()
             losses += float(loss.detach()) / settings.accumulate
@@ -248,14 +251,15 @@ def _loss(
     settings: StageSettings,
     hooks: Hooks,
     teacher: Teacher | None,
+    streams: Streams | None,
     side: int,
 ) -> Tensor:
-    """Forward one micro-batch, smaller if there is a `side`: the task's loss and what the hooks add."""
+    """Forward one micro-batch, smaller if there is a `side`: the task's loss and what streams and hooks add."""
     autocast = torch.autocast(images.device.type, torch.bfloat16) if settings.bfloat16 else contextlib.nullcontext()
     with autocast:
-        wanted = None if teacher is None else teacher(images)
+        wanted, tokens = (None, None) if teacher is None else teacher(images)
         seen = shrink_images(images, side) if side else images
-        logits = wrapped(seen, hooks.decide, hooks.tap, trim=True)
+        logits = wrapped(seen, hooks.decide, hooks.tap, None if streams is None else streams.watch, trim=True)
     loss = task_loss(
         logits,
         labels,
@@ -264,6 +268,8 @@ def _loss(
         temperature=settings.temperature,
         smoothing=settings.label_smoothing,
     )
+    if streams is not None and tokens is not None:
+        loss = (1 - settings.tokens) * loss + settings.tokens * streams.loss(tokens)
     penalty = hooks.penalty()
     return loss if penalty is None else loss + penalty.to(loss.device)
 

@@ -38,6 +38,8 @@ class TrainRecipe:
         label_smoothing: of the cross-entropy.
         teacher: weight of the distillation loss, 0 to 1; the rest is cross-entropy. 1 needs no labels.
         temperature: of the distillation.
+        tokens: weight of the squared error of normalised token streams to the teacher's, 0 to 1; the rest is the loss
+            of the outputs. Needs a teacher.
         static_share: how much of the saving is static, if not asked for otherwise: of MACs m, m ** static_share is left
             by pruning (1 = no gates, 0 = no pruning).
         ramp: fraction of stage 1 over which budgets come down.
@@ -75,6 +77,7 @@ class TrainRecipe:
     label_smoothing: float = 0.0
     teacher: float = 0.9
     temperature: float = 2.0
+    tokens: float = 0.0
     static_share: float = 0.85
     ramp: float = 0.8
     groups: str = "recursive"
@@ -129,7 +132,8 @@ def check(recipe: TrainRecipe) -> list[str]:
     """What is impossible in a recipe, one line each."""
     r = recipe
     shares = {
-        n: getattr(r, n) for n in ("warmup", "teacher", "static_share", "ramp", "ema", "label_smoothing", "crop_pct")
+        n: getattr(r, n)
+        for n in ("warmup", "teacher", "tokens", "static_share", "ramp", "ema", "label_smoothing", "crop_pct")
     }
     faults = [f"{n}: got {v:g}, allowed: 0 to 1" for n, v in shares.items() if not 0 <= v <= 1]
     counts = {n: getattr(r, n) for n in ("batch", "accumulate", "threshold_images")}
@@ -140,6 +144,8 @@ def check(recipe: TrainRecipe) -> list[str]:
         n: getattr(r, n) for n in ("epochs_joint", "epochs_recover", "small", "full_epochs", "views", "workers", "seed")
     }
     faults += [f"{n}: got {v}, allowed: 0 or more" for n, v in natural.items() if v < 0]
+    if r.tokens and not r.teacher:
+        faults.append(f"tokens: got {r.tokens:g}, allowed without a teacher (teacher is 0): 0")
     if r.accumulate >= 1 and r.batch % r.accumulate:
         faults.append(f"batch: got {r.batch}, allowed: a multiple of accumulate ({r.accumulate})")
     return faults

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,16 +18,25 @@ from torch import Tensor
 from edgevit.errors import OutputError
 from edgevit.models.vit import Vit
 from edgevit.serial import write_atomic
+from edgevit.train.tokens import Streams
+
+
+class Taught(NamedTuple):
+    """What a teacher says of a batch: logits `[B, classes]`, and what `Streams.take` gives, float16, if asked for."""
+
+    logits: Tensor
+    tokens: Tensor | None
 
 
 class Teacher:
-    """A frozen model whose logits `[B, classes]` for a batch are kept in `folder`, or always computed without one.
+    """A frozen model whose answers to a batch are kept in `folder`, or always computed without one.
 
-    `name` says which model it is; answers of another one are never taken.
+    `name` says which model it is; answers of another one are never taken. `tokens` asks for streams too.
     """
 
-    def __init__(self, model: Vit, *, name: str = "", folder: Path | None = None) -> None:
+    def __init__(self, model: Vit, *, name: str = "", folder: Path | None = None, tokens: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.streams = Streams(model.spec) if tokens else None
         self.name, self.folder = name, folder
         if folder is not None:
             try:
@@ -35,21 +45,24 @@ class Teacher:
                 raise _refusal(folder, error) from error
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits of normalised images `[B, 3, height, width]`, on their device."""
+    def __call__(self, images: Tensor) -> Taught:
+        """Of normalised images `[B, 3, height, width]`, on their device."""
         if self.folder is None:
-            return self.model(images, trim=True)  # type: ignore[no-any-return]
-        path = self.folder / f"{self._key(images)}.npy"
-        known = _read(path, len(images))
-        if known is None:
-            known = self.model(images, trim=True).float().cpu()
-            buffer = io.BytesIO()
-            np.save(buffer, known.numpy(), allow_pickle=False)
-            try:
-                write_atomic(path, buffer.getvalue())
-            except OSError as error:
-                raise _refusal(path, error) from error
-        return known.to(images.device)
+            return self._ask(images)
+        key, shape = self._key(images), (len(images), self.model.spec.head.classes)
+        logits = _read(self.folder / f"{key}.npy", np.float32)
+        tokens = None if self.streams is None else _read(self.folder / f"{key}.tokens.npy", np.float16)
+        if logits is None or tuple(logits.shape) != shape or (tokens is None) != (self.streams is None):
+            logits, tokens = self._ask(images)
+            _write(self.folder / f"{key}.npy", logits.float())
+            if tokens is not None:
+                _write(self.folder / f"{key}.tokens.npy", tokens)
+        return Taught(logits.to(images.device), None if tokens is None else tokens.to(images.device))
+
+    def _ask(self, images: Tensor) -> Taught:
+        streams = self.streams
+        logits = self.model(images, watch=None if streams is None else streams.watch, trim=True)
+        return Taught(logits, None if streams is None else streams.take().half())
 
     def _key(self, images: Tensor) -> str:
         digest = hashlib.blake2b(f"{self.name} {tuple(images.shape)}".encode(), digest_size=20)
@@ -64,11 +77,19 @@ def _refusal(path: Path, error: OSError) -> OutputError:
     )
 
 
-def _read(path: Path, rows: int) -> Tensor | None:
-    """Kept logits; None if there are none, or the file is not whole."""
+def _write(path: Path, values: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, values.cpu().numpy(), allow_pickle=False)
+    try:
+        write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def _read(path: Path, kind: type) -> Tensor | None:
+    """Kept values; None if there are none, or the file is not whole."""
     try:
         kept = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    whole = kept.ndim == 2 and len(kept) == rows and kept.dtype == np.float32
-    return torch.from_numpy(kept) if whole else None
+    return torch.from_numpy(kept) if kept.dtype == kind else None

@@ -61,10 +61,10 @@ def compare(one: Path, two: Path) -> None:
         np.testing.assert_allclose(second.weights[name], weight, atol=2e-3, err_msg=name)
 
 
-@pytest.mark.parametrize(("groups", "accumulate"), [("batch", 1), ("average 5", 2)])
-def test_two_processes_train_as_one(groups: str, accumulate: int, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("groups", "accumulate", "tokens"), [("batch", 1, 0.0), ("average 5", 2, 0.5)])
+def test_two_processes_train_as_one(groups: str, accumulate: int, tokens: float, images: Path, tmp_path: Path) -> None:
     """Groups cross the border between processes: `batch` is one group, and 5 does not divide 16."""
-    given = command(tmp_path, images, "--groups", groups, accumulate=accumulate)
+    given = command(tmp_path, images, "--groups", groups, accumulate=accumulate, tokens=tokens)
     assert ended(started([*given, "-o", str(tmp_path / "one")], tmp_path / "log")) == 0, (tmp_path / "log").read_text()
     both = together([*given, "-o", str(tmp_path / "two")], tmp_path)
     codes = [ended(process) for process in both]

@@ -28,6 +28,7 @@ from edgevit.train.loop import (
     stage_steps,
 )
 from edgevit.train.teacher import Teacher
+from edgevit.train.tokens import Streams
 from tests.tiny import tiny_images, tiny_program
 
 BATCH, IMAGES = 8, 44  # five batches an epoch and a remainder
@@ -67,6 +68,7 @@ def stage(**numbers: Any) -> StageSettings:
         label_smoothing=0.0,
         teacher=0.0,
         temperature=2.0,
+        tokens=0.0,
         gate_weight_rate=3e-3,
         gate_bias_rate=2e-2,
         skip_rate=4e-3,
@@ -99,7 +101,7 @@ class Run:
                 source or Memory(program, settings.batch // settings.accumulate),
                 settings,
                 hooks or Plain(),
-                teacher=None if teacher is None else Teacher(Vit(teacher)),
+                teacher=None if teacher is None else Teacher(Vit(teacher), tokens=settings.tokens > 0),
                 world=World(),
                 report=lambda step, total, speed, figures: self.figures.append({"step": step, **figures}),
                 save=lambda step, state: self.saved.__setitem__(step, copy.deepcopy(state)),
@@ -232,6 +234,23 @@ def test_a_teacher_alone_needs_no_labels() -> None:
     run = Run(program, stage(epochs=10, teacher=1.0, rate=4e-3), source=source, teacher=teacher)
     losses = run.column("loss")
     assert losses[-5:].mean() < 0.5 * losses[:5].mean()
+
+
+@pytest.mark.parametrize("small", [0, 16])
+def test_streams_are_followed_besides_logits(small: int) -> None:
+    program, teacher = tiny_program(depth=3), tiny_program(depth=3, seed=4)
+    settings = stage(epochs=10, teacher=1.0, rate=4e-3, small=small, small_epochs=5 if small else 0)
+    errors = []
+    for weight in (0.0, 0.8):
+        run = Run(program, replace(settings, tokens=weight), teacher=teacher)
+        images = Memory(program).images
+        taught = Teacher(Vit(teacher), tokens=True)(images).tokens
+        assert taught is not None
+        streams = Streams(program.spec)
+        with torch.no_grad():
+            run.model(images, watch=streams.watch)
+            errors.append(float(streams.loss(taught)))
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_the_rate_rises_and_falls() -> None:
