@@ -52,7 +52,7 @@ NAMES = {STATIC: "static", DYNAMIC: "dynamic", BOTH: "usdc"}
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One training run: expected MACs, the static share of the saving, gate groups, seed, epochs of recovery.
+    """One training run: expected MACs, static share of the saving, gate groups, seed, epochs of recovery, tokens.
 
     With MACs 1 nothing is removed: the dense model trained on as long as the others, for a fair comparison.
     """
@@ -62,12 +62,14 @@ class Experiment:
     groups: str = "recursive"
     seed: int = 0
     epochs: int = COMPRESSED.epochs_recover
+    tokens: float = COMPRESSED.tokens
 
     @property
     def name(self) -> str:
         if self.macs == 1:
             return f"longer-100-seed{self.seed}"
         method = NAMES[self.share] if self.epochs == COMPRESSED.epochs_recover else "long"
+        method = "tokens" if self.tokens else method
         groups = "" if self.share == STATIC else "-" + self.groups.replace(" ", "_")
         return f"{method}-{self.macs:.0%}{groups}-seed{self.seed}".replace("%", "")
 
@@ -82,6 +84,7 @@ EXPERIMENTS = (
     *(Experiment(macs=0.5, share=s, seed=1) for s in (BOTH, STATIC, DYNAMIC)),
     *(Experiment(macs=m, share=s) for m in (0.35, 0.7) for s in (BOTH, STATIC, DYNAMIC)),
     Experiment(macs=0.45),  # for bundles at 1.8 times the speed
+    Experiment(macs=0.5, tokens=0.9),
 )
 
 
@@ -106,7 +109,8 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
         dense, teacher, recipe, budgets = pretrained(), None, DENSE, split_budget(1.0, None, STATIC)
     else:
         dense = teacher = load_program(work / "dense" / "program")
-        recipe = replace(COMPRESSED, groups=experiment.groups, seed=experiment.seed, epochs_recover=experiment.epochs)
+        e = experiment
+        recipe = replace(COMPRESSED, groups=e.groups, seed=e.seed, epochs_recover=e.epochs, tokens=e.tokens)
         if experiment.macs == 1:
             recipe = replace(recipe, epochs_joint=0, epochs_recover=recipe.epochs_joint + recipe.epochs_recover)
         budgets = split_budget(experiment.macs, None, experiment.share)

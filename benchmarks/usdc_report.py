@@ -12,6 +12,7 @@ METHODS = {
     "longer": "nothing removed, trained on as long",
     "usdc": "both (USDC)",
     "long": "both (USDC), recovery three times as long",
+    "tokens": "both (USDC), following token streams",
     "static": "static only",
     "dynamic": "dynamic only",
 }

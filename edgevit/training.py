@@ -151,7 +151,7 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
     size = None if job.image_size is None else (job.image_size, job.image_size)
-    given = with_crop(_kept(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
+    given = with_crop(_with_classes(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))
@@ -180,7 +180,7 @@ def _folder(job: CompressJob) -> Path:
     return job.output or Path("out") / f"{name}-compressed"
 
 
-def _kept(job: CompressJob, program: Program) -> Program:
+def _with_classes(job: CompressJob, program: Program) -> Program:
     """The model with the classes that were asked for."""
     if job.classes is None:
         return program

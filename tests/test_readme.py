@@ -22,6 +22,7 @@ BUNDLES = {
     "CIFAR-10 at 48 pixels, 50 % of the MACs (`vit_tiny_cifar10`)": "cifar10",
     "CIFAR-10 at 48 pixels, 45 %": "cifar10-45",
     "ten ImageNet classes at 224 pixels, 48 %": "imagenette",
+    "the same without following token streams": "imagenette-logits",
 }
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 

@@ -192,6 +192,19 @@ def test_most_epochs_may_see_small_images_in_a_few_views(tokens: float, data: La
     )
 
 
+def test_token_streams_are_in_the_loss_of_both_stages(data: LabelledSet, tmp_path: Path) -> None:
+    """With nothing but them to follow, a model that is its own teacher loses nothing until something is taken away."""
+    whole, alone = Budgets(expected=1.0, static=1.0), replace(SHORT, tokens=1.0, rate_recover=1e-9)
+    train(job(data, tmp_path / "same", recipe=alone, budgets=whole))
+    assert max(float(row["loss"]) for row in metrics(tmp_path / "same")) < 1e-5
+    for tokens in (0.0, 1.0):
+        train(job(data, tmp_path / str(tokens), recipe=replace(SHORT, tokens=tokens)))
+    plain, followed = (
+        {row["stage"]: float(row["loss"]) for row in metrics(tmp_path / name)} for name in ("0.0", "1.0")
+    )
+    assert set(plain) == {"0.0", "1.0"} and all(abs(plain[s] - followed[s]) > 0.01 for s in plain)
+
+
 def test_budgets_need_the_stage_that_meets_them(data: LabelledSet, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="epochs_joint is 0"):
         train(job(data, tmp_path / "run", recipe=replace(SHORT, epochs_joint=0)))

@@ -49,10 +49,12 @@ class Teacher:
         """Of normalised images `[B, 3, height, width]`, on their device."""
         if self.folder is None:
             return self._ask(images)
-        key, shape = self._key(images), (len(images), self.model.spec.head.classes)
-        logits = _read(self.folder / f"{key}.npy", np.float32)
-        tokens = None if self.streams is None else _read(self.folder / f"{key}.tokens.npy", np.float16)
-        if logits is None or tuple(logits.shape) != shape or (tokens is None) != (self.streams is None):
+        key, streams = self._key(images), self.streams
+        logits = _read(self.folder / f"{key}.npy", np.float32, (len(images), self.model.spec.head.classes))
+        tokens = None
+        if streams is not None:
+            tokens = _read(self.folder / f"{key}.tokens.npy", np.float16, streams.shape(len(images)))
+        if logits is None or (tokens is None) != (streams is None):
             logits, tokens = self._ask(images)
             _write(self.folder / f"{key}.npy", logits.float())
             if tokens is not None:
@@ -86,10 +88,10 @@ def _write(path: Path, values: Tensor) -> None:
         raise _refusal(path, error) from error
 
 
-def _read(path: Path, kind: type) -> Tensor | None:
+def _read(path: Path, kind: type, shape: tuple[int, ...]) -> Tensor | None:
     """Kept values; None if there are none, or the file is not whole."""
     try:
         kept = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return torch.from_numpy(kept) if kept.dtype == kind else None
+    return torch.from_numpy(kept) if kept.dtype == kind and kept.shape == shape else None

@@ -31,6 +31,11 @@ class Streams:
         self.spec, self.places = spec, places(spec)
         self._seen: dict[int, Tensor] = {}
 
+    def shape(self, images: int) -> tuple[int, int, int, int]:
+        """Of what `take` gives for so many images."""
+        rows, columns = cells(self.spec)
+        return len(self.places), images, self.spec.stem.prefix + rows * columns, self.spec.dim
+
     def watch(self, index: int, x: Tensor) -> None:
         """Take the stream `[B, N, D]` before a branch, unless its patch tokens are trimmed already."""
         if index in self.places and x.shape[1] > self.spec.stem.prefix:
@@ -50,14 +55,20 @@ class Streams:
         return torch.stack(errors).mean() if errors else teacher.new_zeros((), dtype=torch.float32)
 
 
+def cells(spec: ProgramSpec) -> tuple[int, int]:
+    """Rows and columns of the grid that patch tokens are averaged over: the model's own, or `CELLS` a side."""
+    height, width = spec.grid
+    return min(CELLS, height), min(CELLS, width)
+
+
 def summary(spec: ProgramSpec, x: Tensor) -> Tensor:
     """Stream `[B, N, D]` of images of any size to normalised rows `[B, prefix + cells, D]`, float32.
 
-    Patch tokens are averaged over a grid of `CELLS` a side, or of the model's own if that is smaller; each row then has
-    mean 0 and deviation 1, so that no depth and no image weighs more than another.
+    Patch tokens are averaged over the grid of `cells`; each row then has mean 0 and deviation 1, so that no depth and
+    no image weighs more than another.
     """
     prefix, (height, width) = spec.stem.prefix, spec.grid
     rows = round(math.sqrt((x.shape[1] - prefix) * height / width))
     patches = x[:, prefix:].float().transpose(1, 2).reshape(len(x), x.shape[2], rows, -1)
-    cells = F.adaptive_avg_pool2d(patches, (min(CELLS, height), min(CELLS, width))).flatten(2).transpose(1, 2)
-    return F.layer_norm(torch.cat([x[:, :prefix].float(), cells], dim=1), (x.shape[2],))
+    pooled = F.adaptive_avg_pool2d(patches, cells(spec)).flatten(2).transpose(1, 2)
+    return F.layer_norm(torch.cat([x[:, :prefix].float(), pooled], dim=1), (x.shape[2],))

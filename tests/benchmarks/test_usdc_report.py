@@ -35,6 +35,7 @@ ROWS = [
     row("usdc-50-recursive-seed1", top1={batch: top + 0.01 for batch, top in TOPS.items()}),
     row("usdc-50-average_8-seed0"),
     row("static-50-seed0"),
+    row("tokens-50-recursive-seed0", top1={batch: top - 0.01 for batch, top in TOPS.items()}),
 ]
 
 
@@ -46,6 +47,7 @@ def test_names_say_what_was_run() -> None:
 def test_the_tables_say_means_and_how_far_from_dense() -> None:
     text = table(ROWS)
     assert "| 50 % | both (USDC) | 92.50 ± 0.50 (n = 2) | -0.50 |" in text
+    assert "| 50 % | both (USDC), following token streams | 91.00 | -2.00 |" in text
     assert "| 50 % | static only | 93.00 | +0.00 |" in text
     assert "| average 8 | 90.00 | 90.00 | 90.00 | 91.00 | 91.00 | 92.00 | 2.00 | 50.0% |" in text
     assert "| recursive (n = 2) | 90.50 |" in text

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,7 +41,14 @@ def test_other_pixels_and_other_models_are_not_confused(tmp_path: Path) -> None:
     torch.testing.assert_close(Teacher(other, name="b", folder=tmp_path)(IMAGES).logits, other(IMAGES).detach())
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
+def whole_but_other() -> bytes:
+    """An array of both files' kinds in neither's shape."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((1, 2), np.float16))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array", whole_but_other()])
 def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: bytes) -> None:
     model = Counting(PROGRAM)
     teacher = Teacher(model, name="a", folder=tmp_path, tokens=True)
