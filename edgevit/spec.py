@@ -13,6 +13,8 @@ BranchKind = Literal["mhsa", "ffn"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 StemKind = Literal["patch", "t2t_performer", "t2t_transformer"]
 PoolKind = Literal["prefix", "mean"]
+CropMode = Literal["center", "squash", "border"]
+Orientation = Literal["ignore", "apply"]
 CLASS_NUMBERS = "class_numbers"  # key of an origin: the data's label of each class, separated by spaces
 
 
@@ -20,8 +22,10 @@ CLASS_NUMBERS = "class_numbers"  # key of an origin: the data's label of each cl
 class ImageSpec:
     """How an image becomes the input `image`: uint8 RGB `[1, height, width, 3]`.
 
-    `mean` and `std` are per channel on pixels scaled to 0..1. `crop_pct` and `interpolation` describe the resize
-    (short side to `round(size / crop_pct)`) and centre crop that precede the network.
+    `mean` and `std` are per channel on pixels scaled to 0..1. `crop_pct`, `interpolation` and `crop_mode` describe the
+    resize and centre crop that precede the network, as timm evaluates: `center` brings the short side to
+    `floor(size / crop_pct)`, `squash` both sides whatever their ratio, `border` the long side, padding the rest.
+    `orientation` says whether an image's EXIF orientation is applied before that; timm ignores it.
     """
 
     height: int
@@ -30,6 +34,8 @@ class ImageSpec:
     std: tuple[float, float, float]
     crop_pct: float
     interpolation: str
+    crop_mode: CropMode = "center"
+    orientation: Orientation = "ignore"
 
 
 @dataclass(frozen=True, kw_only=True)
