@@ -1,4 +1,4 @@
-"""On a CPU without VNNI 8-bit weights are computed exactly, by slower kernels; 7-bit ones and VNNI take the fast ones."""
+"""Without VNNI 8-bit weights are computed exactly, by slower kernels; 7-bit ones and VNNI take the fast ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from edgevit.lower.assemble import assemble
 from tests.bundles import sample_bundle
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
-
 
 CPUS = pytest.mark.parametrize(
     ("weight_bits", "lacks", "exact"), [(8, True, True), (8, False, False), (7, True, False), (7, False, False)]
