@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevit.data.images import UnreadableImage
-from edgevit.data.labelled import UNLABELLED, LabelledSet, labelled_set, open_labelled
+from edgevit.data.labelled import LabelledSet, labelled_set, open_labelled
+from edgevit.data.match import UNLABELLED
 from edgevit.data.sources import split_name
 from edgevit.errors import ImagesError
 from edgevit.models.ops import declare_ops
