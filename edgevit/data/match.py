@@ -100,7 +100,7 @@ def _as_given(labelling: Labelling, spec: ProgramSpec, source: object) -> tuple[
         others = f"{len(elsewhere)} of {len(found)} class names that both know say otherwise"
         return numbers, f"warning: {source}: labels are taken as class numbers, but {others}: {example}"
     lost = [name for label, name in named.items() if label not in found]
-    unknown = f" and names the model does not have: {_some(lost)}" if lost else ""
+    unknown = f", and names the model does not have: {_some(lost)}" if lost else ""
     raise ImagesError(
         f"{source} contradicts the model: {example}{unknown}. Correct its labels or the names, or leave the names out"
     )
@@ -114,7 +114,7 @@ def _by_number(labelling: Labelling, spec: ProgramSpec, source: object) -> tuple
         return found, f"{source}: its {len(have)} class folders are matched to the model's classes by name"
     elsewhere = [n for n in have if n in found and found[n] != numbers.get(n)]
     counted = 0 in labelling.names or CLASS_NUMBERS in spec.origin
-    if counted and not elsewhere and numbers.keys() >= set(have):
+    if counted and not elsewhere:
         return numbers, f"{source}: the names of its {len(have)} class folders are taken as class numbers"
     doubt = ""
     if elsewhere:
