@@ -293,6 +293,9 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         images, labels = held.images, held.labels
     else:
         images, labels = evaluation(work.measured, dense.spec.image)
+        if len(images) < len(work.measured):
+            damaged = len(work.measured) - len(images)
+            say(f"warning: {damaged} of {len(work.measured)} images to test on cannot be read and are left out")
         source = work.measured.source
     say(f"evaluating {len(images)} images, one by one")
     after = answers(program, images)
