@@ -224,6 +224,20 @@ def test_the_split_of_the_data_is_what_is_measured(
     assert json.loads(out)["images"] == 12
 
 
+def test_images_that_cannot_be_read_are_told_of(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tested = photos(tmp_path / "data"), photos(tmp_path / "tested", each=5)
+    for path in (*(data / f"kind{label}" / "3.png" for label in range(4)), tested / "kind2" / "0.png"):
+        path.write_bytes(b"broken")
+    options = ["--data", data, "--eval", tested, "--recipe", short, "-o", tmp_path / "out", "--macs", "0.6"]
+    status, out, said = run(capsys, program, *options)
+    assert status == 0
+    assert "images to train on cannot be read, others stood in (first: kind" in said
+    assert "warning: 1 of 20 images to test on cannot be read and are left out" in said
+    assert "19 images of" in out
+
+
 def test_memory_is_paid_by_pruning(
     images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import io
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -163,7 +163,9 @@ def test_grey_of_16_bits_is_scaled_to_8(kind: str, tmp_path: Path) -> None:
     assert both(raw, SPEC, tmp_path).std() > 50, "no longer white"
 
 
-def tiff(values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1, order: str = "<") -> bytes:
+def tiff(
+    values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1, order: Literal["<", ">"] = "<"
+) -> bytes:
     """A TIFF of one strip of grey samples that are written as they are."""
     height, width = values.shape
     entries = [
@@ -189,7 +191,7 @@ def tiff(values: np.ndarray, bits: int, *, sample: int = 1, photometric: int = 1
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_tiffs_byte_order_bits_and_polarity_are_the_files(order: str, tmp_path: Path) -> None:
+def test_a_tiffs_byte_order_bits_and_polarity_are_the_files(order: Literal["<", ">"], tmp_path: Path) -> None:
     expected = np.rint(RAMP / 257).astype(np.uint8)
     raw = tiff(RAMP.astype(np.dtype("u2").newbyteorder(order)), 16, order=order)
     assert np.array_equal(np.asarray(decode(raw))[..., 0], expected)

@@ -305,7 +305,8 @@ def test_training_images_are_turned_where_the_models_are(tmp_path: Path) -> None
     """Images with an orientation are trained on as those that were turned before."""
     exif = Image.Exif()
     exif[0x112] = 6
-    marked, turned = [], []
+    marked: list[bytes] = []
+    turned: list[bytes] = []
     for index in range(8):
         picture = Image.open(io.BytesIO(picture_bytes(index, (20, 40))))
         for raws, image, options in ((marked, picture, {"exif": exif}), (turned, picture.rotate(-90, expand=True), {})):
