@@ -173,7 +173,8 @@ def _folder_facts(names: list[str]) -> dict[str, _Facts]:
     parents = {name: path.parent.name for name, path in below.items()}
     classes = {name: label for label, name in enumerate(sorted(set(parents.values()), key=natural_key))}
     known = "" not in classes and len(classes) > 1
-    numbered = all(_is_label(name) for name in classes)
+    # 1 and 01 are two classes, not one number.
+    numbered = all(map(_is_label, classes)) and len({int(name) for name in classes}) == len(classes)
     facts = {}
     for name, parent in parents.items():
         split = split_name(splits[name].name) if splits else ""

@@ -166,6 +166,11 @@ def test_whole_numbers_match_labels_that_are_numbers(tmp_path: Path) -> None:
         evaluated(folder, spec(labels=tuple(map(str, range(1, 11)))))
 
 
+def test_1_and_01_are_two_classes(tmp_path: Path) -> None:
+    found, said = evaluated(class_folders(tmp_path / "set", ("01", "1"), 1), spec(2))
+    assert sorted(found.values()) == [0, 1] and "natural order" in said[0]
+
+
 def test_labels_that_are_given_are_class_numbers() -> None:
     assert placed("given", {2: "", 0: ""}, spec()) == ([2, 0], "")
     assert placed("given", {2: "elk", 0: "owl"}, spec(3, ANIMALS)) == ([2, 0], "")
