@@ -17,18 +17,28 @@ MANIFEST_SCHEMA = 1
 EFFORT_ALL_OPEN = 1e30
 EFFORT_ALL_SKIPPED = -1e30
 
+PIXELS = (
+    "the first frame, as 8-bit RGB without alpha; palettes and CMYK as Pillow converts them; grey of 9 to 16 bits "
+    "scaled to 8, float and 32-bit values refused; the EXIF orientation as preprocessing.orientation says (a TIFF's "
+    "own is always applied)"
+)
+
 PathName = Literal["all_open", "all_skipped", "real"]
 ClaimName = Literal["parity", "skip", "coverage", "bound", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only."""
+    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only.
+
+    `pixels` says what of a picture's file is taken before that.
+    """
 
     name: str = "image"
     dtype: str = "uint8"
     shape: tuple[int, int, int, int]
     preprocessing: ImageSpec
+    pixels: str = PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +54,13 @@ class EffortContract:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputContract:
-    """One output of the model."""
+    """One output of the model; `kind` says whether the numbers score classes, or are the features themselves."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     meaning: str
+    kind: Literal["scores", "features", "gates"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,9 +60,19 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
         effort=EffortContract() if spec.gated else None,
         outputs=(
-            OutputContract(name="logits", dtype="float32", shape=(1, spec.head.classes), meaning="one score per class"),
             OutputContract(
-                name="gates", dtype="uint8", shape=(len(spec.branches),), meaning="one per branch, 1 = the branch ran"
+                name="logits",
+                dtype="float32",
+                shape=(1, spec.head.classes),
+                meaning="one score per class" if spec.head.linear else "features: the model ends without a classifier",
+                kind="scores" if spec.head.linear else "features",
+            ),
+            OutputContract(
+                name="gates",
+                dtype="uint8",
+                shape=(len(spec.branches),),
+                meaning="one per branch, 1 = the branch ran",
+                kind="gates",
             ),
         ),
         model=next(iter(models.values())),

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
-from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
+from edgevit.data.images import TESTED, ImageSet, left_out, load_images, number_labels
+from edgevit.data.text import read_lines
 from edgevit.errors import ImagesError, OutputError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
+from edgevit.models.preprocessing import Preprocessing, with_preprocessing
 from edgevit.models.program import Program, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Built, Say, build, compress, weights_digest
@@ -41,6 +43,7 @@ class Job:
     output: Path | None = None
     save_program: Path | None = None
     force: bool = False
+    preprocessing: Preprocessing = Preprocessing()
 
 
 def predict_build(job: Job) -> Prediction:
@@ -65,7 +68,9 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
     source = job.calibration or shipped("calibration") / "shipped.toml"
     calibration = load_images(source, given.spec.image, limit=job.limit, splits=("train",))
-    evaluation = _evaluation(job.evaluation, given) if job.evaluation else None
+    evaluation = _evaluation(job.evaluation, given, say) if job.evaluation else None
+    for warned in filter(None, map(left_out, (calibration, *([evaluation] if evaluation else [])))):
+        say(warned)
     if job.calibration is None:
         say(
             f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
@@ -115,7 +120,8 @@ def _target(job: Job, say: Say = lambda _: None) -> Target:
 
 def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
     """The model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
-    named = _labelled(resolve(job.model or DEFAULT_PROGRAM, weights=job.weights), job.labels)
+    model = job.model or DEFAULT_PROGRAM
+    named = _labelled(with_preprocessing(resolve(model, weights=job.weights), model, job.preprocessing), job.labels)
     if job.classes is None:
         return named, ()
     kept = read_classes(job.classes, named.spec)
@@ -127,8 +133,8 @@ def _labelled(program: Program, path: Path | None) -> Program:
     if path is None:
         return program
     try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        names = read_lines(path)
+    except (OSError, ValueError) as error:
         raise ImagesError(
             f"{path} cannot be read as class names ({error}); give a text file, one name per line"
         ) from error
@@ -140,7 +146,7 @@ def _labelled(program: Program, path: Path | None) -> Program:
     return program.with_weights({}, replace(program.spec, labels=names))
 
 
-def _evaluation(source: Path, program: Program) -> ImageSet:
+def _evaluation(source: Path, program: Program, say: Say) -> ImageSet:
     """Labelled images numbered as the model's classes; a source with splits gives its test images."""
     loaded = load_images(source, program.spec.image, labelled=True, splits=TESTED)
-    return number_labels(loaded, program.spec)
+    return number_labels(loaded, program.spec, say)

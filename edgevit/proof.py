@@ -32,6 +32,7 @@ from edgevit.bound import tvm as tvm_bound
 from edgevit.bound.result import Bound, PathMemory, check_bound
 from edgevit.bundlespec import AccuracyRow, Claim, ClaimName, MemoryBound
 from edgevit.data.images import ImageSet
+from edgevit.data.match import chance_warning
 from edgevit.elsewhere import qualified
 from edgevit.lower.assemble import assemble
 from edgevit.measure.device import probe_local
@@ -142,6 +143,9 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
     say("Verifying accuracy")
     rows, claim = _accuracy(case, runner)
     claims.append(claim)
+    float_top1 = next((row for row in rows if row.metric == "top1"), None)  # the least changed model comes first
+    if float_top1 and (warned := chance_warning(float_top1.value, float_top1.images, case.program.spec.head.classes)):
+        say(warned)
     said, memory = qualified(claims, memory, case.target)
     return Evidence(
         claims=said,

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__, serial
-from edgevit.data.labelled import UNLABELLED, LabelledSet, compact_labels, subset
+from edgevit.data.labelled import LabelledSet, compact_labels, place_set, subset
+from edgevit.data.match import UNLABELLED, chance_warning
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import Answers, answers
 from edgevit.gate.subgroups import parse_groups
 from edgevit.memory import fits, parse_bytes, static_for
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.macs import total_macs
+from edgevit.models.preprocessing import Preprocessing, with_preprocessing
 from edgevit.models.program import Program, expected_shapes
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Say
@@ -62,6 +64,7 @@ class CompressJob:
     teacher_cache: Path | None = None
     output: Path | None = None
     resume: bool = False
+    preprocessing: Preprocessing = Preprocessing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +154,12 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
     size = None if job.image_size is None else (job.image_size, job.image_size)
-    given = with_crop(_with_classes(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
+    named = with_crop(resolve(job.model, weights=job.weights, image_size=size), recipe.crop_pct)
+    given = _with_classes(job, with_preprocessing(named, job.model, job.preprocessing))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
-    dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))
-    measured = _measured(job, data, dense.spec)
+    dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
+    measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
     training = Training(
         dense=dense,
@@ -232,12 +236,12 @@ def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]
     return given.with_weights({n: np.zeros(shapes[n], np.float32) for n in ("head.weight", "head.bias")}, spec), data
 
 
-def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
-    """The data with the model's class numbers."""
+def _numbered(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
+    """The data with the model's classes as labels."""
     if data.labels is None:
         return data
     if CLASS_NUMBERS in spec.origin:
-        return compact_labels(data, spec.class_numbers)[0]
+        return _placed(data, spec, say)
     used = len(np.unique(data.labels[data.labels != UNLABELLED]))
     count = len(data.classes) or used
     if spec.head.classes not in (count, used):
@@ -246,10 +250,17 @@ def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
             "new head for these images, or --unlabelled to follow the model without labels (if the images show some of "
             "its own classes, --classes keeps those)"
         )
-    return data
+    return _placed(data, spec, say)
 
 
-def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> LabelledSet | None:
+def _placed(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
+    placed, how = place_set(data, spec)
+    if how:
+        say(how)
+    return placed
+
+
+def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet | None:
     """What to measure top-1 on: what was asked for, or the test split of the data; None where it has none."""
     source = job.evaluation or job.data
     splits = open_data(source).splits if job.evaluation else data.splits
@@ -259,7 +270,7 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> Labelle
     found = open_data(source, split)
     if found.labels is None or (data.labels is None and job.evaluation is None):
         return replace(found, labels=None)
-    return compact_labels(found, spec.class_numbers)[0]
+    return _placed(found, spec, say if job.evaluation else _silent)
 
 
 def _budgets(
@@ -282,17 +293,24 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         images, labels = held.images, held.labels
     else:
         images, labels = evaluation(work.measured, dense.spec.image)
+        if len(images) < len(work.measured):
+            damaged = len(work.measured) - len(images)
+            say(f"warning: {damaged} of {len(work.measured)} images to test on cannot be read and are left out")
         source = work.measured.source
     say(f"evaluating {len(images)} images, one by one")
     after = answers(program, images)
     before = answers(dense, images) if work.comparable else None
     same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
+    given = _figures(dense.spec, before, labels, target)
+    warned = chance_warning(given.top1 or 0.0, int((labels != UNLABELLED).sum()), dense.spec.head.classes)
+    if warned and given.top1 is not None:
+        say(warned)
     return Compressed(
         folder=str(training.folder),
         program=str(training.folder / "program"),
         model=dense.spec.name,
         target=target.name,
-        dense=_figures(dense.spec, before, labels, target),
+        dense=given,
         compressed=_figures(program.spec, after, labels, target),
         agreement=same,
         images=len(images),

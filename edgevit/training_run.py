@@ -100,6 +100,8 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
         share = job.budgets.expected * total_macs(job.dense.spec) / total_macs(program.spec)
         program = fold_constant(calibrate_thresholds(program, held.images, min(share, 1.0)), held.images)
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
+    if unreadable := run.source.unreadable:
+        say(f"warning: {len(unreadable)} images to train on cannot be read, others stood in (first: {unreadable[0]})")
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
     return program

@@ -7,6 +7,7 @@ python runner/run.py --check        every file's sha256, and the golden inputs a
 import argparse
 import functools
 import hashlib
+import io
 import json
 import math
 import platform
@@ -19,16 +20,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
+# Whatever a file is called: an EPS named .jpg would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+WRONG_IMAGE = 15  # exit code, the native runner's too
 Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
 
 
 def main() -> int:
     """Parse the arguments, check the files, run, print."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files on any terminal
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, help="image files (anything Pillow reads)")
+    parser.add_argument("images", nargs="*", type=Path, help=f"image files: {', '.join(FORMATS)}")
     parser.add_argument("--effort", type=float, default=0.0, help="0 as calibrated, above opens more branches")
     parser.add_argument("--threads", type=int, help="threads of a run (default: the target's)")
     parser.add_argument("--top", type=int, default=5, help="classes to print")
@@ -48,9 +55,16 @@ def main() -> int:
     run = loaders[manifest["backend"]](manifest, threads)
     if arguments.check:
         return check_golden(manifest, run)
+    status = 0
     for path in arguments.images:
-        classify(manifest, run, path, arguments)
-    return 0
+        try:
+            image = read_image(path, manifest["input"]["preprocessing"])
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            print(f"{path}: {error or type(error).__name__}", file=sys.stderr)
+            status = WRONG_IMAGE
+        else:
+            classify(manifest, run, path, image, arguments)
+    return status
 
 
 def changed_files(manifest: dict[str, Any], prefix: str) -> list[str]:
@@ -65,18 +79,48 @@ def changed_files(manifest: dict[str, Any], prefix: str) -> list[str]:
     return changed
 
 
+def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
+    """An image file as the model's input."""
+    with Image.open(path, formats=FORMATS) as file:
+        return prepare(to_rgb(file), contract)
+
+
+def to_rgb(file: Image.Image) -> Image.Image:
+    """RGB of the first frame; grey of more than 8 bits is scaled, which Pillow would clip."""
+    if file.mode == "F":
+        raise ValueError("float values, whose range the file does not say; scale them to 0..255 and save 8 bits")
+    if file.mode != "I" and not file.mode.startswith("I;"):
+        return file.convert("RGB")
+    tags = getattr(file, "tag_v2", {})
+    bits = tags.get(BITS, (16,))[0]  # a PNG's and a PPM's values are brought to 16 bits
+    if bits > 16 or tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
+        raise ValueError(f"integers of {bits} bits, whose range the file does not say; scale to 0..255, save 8 bits")
+    most = (1 << bits) - 1
+    values = np.asarray(file).astype(np.uint32)
+    levels = ((most - values if tags.get(PHOTOMETRIC) == 0 else values) * 255 + most // 2) // most
+    picture = Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    picture.info.update(file.info)
+    return picture
+
+
 def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]:
-    """Resize the short side to size / crop_pct and crop the centre: RGB picture to uint8 `[1, height, width, 3]`."""
+    """Turn, resize and crop or pad as the manifest says: RGB picture to uint8 `[1, height, width, 3]`."""
+    if contract["orientation"] == "apply":
+        picture = ImageOps.exif_transpose(picture)
     height, width, crop_pct = contract["height"], contract["width"], contract["crop_pct"]
     target_width, target_height = math.floor(width / crop_pct), math.floor(height / crop_pct)
-    if target_width == target_height:
+    ratios = picture.height / target_height, picture.width / target_width
+    mode = contract["crop_mode"]
+    if mode == "squash":
+        size = (target_width, target_height)
+    elif mode == "center" and target_width == target_height:
         short = target_width
         if picture.width <= picture.height:
             size = (short, int(short * picture.height / picture.width))
         else:
             size = (int(short * picture.width / picture.height), short)
     else:
-        ratio = min(picture.height / target_height, picture.width / target_width)
+        ratio = max(ratios) if mode == "border" else min(ratios)
         size = (round(picture.width / ratio), round(picture.height / ratio))
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling[contract["interpolation"].upper()])
@@ -84,7 +128,10 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
         round((have - need) / 2) if have >= need else -((need - have) // 2)
         for have, need in zip(size, (width, height), strict=True)
     )
-    return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.uint8)[None]
+    fill = tuple(round(255 * v) for v in contract["mean"]) if mode == "border" else (0, 0, 0)
+    cropped = Image.new("RGB", (width, height), fill)
+    cropped.paste(picture, (-left, -top))
+    return np.asarray(cropped, dtype=np.uint8)[None]
 
 
 def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
@@ -183,28 +230,42 @@ def lacks_vnni() -> bool:
     return x86 and "vnni" not in cpu.read_text(encoding="utf-8", errors="replace")
 
 
-def classify(manifest: dict[str, Any], run: Run, path: Path, arguments: argparse.Namespace) -> None:
-    """Run one image file and print its best classes, which branches ran, and the time."""
-    with Image.open(path) as file:
-        image = prepare(file.convert("RGB"), manifest["input"]["preprocessing"])
+def classify(
+    manifest: dict[str, Any], run: Run, path: Path, image: NDArray[np.uint8], arguments: argparse.Namespace
+) -> None:
+    """Run one image and print its best classes (or the model's features), which branches ran, and the time."""
     begin = time.perf_counter()
     logits, gates = run(image, arguments.effort)
     milliseconds = 1000 * (time.perf_counter() - begin)
-    exponentials = np.exp(logits[0] - logits[0].max())
-    probabilities = exponentials / exponentials.sum()
-    labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None
-    best = [
-        {"class": int(i), "label": labels[i] if labels else None, "probability": float(probabilities[i])}
-        for i in np.argsort(-logits[0], kind="stable")[: arguments.top]
-    ]
+    features = manifest["outputs"][0]["kind"] == "features"
+    answer = {"features": logits[0].tolist()} if features else {"top": best_classes(manifest, logits[0], arguments.top)}
     if arguments.json:
-        print(json.dumps({"image": str(path), "top": best, "gates": gates.tolist(), "milliseconds": milliseconds}))
+        print(json.dumps({"image": str(path), **answer, "gates": gates.tolist(), "milliseconds": milliseconds}))
         return
     print(f"{path}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
-    for row in best:
-        print(f"  {row['probability']:6.1%}  {row['class']:>4}  {row['label'] or ''}")
+    if features:
+        print(f"  {logits.size} features, no classes, length {np.linalg.norm(logits):.4g}; --json prints them")
+    for row in answer.get("top", ()):
+        likely = f"{row['score']:8.3f}" if row["probability"] is None else f"{row['probability']:6.1%}"
+        print(f"  {likely}  {row['class']:>4}  {row['label'] or ''}")
     shown = "".join("x" if gate else "." for gate in gates)
     print(f"  gates [{shown}]  x = ran, . = skipped, in the order of the manifest's branches")
+
+
+def best_classes(manifest: dict[str, Any], logits: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
+    """The classes with the largest scores; one class alone has no probability."""
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None
+    return [
+        {
+            "class": int(i),
+            "label": labels[i] if labels else None,
+            "score": float(logits[i]),
+            "probability": float(probabilities[i]) if logits.size > 1 else None,
+        }
+        for i in np.argsort(-logits, kind="stable")[:count]
+    ]
 
 
 def check_golden(manifest: dict[str, Any], run: Run) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+
 if TYPE_CHECKING:
     from edgevit.pipeline import Built
     from edgevit.predict import Prediction
@@ -48,12 +50,13 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@preprocessing_options
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Compile MODEL (a Program folder, or a name; default: vit_tiny_gated, which ships) for a target."""
     from edgevit import serial
     from edgevit.job import Job, predict_build, run_build
 
-    job = Job(model=model, target=target_name, **options)
+    job = Job(model=model, target=target_name, preprocessing=take_preprocessing(options), **options)
     if dry_run:
         prediction = predict_build(job)
         click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+
 if TYPE_CHECKING:
     from edgevit.training import Compressed
 
@@ -43,6 +45,7 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@preprocessing_options
 def command(as_json: bool, **options: Any) -> None:
     """Train MODEL (a Program folder, a timm name or a T2T-ViT name) to cost less: smaller, and less for easy images."""
     from edgevit import serial
@@ -51,7 +54,8 @@ def command(as_json: bool, **options: Any) -> None:
     require_torch("compressing")
     from edgevit.training import CompressJob, run_compress
 
-    result = run_compress(CompressJob(**options), say=_say)
+    job = CompressJob(preprocessing=take_preprocessing(options), **options)
+    result = run_compress(job, say=_say)
     if result is not None:
         click.echo(serial.dumps(result) if as_json else _summary(result), nl=not as_json)
 

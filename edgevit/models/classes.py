@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edgevit.data.text import read_text
 from edgevit.errors import ImagesError
 from edgevit.models.program import Program
 from edgevit.spec import CLASS_NUMBERS, ProgramSpec
@@ -53,7 +54,7 @@ def _items(text: str) -> list[str]:
     path = Path(text)
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+            return read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise ImagesError(f"{path} cannot be read as classes ({error}); give a text file, one per line") from error
     return text.split(",")

@@ -211,7 +211,7 @@ def save_program(program: Program, folder: Path, *, storage: Storage = "float32"
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             temporary.chmod(0o755)
-            (temporary / "program.json").write_text(serial.dumps(document))
+            (temporary / "program.json").write_text(serial.dumps(document), encoding="utf-8")
             (temporary / "weights.safetensors").write_bytes(save(arrays))
             replace_folder(temporary, folder)
         finally:
@@ -242,7 +242,7 @@ def load_program(folder: Path) -> Program:
         ProgramError: no such folder, unreadable or inconsistent files, or another schema version.
     """
     try:
-        document = json.loads((folder / "program.json").read_text())
+        document = json.loads((folder / "program.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "weights.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ProgramError(

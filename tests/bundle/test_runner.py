@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from edgevit.bundle import runner
+from edgevit.bundlespec import OutputContract
 from edgevit.data.images import prepare
 from edgevit.spec import ImageSpec
 from tests.bundles import sample_bundle
@@ -62,6 +64,62 @@ def test_it_classifies_an_image_with_labels_gates_and_time(folder: Path, photo: 
     assert len(answer["gates"]) == 4 and answer["milliseconds"] > 0
     text = run(folder, str(photo)).stdout
     assert f"{sum(answer['gates'])} of 4 branches ran" in text and answer["top"][0]["label"] in text
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+)
+def test_a_terminal_of_ascii_gets_escapes(environment: dict[str, str], photo: Path, tmp_path: Path) -> None:
+    folder = sample_bundle(tmp_path / "bundle", labels=[f"tête {i} 写" for i in range(10)])
+    command = [sys.executable, str(folder / "runner" / "run.py"), str(photo)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    assert rb"t\xeate " in done.stdout and rb" \u5199" in done.stdout and done.stdout.isascii()
+    assert "tête" in run(folder, str(photo)).stdout
+
+
+def test_a_file_name_that_is_no_text_is_printed(folder: Path, photo: Path) -> None:
+    odd = photo.rename(photo.with_name(os.fsdecode(b"caf\xe9.png")))
+    done = run(folder, str(odd))
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.png" in done.stdout
+
+
+def test_one_class_has_a_score_and_no_probability(photo: Path, tmp_path: Path) -> None:
+    folder = sample_bundle(tmp_path / "bundle", classes=1)
+    row = json.loads(run(folder, str(photo), "--json").stdout)["top"][0]
+    assert row["probability"] is None and isinstance(row["score"], float)
+    text = run(folder, str(photo)).stdout
+    assert "%" not in text and f"{row['score']:.3f}" in text
+
+
+def test_features_are_no_classes(photo: Path, tmp_path: Path) -> None:
+    outputs = (
+        OutputContract(name="logits", dtype="float32", shape=(1, 10), meaning="features", kind="features"),
+        OutputContract(name="gates", dtype="uint8", shape=(4,), meaning="1 = the branch ran", kind="gates"),
+    )
+    folder = sample_bundle(tmp_path / "bundle", changes={"outputs": outputs})
+    answer = json.loads(run(folder, str(photo), "--json").stdout)
+    assert len(answer["features"]) == 10 and "top" not in answer
+    text = run(folder, str(photo)).stdout
+    assert "10 features, no classes" in text and "%" not in text
+
+
+def test_files_that_are_no_images_are_named_and_the_others_run(folder: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tif")
+    done = run(folder, *(str(tmp_path / name) for name in ("gone.jpg", "bad.jpg", "float.tif", photo.name)))
+    assert done.returncode == 15
+    said = done.stderr.splitlines()
+    assert len(said) == 3 and "No such file" in said[0] and "cannot identify" in said[1] and "float values" in said[2]
+    assert f"{photo}  " in done.stdout
+
+
+def test_the_contract_says_what_is_taken_of_a_picture(folder: Path) -> None:
+    contract = json.loads((folder / "manifest.json").read_text())["input"]
+    assert contract["preprocessing"]["orientation"] == "ignore" and contract["preprocessing"]["crop_mode"] == "center"
+    assert "without alpha" in contract["pixels"] and "EXIF orientation" in contract["pixels"]
 
 
 def test_effort_opens_and_closes_every_branch(folder: Path, photo: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_a_new_head_learns_the_classes_of_the_data(
     made = load_program(tmp_path / "out" / "program").spec
     assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
     assert made.branches == dense(classes=10).spec.branches
+    # Evaluated by the names it has learnt: a class alone, after it in the alphabet, stays the class that it is.
+    few = photos(tmp_path / "few", classes=4, seed=3)
+    for label in (0, 1):
+        shutil.rmtree(few / f"kind{label}")
+    nothing = ["--recipe", recipe(tmp_path / "nothing.toml", epochs_recover=0), "--json"]
+    status, said, error = run(
+        capsys, tmp_path / "out/program", "--data", images, "--eval", few, *nothing, "-o", tmp_path / "again"
+    )
+    assert status == 0 and "its 2 class folders are matched to the model's classes by name" in error
+    assert json.loads(said)["dense"]["top1"] > 0.6
 
 
 def test_classes_with_gaps_in_their_numbers_keep_them(
@@ -159,7 +170,7 @@ def test_some_of_the_models_classes_are_kept_and_taught(
     assert load_program(tmp_path / "out" / "program").spec.class_numbers == (8, 1, 5, 4)
     status, _, said = run(capsys, program, *options, "--classes", "8,1,5", "-o", tmp_path / "few")
     assert status == errors.ImagesError.exit_code
-    assert "got 4; allowed: 8, 1, 5" in said
+    assert "got 4; tiny has 3 classes (8, 1, 5)" in said
     status, _, said = run(capsys, program, *options, "--classes", "8,1", "--new-head", "-o", tmp_path / "both")
     assert status == errors.TrainingError.exit_code
     assert "give one" in said
@@ -191,11 +202,14 @@ def test_labels_can_be_left_unused(
     """Also where they are another model's classes."""
     program = saved(dense(classes=10), tmp_path / "ten")
     options = ["--unlabelled", "--data", images, "--recipe", short, "-o", tmp_path / "out", "--json"]
-    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", images)
+    tested = photos(tmp_path / "tested")
+    rows = [f"{path.relative_to(tested)},{path.parent.name[-1]}" for path in tested.rglob("*.png")]
+    (tested / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", tested)
     assert status == 0
     answer = json.loads(out)
     assert answer["images"] == 80
-    assert answer["evaluated_on"] == str(images)
+    assert answer["evaluated_on"] == str(tested)
     assert answer["compressed"]["top1"] is not None
 
 
@@ -208,6 +222,20 @@ def test_the_split_of_the_data_is_what_is_measured(
     status, out, _ = run(capsys, program, *options, "--macs", "0.6")
     assert status == 0
     assert json.loads(out)["images"] == 12
+
+
+def test_images_that_cannot_be_read_are_told_of(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tested = photos(tmp_path / "data"), photos(tmp_path / "tested", each=5)
+    for path in (*(data / f"kind{label}" / "3.png" for label in range(4)), tested / "kind2" / "0.png"):
+        path.write_bytes(b"broken")
+    options = ["--data", data, "--eval", tested, "--recipe", short, "-o", tmp_path / "out", "--macs", "0.6"]
+    status, out, said = run(capsys, program, *options)
+    assert status == 0
+    assert "images to train on cannot be read, others stood in (first: kind" in said
+    assert "warning: 1 of 20 images to test on cannot be read and are left out" in said
+    assert "19 images of" in out
 
 
 def test_memory_is_paid_by_pruning(
@@ -244,7 +272,14 @@ def test_memory_is_paid_by_pruning(
         (["--data", "{tmp}/few"], errors.TrainingError, "is too small a data set: of its 4 images"),
         (["--data", "{tmp}/three"], errors.ImagesError, "has 3 classes, but tiny has 4; pass --new-head"),
         (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
-        (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
+        (["--data", "{tmp}/bad"], errors.ImagesError, "got 11; tiny has 4 classes (0 to 3)"),
+        (["--data", "{tmp}/one"], errors.ImagesError, "whether they count from 0 or from 1 cannot be told"),
+        (
+            ["--eval", "{tmp}/three"],
+            errors.ImagesError,
+            "3 class folders (kind0, kind1, kind2), but tiny has 4",
+        ),
+        (["--mean", "0,0,0"], errors.ProgramError, "a Program, which knows how its images are prepared"),
         (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that are no classes of the model: got"),
         (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "cannot keep the teacher's outputs"),
         (["--image-size", "64"], errors.ProgramError, "image size"),
@@ -269,6 +304,9 @@ def test_wrong_input_is_one_message_and_an_exit_code(
     bad = photos(tmp_path / "bad")
     for label, name in enumerate(("0", "1", "2", "11")):
         (bad / f"kind{label}").rename(bad / name)
+    one = photos(tmp_path / "one")
+    for label in range(4):
+        (one / f"kind{label}").rename(one / str(label + 1))
     before = sorted(tmp_path.rglob("*"))
     given = ["--data", images, "--recipe", short, "-o", tmp_path / "out", *(o.format(tmp=tmp_path) for o in options)]
     status, _, text = run(capsys, program, *given)
