@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevit.errors import BudgetError
 from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches
@@ -17,6 +18,7 @@ from edgevit.spec import ProgramSpec
 PASSES = 12
 LARGEST_SHIFT = 1e4
 TOLERANCE = 1e-3  # of the all-open MACs
+FAR = 0.02  # of all MACs: further from a budget is not what was asked for
 
 
 def fixed_macs(spec: ProgramSpec) -> int:
@@ -96,6 +98,33 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
         for b in spec.branches
     )
     return replace(program, spec=replace(spec, branches=branches))
+
+
+def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_macs: int) -> None:
+    """Raise BudgetError where thresholds miss a budget, above or below, or no image runs any attention or any FFN.
+
+    Args:
+        program: with thresholds set on `images`, uint8 `[n, height, width, 3]`.
+        images: see `program`.
+        budget_macs: mean MACs of an image that were asked for.
+        whole_macs: MACs that shares are told of. 2 points of them are near enough, and so are two decisions.
+    """
+    spec, ran = program.spec, open_rates(program, images)
+    spent = expected_macs(spec, ran)
+    decision = max(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is not None)
+    if abs(spent - budget_macs) > max(FAR * whole_macs, 2 * decision / len(images)):
+        raise BudgetError(
+            f"gates of {spec.name} cannot be set to the budget: {budget_macs / whole_macs:.1%} of the MACs were asked "
+            f"for, and {spent / whole_macs:.1%} is the nearest they come to on {len(images)} images. Gates that decide "
+            "alike for all of them leave no more choice: give more images, and of more kinds"
+        )
+    for kind in ("mhsa", "ffn"):
+        of = [i for i, b in enumerate(spec.branches) if b.kind == kind]
+        if any(not spec.branches[i].removed for i in of) and not ran[:, of].any():
+            raise BudgetError(
+                f"gates of {spec.name} let none of {len(images)} images run any {kind.upper()}: that is no network any "
+                "more; ask for more MACs"
+            )
 
 
 def shift_for(margins: np.ndarray, macs: np.ndarray, target: float) -> float:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from edgevit.errors import BudgetError
 from edgevit.gate.initial import initial_gates
-from edgevit.gate.threshold import calibrate_thresholds, fixed_macs
+from edgevit.gate.threshold import calibrate_thresholds, check_spent, fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches
@@ -68,7 +68,8 @@ def train_gates(
         settings: rates and penalties.
 
     Raises:
-        BudgetError: the budget is not in (0, 1], or below what stem, head and gates cost.
+        BudgetError: the budget is not in (0, 1], below what stem, head and gates cost, or missed; or skipping branches
+            changes no output, so that nothing can be learnt.
         ImagesError: the images are not what the model takes.
     """
     settings = settings or Settings()
@@ -79,7 +80,9 @@ def train_gates(
     gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, settings.spread)
     if epochs:
         gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings)
-    return calibrate_thresholds(gated, held, budget)
+    gated = calibrate_thresholds(gated, held, budget)
+    check_spent(gated, held, budget * total_macs(gated.spec), total_macs(gated.spec))
+    return gated
 
 
 def attach_gates(program: Program) -> Program:
