@@ -96,7 +96,7 @@ def compress(
             say(f"warning: {note}")
         program = refit(shrink(dense, plan, statistics), dense, images)
     if gate < 1.0:
-        program = train_gates(program, images, gate, teacher=dense, seed=seed)
+        program = train_gates(program, images, gate, teacher=dense, seed=seed, say=say)
     return program
 
 

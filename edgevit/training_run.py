@@ -98,7 +98,7 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     if job.recipe.epochs_recover:
         model, _ = run.stage(program.spec, Vit(program), joint=False, state=state)
         program = model.to_program()
-    program = _with_thresholds(job, program, held.images)
+    program = _with_thresholds(job, program, held.images, say)
     check_kinds(job.dense.spec, program.spec)
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
     if job.world.main:
@@ -124,14 +124,16 @@ def _pruned(model: Vit, together: Together, say: Say) -> Program:
     return really_shrink(model, plan)
 
 
-def _with_thresholds(job: Training, program: Program, images: np.ndarray) -> Program:
+def _with_thresholds(job: Training, program: Program, images: np.ndarray, say: Say) -> Program:
     """The Program with thresholds that meet the budget on `images`, and without gates that decide alike for all."""
     if not program.spec.gated:
         return program
     dense, own = total_macs(job.dense.spec), total_macs(program.spec)
     share = min(job.budgets.expected * dense / own, 1.0)
     program = calibrate_thresholds(program, images, share)
-    check_spent(program, images, share * own, dense)
+    note = check_spent(program, images, share * own, dense)
+    if note:
+        say(f"warning: {note}")
     folded = fold_constant(program, images)
     fits = job.budgets.fits
     return folded if fits is None or fits(folded.spec) else program

@@ -8,6 +8,7 @@ with a bounded multiplier that holds the expected MACs at the budget. All other 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +56,7 @@ def train_gates(
     seed: int = 0,
     epochs: int = 3,
     settings: Settings | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Program:
     """The Program with a trained gate and skip rows on every branch.
 
@@ -66,6 +68,7 @@ def train_gates(
         seed: of batch order, flips and noise.
         epochs: passes over the images; 0 keeps the measured initial gates.
         settings: rates and penalties.
+        say: told where gates can only come near the budget.
 
     Raises:
         BudgetError: the budget is not in (0, 1], below what stem, head and gates cost, or missed; or skipping branches
@@ -81,7 +84,9 @@ def train_gates(
     if epochs:
         gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings)
     gated = calibrate_thresholds(gated, held, budget)
-    check_spent(gated, held, budget * total_macs(gated.spec), total_macs(gated.spec))
+    note = check_spent(gated, held, budget * total_macs(gated.spec), total_macs(gated.spec))
+    if note:
+        say(f"warning: {note}")
     return gated
 
 

@@ -33,10 +33,10 @@ Mean = Callable[[np.ndarray], np.ndarray]  # mean over processes
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """How masks follow importance: measured every `measure_every` steps, replanned `replans` times on the way down.
+    """How masks follow importance.
 
     Attributes:
-        measure_every: steps from one measurement to the next.
+        measure_every: steps from one measurement to the next, once importance may be used.
         replans: plans on the way down.
         memory: weight of past measurements.
         fewest_images: a process has to have measured so many before importance is used.
@@ -73,7 +73,7 @@ class MaskControl:
     def begin(self, step: int) -> None:
         """Start a micro-batch of optimiser step `step`."""
         self._leaves = {}
-        self._measuring = step % self.settings.measure_every == 0
+        self._measuring = not self.ready or step % self.settings.measure_every == 0
 
     def tap(self, name: str, value: Tensor) -> Tensor:
         """Mask the input `[B, N, width]` of every branch's output linear."""
@@ -100,8 +100,8 @@ class MaskControl:
             count = len(leaf)
             derivative = leaf.grad.double() * count
             units = self.mean((derivative**2).mean(dim=0).cpu().numpy())
-            whole = (derivative * self.masks[name].to(leaf.device)).sum(dim=1)
-            found[name] = units, float(self.mean((whole**2).mean().cpu().numpy()))
+            joint = (derivative * self.masks[name].to(leaf.device)).sum(dim=1)
+            found[name] = units, float(self.mean((joint**2).mean().cpu().numpy()))
         self._leaves = {}
         if not any(units.any() for units, _ in found.values()):
             return

@@ -119,8 +119,8 @@ def check_reached(spec: ProgramSpec, reduced: ProgramSpec, budget_macs: float, w
             "for more epochs, or fine-tune the model before it is compressed"
         )
     return (
-        f"pruning leaves {got:.1%} of the MACs where {asked:.1%} were asked for: units of {spec.name} come in steps, and "
-        f"the least step up is {step / whole_macs:.1%}"
+        f"pruning leaves {got:.1%} of the MACs where {asked:.1%} were asked for: units of {spec.name} come in steps, "
+        f"and the least step up is {step / whole_macs:.1%}"
     )
 
 

@@ -224,9 +224,7 @@ def test_a_branch_behind_a_gate_that_is_closed_for_good_keeps_what_it_was_worth(
     masks.begin(0)
     images = batches(program.spec, tiny_images(program.spec, 8, seed=9), 8)[0]
     torch.autograd.backward(
-        F.cross_entropy(
-            model(images, lambda i, x: torch.full((len(x),), float(i != 3)), masks.tap), torch.arange(8)
-        )
+        F.cross_entropy(model(images, lambda i, x: torch.full((len(x),), float(i != 3)), masks.tap), torch.arange(8))
     )
     masks.observe()
     assert np.array_equal(masks.units["b01_ffn"], known)
@@ -252,10 +250,10 @@ def test_measurements_fade() -> None:
     assert not np.allclose(masks.units["b00_ffn"], first)
 
 
-def test_only_every_second_step_measures() -> None:
-    masks = MaskControl(Vit(tiny_program(**SHAPE)), MaskSettings(measure_every=2))
+def test_every_step_measures_until_that_is_enough_and_then_every_second() -> None:
+    masks = MaskControl(Vit(tiny_program(**SHAPE)), MaskSettings(measure_every=2, fewest_images=24))
     measure(tiny_program(**SHAPE), steps=6, masks=masks)
-    assert masks.measured == 3
+    assert masks.measured == 4  # steps 0, 1, 2 and 4
 
 
 def test_an_impossible_budget_is_refused_with_the_possible_one() -> None:
