@@ -71,8 +71,8 @@ def check_budgets(spec: ProgramSpec, budgets: Budgets) -> None:
         if not floor < value <= 1:
             raise BudgetError(
                 f"{name} MACs of {value:g} cannot be reached by {spec.name}: stem, head, gates and the least of "
-                f"attention and FFN that has to stay are {floor:.1%} of the dense model's; ask for more than {floor:.3f} "
-                "and at most 1"
+                f"attention and FFN that has to stay are {floor:.1%} of the dense model's; ask for more than "
+                f"{floor:.3f} and at most 1"
             )
 
 

@@ -20,7 +20,8 @@ from edgevit.spec import BranchSpec, ProgramSpec
 
 NEURON_STEP = 16
 FAR = 0.02  # of all MACs: further below a budget is not what was asked for
-EXACT_BITS = 40  # losses are rounded to so many bits of their sum: below that they are equal, and sums are exact
+# One integer compares plans: losses rounded to so many bits of their sum, then unevenness. Its sums are exact.
+LOSS_BITS, UNEVEN_BITS = 38, 24
 LAYERS = {"mhsa": "attention head", "ffn": "FFN neuron"}
 
 
@@ -180,27 +181,28 @@ def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
 def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice] | None:
     """One choice per row within the budget with the least total loss, of these the least uneven one, or None.
 
-    Exact (Pareto dynamic programming). States are kept as arrays (macs, loss, uneven) without dominated ones; MACs
-    share large common factors, so they stay few.
+    Exact (Pareto dynamic programming). States are kept as arrays (macs, worth) without dominated ones; MACs share large
+    common factors, so they stay few.
     """
     if not all(menu):
         return None
-    macs, loss, uneven = np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros(1)
+    exact, most = _resolution(menu), sum(max(c.uneven for c in row) for row in menu) or 1.0
+    macs = worth = np.zeros(1, dtype=np.int64)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     rest = [min(c.macs for c in row) for row in menu]
     for index, row in enumerate(menu):
         new_macs = (macs[:, None] + np.array([c.macs for c in row], dtype=np.int64)).reshape(-1)
-        new_loss = (loss[:, None] + np.array([c.loss for c in row])).reshape(-1)
-        new_uneven = (uneven[:, None] + np.array([c.uneven for c in row])).reshape(-1)
-        order = np.lexsort((new_uneven, new_loss, new_macs))
+        losses = np.rint(np.array([c.loss for c in row]) / exact).astype(np.int64)
+        shares = np.rint(np.array([c.uneven for c in row]) / most * 2 ** (UNEVEN_BITS - 1)).astype(np.int64)
+        new_worth = (worth[:, None] + (losses << UNEVEN_BITS) + shares).reshape(-1)
+        order = np.lexsort((new_worth, new_macs))
         order = order[new_macs[order] + sum(rest[index + 1 :]) <= budget_macs]
         if len(order) == 0:
             return None
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[np.lexsort((new_uneven[order], new_loss[order]))] = np.arange(len(order))
-        order = order[np.concatenate([[True], rank[1:] < np.minimum.accumulate(rank)[:-1]])]
+        sorted_worth = new_worth[order]
+        order = order[np.concatenate([[True], sorted_worth[1:] < np.minimum.accumulate(sorted_worth)[:-1]])]
         steps.append((order // len(row), order % len(row)))
-        macs, loss, uneven = new_macs[order], new_loss[order], new_uneven[order]
+        macs, worth = new_macs[order], new_worth[order]
     # Every state left is better than all with fewer MACs: the last one is the best.
     state, picked = len(macs) - 1, []
     for row, (previous, chosen) in zip(reversed(menu), reversed(steps), strict=True):
@@ -224,7 +226,8 @@ def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: i
 
 
 def _worth(choices: Sequence[Choice]) -> tuple[float, float]:
-    return sum(c.loss for c in choices), sum(c.uneven for c in choices)
+    """What compares plans of different menus: loss, to nine digits, then unevenness."""
+    return float(f"{math.fsum(c.loss for c in choices):.9g}"), math.fsum(c.uneven for c in choices)
 
 
 def _last_mhsa_candidates(spec: ProgramSpec) -> list[int | None]:
@@ -240,13 +243,12 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
     if last is not None:
         branches = [_emptied(b) if b.kind == "mhsa" and i > last else b for i, b in enumerate(branches)]
     shaped = replace(spec, branches=tuple(branches))
-    whole, exact = macs_by_branch(spec, full_rows=True), _resolution(scores)
-    menu = []
+    whole, menu = macs_by_branch(spec, full_rows=True), list[list[Choice]]()
     for i, (branch, score) in enumerate(zip(branches, scores, strict=True)):
         rows, rows_read = rows_out(shaped)[i], rows_in(shaped)[i]
         full = spec.branches[i]
         levels = offered_levels(full)
-        losses = np.rint(np.interp(levels, score.units[::-1], score.loss[::-1]) / exact) * exact
+        losses = np.interp(levels, score.units[::-1], score.loss[::-1]).clip(0)
         losses = np.maximum.accumulate(losses[::-1])[::-1]  # from all units to none
         row = []
         for units, loss in zip(levels, losses.tolist(), strict=True):
@@ -262,10 +264,10 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
     return total_macs(nothing), menu
 
 
-def _resolution(scores: Sequence[BranchScore]) -> float:
+def _resolution(menu: Sequence[Sequence[Choice]]) -> float:
     """The unit that losses are rounded to, a power of two."""
-    most = sum(max(map(abs, s.loss)) for s in scores)
-    return 2.0 ** (math.frexp(most)[1] - EXACT_BITS) if most > 0 else 1.0
+    most = sum(max(c.loss for c in row) for row in menu)
+    return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
 
 
 def offered_levels(branch: BranchSpec) -> list[int]:

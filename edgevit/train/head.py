@@ -21,7 +21,7 @@ from edgevit.train.batches import evaluation
 IMAGES = 1000
 PER_CLASS = 4
 CHUNK = 250
-DECAY = 1e-2  # of half the squared weights, beside the mean cross-entropy
+DECAY = 0.1  # of half the squared weights, per variance of the features, beside the mean cross-entropy
 STEPS = 100
 
 
@@ -70,11 +70,12 @@ def _regression(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     """Weight `[width, classes]` and bias `[classes]`."""
     weight = torch.zeros(features.shape[1], classes, requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
+    decay = DECAY * float(features.var(correction=0))
     solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = F.cross_entropy(features @ weight + bias, labels) + DECAY / 2 * (weight**2).sum()
+        value = F.cross_entropy(features @ weight + bias, labels) + decay / 2 * (weight**2).sum()
         torch.autograd.backward(value)
         return value
 
