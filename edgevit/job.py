@@ -79,7 +79,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     compressing = job.prune > 0.0 or job.gate < 1.0
     if compressing:
         say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
-    program = compress(given, calibration.images, prune=job.prune, gate=job.gate, seed=job.seed)
+    program = compress(given, calibration.images, prune=job.prune, gate=job.gate, seed=job.seed, say=say)
     if job.save_program:
         save_program(program, job.save_program, storage="float16", force=job.force)
     recipe = Recipe(

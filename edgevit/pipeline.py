@@ -22,6 +22,7 @@ from edgevit.data.images import ImageSet
 from edgevit.facts import Facts, describe, golden_runs
 from edgevit.lower.assemble import assemble
 from edgevit.lower.check import check_model
+from edgevit.models.macs import total_macs
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.proof import Case, prove
@@ -50,7 +51,15 @@ class Built:
     manifest: Manifest
 
 
-def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: float = 1.0, seed: int = 0) -> Program:
+def compress(
+    dense: Program,
+    images: np.ndarray,
+    *,
+    prune: float = 0.0,
+    gate: float = 1.0,
+    seed: int = 0,
+    say: Say = lambda _: None,
+) -> Program:
     """Prune and gate a Program without labels. Needs torch.
 
     Args:
@@ -59,9 +68,10 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
         prune: fraction of the MACs to remove.
         gate: expected MACs with gates as a fraction of the pruned model's; 1 attaches none.
         seed: of gate training.
+        say: told where few units leave a budget far from met.
 
     Raises:
-        BudgetError: a budget that cannot be met.
+        BudgetError: a budget that cannot be met, or is missed from above or below.
         RuntimeMissingError: torch is not installed.
     """
     if prune == 0.0 and gate == 1.0:
@@ -71,7 +81,7 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
     require_torch("pruning and gating")
     from edgevit.gate.train import train_gates
     from edgevit.prune.observe import collect
-    from edgevit.prune.plan import plan_prune
+    from edgevit.prune.plan import check_reached, plan_prune, planned_spec
     from edgevit.prune.refit import refit
     from edgevit.prune.score import score
     from edgevit.prune.shrink import shrink
@@ -81,9 +91,12 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
         statistics = collect(dense, images)
         scores = score(dense, images[:SCORED_IMAGES], statistics)
         plan = plan_prune(scores, dense.spec, prune)
+        note = check_reached(dense.spec, planned_spec(dense.spec, plan), plan.budget_macs, total_macs(dense.spec))
+        if note:
+            say(f"warning: {note}")
         program = refit(shrink(dense, plan, statistics), dense, images)
     if gate < 1.0:
-        program = train_gates(program, images, gate, teacher=dense, seed=seed)
+        program = train_gates(program, images, gate, teacher=dense, seed=seed, say=say)
     return program
 
 

@@ -255,7 +255,7 @@ def test_t2t_trains_and_its_stem_stays_whole(kind: str, data: LabelledSet, tmp_p
     program = t2t(kind)
     spec = program.spec
     floor = stem_macs(spec) / total_macs(spec)
-    budgets = Budgets(expected=floor + 0.5 * (1 - floor), static=floor + 0.7 * (1 - floor))
+    budgets = Budgets(expected=floor + 0.6 * (1 - floor), static=floor + 0.8 * (1 - floor))
     r = replace(SHORT, tokens=0.5)
     found = train(job(data, tmp_path / "run", program, budgets=budgets, recipe=r))
     assert found.spec.stem == spec.stem

@@ -128,6 +128,59 @@ def test_a_new_head_learns_the_classes_of_the_data(
     assert json.loads(said)["dense"]["top1"] > 0.6
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("static", [None, 0.5])
+def test_a_new_head_and_a_budget_in_one_command_keep_what_the_budget_allows(
+    steps: int, static: float | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new head is zero, and so is all importance behind it: once that took every head and neuron, with code 0."""
+    given = dense(classes=10, depth=3, heads=4, hidden=128)
+    program = saved(given, tmp_path / "ten")
+    short = recipe(tmp_path / "few.toml", batch=72 // steps, epochs_joint=1, epochs_recover=1)
+    options = ["--new-head", "--macs", "0.5", *([] if static is None else ["--static", static]), "-o", tmp_path / "out"]
+    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options, "--json")
+    if 72 // steps * steps < 32:
+        assert status == errors.TrainingError.exit_code
+        return
+    assert status == 0, told
+    answer = json.loads(said)
+    asked, got = answer["static_budget"], answer["compressed"]["all_open_macs"] / answer["dense"]["all_open_macs"]
+    assert asked - 0.02 < got <= asked
+    made = load_program(tmp_path / "out" / "program").spec
+    assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
+    assert "the head is new: it is fitted to the features first" in told
+
+
+def test_too_few_steps_to_measure_importance_are_an_error(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written then but the checkpoint, and the message says what to do."""
+    program = saved(dense(classes=10), tmp_path / "ten")
+    few = photos(tmp_path / "few", each=6)
+    short = recipe(tmp_path / "few.toml", epochs_joint=1, epochs_recover=1)
+    options = ["--data", few, "--recipe", short, "--new-head", "--macs", "0.5", "-o", tmp_path / "out"]
+    status, said, told = run(capsys, program, *options)
+    assert (status, said) == (errors.TrainingError.exit_code, "")
+    assert "importance could be measured on 16 images of stage 'joint', but needs 32" in told
+    assert "Train for more epochs_joint or on more images, or fine-tune" in told
+    assert not (tmp_path / "out" / "program").exists() and not (tmp_path / "out" / "result.json").exists()
+
+
+def test_following_the_model_alone_is_no_measurement_at_first(
+    program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student that still is its teacher has no derivative; the result still is within the budget."""
+    options = ["--unlabelled", "--macs", "0.55", "--static", "0.55", "-o", tmp_path / "out", "--json"]
+    short = recipe(tmp_path / "few.toml", epochs_joint=2, epochs_recover=1)
+    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options)
+    assert status == 0, told
+    made, was = load_program(tmp_path / "out" / "program").spec, dense().spec
+    assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
+    got = total_macs(made) / total_macs(was)
+    assert got <= 0.55
+    assert got > 0.53 or f"warning: pruning leaves {got:.1%} of the MACs where 55.0% were asked for" in told
+
+
 def test_classes_with_gaps_in_their_numbers_keep_them(
     short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
