@@ -36,7 +36,7 @@ from edgevit.elsewhere import qualified
 from edgevit.lower.assemble import assemble
 from edgevit.measure.device import probe_local
 from edgevit.measure.host import cpu_flags
-from edgevit.models.original import kept_answers, told
+from edgevit.models.original import kept_answers, told, when_compressed
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.quantspec import QuantPlan
@@ -387,16 +387,19 @@ def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Clai
     spec = case.program.spec
     answers = kept_answers(spec, judged.images) if spec.compressed else named.floats
     against: OriginalResult | None = None
-    summary = f"{result.summary}; against the original: {told(spec.original, spec.head.classes)}"
+    judged_on = _judged_on(case)
+    summary = f"{result.summary}{judged_on}; against the original: {told(spec.original, spec.head.classes)}"
     if answers is not None:
         against = compare_original(answers[:count], named, labels, compressed=spec.compressed, max_drop=case.max_drop)
-        summary = against.summary
+        # Few images without labels say little; labelled ones that were seen before are said beside them.
+        when = when_compressed(spec.original, spec.head.classes, labelled=True) if labels is None else ""
+        summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
     figures = {**serial.to_data(result), "original": against}
-    return accuracy_rows(result, against), _claim("accuracy", summary + _judged_on(case), figures)
+    return accuracy_rows(result, against), _claim("accuracy", summary, figures)
 
 
 def _judged_on(case: Case) -> str:
     """Which images, where they are not labelled ones that the user gave to judge with."""
     if case.evaluation is None:
-        return "; on the calibration images themselves, which are too few to hold any out"
-    return "" if case.evaluation.labels is not None else "; on images held out of the calibration"
+        return ", on the calibration images themselves, which are too few to hold any out"
+    return "" if case.evaluation.labels is not None else ", on images held out of the calibration"

@@ -136,26 +136,27 @@ def without_answers(original: OriginalSpec | None) -> OriginalSpec | None:
 
 
 def told(original: OriginalSpec | None, classes: int) -> str:
-    """What is known of an original that did not answer the images, in words; `classes` is how many the Program has."""
+    """Why an original did not answer the images, and what is known of it; `classes` is how many the Program has."""
     if original is None:
         return f"{UNKNOWN}: this Program does not keep it; --original MODEL compares here"
     if original.new_head:
         return "not comparable: its classifier was trained anew, with the compression"
-    when = next((e for e in _by_weight(original) if e.agreement is not None or e.top1 is not None), None)
-    if when is None:
-        return f"{UNKNOWN}; --original MODEL compares here"
+    when = when_compressed(original, classes)
+    return f"{UNKNOWN}{'; ' if when else ''}{when}; --original MODEL compares here"
+
+
+def when_compressed(original: OriginalSpec | None, classes: int, *, labelled: bool = False) -> str:
+    """What original and Program said when it was compressed, in words; with `labelled` only where top-1 is known."""
+    found = [e for e in original.evaluations if e.top1 is not None and e.original_top1 is not None] if original else []
+    if original and not found and not labelled:
+        found = [e for e in original.evaluations if e.agreement is not None]
+    if not found:
+        return ""
+    best = max(found, key=lambda e: e.images)
     figures = []
-    if when.top1 is not None and when.original_top1 is not None:
-        figures.append(f"top-1 {100 * when.original_top1:.1f} -> {100 * when.top1:.1f} %")
-    if when.agreement is not None:
-        figures.append(f"agreement {100 * when.agreement:.1f} %")
-    among = "" if when.classes == classes else f" with all {when.classes} classes"
-    return (
-        f"{UNKNOWN}; when it was compressed: {', '.join(figures)} on {when.images} images of {when.source}{among}; "
-        "--original MODEL compares here"
-    )
-
-
-def _by_weight(original: OriginalSpec) -> list[OriginalEvaluation]:
-    """Evaluations, those with labels first, then those on most images."""
-    return sorted(original.evaluations, key=lambda e: (e.top1 is None, -e.images))
+    if best.top1 is not None and best.original_top1 is not None:
+        figures.append(f"top-1 {100 * best.original_top1:.1f} -> {100 * best.top1:.1f} %")
+    if best.agreement is not None:
+        figures.append(f"agreement {100 * best.agreement:.1f} %")
+    among = "" if best.classes == classes else f" with all {best.classes} classes"
+    return f"when it was compressed: {', '.join(figures)} on {best.images} images of {best.source}{among}"

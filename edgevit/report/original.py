@@ -23,6 +23,8 @@ def tile(report: Report) -> tuple[str, str, str]:
         note = f"on {agreement.images} images"
         if quantized:
             note += f"; with the compressed float model {say.percent(quantized.value)}"
+        if report.when_compressed:
+            note += f"; {report.when_compressed}"
         return ("Agreement with the original", say.percent(agreement.value), note)
     if agreement:
         name = "Agreement with compressed float" if unknown else "Agreement with float"

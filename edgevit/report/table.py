@@ -48,6 +48,8 @@ def _facts(report: Report) -> Table:
         table.add_row(say.metric(row), Text(f"{row.model}{path}: {say.interval(row)}"))
     if report.original_unknown:
         table.add_row("the original", Text(report.original_unknown))
+    elif report.when_compressed and not report.accuracy_change:
+        table.add_row("the original", Text(report.when_compressed))
     for step in report.compression:
         table.add_row("compressed", Text(step))
     for name, reason in say.int8_choice(report.target):

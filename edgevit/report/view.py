@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
 from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace
-from edgevit.models.original import told
+from edgevit.models.original import told, when_compressed
 from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.spec import OriginalSpec
 
@@ -80,7 +80,8 @@ class Report:
     `accuracy_change` is top-1 of the model `accuracy_before` ('original', or 'compressed' where the original is not
     known on the images) and of the bundle; `compression_points` and `quantization_points` of top-1 went to each step.
     `agreement` is with the original where that is known, `float_agreement` with the float model that was quantized.
-    `original_unknown` says in words why the bundle is not held against its original ("": it is).
+    `original_unknown` says in words why the bundle is not held against its original ("": it is), `when_compressed` what
+    the original and the model made of it said on labelled images before the build.
     """
 
     schema: int = REPORT_SCHEMA
@@ -116,6 +117,7 @@ class Report:
     devices: tuple[DeviceRow, ...] = ()
     original: OriginalSpec | None = None
     original_unknown: str = ""
+    when_compressed: str = ""
     compression: tuple[str, ...] = ()
     accuracy_before: str | None = None
     compression_points: float | None = None
@@ -178,6 +180,7 @@ def make_report(
         devices=device_rows([(manifest, measurements), *others]),
         original=manifest.original,
         original_unknown=_original_unknown(manifest),
+        when_compressed=when_compressed(manifest.original, manifest.outputs[0].shape[-1], labelled=True),
         compression=_compression(manifest),
         accuracy_before=_before(manifest.accuracy),
         compression_points=_points(manifest.accuracy, "original", "compressed"),
