@@ -104,7 +104,7 @@ def compare(program: Program, original: Program, judged: ImageSet, *, both: bool
     """
     before = _logits(original, judged.images, "Asking the original")
     after = _logits(program, judged.images, "Asking the compressed model") if both else None
-    said = evaluate(judged.source.name, judged.images, before, after, judged.labels)
+    said = evaluate(judged.source.name, judged.images, program.spec.image, before, after, judged.labels)
     return with_original(program, program.spec.original or original_of(original), said)
 
 

@@ -124,7 +124,7 @@ class OriginalEvaluation:
     Attributes:
         source: name of the set.
         images: how many.
-        pixels_sha256: over shape and pixels as the network sees them ("": not recorded).
+        input_sha256: over the pixels, and the mean and std that the Program scales them by ("": not recorded).
         answers: the class that the original named for every image, separated by spaces ("": not recorded, or no longer
             this Program's numbers). With it anything made of the Program is compared without the original's weights.
         logits_sha256: over the original's logits, float32 `[images, classes]`, on the machine that evaluated: equal
@@ -137,7 +137,7 @@ class OriginalEvaluation:
     source: str
     images: int
     classes: int
-    pixels_sha256: str = ""
+    input_sha256: str = ""
     answers: str = ""
     logits_sha256: str = ""
     agreement: float | None = None

@@ -288,7 +288,8 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
     after = answers(program, images)
     before = answers(dense, images) if work.comparable else None
     if before is not None:
-        _keep(program, training.folder, evaluate(Path(source).name, images, before.logits, after.logits, labels))
+        said = evaluate(Path(source).name, images, program.spec.image, before.logits, after.logits, labels)
+        _keep(program, training.folder, said)
     same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
     return Compressed(
         folder=str(training.folder),

@@ -102,9 +102,7 @@ def _told(row: AccuracyRow) -> str:
     """Of which model a row is, and with which it agrees."""
     if row.metric != "agreement":
         return row.model
-    return (
-        f"{row.model} with {'the original' if row.against == 'original' else 'the float model it was quantized from'}"
-    )
+    return f"{row.model} with the {'original' if row.against == 'original' else 'compressed float model'}"
 
 
 def _show(built: Built) -> None:

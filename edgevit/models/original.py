@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgevit import serial
 from edgevit.data.calibration_checks import pixels_digest
 from edgevit.models.macs import total_macs
 from edgevit.models.program import Program, expected_shapes
-from edgevit.spec import OriginalEvaluation, OriginalSpec, ProgramSpec
+from edgevit.spec import ImageSpec, OriginalEvaluation, OriginalSpec, ProgramSpec
 
 UNKNOWN = "not known on these images"
 
@@ -64,9 +65,16 @@ def uncompressed(spec: ProgramSpec) -> ProgramSpec:
     return replace(spec, branches=branches, original=None)
 
 
+def input_digest(images: np.ndarray, image: ImageSpec) -> str:
+    """sha256 over what a network is given: pixels, whatever their labels and names, and how it scales them."""
+    scaling = serial.to_data([image.mean, image.std])
+    return hashlib.sha256(f"{pixels_digest(images)} {scaling}".encode()).hexdigest()
+
+
 def evaluate(
     source: str,
     images: np.ndarray,
+    image: ImageSpec,
     original: np.ndarray,
     compressed: np.ndarray | None = None,
     labels: np.ndarray | None = None,
@@ -76,6 +84,7 @@ def evaluate(
     Args:
         source: name of the set.
         images: uint8 `[n, height, width, 3]`.
+        image: the Program's.
         original: the original's logits, `[n, classes]`.
         compressed: the Program's in float, the same shape.
         labels: class numbers `[n]`, negative for an image without one.
@@ -87,7 +96,7 @@ def evaluate(
         source=source,
         images=len(images),
         classes=original.shape[1],
-        pixels_sha256=pixels_digest(images),
+        input_sha256=input_digest(images, image),
         answers=" ".join(map(str, named)),
         logits_sha256=hashlib.sha256(np.ascontiguousarray(original, dtype="<f4").tobytes()).hexdigest(),
         agreement=None if ours is None else float((ours == named).mean()),
@@ -98,8 +107,8 @@ def evaluate(
 
 def with_original(program: Program, original: OriginalSpec, *evaluations: OriginalEvaluation) -> Program:
     """The Program with its original, and what both said on some images; an earlier word on the same images goes."""
-    again = {e.pixels_sha256 for e in evaluations}
-    kept = tuple(e for e in original.evaluations if e.pixels_sha256 not in again)
+    again = {e.input_sha256 for e in evaluations}
+    kept = tuple(e for e in original.evaluations if e.input_sha256 not in again)
     original = replace(original, evaluations=(*kept, *evaluations))
     return program.with_weights({}, replace(program.spec, original=original))
 
@@ -114,16 +123,16 @@ def with_classes(original: OriginalSpec, before: ProgramSpec, after: ProgramSpec
         original,
         macs=original.macs - total_macs(specs[0]) + total_macs(specs[1]),
         parameters=original.parameters - parameters(specs[0]) + parameters(specs[1]),
-        evaluations=tuple(replace(e, answers="", pixels_sha256="") for e in original.evaluations),
+        evaluations=tuple(replace(e, answers="", input_sha256="") for e in original.evaluations),
     )
 
 
 def kept_answers(spec: ProgramSpec, images: np.ndarray) -> np.ndarray | None:
     """The class that the original named for every image, int64 `[n]`; None where these images are not kept."""
     evaluations = spec.original.evaluations if spec.original else ()
-    digest = pixels_digest(images) if evaluations else ""
+    digest = input_digest(images, spec.image) if evaluations else ""
     for kept in evaluations:
-        if kept.answers and kept.pixels_sha256 == digest and kept.classes == spec.head.classes:
+        if kept.answers and kept.input_sha256 == digest and kept.classes == spec.head.classes:
             return np.array(kept.answers.split(), dtype=np.int64)
     return None
 

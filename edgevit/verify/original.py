@@ -42,6 +42,11 @@ class OriginalResult:
     max_drop: float | None = None
 
     @property
+    def lost(self) -> float:
+        """What counts against the limit, as a fraction: top-1 where there are labels, otherwise agreement."""
+        return self.drop.value if self.drop is not None else 1 - self.agreement.value
+
+    @property
     def summary(self) -> str:
         """One line: what the original says, what was lost to what, and on how many images that is known."""
         parts = []
@@ -54,12 +59,13 @@ class OriginalResult:
         if self.compressed_agreement is None:
             parts.append(f"agrees with the original on {self.agreement}")
         else:
-            parts.append(
-                f"agrees with the original on {self.agreement}, the compressed float model on "
-                f"{self.compressed_agreement.value:.1%}; with the compressed float model on {self.quantized_agreement}"
-            )
+            before = f"the compressed float model on {self.compressed_agreement.value:.1%}"
+            parts.append(f"agrees with the original on {self.agreement}, {before}")
+            parts.append(f"with that float model on {self.quantized_agreement}")
         if self.max_drop is not None:
-            parts.append(f"at most {self.max_drop:g} points may be lost")
+            beyond = 100 * self.lost > self.max_drop
+            doubt = f", which {self.agreement.images} images cannot tell from this" if beyond else ""
+            parts.append(f"at most {self.max_drop:g} points may be lost{doubt}")
         return "; ".join(parts)
 
 
@@ -103,14 +109,12 @@ def _check_drop(result: OriginalResult) -> None:
     limit, drop = result.max_drop, result.drop
     if limit is None:
         return
-    lost, near, what = 1 - result.agreement.value, 1 - result.agreement.high, "agreement"
-    if drop is not None:
-        lost, near, what = drop.value, drop.low, "top-1"
+    near, what = (1 - result.agreement.high, "agreement") if drop is None else (drop.low, "top-1")
     if 100 * near <= limit + 1e-9:
         return
     of = f"; {_points(result.compression)} of it went to compression" if result.compression else ""
     raise AccuracyError(
-        f"the build lost {100 * lost:.1f} points of {what} against the original model in float (at least "
+        f"the build lost {100 * result.lost:.1f} points of {what} against the original model in float (at least "
         f"{100 * near:.1f}, n = {result.agreement.images}{of}), at most {limit:g} allowed by --max-drop. Prune and "
         "gate less, train after compressing (`edgevit compress`), calibrate on more images, or allow more"
     )

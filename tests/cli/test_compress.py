@@ -62,6 +62,11 @@ def test_it_tells_what_came_of_it_and_what_comes_next(
     assert result["compressed"]["branches"] == sum(not b.removed for b in made.spec.branches)
     assert result["images"] == 8
     assert 0 <= result["compressed"]["top1"] <= 1
+    original = made.spec.original
+    assert original is not None and original.macs == total_macs(was.spec) and original.steps[0].startswith("trained to")
+    (kept,) = original.evaluations
+    assert (kept.original_top1, kept.top1) == (result["dense"]["top1"], result["compressed"]["top1"])
+    assert (kept.agreement, kept.images) == (result["agreement"], 8)
     assert load_recipe(out / "recipe.toml") == load_recipe(short)
     assert metrics(out)
 
@@ -115,6 +120,7 @@ def test_a_new_head_learns_the_classes_of_the_data(
     made = load_program(tmp_path / "out" / "program").spec
     assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
     assert made.branches == dense(classes=10).spec.branches
+    assert made.original is not None and made.original.new_head and not made.original.evaluations
 
 
 def test_classes_with_gaps_in_their_numbers_keep_them(
