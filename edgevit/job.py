@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
-from edgevit.data.calibration_checks import check_calibration, shared_images, split_calibration
+from edgevit.data.calibration_checks import check_calibration, copies, shared_images, split_calibration
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.errors import ImagesError, OutputError, ProgramError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
@@ -131,8 +131,11 @@ def _images(job: Job, program: Program, target: Target, say: Say) -> _Images:
     if judged is None:
         calibration, judged = split_calibration(calibration)
         held_out = len(judged) if judged else 0
-    elif shared := shared_images(calibration, judged):
-        say(f"warning: {shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
+    else:
+        if shared := shared_images(calibration, judged):
+            say(f"warning: {shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
+        if again := copies(judged):
+            say(f"warning: {again} of {len(judged)} images of --eval are copies of others, which count again")
     if target.int8 or job.prune or job.gate < 1.0:
         for doubt in check_calibration(calibration, program.spec.image):
             say(f"warning: {doubt}")

@@ -101,7 +101,8 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
         share = job.budgets.expected * total_macs(job.dense.spec) / total_macs(program.spec)
         program = fold_constant(calibrate_thresholds(program, held.images, min(share, 1.0)), held.images)
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
-    program = with_original(program, original_of(job.dense, _step(job)))
+    if compresses or job.dense.spec.compressed:
+        program = with_original(program, original_of(job.dense, _step(job)))
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
     return program

@@ -73,7 +73,7 @@ def check_calibration(images: ImageSet, spec: ImageSpec) -> tuple[str, ...]:
     if distinct < FEW_IMAGES:
         doubts.append(f"{distinct} different images are few to calibrate with; give 100 to 300")
     if distinct < len(images):
-        doubts.append(f"{len(images) - distinct} of {len(images)} calibration images are copies of others")
+        doubts.append(f"{copies(images)} of {len(images)} calibration images are copies of others")
     if flat:
         doubts.append(f"{flat} of {len(images)} calibration images are one flat colour")
     if high - low < SMALL_SPAN:
@@ -85,6 +85,11 @@ def shared_images(first: ImageSet, second: ImageSet) -> int:
     """How many images of the second set are, pixel for pixel, in the first."""
     seen = set(image_digests(first.images))
     return sum(digest in seen for digest in image_digests(second.images))
+
+
+def copies(images: ImageSet) -> int:
+    """How many images are, pixel for pixel, one that came before."""
+    return len(images) - len(set(image_digests(images.images)))
 
 
 def image_digests(images: np.ndarray) -> tuple[bytes, ...]:

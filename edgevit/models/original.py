@@ -154,14 +154,20 @@ def told(original: OriginalSpec | None, classes: int) -> str:
     return f"{UNKNOWN}{'; ' if when else ''}{when}; --original MODEL compares here"
 
 
+def best_known(original: OriginalSpec | None, *, labelled: bool = False) -> OriginalEvaluation | None:
+    """The evaluation that says most: on labelled images if there is one, or only then, and on most images."""
+    everything = original.evaluations if original else ()
+    found = [e for e in everything if e.top1 is not None and e.original_top1 is not None]
+    if not found and not labelled:
+        found = [e for e in everything if e.agreement is not None]
+    return max(found, key=lambda e: e.images, default=None)
+
+
 def when_compressed(original: OriginalSpec | None, classes: int, *, labelled: bool = False) -> str:
     """What original and Program said when it was compressed, in words; with `labelled` only where top-1 is known."""
-    found = [e for e in original.evaluations if e.top1 is not None and e.original_top1 is not None] if original else []
-    if original and not found and not labelled:
-        found = [e for e in original.evaluations if e.agreement is not None]
-    if not found:
+    best = best_known(original, labelled=labelled)
+    if best is None:
         return ""
-    best = max(found, key=lambda e: e.images)
     figures = []
     if best.top1 is not None and best.original_top1 is not None:
         figures.append(f"top-1 {100 * best.original_top1:.1f} -> {100 * best.top1:.1f} %")

@@ -282,8 +282,8 @@ def _accuracy(report: Report) -> str:
     return _section(
         "Accuracy before and after",
         "Top-1 is of labelled images; agreement is naming the same class as the original model in float, or as the "
-        "float model that was quantized. Bars are 95 % intervals."
-        + (f" Against the original: {escape(report.original_unknown)}." if report.original_unknown else ""),
+        "float model that was quantized. Bars are 95 % intervals. "
+        f"{escape(original.remark(report))}",
         _picture(pictures.accuracy(report.accuracy)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from edgevit.models.original import best_known
 from edgevit.report import text as say
 from edgevit.report.view import Report
 
@@ -11,25 +12,40 @@ from edgevit.report.view import Report
 def tile(report: Report) -> tuple[str, str, str]:
     """The bundle against the original, then which step lost how much; without the original, that it is not known."""
     change, agreement, quantized = report.accuracy_change, report.agreement, report.float_agreement
-    unknown = f"; against the original: {report.original_unknown}" if report.original_unknown else ""
+    unknown = "; original not known on these images" if report.original_unknown else ""
     if change:
         before = "compressed float model" if report.accuracy_before == "compressed" else "original"
         note = f"{before} {say.percent(change.before)}, {say.points(change.after - change.before)}"
         if report.compression_points is not None and report.quantization_points is not None:
             shares = [100 * points for points in (report.compression_points, report.quantization_points)]
             note += f": {shares[0]:+.1f} by compression, {shares[1]:+.1f} by quantization"
-        return ("Top-1", say.percent(change.after), note + unknown)
+        return ("Top-1", say.percent(change.after), note + unknown + (_before(report) if unknown else ""))
     if agreement and agreement.against == "original":
         note = f"on {agreement.images} images"
         if quantized:
-            note += f"; with the compressed float model {say.percent(quantized.value)}"
-        if report.when_compressed:
-            note += f"; {report.when_compressed}"
-        return ("Agreement with the original", say.percent(agreement.value), note)
+            note += f", with the compressed float model {say.percent(quantized.value)}"
+        return ("Agreement with the original", say.percent(agreement.value), note + _before(report))
     if agreement:
         name = "Agreement with compressed float" if unknown else "Agreement with float"
-        return (name, say.percent(agreement.value), f"on {agreement.images} images{unknown}")
+        return (name, say.percent(agreement.value), f"on {agreement.images} images{unknown}{_before(report)}")
     return ("Accuracy", say.UNKNOWN, "not measured")
+
+
+def _before(report: Report) -> str:
+    """What compression cost on labelled images that were seen before, in few words."""
+    said = best_known(report.original, labelled=True)
+    if said is None or said.original_top1 is None or said.top1 is None:
+        return ""
+    return f"; when compressed, top-1 {100 * said.original_top1:.1f} → {100 * said.top1:.1f} %"
+
+
+def remark(report: Report) -> str:
+    """What the rows of accuracy do not show, as a sentence; empty where they show it all."""
+    if report.original_unknown:
+        return f"Against the original: {report.original_unknown}."
+    if report.accuracy_change or not report.when_compressed:
+        return ""
+    return f"{report.when_compressed[0].upper()}{report.when_compressed[1:]}."
 
 
 def facts(report: Report) -> Iterable[tuple[str, str]]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import devices, emulation
+from edgevit.report import devices, emulation, original
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -46,10 +46,8 @@ def _facts(report: Report) -> Table:
     for row in report.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
         table.add_row(say.metric(row), Text(f"{row.model}{path}: {say.interval(row)}"))
-    if report.original_unknown:
-        table.add_row("the original", Text(report.original_unknown))
-    elif report.when_compressed and not report.accuracy_change:
-        table.add_row("the original", Text(report.when_compressed))
+    if original.remark(report):
+        table.add_row("", Text(original.remark(report)))
     for step in report.compression:
         table.add_row("compressed", Text(step))
     for name, reason in say.int8_choice(report.target):

@@ -210,8 +210,11 @@ def test_the_images_to_judge_on_must_be_others_than_those_that_calibrate(
 ) -> None:
     (many_photos / "labels.csv").write_text("file,label\n" + "\n".join(f"{i:02}.png,{i % 10}" for i in range(24)))
     options = ["--target", str(target), "--calibration", str(many_photos), "--eval", str(many_photos)]
+    (many_photos / "23.png").write_bytes((many_photos / "22.png").read_bytes())
     assert main(["build", str(program), *options, "-o", str(tmp_path / "out")]) == 0
-    assert "warning: 24 of 24 images of --eval are among those that calibrate" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: 24 of 24 images of --eval are among those that calibrate" in said
+    assert "warning: 1 of 24 images of --eval are copies of others" in said
 
 
 def test_an_original_that_is_named_is_compared_with_and_kept(

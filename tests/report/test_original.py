@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from edgevit.report import original
 from edgevit.report.html import render
+from edgevit.report.table import show
 from edgevit.report.view import make_report
 from tests.report.sample import manifest
 from tests.report.test_view import AGREED, TOP1, kept
 
-WHEN = "when it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of val.tar"
+SHORT = "when compressed, top-1 75.1 → 68.1 %"
+WHEN = "hen it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of val.tar"
 
 
 def facts(*rows: Any, **changes: Any) -> Any:
@@ -36,8 +40,7 @@ def facts(*rows: Any, **changes: Any) -> Any:
             (
                 "Top-1",
                 "67.5 %",
-                "compressed float model 68.1 %, -0.6 points; against the original: not known on these images; "
-                f"{WHEN}; --original MODEL compares here",
+                f"compressed float model 68.1 %, -0.6 points; original not known on these images; {SHORT}",
             ),
         ),
         (
@@ -45,7 +48,7 @@ def facts(*rows: Any, **changes: Any) -> Any:
             (
                 "Agreement with the original",
                 "75.0 %",
-                f"on 8 images; with the compressed float model 90.0 %; {WHEN}",
+                f"on 8 images, with the compressed float model 90.0 %; {SHORT}",
             ),
         ),
         (
@@ -53,7 +56,7 @@ def facts(*rows: Any, **changes: Any) -> Any:
             (
                 "Agreement with compressed float",
                 "90.0 %",
-                f"on 8 images; against the original: not known on these images; {WHEN}; --original MODEL compares here",
+                f"on 8 images; original not known on these images; {SHORT}",
             ),
         ),
         (facts(), ("Accuracy", "–", "not measured")),
@@ -62,7 +65,27 @@ def facts(*rows: Any, **changes: Any) -> Any:
 def test_the_tile_is_original_against_bundle(made: Any, tile: tuple[str, str, str]) -> None:
     report = make_report(made)
     assert original.tile(report) == tile
-    assert tile[2] in render(report).replace("&gt;", ">")
+    assert tile[2] in render(report)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (facts(*TOP1, *AGREED), ""),
+        (facts(*AGREED), f"W{WHEN}."),
+        (
+            facts(AGREED[2]),
+            f"Against the original: not known on these images; w{WHEN}; --original MODEL compares here.",
+        ),
+    ],
+)
+def test_what_the_rows_do_not_show_is_said_beside_them(made: Any, said: str) -> None:
+    report = make_report(made)
+    assert original.remark(report) == said
+    assert said in render(report).replace("&gt;", ">")
+    console = Console(file=io.StringIO(), width=300)
+    show(report, console)
+    assert said in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_how_it_was_made_names_the_original_and_only_what_this_build_did() -> None:
