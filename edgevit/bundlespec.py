@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgevit.spec import BranchKind, ImageSpec
+from edgevit.spec import BranchKind, ImageSpec, OriginalSpec
 
 MANIFEST_SCHEMA = 1
 
@@ -141,9 +141,11 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyRow:
-    """One measured fraction: top-1 or top-5 on labelled images, or agreement with the float model on any.
+    """One measured fraction: top-1 or top-5 on labelled images, or agreement with another model on any.
 
-    `model` says of what ('float', 'compressed', 'bundle'), `low`..`high` is the 95 % interval, `images` is n.
+    `model` says of what: 'original' in float, 'compressed' (the Program in float; absent where nothing was compressed)
+    or 'bundle'; edgevit 0.1 wrote 'float' for the original. An agreement is with the model `against`: the original, or
+    the float model that was quantized. `low`..`high` is the 95 % interval, `images` is n.
     """
 
     model: str
@@ -153,6 +155,7 @@ class AccuracyRow:
     high: float
     images: int
     path: PathName = "real"
+    against: Literal["original", "float"] = "float"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,9 +184,10 @@ class Manifest:
 
     `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
     digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
-    credit. `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the one
-    that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is the
-    largest absolute logit difference that `edgevit verify` accepts.
+    credit, `original` the model that was compressed (None: the bundle's is its own original, or an older edgevit did
+    not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the
+    one that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is
+    the largest absolute logit difference that `edgevit verify` accepts.
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -208,6 +212,7 @@ class Manifest:
     golden: tuple[GoldenCase, ...] = ()
     golden_tolerance: float
     labels: str | None = None
+    original: OriginalSpec | None = None
     files: tuple[BundleFile, ...] = ()
 
 

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
+from edgevit.data.calibration_checks import check_calibration, copies, shared_images, split_calibration
 from edgevit.data.images import TESTED, ImageSet, left_out, load_images, number_labels
 from edgevit.data.text import read_lines
-from edgevit.errors import ImagesError, OutputError, TargetError
+from edgevit.errors import ImagesError, OutputError, ProgramError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
+from edgevit.models.counterpart import fitting
+from edgevit.models.original import as_original, weights_digest, with_original
 from edgevit.models.preprocessing import Preprocessing, with_preprocessing
-from edgevit.models.program import Program, save_program
-from edgevit.models.resolve import resolve
-from edgevit.pipeline import Built, Say, build, compress, weights_digest
+from edgevit.models.program import Program, is_program, save_program
+from edgevit.models.resolve import resolve, shipped_programs
+from edgevit.pipeline import Built, Say, build, check_limit, compare, compress
 from edgevit.predict import Prediction, predict
 from edgevit.recipe import Recipe
 from edgevit.resources import shipped
@@ -44,6 +47,9 @@ class Job:
     save_program: Path | None = None
     force: bool = False
     preprocessing: Preprocessing = Preprocessing()
+    original: str | None = None
+    original_weights: Path | None = None
+    max_drop: float | None = None
 
 
 def predict_build(job: Job) -> Prediction:
@@ -62,46 +68,46 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
     given, kept = _given(job)
+    given, original = _with_original(job, given, say)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program and job.save_program.exists() and not job.force:
         raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
-    source = job.calibration or shipped("calibration") / "shipped.toml"
-    calibration = load_images(source, given.spec.image, limit=job.limit, splits=("train",))
-    evaluation = _evaluation(job.evaluation, given, say) if job.evaluation else None
-    for warned in filter(None, map(left_out, (calibration, *([evaluation] if evaluation else [])))):
-        say(warned)
-    if job.calibration is None:
-        say(
-            f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
-            f"your own model pass --calibration with {MANY_IMAGES} to 300 images of your own"
-        )
+    images = _images(job, given, target, say)
+    check_limit(given, target, images.judged, job.max_drop, given=original is not None)
     compressing = job.prune > 0.0 or job.gate < 1.0
     if compressing:
         say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
-    program = compress(given, calibration.images, prune=job.prune, gate=job.gate, seed=job.seed, say=say)
+    program = compress(given, images.calibration.images, prune=job.prune, gate=job.gate, seed=job.seed, say=say)
+    if original is not None and images.judged is not None and program.spec.original is not None:
+        program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:
         save_program(program, job.save_program, storage="float16", force=job.force)
+    known = program.spec.original
     recipe = Recipe(
         model=given.spec.name,
         weights_sha256=weights_digest(given),
         prune=job.prune,
         gate=job.gate,
         seed=job.seed,
-        calibration=source.name,
-        calibration_images=len(calibration.images),
-        calibration_sha256=calibration.digest,
+        calibration=images.calibration.source.name,
+        calibration_images=len(images.calibration),
+        calibration_sha256=images.calibration.digest,
         tune_s=job.tune_s,
         classes=kept,
+        held_out=images.held_out,
+        original=known.name if known else "",
+        compression=known.steps if known else (),
+        max_drop=job.max_drop,
     )
     return build(
         program,
         target,
-        calibration,
+        images.calibration,
         folder,
         recipe=recipe,
-        dense=given if compressing else None,
-        evaluation=evaluation,
+        evaluation=images.judged,
+        max_drop=job.max_drop,
         force=job.force,
         say=say,
     )
@@ -116,6 +122,61 @@ def _target(job: Job, say: Say = lambda _: None) -> Target:
     target, why = host_target()
     say(f"building for {why}")
     return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """What calibrates and what judges (None: too few to hold any out); `held_out` of the calibration set judge."""
+
+    calibration: ImageSet
+    judged: ImageSet | None
+    held_out: int
+
+
+def _images(job: Job, program: Program, target: Target, say: Say) -> _Images:
+    source = job.calibration or shipped("calibration") / "shipped.toml"
+    calibration = load_images(source, program.spec.image, limit=job.limit, splits=("train",))
+    judged = _evaluation(job.evaluation, program, say) if job.evaluation else None
+    for warned in filter(None, map(left_out, (calibration, *([judged] if judged else [])))):
+        say(warned)
+    if job.calibration is None:
+        say(
+            f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
+            f"your own model pass --calibration with {MANY_IMAGES} to 300 images of your own"
+        )
+    held_out = 0
+    if judged is None:
+        calibration, judged = split_calibration(calibration)
+        held_out = len(judged) if judged else 0
+    else:
+        if shared := shared_images(calibration, judged):
+            say(f"warning: {shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
+        if again := copies(judged):
+            say(f"warning: {again} of {len(judged)} images of --eval are copies of others, which count again")
+    if target.int8 or job.prune or job.gate < 1.0:
+        for doubt in check_calibration(calibration, program.spec.image):
+            say(f"warning: {doubt}")
+    return _Images(calibration=calibration, judged=judged, held_out=held_out)
+
+
+def _with_original(job: Job, given: Program, say: Say) -> tuple[Program, Program | None]:
+    """The model with what it is held against, and that model: itself, or what --original names (None: not at hand)."""
+    if job.original is None:
+        if job.original_weights is not None:
+            raise ProgramError("--original-weights is the checkpoint of the model that --original names; give both")
+        return given, None if given.spec.compressed else given
+    size = (given.spec.image.height, given.spec.image.width)
+    folder = is_program(Path(job.original)) or job.original in shipped_programs()
+    found = resolve(job.original, weights=job.original_weights, image_size=None if folder else size)
+    fitted, known = fitting(found, given), given.spec.original
+    if known is not None and known.weights_sha256 in ("", weights_digest(found), weights_digest(fitted)):
+        return given, fitted
+    if known is not None:
+        say(
+            f"warning: {job.original} is not the model that {given.spec.name} was compressed from: its weights differ "
+            f"from those of {known.name}"
+        )
+    return with_original(given, replace(as_original(fitted), steps=known.steps if known else ())), fitted
 
 
 def _given(job: Job) -> tuple[Program, tuple[int, ...]]:

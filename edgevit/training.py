@@ -20,12 +20,13 @@ from edgevit.gate.subgroups import parse_groups
 from edgevit.memory import fits, parse_bytes, static_for
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.macs import total_macs
+from edgevit.models.original import evaluate, with_original
 from edgevit.models.preprocessing import Preprocessing, with_preprocessing
-from edgevit.models.program import Program, expected_shapes
+from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Say
 from edgevit.predict import bound_bytes
-from edgevit.spec import CLASS_NUMBERS, ProgramSpec
+from edgevit.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
 from edgevit.targets import Target, load_target
 from edgevit.train.batches import evaluation
 from edgevit.train.device import device_of, use_threads
@@ -300,6 +301,9 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
     say(f"evaluating {len(images)} images, one by one")
     after = answers(program, images)
     before = answers(dense, images) if work.comparable else None
+    if before is not None:
+        said = evaluate(Path(source).name, images, program.spec.image, before.logits, after.logits, labels)
+        _keep(program, training.folder, said)
     same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
     given = _figures(dense.spec, before, labels, target)
     warned = chance_warning(given.top1 or 0.0, int((labels != UNLABELLED).sum()), dense.spec.head.classes)
@@ -323,6 +327,13 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         data_sha256=training.data.digest,
         versions={"edgevit": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
     )
+
+
+def _keep(program: Program, folder: Path, said: OriginalEvaluation) -> None:
+    """Write the Program again, with what the given model and it answered."""
+    known = program.spec.original
+    if known is not None:
+        save_program(with_original(program, known, said), folder / "program", force=True)
 
 
 def _figures(spec: ProgramSpec, found: Answers | None, labels: np.ndarray, target: Target) -> Figures:

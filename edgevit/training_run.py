@@ -16,9 +16,10 @@ from edgevit.errors import OutputError, TrainingError
 from edgevit.gate.fold import fold_constant
 from edgevit.gate.threshold import calibrate_thresholds, check_spent
 from edgevit.models.macs import total_macs
+from edgevit.models.original import original_of, weights_digest, with_original
 from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.vit import Vit
-from edgevit.pipeline import Say, weights_digest
+from edgevit.pipeline import Say
 from edgevit.prune.plan import check_kinds
 from edgevit.spec import ProgramSpec
 from edgevit.train import checkpoint
@@ -103,6 +104,8 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
     if unreadable := run.source.unreadable:
         say(f"warning: {len(unreadable)} images to train on cannot be read, others stood in (first: {unreadable[0]})")
+    if compresses or job.dense.spec.compressed:
+        program = with_original(program, original_of(job.dense, _step(job)))
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
     return program
@@ -405,6 +408,14 @@ def _origin(job: Training) -> dict[str, str]:
         "compressed_data_sha256": job.data.digest,
         **{f"compressed_{k}": v for k, v in job.notes.items()},
     }
+
+
+def _step(job: Training) -> str:
+    """What the training did to the given model, in a sentence."""
+    return (
+        f"trained to {job.budgets.expected:.0%} of its MACs expected and {job.budgets.static:.0%} loaded, on "
+        f"{Path(job.data.source).name} (edgevit {__version__})"
+    )
 
 
 def _program_of(state: Mapping[str, Any]) -> Program:

@@ -15,6 +15,7 @@ from edgevit.data.labelled import LabelledSet, open_labelled
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import answers
 from edgevit.models.macs import stem_macs, total_macs
+from edgevit.models.original import weights_digest
 from edgevit.models.program import Program, expected_shapes, load_program
 from edgevit.train.recipe import TrainRecipe
 from edgevit.training import Training, train
@@ -145,6 +146,11 @@ def test_the_program_tells_how_it_was_made(finished: Path, data: LabelledSet) ->
     assert (origin["compressed_expected_macs"], origin["compressed_static_macs"]) == ("0.5", "0.7")
     assert origin["compressed_data_sha256"] == data.digest
     assert str(Path(data.source).parent) not in str(origin)
+    original = load_program(finished / "program").spec.original
+    assert original is not None and original.weights_sha256 == weights_digest(dense())
+    assert original.steps[0].startswith(
+        f"trained to 50% of its MACs expected and 70% loaded, on {Path(data.source).name}"
+    )
 
 
 def test_budgets_are_met_on_the_images_that_set_them(finished: Path, data: LabelledSet) -> None:
@@ -170,6 +176,7 @@ def test_without_budgets_it_is_fine_tuning(data: LabelledSet, tmp_path: Path) ->
     tuned = replace(SHORT, epochs_recover=10, rate_recover=3e-3, ema=0.0, groups="batch")
     found = train(job(data, tmp_path / "run", teacher=None, budgets=Budgets(expected=1.0, static=1.0), recipe=tuned))
     assert found.spec.branches == dense().spec.branches
+    assert found.spec.original is None  # nothing was taken away: what it was before is no measure of it
     assert {row["stage"] for row in metrics(tmp_path / "run")} == {"1.0"}
     held, _ = split_data(job(data, tmp_path / "other"))
     assert answers(found, held.images).top1(held.labels) > max(0.6, answers(dense(), held.images).top1(held.labels))

@@ -115,7 +115,7 @@ def _fill(
     labels: Sequence[str],
 ) -> None:
     every: dict[str, Content] = {
-        "licences/weights.txt": _weights_licence(manifest.origin),
+        "licences/weights.txt": _weights_licence(manifest),
         **files,
         "licences/edgevit.txt": _own_licence(),
         "runner/run.py": _runner(),
@@ -182,16 +182,27 @@ def _runner() -> Path:
     return Path(__file__).with_name("runner.py")
 
 
-def _weights_licence(origin: Mapping[str, str]) -> str:
+def _weights_licence(manifest: Manifest) -> str:
     """Where the weights come from and under which licence, as far as it is known."""
+    origin = manifest.origin
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
     licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
     note = {
         "": "No licence is recorded: ask whoever made the weights before passing this bundle on.",
         "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
     }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
-    changed = "edgevit changed the weights: pruned, gated, quantized and compiled as manifest.json says."
-    return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}\n"
+    done = "; ".join([*_compression(manifest), *(["quantized to int8"] if manifest.target.get("int8") else [])])
+    changed = f"edgevit changed the weights: {done}; " if done else "edgevit left the weights as they are, in float; "
+    return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}compiled as manifest.json says.\n"
+
+
+def _compression(manifest: Manifest) -> Sequence[str]:
+    """What was done to the model before it was built, as its Program tells, or as its branches show."""
+    if manifest.original is not None and manifest.original.steps:
+        return manifest.original.steps
+    pruned = any(branch.units < branch.units_total for branch in manifest.branches)
+    gated = any(branch.gated for branch in manifest.branches)
+    return [*(["pruned"] if pruned else []), *(["gated"] if gated else [])]
 
 
 def _own_licence() -> str:

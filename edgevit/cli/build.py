@@ -10,6 +10,7 @@ import click
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
 
 if TYPE_CHECKING:
+    from edgevit.bundlespec import AccuracyRow
     from edgevit.pipeline import Built
     from edgevit.predict import Prediction
 
@@ -49,6 +50,14 @@ Examples:
 @click.option("--save-program", type=click.Path(path_type=Path), help="Also save the compressed Program here (fp16).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
+@click.option("--original", help="The model before compression, as a Program or a name, to compare MODEL with.")
+@click.option("--original-weights", type=click.Path(path_type=Path), help="Checkpoint of --original.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @preprocessing_options
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
@@ -94,6 +103,13 @@ def _prediction(p: Prediction) -> str:
     )
 
 
+def _told(row: AccuracyRow) -> str:
+    """Of which model a row is, and with which it agrees."""
+    if row.metric != "agreement":
+        return row.model
+    return f"{row.model} with the {'original' if row.against == 'original' else 'compressed float model'}"
+
+
 def _show(built: Built) -> None:
     manifest = built.manifest
     for claim in manifest.claims:
@@ -101,7 +117,7 @@ def _show(built: Built) -> None:
         click.echo(f"  {claim.name:<9} {state}: {claim.summary}")
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
-        click.echo(f"  {row.metric:<9} {row.model}: {row.value:.1%} ({interval})")
+        click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
     click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")

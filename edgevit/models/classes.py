@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgevit.data.text import read_text
 from edgevit.errors import ImagesError
+from edgevit.models.original import with_classes
 from edgevit.models.program import Program
 from edgevit.spec import CLASS_NUMBERS, ProgramSpec
 
@@ -47,7 +48,10 @@ def keep_classes(program: Program, numbers: Sequence[int]) -> Program:
     kept = {name: program.weights[name][..., places].copy() for name in ("head.weight", "head.bias")}
     head = replace(spec.head, classes=len(places))
     origin = spec.origin | {CLASS_NUMBERS: " ".join(map(str, numbers))}
-    return program.with_weights(kept, replace(spec, head=head, labels=labels, origin=origin))
+    fewer = replace(spec, head=head, labels=labels, origin=origin)
+    if spec.original is not None:
+        fewer = replace(fewer, original=with_classes(spec.original, spec, fewer))
+    return program.with_weights(kept, fewer)
 
 
 def _items(text: str) -> list[str]:

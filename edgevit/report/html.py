@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.measurespec import Environment, Latency, Measurement
-from edgevit.report import devices, emulation, pictures
+from edgevit.report import devices, emulation, original, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -76,7 +76,7 @@ def _tiles(report: Report) -> str:
             f"{say.percent(report.expected_macs_change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}",
         ),
         ("Memory bound" if bound.proven else "Memory of the graph's tensors", say.size(bound.bound_bytes), memory),
-        _accuracy_tile(report),
+        original.tile(report),
         _latency_tile(report, time.after if time else None, time.ratio if time else None),
         _coverage_tile(report),
     ]
@@ -86,16 +86,6 @@ def _tiles(report: Report) -> str:
         for name, value, note in tiles
     )
     return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _accuracy_tile(report: Report) -> tuple[str, str, str]:
-    change, agreement = report.accuracy_change, report.agreement
-    if change:
-        note = f"float model {say.percent(change.before)}, {say.points(change.after - change.before)}"
-        return ("Top-1", say.percent(change.after), note)
-    if agreement:
-        return ("Agreement with float", say.percent(agreement.value), f"on {agreement.images} images")
-    return ("Accuracy", say.UNKNOWN, "not measured")
 
 
 def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None) -> tuple[str, str, str]:
@@ -291,7 +281,9 @@ def _accuracy(report: Report) -> str:
         return _section("Accuracy", "", f'<div class="empty">Not measured. {hint}</div>')
     return _section(
         "Accuracy before and after",
-        "Top-1 is of labelled images; agreement is naming the same class as the float model. Bars are 95 % intervals.",
+        "Top-1 is of labelled images; agreement is naming the same class as the original model in float, or as the "
+        "float model that was quantized. Bars are 95 % intervals. "
+        f"{escape(original.remark(report))}",
         _picture(pictures.accuracy(report.accuracy)),
     )
 
@@ -305,7 +297,9 @@ def _size(report: Report) -> str:
 
 
 def _recipe(report: Report) -> str:
-    rows = [*_flat("", report.recipe), *((f"weights, {key}", value) for key, value in report.origin.items())]
+    done = {"prune": 0.0, "gate": 1.0}  # what this build did not do is not said of it
+    asked = {key: value for key, value in report.recipe.items() if key not in done or value != done[key]}
+    rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]
     rows += [("target", str(report.target.get("name", ""))), *say.int8_choice(report.target), *report.tools.items()]
     return _section("How it was made", "", _pairs(rows))
 
@@ -315,6 +309,8 @@ def _flat(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(f"{name}, ", value)
+        elif isinstance(value, list | tuple) and value:
+            yield name, "; ".join(map(str, value))
         elif value not in (None, "", [], ()):
             yield name, str(value)
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import devices, emulation
+from edgevit.report import devices, emulation, original
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -45,7 +45,11 @@ def _facts(report: Report) -> Table:
     table.add_row("memory bound" if bound.proven else "memory, not proven", f"{say.size(bound.bound_bytes)}{arena}")
     for row in report.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
-        table.add_row(say.METRIC_NAMES[row.metric], Text(f"{row.model}{path}: {say.interval(row)}"))
+        table.add_row(say.metric(row), Text(f"{row.model}{path}: {say.interval(row)}"))
+    if original.remark(report):
+        table.add_row("", Text(original.remark(report)))
+    for step in report.compression:
+        table.add_row("compressed", Text(step))
     for name, reason in say.int8_choice(report.target):
         table.add_row(name, Text(reason))
     if report.bundle_sha256:

@@ -1,5 +1,8 @@
 """As accurate as claimed: top-1 on labelled images, agreement with the float model on any, each with its interval.
 
+The float model here is the one that was quantized, and the target's limits are of what quantization costs; what
+compression cost before that is for `edgevit.verify.original` to say.
+
 A limit is broken when even the near end of the interval lies beyond it: few images excuse a build less than many
 would, but never fail it by chance alone.
 """
@@ -42,6 +45,9 @@ class Drop:
     high: float
     images: int
 
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
@@ -58,10 +64,36 @@ class AccuracyResult:
 
     @property
     def summary(self) -> str:
-        text = f"agrees with float on {self.agreement}"
+        text = f"agrees with the float model on {self.agreement}"
         if self.top1 and self.float_top1:
             text += f"; top-1 {self.top1}, float {self.float_top1.value:.1%}"
         return text
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Named:
+    """The class that a build and the float model name for every image, int64 `[n]`; `cosines` of their logits."""
+
+    build: np.ndarray
+    floats: np.ndarray
+    cosines: np.ndarray
+
+
+def name_classes(run: Run, reference: Run, images: np.ndarray) -> Named:
+    """Run both models, image uint8 `[1, height, width, 3]` to logits `[1, classes]`, on uint8 `[n, height, width, 3]`.
+
+    Raises:
+        AccuracyError: no images.
+    """
+    if not len(images):
+        raise AccuracyError("accuracy was asked for on 0 images; give at least one")
+    predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
+    cosines = np.zeros(len(images))
+    for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
+        got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
+        predicted[index], expected[index] = got.argmax(), want.argmax()
+        cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
+    return Named(build=predicted, floats=expected, cosines=cosines)
 
 
 def check_accuracy(
@@ -73,7 +105,7 @@ def check_accuracy(
     min_agreement: float,
     max_top1_drop: float,
 ) -> AccuracyResult:
-    """Hold a build against the float model.
+    """Hold a build against the float model that was quantized.
 
     Args:
         run: the build, image uint8 `[1, height, width, 3]` to logits `[1, classes]`.
@@ -86,18 +118,20 @@ def check_accuracy(
     Raises:
         AccuracyError: no images, labels that do not fit, or a limit broken.
     """
-    _check_input(images, labels)
-    predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    cosines = np.zeros(len(images))
-    for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
-        got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
-        predicted[index], expected[index] = got.argmax(), want.argmax()
-        cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
-    right, float_right = (None, None) if labels is None else (predicted == labels, expected == labels)
+    named = name_classes(run, reference, images)
+    return judge(named, labels, min_agreement=min_agreement, max_top1_drop=max_top1_drop)
+
+
+def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_top1_drop: float) -> AccuracyResult:
+    """`check_accuracy` of what the models have named already."""
+    count = len(named.build)
+    if labels is not None and len(labels) != count:
+        raise AccuracyError(f"got {len(labels)} labels for {count} images; every image needs one")
+    right, float_right = (None, None) if labels is None else (named.build == labels, named.floats == labels)
     result = AccuracyResult(
-        agreement=fraction(predicted == expected),
-        cosine_mean=float(cosines.mean()),
-        cosine_min=float(cosines.min()),
+        agreement=fraction(named.build == named.floats),
+        cosine_mean=float(named.cosines.mean()),
+        cosine_min=float(named.cosines.min()),
         top1=None if right is None else fraction(right),
         float_top1=None if float_right is None else fraction(float_right),
         drop=None if right is None or float_right is None else paired_drop(float_right, right),
@@ -129,26 +163,20 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
     return Drop(value=value, low=value - half, high=value + half, images=n)
 
 
-def _check_input(images: np.ndarray, labels: np.ndarray | None) -> None:
-    if not len(images):
-        raise AccuracyError("accuracy was asked for on 0 images; give at least one")
-    if labels is not None and len(labels) != len(images):
-        raise AccuracyError(f"got {len(labels)} labels for {len(images)} images; every image needs one")
-
-
 def _check_limits(result: AccuracyResult) -> None:
     faults = []
     if result.agreement.high < result.min_agreement:
         faults.append(
-            f"agreement with the float model is {result.agreement}, at least {result.min_agreement:.1%} asked"
+            f"agreement with the float model that was quantized is {result.agreement}, at least "
+            f"{result.min_agreement:.1%} asked"
         )
     if result.drop is not None and result.drop.low > result.max_top1_drop:
         faults.append(
-            f"top-1 drops by {result.drop.value:.1%} ({result.drop.low:.1%} to {result.drop.high:.1%}, "
+            f"quantization drops top-1 by {result.drop.value:.1%} ({result.drop.low:.1%} to {result.drop.high:.1%}, "
             f"n = {result.drop.images}), at most {result.max_top1_drop:.1%} allowed"
         )
     if faults:
         raise AccuracyError(
             "; ".join(faults) + ". Keep the most sensitive Linears float, calibrate on more images, or relax the "
-            "target's limits"
+            "target's limits, min_agreement and max_top1_drop"
         )

@@ -16,6 +16,7 @@ from PIL import Image
 from edgevit import errors
 from edgevit.cli import main
 from edgevit.models.macs import total_macs
+from edgevit.models.original import weights_digest
 from edgevit.models.program import load_program
 from edgevit.train.checkpoint import load
 from edgevit.train.recipe import load_recipe
@@ -63,6 +64,11 @@ def test_it_tells_what_came_of_it_and_what_comes_next(
     assert result["compressed"]["branches"] == sum(not b.removed for b in made.spec.branches)
     assert result["images"] == 8
     assert 0 <= result["compressed"]["top1"] <= 1
+    original = made.spec.original
+    assert original is not None and original.macs == total_macs(was.spec) and original.steps[0].startswith("trained to")
+    (kept,) = original.evaluations
+    assert (kept.original_top1, kept.top1) == (result["dense"]["top1"], result["compressed"]["top1"])
+    assert (kept.agreement, kept.images) == (result["agreement"], 8)
     assert load_recipe(out / "recipe.toml") == load_recipe(short)
     assert metrics(out)
 
@@ -116,6 +122,7 @@ def test_a_new_head_learns_the_classes_of_the_data(
     made = load_program(tmp_path / "out" / "program").spec
     assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
     assert made.branches == dense(classes=10).spec.branches
+    assert made.original is None
     # Evaluated by the names it has learnt: a class alone, after it in the alphabet, stays the class that it is.
     few = photos(tmp_path / "few", classes=4, seed=3)
     for label in (0, 1):
@@ -193,6 +200,8 @@ def test_classes_with_gaps_in_their_numbers_keep_them(
     first = tmp_path / "one" / "program"
     assert load_program(first).spec.origin["class_numbers"] == "3 5 70 700"
     assert run(capsys, first, *options, "--macs", "0.6", "-o", tmp_path / "two", "--eval", data)[0] == 0
+    original = load_program(tmp_path / "two" / "program").spec.original
+    assert original is not None and original.weights_sha256 == weights_digest(load_program(first))
     (data / "5").rename(data / "6")
     status, _, said = run(capsys, first, *options, "-o", tmp_path / "three")
     assert status == errors.ImagesError.exit_code
