@@ -9,8 +9,10 @@ from edgevit.bundle.write import refuse_existing
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
 from edgevit.errors import ImagesError, OutputError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
+from edgevit.models.imagenet import SUBSETS, imagenet_names
 from edgevit.models.program import Program, save_program
 from edgevit.models.resolve import resolve
+from edgevit.models.stated import with_statements
 from edgevit.pipeline import Built, Say, build, compress, weights_digest
 from edgevit.predict import Prediction, predict
 from edgevit.recipe import Recipe
@@ -40,6 +42,10 @@ class Job:
     output: Path | None = None
     save_program: Path | None = None
     force: bool = False
+    ema: bool | None = None
+    image_size: tuple[int, int] | None = None
+    license: str | None = None
+    credit: str | None = None
 
 
 def predict_build(job: Job) -> Prediction:
@@ -57,7 +63,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     target = load_target(job.target)
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
-    given, kept = _given(job)
+    given, kept = _given(job, say)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program and job.save_program.exists() and not job.force:
@@ -101,9 +107,11 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     )
 
 
-def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
+def _given(job: Job, say: Say = lambda _: None) -> tuple[Program, tuple[int, ...]]:
     """The model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
-    named = _labelled(resolve(job.model or DEFAULT_PROGRAM, weights=job.weights), job.labels)
+    model = job.model or DEFAULT_PROGRAM
+    found = resolve(model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    named = _labelled(with_statements(found, license=job.license, credit=job.credit), job.labels)
     if job.classes is None:
         return named, ()
     kept = read_classes(job.classes, named.spec)
@@ -114,12 +122,18 @@ def _labelled(program: Program, path: Path | None) -> Program:
     """The Program with the class names of a text file, one per line."""
     if path is None:
         return program
+    if str(path) in SUBSETS and not path.exists():
+        return _named(program, path, imagenet_names(str(path)))
     try:
         names = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ImagesError(
             f"{path} cannot be read as class names ({error}); give a text file, one name per line"
         ) from error
+    return _named(program, path, names)
+
+
+def _named(program: Program, path: Path, names: tuple[str, ...]) -> Program:
     if len(names) != program.spec.head.classes:
         raise ImagesError(
             f"{path} holds {len(names)} class names, but {program.spec.name} has {program.spec.head.classes} classes; "

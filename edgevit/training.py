@@ -51,7 +51,7 @@ class CompressJob:
     target: str = "x86-64-onnxruntime"
     evaluation: str | None = None
     recipe: Path | None = None
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
     classes: str | None = None
     new_head: bool = False
     unlabelled: bool = False
@@ -62,6 +62,7 @@ class CompressJob:
     teacher_cache: Path | None = None
     output: Path | None = None
     resume: bool = False
+    ema: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,8 @@ class _Work:
 def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
-    size = None if job.image_size is None else (job.image_size, job.image_size)
-    given = with_crop(_with_classes(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
+    found = resolve(job.model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    given = with_crop(_with_classes(job, found), recipe.crop_pct)
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))

@@ -115,7 +115,7 @@ def _fill(
     labels: Sequence[str],
 ) -> None:
     every: dict[str, Content] = {
-        "licences/weights.txt": _weights_licence(manifest.origin),
+        "licences/weights.txt": _weights_licence(manifest),
         **files,
         "licences/edgevit.txt": _own_licence(),
         "runner/run.py": _runner(),
@@ -182,15 +182,24 @@ def _runner() -> Path:
     return Path(__file__).with_name("runner.py")
 
 
-def _weights_licence(origin: Mapping[str, str]) -> str:
-    """Where the weights come from and under which licence, as far as it is known."""
+def _weights_licence(manifest: Manifest) -> str:
+    """Where the weights come from, under which licence, as far as it was stated, and what was done to them."""
+    origin, branches = manifest.origin, manifest.branches
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
     licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
+    known += "" if licence else "\nlicense: not stated"
     note = {
-        "": "No licence is recorded: ask whoever made the weights before passing this bundle on.",
+        "": "No licence is stated: ask whoever made the weights before passing this bundle on.",
         "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
     }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
-    changed = "edgevit changed the weights: pruned, gated, quantized and compiled as manifest.json says."
+    steps = {
+        "pruned": any(b.units < b.units_total for b in branches),
+        "gated": any(b.gated for b in branches),
+        "quantized": any(b.int8_linears for b in branches),
+    }
+    done = [step for step, taken in steps.items() if taken]
+    changed = f"edgevit has {', '.join(done)} and compiled" if done else "edgevit has compiled"
+    changed += " these weights, as manifest.json says."
     return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}\n"
 
 
