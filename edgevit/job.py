@@ -48,10 +48,10 @@ class Job:
     credit: str | None = None
 
 
-def predict_build(job: Job) -> Prediction:
+def predict_build(job: Job, say: Say = lambda _: None) -> Prediction:
     """Predict what `run_build` would make."""
     target = load_target(job.target)
-    return predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
+    return predict(_given(job, say)[0], target, prune=job.prune, gate=job.gate)
 
 
 def run_build(job: Job, say: Say = lambda _: None) -> Built:

@@ -60,7 +60,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
     job = Job(model=model, target=target_name, **options)
     if dry_run:
-        prediction = predict_build(job)
+        prediction = predict_build(job, say=_quiet if as_json else _say)
         click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
         return
     built = run_build(job, say=_quiet if as_json else _say)

@@ -76,7 +76,7 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
     lines = [f"  {len(names)} {title}: {shorten(names)}" for title, names in lists if names]
     if not lines:
         return
-    looks = hint(unexpected) if len(unexpected) == len(state) else ""
+    looks = hint(unexpected, every=len(unexpected) == len(state))
     raise WeightsError(f"the weights do not fit {what}:\n" + "\n".join([*lines, *([f"  {looks}"] if looks else [])]))
 
 

@@ -169,9 +169,9 @@ def plain_names(state: State, copies: Copies) -> dict[str, Tensor]:
         state = groups[tower] | _beside(tower, groups, copies)
 
 
-def hint(state: Iterable[str]) -> str:
-    """What names that no known model has look like, in words; '' where they say nothing."""
-    names = list(state)
+def hint(unknown: Iterable[str], *, every: bool = True) -> str:
+    """What names that the model does not have look like, in words; '' where they say nothing. `every`: all are such."""
+    names = list(unknown)
     if any("lora_" in n for n in names):
         return "there are LoRA adapters beside the weights: merge them first (merge_and_unload in peft)"
     foreign = [n for n in names if re.search(r"(?:^|\.)(?:encoder\.layers?\.\d+|embeddings)\.", n)]
@@ -180,7 +180,7 @@ def hint(state: Iterable[str]) -> str:
     if any(re.match(r"(?:layer[1-4]|stages|features|layers)\.\d", n) for n in names):
         return f"this looks like another kind of network (names such as {shorten(names[:2])})"
     first = {n.partition(".")[0] for n in names}
-    if len(first) == 1 and len(names) > 1:
+    if every and len(first) == 1 and len(names) > 1:
         return f"all names begin with {next(iter(first))}."
     return ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def _kinds(path: Path) -> tuple[str, ...]:
 def _note_kinds(stream: Any, found: dict[str, None]) -> None:
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "GLOBAL":
-            found[str(argument).replace(" ", ".")] = None
+            name = str(argument).replace(" ", ".")  # "module name"; pickles of protocol 2 say __builtin__
+            found[re.sub(r"^__builtin__\.", "builtins.", name)] = None
 
 
 def _stand_ins(kinds: tuple[str, ...]) -> list[Any]:
@@ -146,7 +148,11 @@ def _is_beside(kind: str) -> bool:
 
 
 def _refusal(path: Path, kinds: tuple[str, ...]) -> str:
-    strange = [k for k in kinds if not _is_beside(k) and not k.startswith(("torch.", "_codecs."))]
+    strange = [
+        k
+        for k in kinds
+        if not _is_beside(k) and not k.startswith(("torch.", "_codecs.", "builtins.set", "builtins.complex"))
+    ]
     modules = any(k.startswith("torch.nn.modules.") for k in kinds)
     strange += [k for k in kinds if k.startswith("torch.nn.modules.")]
     if not strange:

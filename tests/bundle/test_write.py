@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import write_bundle
 from edgevit.errors import OutputError
+from edgevit.models.program import Program
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
 
@@ -29,6 +32,22 @@ def test_zip_and_folder_hold_the_same(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
         assert {m.filename: archive.read(m) for m in archive.infolist()} == contents(folder)
         assert {m.date_time for m in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_only_what_was_done_to_the_weights_is_stated(tmp_path: Path) -> None:
+    def said(folder: Path, program: Program, **changes: Any) -> str:
+        branches = tuple(replace(b, int8_linears=0) for b in sample_manifest(program).branches)
+        changes = {"origin": {"source": "timm"}, "branches": branches, **changes}
+        return (sample_bundle(folder, program, changes=changes) / "licences/weights.txt").read_text()
+
+    plain = said(tmp_path / "plain", tiny_program())
+    assert "edgevit has compiled these weights" in plain
+    assert "license: not stated" in plain and "No licence is stated" in plain and "Apache" not in plain
+    assert "edgevit has gated and compiled" in said(tmp_path / "gated", tiny_program(gated=True))
+    pruned = tuple(replace(b, units_total=b.units + 1) for b in sample_manifest(tiny_program()).branches)
+    assert "edgevit has pruned, quantized and compiled" in said(
+        tmp_path / "pruned", tiny_program(), branches=tuple(replace(b, int8_linears=2) for b in pruned)
+    )
 
 
 def test_manifest_lists_every_file_and_names_no_local_path(tmp_path: Path) -> None:
