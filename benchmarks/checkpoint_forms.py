@@ -298,8 +298,8 @@ def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]] | None:
         layer = "vision_model.encoder.layers.{}.self_attn"
         return named | _split_qkv(state, layer, ("q_proj", "k_proj", "v_proj")), config
     prefix, kind, names = "vit.", "vit", (*_HF_NAMES, *_HF_PLAIN)
+    registers = state.pop("reg_token", None)
     if "blocks.0.ls1.gamma" in state:
-        registers = state.pop("reg_token", None)
         prefix, kind, names = "", "dinov2", (*_HF_NAMES, *_HF_DINO)
         config["mlp_ratio"] = config.pop("intermediate_size") / module.embed_dim
         if registers is not None:
@@ -311,7 +311,7 @@ def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]] | None:
     heads = {n: state.pop(n) for n in list(state) if n.startswith("head")}
     named = _renamed(_without_qkv(state), names) | _split_qkv(state, "encoder.layer.{}.attention.attention", query)
     named = _prefixed(prefix, named)
-    if kind == "dinov2_with_registers":
+    if registers is not None:
         named["embeddings.register_tokens"] = registers
     first, second = ("cls_classifier", "distillation_classifier") if kind == "deit" else ("classifier", "")
     for name, value in heads.items():

@@ -11,7 +11,6 @@ import pytest
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import write_bundle
 from edgevit.errors import OutputError
-from edgevit.models.program import Program
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
 
@@ -35,18 +34,17 @@ def test_zip_and_folder_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_only_what_was_done_to_the_weights_is_stated(tmp_path: Path) -> None:
-    def said(folder: Path, program: Program, **changes: Any) -> str:
-        branches = tuple(replace(b, int8_linears=0) for b in sample_manifest(program).branches)
-        changes = {"origin": {"source": "timm"}, "branches": branches, **changes}
-        return (sample_bundle(folder, program, changes=changes) / "licences/weights.txt").read_text()
+    def said(folder: Path, gated: bool, **figures: Any) -> str:
+        branches = tuple(replace(b, **figures) for b in sample_manifest(tiny_program(gated=gated)).branches)
+        changes = {"origin": {"source": "timm"}, "branches": branches}
+        return (sample_bundle(folder, gated=gated, changes=changes) / "licences/weights.txt").read_text()
 
-    plain = said(tmp_path / "plain", tiny_program())
+    plain = said(tmp_path / "plain", False, int8_linears=0)
     assert "edgevit has compiled these weights" in plain
     assert "license: not stated" in plain and "No licence is stated" in plain and "Apache" not in plain
-    assert "edgevit has gated and compiled" in said(tmp_path / "gated", tiny_program(gated=True))
-    pruned = tuple(replace(b, units_total=b.units + 1) for b in sample_manifest(tiny_program()).branches)
+    assert "edgevit has gated and compiled" in said(tmp_path / "gated", True, int8_linears=0)
     assert "edgevit has pruned, quantized and compiled" in said(
-        tmp_path / "pruned", tiny_program(), branches=tuple(replace(b, int8_linears=2) for b in pruned)
+        tmp_path / "pruned", False, int8_linears=2, units_total=999
     )
 
 

@@ -296,6 +296,6 @@ def test_all_of_timms_data_configuration_is_taken_or_refused() -> None:
 
 
 def test_names_with_squash_have_it() -> None:
-    name = "vit_base_patch16_siglip_gap_224"
+    name = "vit_medium_patch16_gap_384.sw_in12k_ft_in1k"
     model = timm.create_model(name, depth=1, embed_dim=64, num_heads=2)
     assert program_from_module(model, name).spec.image.crop_mode == model.pretrained_cfg.get("crop_mode") == "squash"
