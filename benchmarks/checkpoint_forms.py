@@ -272,7 +272,7 @@ def _without_qkv(state: State) -> State:
     return {n: v for n, v in state.items() if ".attn.qkv." not in n}
 
 
-def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]] | None:
+def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]]:
     """The weights under the names of transformers, and the config.json that goes with them."""
     module: Any = subject.module
     state = subject.state()
@@ -319,11 +319,8 @@ def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]] | None:
     return named, config | {"model_type": kind}
 
 
-def _transformers(subject: Subject, folder: Path) -> Made | None:
-    made = transformers_state(subject)
-    if made is None:
-        return None
-    state, config = made
+def _transformers(subject: Subject, folder: Path) -> Made:
+    state, config = transformers_state(subject)
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     size = config["image_size"]
@@ -342,10 +339,9 @@ def _transformers(subject: Subject, folder: Path) -> Made | None:
 
 
 def _transformers_file(subject: Subject, folder: Path) -> Made | None:
-    made = transformers_state(subject)
-    if made is None or subject.options:  # a small model has no name to give
+    if subject.options:  # a small model has no name to give
         return None
-    torch.save(made[0], folder / "pytorch_model.bin")
+    torch.save(transformers_state(subject)[0], folder / "pytorch_model.bin")
     return Made(path=folder / "pytorch_model.bin", name=subject.name, module=subject.module)
 
 

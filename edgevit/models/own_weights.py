@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edgevit.errors import UnsupportedModelError, WeightsError
+from edgevit.errors import EdgevitError, UnsupportedModelError, WeightsError
 from edgevit.models import transformers_models
 from edgevit.models.checkpoint import describe_file, load_checkpoint
 from edgevit.models.fit import Create, fit, timm_forms
@@ -66,13 +66,32 @@ def own_program(
         say(line)
 
     state = load_checkpoint(weights, ema=ema, say=tell)
-    hub = read_hub(weights)
+    hub = _stated(weights, name, tell)
     if name is None and hub is None:
         raise WeightsError(f"{weights} states no model (it holds no config.json); name one that `edgevit models` lists")
     of = _of_timm if hub is None or hub.kind == "timm" else _of_transformers
     program = of(hub, state, name, image_size, classes=classes, say=tell)
     origin = program.spec.origin | describe_file(weights) | ({NOTES: "; ".join(notes)} if notes else {})
     return program.with_weights({}, replace(program.spec, origin=origin))
+
+
+def _stated(weights: Path, name: str | None, say: Say) -> HubFolder | None:
+    """What the folder states; of one around a single file, whose model is named, only if it is of that model."""
+    try:
+        hub = read_hub(weights)
+    except EdgevitError as error:
+        if weights.is_dir() or name is None:
+            raise
+        say(f"warning: config.json beside {weights.name} was not read: {error}")
+        return None
+    if hub is None:
+        return None
+    other = hub.kind == "timm" and name is not None and name.partition(".")[0] != hub.architecture
+    if other and not weights.is_dir():
+        say(f"warning: config.json beside {weights.name} was not read: it is of {hub.architecture}, not {name}")
+        return None
+    say(f"model, preprocessing and class names are those that config.json of {hub.name} states")
+    return hub
 
 
 def _of_timm(

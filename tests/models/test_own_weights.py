@@ -114,7 +114,6 @@ def test_deit_for_image_classification_reads_the_class_token_alone(tmp_path: Pat
     """The distillation token takes part in attention; transformers' model has one classifier."""
     subject = SMALL[DEIT]
     made = transformers_state(subject)
-    assert made is not None
     state = {n.replace("cls_classifier", "classifier"): v for n, v in made[0].items() if "distillation_c" not in n}
     save_file(state, hub(subject, tmp_path) / "model.safetensors")
     program = resolve(str(tmp_path))
@@ -129,7 +128,6 @@ def test_deit_for_image_classification_reads_the_class_token_alone(tmp_path: Pat
 def test_clip_for_image_classification_reads_the_mean_before_the_last_norm(tmp_path: Path) -> None:
     subject = SMALL[CLIP]
     made = transformers_state(subject)
-    assert made is not None
     weight, bias = torch.randn(5, 64), torch.randn(5)
     state = {n: v for n, v in made[0].items() if "projection" not in n or "patch" in n}
     save_file(
@@ -224,3 +222,13 @@ def test_ema_is_only_for_files_that_have_it(tmp_path: Path) -> None:
         own_program("vit_tiny_patch16_224", tmp_path / "w.safetensors", ema=True)
     with pytest.raises(WeightsError, match="--ema and --no-ema choose between the weights of a file"):
         resolve("vit_tiny_patch16_224", ema=True)
+
+
+def test_a_config_of_something_else_beside_a_named_file_is_not_followed(tmp_path: Path) -> None:
+    save_file(timm.create_model("vit_tiny_patch16_224", num_classes=4).state_dict(), tmp_path / "w.safetensors")
+    for config in ({"model_type": "bert"}, {"architecture": "deit_tiny_patch16_224"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        said: list[str] = []
+        program = own_program("vit_tiny_patch16_224", tmp_path / "w.safetensors", say=said.append)
+        assert program.spec.head.classes == 4
+        assert any(line.startswith("warning: config.json beside w.safetensors was not read") for line in said)
