@@ -12,10 +12,12 @@ from edgevit.data.text import read_lines
 from edgevit.errors import ImagesError, OutputError, ProgramError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.counterpart import fitting
+from edgevit.models.imagenet import SUBSETS, imagenet_names
 from edgevit.models.original import as_original, weights_digest, with_original
 from edgevit.models.preprocessing import Preprocessing, with_preprocessing
 from edgevit.models.program import Program, is_program, save_program
 from edgevit.models.resolve import resolve, shipped_programs
+from edgevit.models.stated import with_statements
 from edgevit.pipeline import Built, Say, build, check_limit, compare, compress
 from edgevit.predict import Prediction, predict
 from edgevit.recipe import Recipe
@@ -50,12 +52,16 @@ class Job:
     original: str | None = None
     original_weights: Path | None = None
     max_drop: float | None = None
+    ema: bool | None = None
+    image_size: tuple[int, int] | None = None
+    license: str | None = None
+    credit: str | None = None
 
 
-def predict_build(job: Job) -> Prediction:
+def predict_build(job: Job, say: Say = lambda _: None) -> Prediction:
     """Predict what `run_build` would make."""
     target = _target(job)
-    return predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
+    return predict(_given(job, say)[0], target, prune=job.prune, gate=job.gate)
 
 
 def run_build(job: Job, say: Say = lambda _: None) -> Built:
@@ -67,7 +73,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     target = _target(job, say)
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
-    given, kept = _given(job)
+    given, kept = _given(job, say)
     given, original = _with_original(job, given, say)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
@@ -179,10 +185,12 @@ def _with_original(job: Job, given: Program, say: Say) -> tuple[Program, Program
     return with_original(given, replace(as_original(fitted), steps=known.steps if known else ())), fitted
 
 
-def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
+def _given(job: Job, say: Say = lambda _: None) -> tuple[Program, tuple[int, ...]]:
     """The model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
     model = job.model or DEFAULT_PROGRAM
-    named = _labelled(with_preprocessing(resolve(model, weights=job.weights), model, job.preprocessing), job.labels)
+    found = resolve(model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    found = with_preprocessing(found, model, job.preprocessing)
+    named = _labelled(with_statements(found, license=job.license, credit=job.credit), job.labels)
     if job.classes is None:
         return named, ()
     kept = read_classes(job.classes, named.spec)
@@ -193,12 +201,18 @@ def _labelled(program: Program, path: Path | None) -> Program:
     """The Program with the class names of a text file, one per line."""
     if path is None:
         return program
+    if str(path) in SUBSETS and not path.exists():
+        return _named(program, path, imagenet_names(str(path)))
     try:
         names = read_lines(path)
     except (OSError, ValueError) as error:
         raise ImagesError(
             f"{path} cannot be read as class names ({error}); give a text file, one name per line"
         ) from error
+    return _named(program, path, names)
+
+
+def _named(program: Program, path: Path, names: tuple[str, ...]) -> Program:
     if len(names) != program.spec.head.classes:
         raise ImagesError(
             f"{path} holds {len(names)} class names, but {program.spec.name} has {program.spec.head.classes} classes; "

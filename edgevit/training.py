@@ -54,7 +54,7 @@ class CompressJob:
     target: str = "x86-64-onnxruntime"
     evaluation: str | None = None
     recipe: Path | None = None
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
     classes: str | None = None
     new_head: bool = False
     unlabelled: bool = False
@@ -66,6 +66,7 @@ class CompressJob:
     output: Path | None = None
     resume: bool = False
     preprocessing: Preprocessing = Preprocessing()
+    ema: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +155,8 @@ class _Work:
 def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
-    size = None if job.image_size is None else (job.image_size, job.image_size)
-    named = with_crop(resolve(job.model, weights=job.weights, image_size=size), recipe.crop_pct)
+    found = resolve(job.model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    named = with_crop(found, recipe.crop_pct)
     given = _with_classes(job, with_preprocessing(named, job.model, job.preprocessing))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)

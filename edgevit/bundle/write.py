@@ -183,12 +183,13 @@ def _runner() -> Path:
 
 
 def _weights_licence(manifest: Manifest) -> str:
-    """Where the weights come from and under which licence, as far as it is known."""
+    """Where the weights come from, under which licence, as far as it was stated, and what was done to them."""
     origin = manifest.origin
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
     licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
+    known += "" if licence else "\nlicense: not stated"
     note = {
-        "": "No licence is recorded: ask whoever made the weights before passing this bundle on.",
+        "": "No licence is stated: ask whoever made the weights before passing this bundle on.",
         "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
     }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
     done = "; ".join([*_compression(manifest), *(["quantized to int8"] if manifest.target.get("int8") else [])])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
     from edgevit.bundlespec import AccuracyRow
@@ -21,6 +22,7 @@ Examples:
       --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
   edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
   edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
+  edgevit build hub/vit-base --target x86-64-onnxruntime     (a folder with config.json and weights)
 """
 
 
@@ -29,10 +31,10 @@ Examples:
 @click.option(
     "--target", "target_name", required=True, help="A name from `edgevit targets`, a TOML file, or host: this machine."
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Text file with the classes' names, one per line.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names: text file, one per line, or imagenet-1k.")
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
@@ -59,15 +61,19 @@ Examples:
     help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
+@click.option("--image-size", type=IMAGE_SIZE, help="Input in pixels: H,W or one number (default: the weights').")
+@click.option("--license", help="Licence of the weights, as the bundle is to state it.")
+@click.option("--credit", help="Who made the weights, as the bundle is to state it.")
 @preprocessing_options
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Compile MODEL (a Program folder, or a name; default: vit_tiny_gated, which ships) for a target."""
+    """Compile MODEL (a Program or hub folder, or a name; default: vit_tiny_gated, which ships) for a target."""
     from edgevit import serial
     from edgevit.job import Job, predict_build, run_build
 
     job = Job(model=model, target=target_name, preprocessing=take_preprocessing(options), **options)
     if dry_run:
-        prediction = predict_build(job)
+        prediction = predict_build(job, say=_quiet if as_json else _say)
         click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
         return
     built = run_build(job, say=_quiet if as_json else _say)

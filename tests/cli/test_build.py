@@ -267,3 +267,35 @@ def test_what_compression_cost_is_kept_with_the_program_it_made(
 def test_a_checkpoint_of_no_original_is_refused(program: Path, tmp_path: Path) -> None:
     options = ["--target", "x86-64-onnxruntime", "--original-weights", str(tmp_path / "weights.safetensors")]
     assert main(["build", str(program), *options]) == errors.ProgramError.exit_code
+
+
+def test_a_hub_folder_is_built_and_what_was_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.checkpoint_forms import FORMS
+    from benchmarks.checkpoints import subjects
+
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    FORMS["transformers' folder"](next(s for s in subjects(None) if s.name.startswith("deit")), folder)
+    (folder / "preprocessor_config.json").unlink()
+    command = ["build", str(folder), "--target", "x86-64-onnxruntime", "--dry-run", "--image-size", "96,64"]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "edgevit: preprocessing assumed of deit" in told
+    assert "position embedding resampled from 4 x 4 to 6 x 4 patches" in told
+    assert main([*command, "--ema"]) == errors.WeightsError.exit_code
+    assert "leave --ema away" in capsys.readouterr().err
+
+
+def test_names_of_imagenet_are_taken_by_name_and_counted(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", str(program), "--target", "x86-64-onnxruntime", "--dry-run", "--labels", "imagenet-1k"]
+    assert main(command) == errors.ImagesError.exit_code
+    assert "imagenet-1k holds 1000 class names" in capsys.readouterr().err
+
+
+def test_the_bundle_states_licence_and_credit_as_the_user_did(
+    program: Path, target: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = ["build", str(program), "--target", str(target), "--calibration", str(photos), "-o"]
+    assert main([*command, str(tmp_path / "out"), "--license", "CC-BY-4.0", "--credit", "A. Person"]) == 0
+    text = (tmp_path / "out" / "licences" / "weights.txt").read_text()
+    assert "license: CC-BY-4.0" in text and "credit: A. Person" in text and "not stated" not in text
