@@ -7,9 +7,10 @@ from pathlib import Path
 
 from edgevit.bundle.write import refuse_existing
 from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
-from edgevit.errors import ImagesError, OutputError, TargetError
+from edgevit.errors import ImagesError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.program import Program, save_program
+from edgevit.models.program import refuse_existing as refuse_existing_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Built, Say, build, compress, weights_digest
 from edgevit.predict import Prediction, predict
@@ -40,6 +41,7 @@ class Job:
     output: Path | None = None
     save_program: Path | None = None
     force: bool = False
+    replace_program: bool = False
 
 
 def predict_build(job: Job) -> Prediction:
@@ -60,8 +62,8 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     given, kept = _given(job)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
-    if job.save_program and job.save_program.exists() and not job.force:
-        raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
+    if job.save_program:
+        refuse_existing_program(job.save_program, force=job.replace_program)
     source = job.calibration or shipped("calibration") / "shipped.toml"
     calibration = load_images(source, given.spec.image, limit=job.limit, splits=("train",))
     evaluation = _evaluation(job.evaluation, given) if job.evaluation else None
@@ -75,7 +77,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
     program = compress(given, calibration.images, prune=job.prune, gate=job.gate, seed=job.seed)
     if job.save_program:
-        save_program(program, job.save_program, storage="float16", force=job.force)
+        save_program(program, job.save_program, storage="float16", force=job.replace_program)
     recipe = Recipe(
         model=given.spec.name,
         weights_sha256=weights_digest(given),

@@ -7,13 +7,13 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgevit.atomic import scratch
 from edgevit.backends import Runner, Source, backend
 from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
@@ -166,10 +166,10 @@ def build(
     say("Lowering")
     model = assemble(lowered, plan)
     check_model(model)
-    with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
+    with scratch() as staging:
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
-        names = runtime.build(source, Path(staging))
+        names = runtime.build(source, staging)
         case = Case(
             program=program,
             dense=dense,
@@ -177,7 +177,7 @@ def build(
             plan=plan,
             model=model,
             runtime=runtime,
-            folder=Path(staging),
+            folder=staging,
             calibration=calibration,
             evaluation=evaluation,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import platform
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevit.atomic import scratch
 from edgevit.backends import Source, feed, missing
 from edgevit.errors import BundleError, OutputError
 
@@ -70,11 +70,11 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
     read = _read(model)
     _name_stably(read)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".ir.") as temporary:
-            path = Path(temporary) / MODEL
+        with scratch(folder) as temporary:
+            path = temporary / MODEL
             runtime.save_model(read, path, compress_to_fp16=False)
             for name in (DATA, MODEL):
-                (Path(temporary) / name).replace(folder / name)
+                (temporary / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return MODEL, DATA

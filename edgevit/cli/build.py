@@ -46,6 +46,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Compile MODEL (a Program folder, or a name; default: vit_tiny_gated, which ships) for a target."""
     from edgevit import serial
