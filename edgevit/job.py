@@ -16,10 +16,11 @@ from edgevit.pipeline import Built, Say, build, compress, weights_digest
 from edgevit.predict import Prediction, predict
 from edgevit.recipe import Recipe
 from edgevit.resources import shipped
-from edgevit.targets import load_target
+from edgevit.targets import Target, load_target
 
 DEFAULT_PROGRAM = "vit_tiny_gated"
 MANY_IMAGES = 100
+HOST = "host"  # a target's name: this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Job:
 
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
-    target = load_target(job.target)
+    target = _target(job)
     return predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
 
 
@@ -56,7 +57,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     Raises:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
-    target = load_target(job.target)
+    target = _target(job, say)
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
     given, kept = _given(job)
@@ -101,6 +102,17 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         force=job.force,
         say=say,
     )
+
+
+def _target(job: Job, say: Say = lambda _: None) -> Target:
+    """The target that was named; for `host` the fastest that this machine can build and run, and says which."""
+    if job.target != HOST:
+        return load_target(job.target)
+    from edgevit.doctor import host_target
+
+    target, why = host_target()
+    say(f"building for {why}")
+    return target
 
 
 def _given(job: Job) -> tuple[Program, tuple[int, ...]]:

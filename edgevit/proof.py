@@ -272,7 +272,7 @@ def _bound_onnxruntime(case: Case) -> tuple[Bound, MemoryBound, Claim]:
     image = case.calibration.images[:1]
     path = case.folder / (ort.MODEL if "onnx" in case.target.formats else ort.ORT_MODEL)
     bound = ort_bound.bound(path if "onnx" in case.target.formats else case.model)
-    settings = ort.settings(weight_bits=case.target.weight_bits)
+    settings = ort.entries(case.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
     result = check_bound(bound, measured)
     capped = arena.check_capped(arena.run_capped(path, bound, image, settings=settings))

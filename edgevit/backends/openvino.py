@@ -6,7 +6,6 @@ The precision hint is always set: OpenVINO's own default is bf16 on CPUs that ha
 from __future__ import annotations
 
 import io
-import platform
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.atomic import scratch
-from edgevit.backends import Source, feed, missing
+from edgevit.backends import Source, feed, lacks_vnni, missing
 from edgevit.errors import BundleError, OutputError
 
 if TYPE_CHECKING:
@@ -133,15 +132,7 @@ def _exact(weight_bits: int) -> dict[str, Any]:
     Without VNNI OpenVINO's int8 kernels add two products in 16 bits, which 8-bit weights can overflow (agreement with
     float falls to 75 % on a ViT-Ti). The quantized model is then computed as written, in float: slower, but right.
     """
-    return {"LP_TRANSFORMS_MODE": "NO"} if weight_bits == 8 and _lacks_vnni() else {}
-
-
-def _lacks_vnni() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags
+    return {"LP_TRANSFORMS_MODE": "NO"} if weight_bits == 8 and lacks_vnni() else {}
 
 
 def _compiled(model: Any, threads: int, precision: str, **more: Any) -> Any:

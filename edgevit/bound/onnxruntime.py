@@ -16,7 +16,7 @@ buffers, no memory pattern, an arena that splits every chunk to size. Why it is 
    graph's nodes of (live there + the larger of the two bodies' peaks) covers all 2^gates paths.
 5. Weights do not depend on the path. A constant second operand of Gemm, QGemm or a 2-D MatMul is packed into the arena
    and its original is released (from an `.ort` file it stays mapped); constants of at most 127 bytes are copied into
-   the arena; others stay where they were loaded (a mapped file, or the heap).
+   the arena, where they stay even if they are packed; others stay where they were loaded (a mapped file, or the heap).
    Packed sizes are those of MLAS, the runtime's matrix library, on x86-64 with AVX2 or better; other CPUs pack
    otherwise, and nothing here is proven for them.
 6. No kernel in `shapes.RULES` takes arena memory inside its node. But while the model loads, packing an int8 weight
@@ -147,7 +147,7 @@ class _Packed:
 def _weights(graph: onnx.GraphProto) -> _Weights:
     packed: dict[str, _Packed] = {}
     held = list(_constants(graph, "", {}, packed))
-    small = sum(size for key, size in held if key not in packed and size <= SMALL_CONSTANT_BYTES)
+    small = sum(size for _, size in held if size <= SMALL_CONSTANT_BYTES)
     other = sum(size for key, size in held if key not in packed and size > SMALL_CONSTANT_BYTES)
     return _Weights(
         arena=sum(p.size for p in packed.values()) + small,

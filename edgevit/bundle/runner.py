@@ -99,6 +99,9 @@ def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
     options.log_severity_level = 3
     for key, value in manifest["runtime_settings"].items():
         options.add_session_config_entry(key, value)
+    if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
+        # The int8 kernels would saturate here: slower ones are exact.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # The memory bound in the manifest holds for these settings; they cost no time.
     options.enable_mem_reuse = options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  edgevit build --target x86-64-onnxruntime -o out/demo
+  edgevit build --target host -o out/demo
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
       --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
   edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
@@ -23,7 +23,9 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
-@click.option("--target", "target_name", required=True, help="A name from `edgevit targets`, or a TOML file.")
+@click.option(
+    "--target", "target_name", required=True, help="A name from `edgevit targets`, a TOML file, or host: this machine."
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
