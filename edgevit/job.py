@@ -9,13 +9,14 @@ from edgevit.bundle.write import refuse_existing
 from edgevit.data.calibration_checks import check_calibration, copies, shared_images, split_calibration
 from edgevit.data.images import TESTED, ImageSet, left_out, load_images, number_labels
 from edgevit.data.text import read_lines
-from edgevit.errors import ImagesError, OutputError, ProgramError, TargetError
+from edgevit.errors import ImagesError, ProgramError, TargetError
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.counterpart import fitting
 from edgevit.models.imagenet import SUBSETS, imagenet_names
 from edgevit.models.original import as_original, weights_digest, with_original
 from edgevit.models.preprocessing import Preprocessing, with_preprocessing
 from edgevit.models.program import Program, is_program, save_program
+from edgevit.models.program import refuse_existing as refuse_existing_program
 from edgevit.models.resolve import resolve, shipped_programs
 from edgevit.models.stated import with_statements
 from edgevit.pipeline import Built, Say, build, check_limit, compare, compress
@@ -56,6 +57,7 @@ class Job:
     image_size: tuple[int, int] | None = None
     license: str | None = None
     credit: str | None = None
+    replace_program: bool = False
 
 
 def predict_build(job: Job, say: Say = lambda _: None) -> Prediction:
@@ -77,8 +79,8 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     given, original = _with_original(job, given, say)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
-    if job.save_program and job.save_program.exists() and not job.force:
-        raise OutputError(f"{job.save_program} exists already; choose another folder or pass --force to replace it")
+    if job.save_program:
+        refuse_existing_program(job.save_program, force=job.replace_program)
     images = _images(job, given, target, say)
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
     compressing = job.prune > 0.0 or job.gate < 1.0
@@ -88,7 +90,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     if original is not None and images.judged is not None and program.spec.original is not None:
         program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:
-        save_program(program, job.save_program, storage="float16", force=job.force)
+        save_program(program, job.save_program, storage="float16", force=job.replace_program)
     known = program.spec.original
     recipe = Recipe(
         model=given.spec.name,

@@ -6,7 +6,6 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
+from edgevit.atomic import scratch
 from edgevit.backends import Runner, Source, backend
 from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
@@ -234,17 +234,17 @@ def build(
     say("Lowering")
     model = assemble(lowered, plan)
     check_model(model)
-    with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
+    with scratch() as staging:
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
-        names = runtime.build(source, Path(staging))
+        names = runtime.build(source, staging)
         case = Case(
             program=program,
             target=target,
             plan=plan,
             model=model,
             runtime=runtime,
-            folder=Path(staging),
+            folder=staging,
             calibration=calibration,
             evaluation=evaluation,
             max_drop=max_drop,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from edgevit import atomic
 
 T = TypeVar("T")
 
@@ -42,18 +42,9 @@ def dumps(value: Any) -> str:
     return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file by temporary name and rename, so that a reader never meets half of it."""
-    raw = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def write_atomic(path: Path, content: bytes | str, *, sync: bool = True, replace: bool = True) -> None:
+    """Write a file so that a reader never meets half of it; see `atomic.write_file`."""
+    atomic.write_file(path, content.encode() if isinstance(content, str) else content, sync=sync, replace=replace)
 
 
 def _read(kind: Any, data: Any, faults: list[str], where: str) -> Any:

@@ -33,7 +33,7 @@ from edgevit.train.device import device_of, use_threads
 from edgevit.train.distributed import World, join, leave, lost
 from edgevit.train.recipe import TrainRecipe, load_recipe, to_toml
 from edgevit.train.sets import open_data
-from edgevit.training_run import Training, kept, split_data, train
+from edgevit.training_run import RECIPE, RESULT, Training, kept, split_data, train
 from edgevit.usdc import Budgets, split_budget, with_crop
 
 __all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
@@ -136,8 +136,8 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     if not world.main:
         return None
     result = _result(work, program, say)
-    _write(work.training.folder / "recipe.toml", to_toml(work.training.recipe))
-    _write(work.training.folder / "result.json", serial.dumps(result))
+    _write(work.training.folder / RECIPE, to_toml(work.training.recipe))
+    _write(work.training.folder / RESULT, serial.dumps(result))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import __version__, serial
+from edgevit import __version__, atomic, serial
 from edgevit.data.labelled import LabelledSet, check_labels, hold_out, subset
 from edgevit.errors import OutputError, TrainingError
 from edgevit.gate.fold import fold_constant
@@ -19,6 +20,7 @@ from edgevit.models.macs import total_macs
 from edgevit.models.original import original_of, weights_digest, with_original
 from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.vit import Vit
+from edgevit.ours import Kind
 from edgevit.pipeline import Say
 from edgevit.prune.plan import check_kinds
 from edgevit.spec import ProgramSpec
@@ -26,15 +28,17 @@ from edgevit.train import checkpoint
 from edgevit.train.batches import Batches, evaluation
 from edgevit.train.distributed import World
 from edgevit.train.head import fit_head, is_new
-from edgevit.train.log import Log
+from edgevit.train.log import CSV_NAME, Log
 from edgevit.train.loop import fit, stage_steps
 from edgevit.train.precision import bfloat16
-from edgevit.train.recipe import TrainRecipe
+from edgevit.train.recipe import TrainRecipe, load_recipe, to_toml
 from edgevit.train.show import BranchState, Show
 from edgevit.train.teacher import Teacher
 from edgevit.usdc import Budgets, Together, check_budgets, prepare, really_shrink, stage_settings
 
 CHECKPOINT = "checkpoint.pt"
+RECIPE, RESULT = "recipe.toml", "result.json"
+OUTPUTS: Mapping[str, Kind] = {"program": "program", CSV_NAME: "log", RESULT: "result"}
 COLUMNS = ("stage", "loss", "rate", "gradient", "macs", "macs_budget", "static_macs", "price", "images_per_s")
 STAGES = ("joint", "recover")
 MEAN_IMAGES = 256
@@ -353,6 +357,7 @@ def split_data(job: Training) -> tuple[Held, LabelledSet]:
 def _found(job: Training, resume: bool) -> dict[str, Any] | None:
     """The state to go on from."""
     path = job.folder / CHECKPOINT
+    _refuse_foreign(job.folder)
     if not resume:
         if path.exists() or (job.folder / "program").exists():
             raise OutputError(f"{job.folder} holds a training run already; pass --resume to go on, or another -o")
@@ -378,6 +383,23 @@ def _found(job: Training, resume: bool) -> dict[str, Any] | None:
             "choose another folder with -o"
         )
     return state
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder where a file that the run will write is already, and is not of a run."""
+    atomic.sweep(folder)
+    for name, kind in OUTPUTS.items():
+        atomic.refuse_foreign(folder / name, kind)
+    recipe = folder / RECIPE
+    try:
+        whole = not os.path.lexists(recipe) or recipe.read_text(encoding="utf-8") == to_toml(load_recipe(recipe))
+    except (TrainingError, OSError, UnicodeDecodeError):
+        whole = False
+    if not whole or recipe.is_symlink():
+        raise OutputError(
+            f"{recipe} is not what a training run leaves there, and would be replaced; choose another folder with -o, "
+            "or move it away"
+        )
 
 
 def _facts(job: Training) -> dict[str, str]:

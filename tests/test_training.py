@@ -17,9 +17,10 @@ from edgevit.gate.judge import answers
 from edgevit.models.macs import stem_macs, total_macs
 from edgevit.models.original import weights_digest
 from edgevit.models.program import Program, expected_shapes, load_program
-from edgevit.train.recipe import TrainRecipe
+from edgevit.ours import LOG
+from edgevit.train.recipe import TrainRecipe, to_toml
 from edgevit.training import Training, train
-from edgevit.training_run import split_data
+from edgevit.training_run import COLUMNS, _refuse_foreign, split_data
 from edgevit.usdc import Budgets
 from tests.compressing import (
     CLASSES,
@@ -126,6 +127,34 @@ def finished(data: LabelledSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(job(data, folder))
     return folder
+
+
+def test_the_log_begins_as_it_is_known_by() -> None:
+    assert ",".join(("step", *COLUMNS)).startswith(LOG.decode())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["metrics.csv", "recipe.toml", "result.json", "program/thesis.tex"])
+def test_files_of_others_in_its_folder_are_never_replaced(
+    name: str, resume: bool, data: LabelledSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("step,loss\n0,1.5\n")
+    with pytest.raises(OutputError, match=r"move it away"):
+        train(job(data, tmp_path / "run"), resume=resume)
+    assert files(tmp_path / "run") == {name: path.read_bytes()}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_can_start_anew(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "recipe.toml").write_text(to_toml(SHORT))
+    (folder / ".checkpoint.pt.edgevit-1-abcdefgh").write_bytes(b"half")
+    _refuse_foreign(folder)
+    assert {p.name for p in folder.iterdir()} - {"tensorboard"} == {
+        *("checkpoint.pt", "metrics.csv", "program", "recipe.toml")
+    }
 
 
 def test_resuming_with_other_images_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ saturate on CPUs without VNNI.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit import ortmemory
+from edgevit.atomic import scratch
 from edgevit.backends import Source, feed, lacks_vnni, missing
 from edgevit.backends.ort_format import canonical
 from edgevit.errors import BundleError, OutputError
@@ -76,8 +76,8 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
             write_atomic(folder / MODEL, graph)
             written += [MODEL, DATA]
         if "ort" in formats:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".ort.") as temporary:
-                path = Path(temporary) / ORT_MODEL
+            with scratch(folder) as temporary:
+                path = temporary / ORT_MODEL
                 _optimise(model, path, "ORT")
                 write_atomic(folder / ORT_MODEL, canonical(path.read_bytes()))
             written.append(ORT_MODEL)
@@ -107,8 +107,8 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     """Kernels of Linears in the optimised graph, If bodies included: (name of the weight, runs as int8)."""
     import onnx
 
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / MODEL
+    with scratch() as temporary:
+        path = temporary / MODEL
         _optimise(localise(model), path, "ONNX")
         graph = onnx.load(path).graph
     found = []
@@ -126,10 +126,10 @@ def trace(
 
     Nodes inside a branch body appear exactly when the body ran.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch() as temporary:
         configured = options(threads)
         configured.enable_profiling = True
-        configured.profile_file_prefix = str(Path(temporary) / "run")
+        configured.profile_file_prefix = str(temporary / "run")
         session = _session(_model_file(folder, None), configured)
         _, gates = OnnxRuntimeRunner(session).run(image, effort)
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevit.atomic import scratch
 from edgevit.backends import Source, feed, lacks_vnni, missing
 from edgevit.errors import BundleError, OutputError
 
@@ -69,11 +69,11 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
     read = _read(model)
     _name_stably(read)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".ir.") as temporary:
-            path = Path(temporary) / MODEL
+        with scratch(folder) as temporary:
+            path = temporary / MODEL
             runtime.save_model(read, path, compress_to_fp16=False)
             for name in (DATA, MODEL):
-                (Path(temporary) / name).replace(folder / name)
+                (temporary / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return MODEL, DATA

@@ -36,7 +36,6 @@ originals while they are packed. Those are measured (a fresh process's peak) and
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from pathlib import Path
 import onnx
 
 from edgevit import ortmemory
+from edgevit.atomic import scratch
 from edgevit.bound.frames import main_frame, rounded
 from edgevit.bound.placement import room_needed
 from edgevit.bound.result import Bound
@@ -74,8 +74,8 @@ def optimised(model: onnx.ModelProto | Path) -> onnx.GraphProto:
     runtime = ortmemory.runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import serial
+from edgevit.atomic import scratch
 from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import BundleError, ParityError
 
@@ -62,9 +62,9 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         return
     if not path.is_file():
         raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        _unpack(path, Path(folder))
-        yield _check(Path(folder), path)
+    with scratch() as folder:
+        _unpack(path, folder)
+        yield _check(folder, path)
 
 
 def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
 
 def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
     """Load the model with ONNX Runtime; the function takes an image and an effort, gives logits and gates."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would report its use over the network
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -218,6 +220,8 @@ def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
 @functools.cache
 def openvino_core() -> Any:
     """One Core for the process: several that end in any order leave signal handlers an unmapped stack (2026.4)."""
+    # It would report its use over the network: without this package it takes a stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino.Core()

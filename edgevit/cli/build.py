@@ -61,6 +61,7 @@ Examples:
     help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")
 @click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
 @click.option("--image-size", type=IMAGE_SIZE, help="Input in pixels: H,W or one number (default: the weights').")
 @click.option("--license", help="Licence of the weights, as the bundle is to state it.")

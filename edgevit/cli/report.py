@@ -26,15 +26,15 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     """Report on BUNDLE (folder or zip) and on MEASUREMENTs of it, the files that `edgevit profile` writes."""
     from contextlib import ExitStack
 
-    from edgevit import serial
+    from edgevit import atomic, serial
     from edgevit.bundle.read import open_bundle
     from edgevit.errors import OutputError
     from edgevit.measure.file import read_measurement
     from edgevit.report.devices import assign
     from edgevit.report.view import make_report
 
-    if html and html.exists() and not force:
-        raise OutputError(f"{html} exists already; choose another file or pass --force to replace it")
+    if html:
+        atomic.refuse_existing(html, "page", force=force)
     others = [path for path in more if path.is_dir() or path.suffix == ".zip"]
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in (bundle, *others)]
@@ -49,7 +49,7 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
         from edgevit.report.html import render as render_html
 
         try:
-            serial.write_atomic(html, render_html(report))
+            serial.write_atomic(html, render_html(report), replace=force)
         except OSError as error:
             raise OutputError(f"cannot write {html}: {error.strerror or error}") from error
     if as_json:

@@ -62,6 +62,23 @@ def test_build_verify_and_report(
     assert {c["name"] for c in answer["manifest"]["claims"]} == {"coverage", "parity", "skip", "bound", "accuracy"}
 
 
+def test_a_saved_program_has_its_own_word_for_replacing(
+    program: Path, target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs, kept = tmp_path / "docs", tmp_path / "kept"
+    docs.mkdir()
+    (docs / "thesis.tex").write_text("years")
+    command = ["build", str(program), "--target", str(target), "--calibration", str(photos), "-o", str(tmp_path / "o")]
+    for word in ("--force", "--replace-program"):
+        assert main([*command, "--save-program", str(docs), word]) == errors.OutputError.exit_code
+        assert not (tmp_path / "o").exists() and (docs / "thesis.tex").read_text() == "years"
+    assert "in the way: thesis.tex" in capsys.readouterr().err
+    assert main([*command, "--save-program", str(kept)]) == 0
+    assert main([*command, "--save-program", str(kept), "--force"]) == errors.OutputError.exit_code
+    assert "--replace-program" in capsys.readouterr().err
+    assert main([*command, "--save-program", str(kept), "--force", "--replace-program"]) == 0
+
+
 def test_class_names_travel_into_the_bundle(program: Path, target: Path, photos: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"class {i}" for i in range(10)))

@@ -71,7 +71,17 @@ def test_nothing_is_overwritten_without_force(bundle: Path, capsys: pytest.Captu
     assert main(["report", str(bundle), "--html", str(mine)]) == 16
     assert mine.read_text() == "dear"
     assert "--force" in capsys.readouterr().err
-    assert main(["report", str(bundle), "--html", str(mine), "--force"]) == 0
+    for command in (["report", str(bundle), "--html"], ["profile", str(bundle), "--runs", "1", "-o"]):
+        assert main([*command, str(mine), "--force"]) == 16  # not even then: it is nothing that edgevit wrote
+        assert "it will not be replaced" in capsys.readouterr().err
+        assert mine.read_text() == "dear"
+        own = bundle.parent / "own"
+        assert main([*command, str(own)]) == 0 and main([*command, str(own), "--force"]) == 0
+        own.unlink()
+        own.symlink_to(mine)
+        assert main([*command, str(own), "--force"]) == 16
+        assert "is a link" in capsys.readouterr().err
+        own.unlink()
 
 
 @pytest.mark.parametrize(

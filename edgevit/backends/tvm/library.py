@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import tvm
 from tvm import relax
 
 from edgevit import serial
+from edgevit.atomic import scratch
 from edgevit.backends.tvm.canary import INSTALL, versions
 from edgevit.backends.tvm.emit import Lowered
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
@@ -80,8 +80,8 @@ def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, 
     tool = linker(architecture(lowered))
     executable = executable or build(lowered)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tvm.") as temporary:
-            path = Path(temporary) / LIBRARY
+        with scratch(folder) as temporary:
+            path = temporary / LIBRARY
             compiler = tvm.support.cc.cross_compiler(tool)
             executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
             serial.write_atomic(folder / LIBRARY, path.read_bytes())

@@ -10,13 +10,13 @@ import hashlib
 import platform
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit import serial
+from edgevit.atomic import scratch, sweep
 from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
 from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
@@ -88,6 +88,7 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
             serial.write_atomic(folder / path.name, content)
         if not kept.is_file():
             cache.mkdir(parents=True, exist_ok=True)
+            sweep(cache)
             serial.write_atomic(kept, _compile(compiler, found["apache-tvm"], options, folder, shared))
         serial.write_atomic(folder / RUNNER, kept.read_bytes())
         (folder / RUNNER).chmod(0o755)
@@ -105,8 +106,8 @@ def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, 
     command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
     # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
     libraries = [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
-    with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary) / RUNNER
+    with scratch() as temporary:
+        output = temporary / RUNNER
         command += ["-isystem", str(include), str(SOURCE), "-o", str(output), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -141,16 +142,16 @@ def _download(shared: Shared, target: Path) -> None:
     """Take one library out of its wheel; pip checks the wheel, the library is checked here."""
     requirement = f"{shared.package}=={PINNED[shared.package]}"
     problem = f"cannot download {requirement} for aarch64, whose wheel holds {shared.name}"
-    with tempfile.TemporaryDirectory() as temporary:
-        listed = Path(temporary) / "requirements.txt"
+    with scratch() as temporary:
+        listed = temporary / "requirements.txt"
         listed.write_text(f"{requirement} --hash=sha256:{shared.wheel}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *PLATFORM]
-        command += ["--require-hashes", "--requirement", str(listed), "--dest", temporary]
+        command += ["--require-hashes", "--requirement", str(listed), "--dest", str(temporary)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise RuntimeMissingError(f"{problem}: {reason}")
-        (wheel,) = Path(temporary).glob("*.whl")
+        (wheel,) = temporary.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(shared.place)
     if _digest(content) != shared.aarch64:

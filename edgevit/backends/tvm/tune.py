@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import __version__, serial
+from edgevit import __version__, atomic, serial
 from edgevit.backends.tvm import int8
 from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.dots import Dot
@@ -79,6 +79,7 @@ def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *,
     if found:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.sweep(path.parent)
             labelled = {_label(product): [tile.rows, tile.vectors] for product, tile in found.items()}
             serial.write_atomic(path, json.dumps({**_content(path), **labelled}, indent=1))
         except OSError as error:
