@@ -38,8 +38,11 @@ HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
-SOURCES = {f"runner/source/{name}" for name in ("runner.cc", *HEADERS)}
+SOURCES = {f"runner/source/{path.name}" for path in Path(backend.__file__).parent.iterdir() if path.suffix in (".cc", ".h")}
+LICENCES = {
+    *(f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.builtin_fp16.txt")),
+    *(f"licences/apache-tvm-ffi/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.libbacktrace.txt")),
+}
 
 
 def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
@@ -75,7 +78,10 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     manifest = built.manifest
     with open_bundle(built.folder) as bundle:
         files = {file.path for file in bundle.manifest.files}
-    assert files >= FILES | NATIVE | SOURCES
+    assert files >= FILES | NATIVE | SOURCES | LICENCES
+    for name in LICENCES:
+        text = (built.folder / name).read_text(encoding="utf-8")
+        assert ("Apache Software Foundation" if name.endswith(("LICENSE", "NOTICE")) else "Copyright") in text, name
     assert (manifest.backend, manifest.model, manifest.models) == ("tvm", "model.so", {"so": "model.so"})
     assert manifest.sizes.model_bytes == sum((built.folder / n).stat().st_size for n in ("model.so", "model.weights"))
     assert manifest.tools["tvm"] == canary.PINNED["apache-tvm"]
