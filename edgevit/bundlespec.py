@@ -172,7 +172,8 @@ class Manifest:
     digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
     credit. `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the one
     that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is the
-    largest absolute logit difference that `edgevit verify` accepts.
+    largest absolute logit difference that `edgevit verify` accepts. `sha256` is of `manifest.json` without it, and
+    tells damage only ('': written before there was one).
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -198,6 +199,7 @@ class Manifest:
     golden_tolerance: float
     labels: str | None = None
     files: tuple[BundleFile, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Used for program.json, manifests, measurements and target files. All faults are 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -40,6 +41,20 @@ def from_data(cls: type[T], data: Any, faults: list[str], where: str = "") -> T 
 def dumps(value: Any) -> str:
     """Stable JSON text: two spaces, keys in the order of their definition, a newline at the end."""
     return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def seal(value: Any) -> str:
+    """JSON text of a dataclass whose field `sha256`, empty so far, is filled with the digest of the text without it.
+
+    It tells damage, not who wrote it: anybody can seal what he changed.
+    """
+    text = dumps(value)
+    return text.replace('"sha256": ""', f'"sha256": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
+
+
+def seal_holds(raw: bytes, digest: str) -> bool:
+    """Whether JSON text is what was sealed with this digest."""
+    return hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from edgevit.backends import backend
 from edgevit.bundle.read import load_golden, open_bundle, verify_bundle
 from edgevit.errors import BundleError, ParityError
-from tests.bundles import FixedRunner, sample_bundle
+from tests.bundles import FixedRunner, rewrite, sample_bundle
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,9 @@ def folder(shared: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
-    path = folder / "manifest.json"
-    data = json.loads(path.read_text())
+    data = json.loads((folder / "manifest.json").read_text())
     change(data)
-    path.write_text(json.dumps(data))
+    rewrite(folder, data)
 
 
 def pack(target: Path, members: dict[str, bytes], mode: int = 0o100644, compression: int = zipfile.ZIP_STORED) -> Path:

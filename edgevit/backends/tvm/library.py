@@ -15,17 +15,7 @@ from tvm import relax
 from edgevit import serial
 from edgevit.backends.tvm.canary import INSTALL, versions
 from edgevit.backends.tvm.emit import Lowered
-from edgevit.backends.tvm.runner import (
-    LIBRARY,
-    MANIFEST,
-    SCHEMA,
-    WEIGHTS,
-    Manifest,
-    Parameter,
-    TvmRunner,
-    aligned,
-    signed,
-)
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
 from edgevit.backends.tvm.runtime import llvm_architectures
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.bundlespec import BundleFile
@@ -102,7 +92,7 @@ def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, 
         files = (listed(LIBRARY, code), listed(WEIGHTS, weights))
         serial.write_atomic(folder / LIBRARY, code)
         serial.write_atomic(folder / WEIGHTS, weights)
-        serial.write_atomic(folder / MANIFEST, signed(replace(manifest(lowered), files=files)))
+        serial.write_atomic(folder / MANIFEST, serial.seal(replace(manifest(lowered), files=files)))
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return LIBRARY, WEIGHTS, MANIFEST

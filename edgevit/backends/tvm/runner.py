@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ UNCHECKED_SCHEMA = 1  # before files were listed: only the bundle's own manifest
 ALIGN_BYTES = 64
 MANIFEST_LIMIT_BYTES = 2 << 20
 MOST_THREADS = 64
-NO_DIGEST = "0" * 64
 CPUINFO = Path("/proc/cpuinfo")
 CPU, NAIVE = 1, 1  # kDLCPU; an allocator that is never asked for anything
 
@@ -61,7 +60,7 @@ class Manifest:
         weights: parameters in the order in which `main` takes them.
         threads: how many the kernels are shared out among.
         files: the library and the weights, with what they must be.
-        sha256: of this file, with zeros where this digest stands.
+        sha256: of this file without it.
     """
 
     schema: int
@@ -77,7 +76,7 @@ class Manifest:
     weights: tuple[Parameter, ...]
     threads: int = 1
     files: tuple[BundleFile, ...] = ()
-    sha256: str = NO_DIGEST
+    sha256: str = ""
 
 
 class TvmRunner:
@@ -141,14 +140,6 @@ def load(folder: Path, threads: int | None = None) -> TvmRunner:
     return TvmRunner(library, manifest, weights, threads)
 
 
-def signed(manifest: Manifest) -> str:
-    """The text of `model.json`, its own digest filled in."""
-    text = serial.dumps(replace(manifest, sha256=NO_DIGEST))
-    # The field is the last one.
-    head, _, tail = text.rpartition(NO_DIGEST)
-    return f"{head}{hashlib.sha256(text.encode()).hexdigest()}{tail}"
-
-
 def read_manifest(path: Path) -> Manifest:
     """Read `model.json`.
 
@@ -171,9 +162,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} has faults:\n  " + "\n  ".join(faults))
     if not 1 <= found.threads <= MOST_THREADS:
         raise BundleError(f"{path} has threads = {found.threads}, allowed: 1 to {MOST_THREADS}; build again")
-    blank = raw.replace(found.sha256.encode(), NO_DIGEST.encode(), 1)
-    listed = schema == SCHEMA or found.files
-    if listed and (found.sha256 == NO_DIGEST or hashlib.sha256(blank).hexdigest() != found.sha256):
+    if (schema == SCHEMA or found.files) and not serial.seal_holds(raw, found.sha256):
         raise BundleError(f"{path} was changed since it was written: its sha256 is another; unpack the bundle again")
     return found
 

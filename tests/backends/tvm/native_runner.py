@@ -18,7 +18,7 @@ from edgevit.backends.tvm import library
 from edgevit.backends.tvm.emit import lower
 from edgevit.backends.tvm.native import build_runner
 from edgevit.backends.tvm.process import SYSROOT, emulator_path
-from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, NO_DIGEST, WEIGHTS
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS
 from edgevit.backends.tvm.schedules import Isa
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.models.program import Program
@@ -105,8 +105,8 @@ def resign(folder: Path) -> None:
         text = re.sub(entry, told, text)
     own = re.search(rb'"sha256": "([0-9a-f]{64})"\s*}[^]]*$', text)
     if own:
-        blank = text[: own.start(1)] + NO_DIGEST.encode() + text[own.end(1) :]
-        text = blank[: own.start(1)] + hashlib.sha256(blank).hexdigest().encode() + blank[own.end(1) :]
+        blank = text[: own.start(1)] + text[own.end(1) :]
+        text = text[: own.start(1)] + hashlib.sha256(blank).hexdigest().encode() + text[own.end(1) :]
     path.write_bytes(text)
 
 
