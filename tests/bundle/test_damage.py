@@ -70,7 +70,7 @@ def drawn(folder: Path, names: Sequence[str], seed: int) -> Iterator[tuple[str, 
     """A file and a bit in it, TURNS times; small files are drawn as often as large ones."""
     rng = np.random.default_rng(seed)
     for _ in range(TURNS):
-        name = names[rng.integers(len(names))]
+        name = names[int(rng.integers(len(names)))]
         yield name, int(rng.integers(8 * (folder / name).stat().st_size))
 
 

@@ -131,6 +131,20 @@ def test_a_manifest_with_faults_is_refused(folder: Path, change: Callable[[dict]
         pass
 
 
+def test_a_manifest_tells_when_it_was_changed_and_an_older_one_has_no_digest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"crop_pct": 0.', '"crop_pct": 1.', 1))
+    assert path.read_text() != text
+    with pytest.raises(BundleError, match="changed since it was written"), open_bundle(folder):
+        pass
+    data = json.loads(text)
+    del data["sha256"]
+    path.write_text(json.dumps(data))
+    with open_bundle(folder) as bundle:
+        assert bundle.manifest.sha256 == ""
+
+
 @pytest.mark.parametrize("name", ["../evil", "/abs/evil", "a/../../evil", "C:\\evil", "..\\evil", "a//b"])
 def test_a_zip_member_that_leads_out_is_refused_before_unpacking(tmp_path: Path, name: str) -> None:
     path = pack(tmp_path / "evil.zip", {"manifest.json": b"{}", name: b"x"})
