@@ -187,7 +187,8 @@ class Manifest:
     credit, `original` the model that was compressed (None: the bundle's is its own original, or an older edgevit did
     not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the
     one that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is
-    the largest absolute logit difference that `edgevit verify` accepts.
+    the largest absolute logit difference that `edgevit verify` accepts. `sha256` is of `manifest.json` without it, and
+    tells damage only ('': written before there was one).
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -214,6 +215,7 @@ class Manifest:
     labels: str | None = None
     original: OriginalSpec | None = None
     files: tuple[BundleFile, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

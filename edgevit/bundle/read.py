@@ -1,4 +1,10 @@
-"""Open a bundle, folder or zip, trusting nothing in it; run its golden inputs. Needs numpy and the runtime only."""
+"""Open a bundle, folder or zip, trusting nothing in it but its manifest; run its golden inputs.
+
+A bundle that opens is whole: what its manifest lists is there and is what it was, and nothing else is. Whether the
+manifest is its author's own nobody can tell from the bundle: who changes a file can write its new hash into the
+manifest. So run what came from a stranger only where you would run his program, or compare the manifest's sha256, which
+`edgevit verify` prints, with one that came another way. Needs numpy and the runtime only.
+"""
 
 from __future__ import annotations
 
@@ -168,6 +174,8 @@ def _parse(raw: bytes, shown: Path) -> Manifest:
     faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
     if len(listed) != len(manifest.files):
         faults.append("a file is listed twice")
+    if manifest.sha256 and not serial.seal_holds(raw, manifest.sha256):
+        faults.append("it was changed since it was written: its sha256 is another")
     if faults:
         raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
     return manifest

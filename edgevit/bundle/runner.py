@@ -2,7 +2,17 @@
 
 python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
+
+What it loads or runs is compared with manifest.json first, in size and sha256. That finds damage; whether the manifest
+is its author's own it cannot tell: run what came from a stranger only where you would run his program.
 """
+
+# ruff: noqa: E402
+import os
+import sys
+
+# Nothing that lies beside this file is imported in place of what it needs.
+sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.split(os.path.realpath(__file__))[0]]
 
 import argparse
 import functools
@@ -13,11 +23,10 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 WRONG_IMAGE = 15  # exit code, the native runner's too
+DAMAGED = 19  # exit code, the native runner's too
 Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
 
 
@@ -45,12 +55,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.images and not arguments.check:
         parser.error("give at least one image, or --check")
-    manifest = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
-    model_files = manifest["model"].rpartition(".")[0] + "."
-    changed = changed_files(manifest, "" if arguments.check else model_files)
+    manifest = read_manifest()
+    changed = changed_files(manifest, ("",) if arguments.check else used_files(manifest))
     if changed:
-        print(f"this bundle is damaged: {', '.join(changed)} differ from manifest.json; copy it again", file=sys.stderr)
-        return 1
+        refuse(f"{', '.join(changed)} differ from manifest.json")
     threads = arguments.threads or manifest["target"]["threads"]
     loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tvm": load_tvm}
     run = loaders[manifest["backend"]](manifest, threads)
@@ -68,16 +76,51 @@ def main() -> int:
     return status
 
 
-def changed_files(manifest: dict[str, Any], prefix: str) -> list[str]:
-    """Files whose path begins with `prefix` that are missing or have another sha256 than the manifest says."""
-    changed = []
-    for file in manifest["files"]:
-        path = ROOT / file["path"]
-        if file["path"].startswith(prefix) and (
-            not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]
-        ):
-            changed.append(file["path"])
-    return changed
+def refuse(reason: str) -> NoReturn:
+    """End for a bundle that is not what it was."""
+    print(f"this bundle is damaged: {reason}; copy it again", file=sys.stderr)
+    sys.exit(DAMAGED)
+
+
+def read_manifest() -> dict[str, Any]:
+    """`manifest.json`, if it is what was written."""
+    try:
+        raw = (ROOT / "manifest.json").read_bytes()
+        manifest: dict[str, Any] = json.loads(raw)
+        digest = manifest.get("sha256", "")
+        whole = not digest or hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
+    except (OSError, ValueError, AttributeError) as error:
+        refuse(f"manifest.json cannot be read ({error})")
+    if not whole:
+        refuse("manifest.json was changed since it was written")
+    return manifest
+
+
+def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """How the paths of all files begin that are loaded or run to classify an image."""
+    folder, _, model = manifest["model"].rpartition("/")
+    own = f"{folder}/" if folder else model.rpartition(".")[0] + "."
+    native = ("runner/native/",) if manifest["backend"] == "tvm" else ()
+    return (own, *native, *([manifest["labels"]] if manifest["labels"] else []))
+
+
+def changed_files(manifest: dict[str, Any], begin: tuple[str, ...]) -> list[str]:
+    """Files whose path begins so that are missing, not listed, or of another size or sha256 than the manifest says."""
+    listed = {file["path"]: file for file in manifest["files"] if file["path"].startswith(begin)}
+    there = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_symlink() or not path.is_dir()}
+    there = {name for name in there - {"manifest.json"} if name.startswith(begin)}
+    return sorted(name for name in there | set(listed) if name not in listed or not intact(ROOT / name, listed[name]))
+
+
+def intact(path: Path, listed: dict[str, Any]) -> bool:
+    """Whether a file is a plain one of the size and sha256 that the manifest lists."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != listed["bytes"]:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest() == str(listed["sha256"])
 
 
 def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
@@ -194,7 +237,9 @@ def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
     program = ROOT / "runner" / "native" / "runner"
     program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
     classes = manifest["outputs"][0]["shape"][1]
-    command = [str(program), str(ROOT), "-", "--top", str(classes), "--threads", str(threads)]
+    command = [str(program), str(ROOT), "-", "--top", str(classes)]
+    if threads != manifest["target"]["threads"]:  # else it takes as many, or one per CPU
+        command += ["--threads", str(threads)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1)
     pipe, answers = process.stdin, process.stdout
     assert pipe is not None and answers is not None

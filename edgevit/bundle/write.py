@@ -133,7 +133,7 @@ def _fill(
     missing = {manifest.model, *manifest.models.values()} - set(every)
     if missing:
         raise OutputError(f"the manifest names model files that were not given: {', '.join(sorted(missing))}")
-    _put(content, MANIFEST, serial.dumps(manifest))
+    _put(content, MANIFEST, serial.seal(manifest))
 
 
 def _flatten(files: Mapping[str, Content]) -> dict[str, Content]:

@@ -15,7 +15,7 @@ from edgevit.bundle import runner
 from edgevit.bundlespec import OutputContract
 from edgevit.data.images import prepare
 from edgevit.spec import ImageSpec
-from tests.bundles import sample_bundle
+from tests.bundles import rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 
 SPEC = ImageSpec(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation="bicubic")
@@ -140,7 +140,7 @@ def test_check_passes_on_an_intact_bundle_and_names_a_damaged_file(folder: Path,
     model = next(p for p in (tmp_path / "model").iterdir() if p.suffix in (".data", ".bin"))
     model.write_bytes(model.read_bytes()[:-1] + b"\x7f")
     done = run(tmp_path, "--check")
-    assert done.returncode == 1
+    assert done.returncode == 19
     assert model.name in done.stderr
 
 
@@ -149,7 +149,7 @@ def test_check_fails_when_an_output_is_not_the_expected_one(folder: Path, tmp_pa
     path = broken / "manifest.json"
     data = json.loads(path.read_text())
     data["golden"][0]["logits"] = data["golden"][1]["logits"]
-    path.write_text(json.dumps(data))
+    rewrite(broken, data)
     done = run(broken, "--check")
     assert done.returncode == 1
     assert "FAILED all_open" in done.stdout and "2 golden outputs as expected" in done.stdout
@@ -162,4 +162,4 @@ def test_a_damaged_model_is_not_loaded(folder: Path, tmp_path: Path, photo: Path
     (copy / "runner" / "run.py").write_bytes((folder / "runner" / "run.py").read_bytes())
     (copy / "manifest.json").write_bytes(path.read_bytes())
     done = run(copy, str(photo))
-    assert done.returncode == 1 and "damaged" in done.stderr
+    assert done.returncode == 19 and "damaged" in done.stderr

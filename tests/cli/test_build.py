@@ -54,7 +54,7 @@ def test_build_verify_and_report(
     command = ["build", str(program), "--target", str(target), "--calibration", str(photos), "-o", str(folder)]
     assert main(command) == 0
     assert f"Bundle: {folder}" in capsys.readouterr().out
-    assert main(["verify", f"{folder}.zip"]) == 0
+    assert main(["verify", f"{folder}.zip", "--run"]) == 0
     assert main(command) == errors.OutputError.exit_code
     capsys.readouterr()
     assert main([*command, "--force", "--json"]) == 0
@@ -101,7 +101,7 @@ def test_a_bundle_of_some_classes_knows_their_numbers_and_the_labels_of_the_imag
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["outputs"][0]["shape"] == [1, 3] and manifest["recipe"]["classes"] == [7, 2, 5]
     assert {row["metric"] for row in manifest["accuracy"]} >= {"top1", "agreement"}
-    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(folder), "--run"]) == 0
     assert main(["build", str(program), *options, "--classes", "7,5", "--force"]) == errors.ImagesError.exit_code
 
 

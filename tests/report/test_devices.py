@@ -19,7 +19,7 @@ from edgevit.report.devices import device_rows, rows
 from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
-from tests.bundles import sample_bundle
+from tests.bundles import rewrite, sample_bundle
 from tests.report.sample import ENVIRONMENT, SHA, manifest, measurement
 
 OTHER = "cd" * 32
@@ -107,7 +107,7 @@ def test_the_command_takes_several_bundles(tmp_path: Path, capsys: pytest.Captur
     first, second = (sample_bundle(tmp_path / name) for name in ("a", "b"))
     data = json.loads((second / "manifest.json").read_text())
     data["target"]["name"] = "another-target"
-    (second / "manifest.json").write_text(json.dumps(data))
+    rewrite(second, data)
     files = []
     for folder in (first, second):
         out = tmp_path / f"{folder.name}.json"

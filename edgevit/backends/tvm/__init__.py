@@ -1,7 +1,8 @@
 """TVM: kernels and an emitter of our own, from a Program to one shared library per device.
 
-A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with) and, in
-`runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a device needs.
+A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with, and the two's
+hashes) and, in `runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a
+device needs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 NAME = "tvm"
 FORMATS = ("so",)
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
-NATIVE, SOURCES = "runner/native", "runner/source"
+NATIVE, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{NATIVE}/runner"
 
 
@@ -69,7 +70,11 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     native.build_runner(source.target.arch, folder / NATIVE)
     for path in native.SOURCES:
         write_atomic(folder / SOURCES / path.name, path.read_bytes())
-    written = sorted(path for part in (NATIVE, SOURCES) for path in (folder / part).iterdir())
+    for name, text in native.licences().items():
+        (folder / LICENCES / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / LICENCES / name, text)
+    parts = (NATIVE, SOURCES, LICENCES)
+    written = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return (*names, *(path.relative_to(folder).as_posix() for path in written))
 
 

@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 from edgevit import serial
@@ -23,7 +24,10 @@ from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.resources import user_cache
 
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
+HEADERS = (
+    *("error.h", "file.h", "image.h", "machine.h", "manifest.h", "memory.h", "number.h", "options.h", "process.h"),
+    *("sha256.h", "threads.h"),
+)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", *HEADERS))
 SOURCE = SOURCES[0]
 RUNNER = "runner"
@@ -60,6 +64,16 @@ LIBRARIES = (
         wheel="c7a759781d4fbf2b99fa12f2741f250b882b06acc2747bb02831d491d1ac7d3c",
         aarch64="673d816bd962daddb55d8b0f8ae137e797500307951d0f721227731df0c13e24",
     ),
+)
+# What their packages say about the licences of the two libraries and of what is linked into them: (package, text in it,
+# its name in a bundle). Those of what is in other libraries of the packages, for GPUs, are left out.
+LICENCES = (
+    ("apache-tvm", "tvm/LICENSE", "apache-tvm/LICENSE"),
+    ("apache-tvm", "tvm/NOTICE", "apache-tvm/NOTICE"),
+    ("apache-tvm", "tvm/licenses/LICENSE.builtin_fp16.txt", "apache-tvm/LICENSE.builtin_fp16.txt"),
+    ("apache-tvm-ffi", "licenses/LICENSE", "apache-tvm-ffi/LICENSE"),
+    ("apache-tvm-ffi", "licenses/NOTICE", "apache-tvm-ffi/NOTICE"),
+    ("apache-tvm-ffi", "tvm_ffi/3rdparty/libbacktrace/LICENSE", "apache-tvm-ffi/LICENSE.libbacktrace.txt"),
 )
 PLATFORM = ("--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", "--only-binary=:all:", "--no-deps")
 
@@ -101,7 +115,9 @@ def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, 
     """Link the runner with the libraries in `folder`."""
     include = package("tvm_ffi") / "include"
     names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
-    command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
+    linked = " ".join(f"{path.name} {_digest(path.read_bytes())}" for path in shared)
+    macros = (f'-DEDGEVIT_TVM="{version}"', f'-DEDGEVIT_LINKED="{linked}"')
+    command = [compiler, "-std=c++17", "-O2", "-s", *macros, *options]
     # No path of this machine in the file, and nothing that depends on when it was linked.
     command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
     # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
@@ -136,6 +152,28 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
         if not path.is_file() or _digest(path.read_bytes()) != shared.aarch64:
             _download(shared, path)
     return tuple(folder / shared.name for shared in LIBRARIES)
+
+
+def licences() -> dict[str, str]:
+    """Licence and notice texts that go where the two libraries go, by path.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, or without a text.
+    """
+    versions()
+    found = {}
+    for name, place, target in LICENCES:
+        package = distribution(name)
+        text = package.read_text(place) if place.startswith("licenses/") else None
+        path = Path(str(package.locate_file(place)))
+        if text is None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+        if not text:
+            raise RuntimeMissingError(
+                f"{name} is installed without {place}, which goes along with its libraries; install it again: {INSTALL}"
+            )
+        found[target] = text
+    return found
 
 
 def _download(shared: Shared, target: Path) -> None:
