@@ -184,7 +184,8 @@ def _quantized(subject: Subject) -> State:
 def _script(subject: Subject, folder: Path) -> Made:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls it deprecated; files of it live on
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "weights.pt")
+        jit: Any = torch.jit
+        jit.save(jit.script(nn.Linear(2, 2)), folder / "weights.pt")
     return Made(path=folder / "weights.pt", name=_stated(subject, folder), refused="TorchScript")
 
 
@@ -297,8 +298,8 @@ def transformers_state(subject: Subject) -> tuple[State, dict[str, Any]]:
             named[name] = named[name].reshape(-1, module.embed_dim).squeeze(0)
         layer = "vision_model.encoder.layers.{}.self_attn"
         return named | _split_qkv(state, layer, ("q_proj", "k_proj", "v_proj")), config
-    prefix, kind = "vit.", "vit"
     names: tuple[tuple[str, str], ...] = (*_HF_NAMES, *_HF_PLAIN)
+    prefix, kind = "vit.", "vit"
     registers = state.pop("reg_token", None)
     if "blocks.0.ls1.gamma" in state:
         prefix, kind, names = "", "dinov2", (*_HF_NAMES, *_HF_DINO)
