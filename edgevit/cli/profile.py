@@ -62,9 +62,11 @@ def command(
     from edgevit.cli.measured import lines
     from edgevit.errors import OutputError
     from edgevit.measure.file import write_measurement
+    from edgevit.ready import Output, ready
 
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
+    ready([Output(path=target, folder=False)])
     if target.exists() and not force:
         raise OutputError(f"{target} exists already; choose another file with -o or pass --force to replace it")
     if images is None:

@@ -30,9 +30,11 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     from edgevit.bundle.read import open_bundle
     from edgevit.errors import OutputError
     from edgevit.measure.file import read_measurement
+    from edgevit.ready import Output, ready
     from edgevit.report.devices import assign
     from edgevit.report.view import make_report
 
+    ready([Output(path=html, option="--html", folder=False)] if html else [])
     if html and html.exists() and not force:
         raise OutputError(f"{html} exists already; choose another file or pass --force to replace it")
     others = [path for path in more if path.is_dir() or path.suffix == ".zip"]
@@ -49,6 +51,7 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
         from edgevit.report.html import render as render_html
 
         try:
+            html.parent.mkdir(parents=True, exist_ok=True)
             serial.write_atomic(html, render_html(report))
         except OSError as error:
             raise OutputError(f"cannot write {html}: {error.strerror or error}") from error
@@ -59,8 +62,11 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     elif html:
         click.echo(f"Written to {html}")
     else:
+        import sys
+
         from rich.console import Console
 
+        from edgevit.cli.terminal import plain
         from edgevit.report.table import show
 
-        show(report, Console())
+        show(plain(report), Console(file=getattr(sys.stdout, "styled", sys.stdout)))
