@@ -8,6 +8,7 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,8 @@ def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("nothing_slow")
 @pytest.mark.parametrize("option", ["output", "save_program"])
 def test_a_build_asks_before_it_reads_the_weights(program: Path, option: str) -> None:
-    job = replace(Job(model=str(program), target="x86-64-onnxruntime"), **{option: Path("/proc/out")})
+    changes: dict[str, Any] = {option: Path("/proc/out")}
+    job = replace(Job(model=str(program), target="x86-64-onnxruntime"), **changes)
     with pytest.raises(OutputError, match="/proc/out cannot be written"):
         run_build(job)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.errors import BundleError
-from edgevit.measurespec import Measurement
+from edgevit.measurespec import Measurement, not_the_device
 from edgevit.report import text as say
 
 PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")
@@ -118,9 +118,10 @@ def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
     if expected is not None:
         times["real"] = expected
     peak, limit = _memory(manifest, measurement)
+    other = ", not the device it was built for" if times and not_the_device(manifest.target, machine) else ""
     hidden = machine.emulated_by is not None and emulation is None  # edgevit's own emulated device says so in its name
     return DeviceRow(
-        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}",
+        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}{other}",
         target=str(manifest.target.get("name", "")),
         runtime=manifest.backend,
         int8=any(branch.int8_linears for branch in manifest.branches),

@@ -15,6 +15,8 @@ def show(report: Report, console: Console) -> None:
     """Print the whole report."""
     # A manifest's strings are shown as they are: Text knows no markup.
     console.print(Text.assemble((report.name, "bold"), f"  {report.target.get('name', '')}"))
+    if report.not_the_device:
+        console.print(Text(f"Times below were {report.not_the_device}.", "bold yellow"))
     console.print(_facts(report))
     if report.claims:
         console.print(_claims(report))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
-from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace
+from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
 from edgevit.report.devices import DeviceRow, device_rows
 
 REPORT_SCHEMA = 1
@@ -73,7 +73,10 @@ class MemoryView:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself."""
+    """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself.
+
+    `not_the_device` says so where the first measurement is of another machine than the bundle was built for.
+    """
 
     schema: int = REPORT_SCHEMA
     name: str
@@ -106,6 +109,7 @@ class Report:
     memory: MemoryView | None
     measurements: tuple[Measurement, ...]
     devices: tuple[DeviceRow, ...] = ()
+    not_the_device: str = ""
 
 
 def make_report(
@@ -161,6 +165,7 @@ def make_report(
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
         devices=device_rows([(manifest, measurements), *others]),
+        not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
     )
 
 
