@@ -10,9 +10,11 @@ EPILOG = """\b
 Example:
   edgevit report out/deit out/deit.measurement.json --html report.html
   edgevit report out/rpi4 out/rpi5 rpi4.json rpi5.json
+  edgevit report out/deit out/deit-pruned
 
 \b
-Several bundles must be built of one Program; their devices are shown side by side, all else is of the first bundle.
+Several bundles must be built of one model, however they were made: what differs between them comes first, then their
+devices side by side; all else is of the first bundle.
 """
 
 
@@ -32,6 +34,7 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     from edgevit.measure.file import read_measurement
     from edgevit.ready import Output, ready
     from edgevit.report.devices import assign
+    from edgevit.report.differences import bundle_names
     from edgevit.report.view import make_report
 
     ready([Output(path=html, option="--html", folder=False)] if html else [])
@@ -45,6 +48,7 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
             bundles[0].manifest,
             first,
             bundle_sha256=bundles[0].sha256,
+            names=bundle_names([bundle, *others]),
             others=[(each.manifest, measured) for each, measured in zip(bundles[1:], rest, strict=True)],
         )
     if html:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.measurespec import Environment, Latency, Measurement, not_the_device
-from edgevit.report import devices, emulation, pictures
+from edgevit.report import devices, differences, emulation, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -20,6 +20,7 @@ def render(report: Report) -> str:
     title = f"{report.name}: edgevit report"
     sections = [
         _head(report),
+        _differences(report),
         _tiles(report),
         _claims(report),
         _memory(report),
@@ -57,6 +58,14 @@ def _head(report: Report) -> str:
         f'<p class="lead">{escape(str(report.target.get("description", report.target.get("name", ""))))}. '
         f"Input {height} × {width}, {gated}{removed}.{sha}</p>{warning}</header>"
     )
+
+
+def _differences(report: Report) -> str:
+    if not report.bundles:
+        return ""
+    rows = [[escape(row.what), *map(escape, row.values)] for row in report.differences]
+    intro = differences.MEANING if rows else f"{differences.SAME} {differences.MEANING}"
+    return _section("What differs", escape(intro), _table(["", *report.bundles], rows))
 
 
 def _tiles(report: Report) -> str:

@@ -14,6 +14,7 @@ from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, 
 from edgevit.errors import BundleError
 from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
 from edgevit.report.devices import DeviceRow, device_rows
+from edgevit.report.differences import Difference, differences
 
 REPORT_SCHEMA = 1
 DISTURBED_RATIO = 1.2
@@ -75,7 +76,8 @@ class MemoryView:
 class Report:
     """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself.
 
-    `not_the_device` says so where the first measurement is of another machine than the bundle was built for.
+    `not_the_device` says so where the first measurement is of another machine than the bundle was built for. Of several
+    bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
     """
 
     schema: int = REPORT_SCHEMA
@@ -110,6 +112,8 @@ class Report:
     measurements: tuple[Measurement, ...]
     devices: tuple[DeviceRow, ...] = ()
     not_the_device: str = ""
+    bundles: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 def make_report(
@@ -118,13 +122,15 @@ def make_report(
     *,
     bundle_sha256: str | None = None,
     others: Sequence[tuple[Manifest, Sequence[Measurement]]] = (),
+    names: Sequence[str] = (),
 ) -> Report:
     """Put a bundle and its measurements together; the first measurement fills the columns of the branch table.
 
-    `others` are bundles of the same Program, with measurements of theirs: all devices are shown side by side.
+    `others` are bundles of the same model, with measurements of theirs: all devices are shown side by side. `names` are
+    those of all bundles (default: what their manifests say).
 
     Raises:
-        BundleError: a measurement is of another bundle, or another bundle of another Program.
+        BundleError: a measurement is of another bundle, or another bundle of another model.
     """
     for measurement in measurements:
         if measurement.bundle_sha256 != bundle_sha256:
@@ -134,6 +140,8 @@ def make_report(
             )
     first = measurements[0] if measurements else None
     rows = _branch_rows(manifest, first)
+    several = [(manifest, measurements), *others]
+    names = names or [each.name for each, _ in several]
     return Report(
         name=manifest.name,
         bundle_sha256=bundle_sha256,
@@ -164,7 +172,9 @@ def make_report(
         measured_peak_bytes=_peak(manifest.bound, first),
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
-        devices=device_rows([(manifest, measurements), *others]),
+        devices=device_rows(several, names),
+        bundles=tuple(names) if others else (),
+        differences=differences([each for each, _ in several]),
         not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
     )
 
