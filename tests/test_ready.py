@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from collections import namedtuple
@@ -203,3 +204,23 @@ def test_measuring_and_reporting_ask_before_they_open_the_bundle(
     for path in ("/proc/out", "n" * 250):
         assert main([command, "out/deit", option, path]) == OutputError.exit_code
     assert f"{'n' * 40}... has 250 bytes, at most 239 fit there" in capsys.readouterr().err
+
+
+@needs_tvm
+def test_a_runner_for_this_machine_is_built_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user without a home folder; what is compiled is then not kept."""
+    compiled: list[str] = []
+
+    def compile_runner(*_: object) -> bytes:
+        compiled.append("once")
+        return b"program"
+
+    monkeypatch.setattr(native, "_compile", compile_runner)
+    monkeypatch.setenv("EDGEVIT_CACHE", "/proc/cache")
+    for _ in range(2):
+        assert native.build_runner(platform.machine(), tmp_path).read_bytes() == b"program"
+    assert len(compiled) == 2
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        native.build_runner(platform.machine(), tmp_path)
+    assert len(compiled) == 3
