@@ -246,7 +246,11 @@ def test_memory_is_paid_by_pruning(
         (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
         (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
         (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that are no classes of the model: got"),
-        (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "odd.toml is a file; choose another place with --teacher-cache"),
+        (
+            ["--teacher-cache", "{tmp}/odd.toml"],
+            errors.OutputError,
+            "odd.toml is a file; choose another place with --teacher-cache",
+        ),
         (["--image-size", "64"], errors.ProgramError, "image size"),
         (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
         (["--classes", "0,4"], errors.ImagesError, "0 to 3"),
