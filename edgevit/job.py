@@ -21,6 +21,7 @@ from edgevit.models.resolve import resolve, shipped_programs
 from edgevit.models.stated import with_statements
 from edgevit.pipeline import Built, Say, build, check_limit, compare, compress
 from edgevit.predict import Prediction, predict
+from edgevit.ready import Output, ready
 from edgevit.recipe import Recipe
 from edgevit.resources import shipped
 from edgevit.targets import Target, load_target
@@ -28,6 +29,7 @@ from edgevit.targets import Target, load_target
 DEFAULT_PROGRAM = "vit_tiny_gated"
 MANY_IMAGES = 100
 HOST = "host"  # a target's name: this machine
+PRUNED_AT_MOST = 1.5  # share of the weights that goes for a share of the MACs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,14 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     target = _target(job, say)
     if job.tune_s and target.backend != "tvm":
         raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
+    _ready_to_begin(job, target)
     given, kept = _given(job, say)
     given, original = _with_original(job, given, say)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program:
         refuse_existing_program(job.save_program, force=job.replace_program)
+    ready(_outputs(job, folder, target, given), temporary_bytes=_least_bytes(job, target, given))
     images = _images(job, given, target, say)
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
     compressing = job.prune > 0.0 or job.gate < 1.0
@@ -185,6 +189,36 @@ def _with_original(job: Job, given: Program, say: Say) -> tuple[Program, Program
             f"from those of {known.name}"
         )
     return with_original(given, replace(as_original(fitted), steps=known.steps if known else ())), fitted
+
+
+def _ready_to_begin(job: Job, target: Target) -> None:
+    """Refuse what the command line, the disk and the installed tools rule out, before a checkpoint is read."""
+    ready(_outputs(job, job.output, target), target=target, tune_s=job.tune_s)
+    if job.output is not None:
+        refuse_existing(job.output, force=job.force)
+
+
+def _outputs(job: Job, folder: Path | None, target: Target, given: Program | None = None) -> list[Output]:
+    """What the build will write, with the least it can take once the model is known."""
+    size = 0 if given is None else _least_bytes(job, target, given)
+    outputs = []
+    if folder is not None:
+        archive = folder.parent / f"{folder.name}.zip"
+        outputs += [Output(path=folder, needs_bytes=size), Output(path=archive, folder=False, needs_bytes=size)]
+    if job.save_program is not None:
+        saved = 0 if given is None else 2 * _least_weights(job, given)  # fp16
+        outputs.append(Output(path=job.save_program, option="--save-program", needs_bytes=saved))
+    return outputs
+
+
+def _least_bytes(job: Job, target: Target, given: Program) -> int:
+    """What the model's files take at the very least: a byte a weight where all of them are int8."""
+    return len(target.formats) * (1 if target.int8 else 4) * _least_weights(job, given)
+
+
+def _least_weights(job: Job, given: Program) -> int:
+    """Weights that are left at least: pruning counts MACs, of which attention's products have no weights."""
+    return int(max(0.0, 1 - PRUNED_AT_MOST * job.prune) * sum(array.size for array in given.weights.values()))
 
 
 def _given(job: Job, say: Say = lambda _: None) -> tuple[Program, tuple[int, ...]]:

@@ -26,6 +26,7 @@ from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Say
 from edgevit.predict import bound_bytes
+from edgevit.ready import Output, ready
 from edgevit.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
 from edgevit.targets import Target, load_target
 from edgevit.train.batches import evaluation
@@ -118,6 +119,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     Raises:
         EdgevitError: see `edgevit.errors`; what was finished of the training can be resumed.
     """
+    ready(_outputs(job))
     use_threads(job.threads)
     world = join()
     say = say if world.main else _silent
@@ -163,6 +165,9 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
     measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
+    ready(_outputs(job, 4 * sum(array.size for array in dense.weights.values())))
+    if target.backend == "tvm":
+        bound_bytes(dense.spec, target)  # the result needs it, and only TVM can tell
     training = Training(
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
@@ -178,6 +183,12 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     return _Work(
         training=training, measured=measured, target=target, limit_bytes=limit_bytes, comparable=not job.new_head
     )
+
+
+def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
+    """What the training will write; a checkpoint holds the weights at least once, as float32."""
+    cache = [] if job.teacher_cache is None else [Output(path=job.teacher_cache, option="--teacher-cache", kept=True)]
+    return [Output(path=_folder(job), kept=True, needs_bytes=needs_bytes), *cache]
 
 
 def _folder(job: CompressJob) -> Path:

@@ -90,7 +90,10 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
 
 def _quiet(line: str) -> None:
-    """Say nothing."""
+    """Say nothing, and go on only while somebody waits for the answer."""
+    from edgevit.cli.terminal import listening
+
+    listening()
 
 
 def _say(line: str) -> None:

@@ -61,9 +61,11 @@ def command(
     from edgevit import atomic, serial
     from edgevit.cli.measured import lines
     from edgevit.measure.file import write_measurement
+    from edgevit.ready import Output, ready
 
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
+    ready([Output(path=target, folder=False)])
     atomic.refuse_existing(target, "measurement", force=force)
     if images is None:
         click.echo(

@@ -21,7 +21,7 @@ from edgevit import atomic, serial
 from edgevit.atomic import scratch
 from edgevit.device import packages
 from edgevit.device.emulator import CPUS, Counter, Cpu, Userland, last_words, run
-from edgevit.errors import DeviceError
+from edgevit.errors import DeviceError, OutputError
 from edgevit.resources import user_cache
 
 NAME = "qemu"
@@ -66,9 +66,16 @@ class Record:
 
 
 def devices_folder() -> Path:
-    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder."""
+    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
+
+    Raises:
+        DeviceError: the user has no cache folder.
+    """
     own = os.environ.get("EDGEVIT_DEVICES")
-    return Path(own) if own else user_cache() / "devices"
+    try:
+        return Path(own) if own else user_cache() / "devices"
+    except OutputError as error:
+        raise DeviceError(f"there is no emulated device: {error}, or EDGEVIT_DEVICES for devices alone") from error
 
 
 def setup(
@@ -138,7 +145,7 @@ def installed() -> Userland:
     folder = devices_folder() / NAME
     record = _record(folder)
     if record is None:
-        state = "made by another version of edgevit" if folder.exists() else "not set up"
+        state = "made by another version of edgevit" if os.path.isdir(folder) else "not set up"  # noqa: PTH112  never raises
         raise DeviceError(f"the emulated device is {state}; run: edgevit device setup {NAME}")
     return _userland(record, folder)
 
@@ -240,7 +247,7 @@ def _locked() -> Iterator[Path]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise DeviceError(
-            f"{folder} cannot be written: {error.strerror}; set EDGEVIT_DEVICES to a folder of yours"
+            f"{folder} cannot be written: {error.strerror}; set EDGEVIT_DEVICES or EDGEVIT_CACHE to a folder of yours"
         ) from error
     with lock:
         try:

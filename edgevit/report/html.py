@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edgevit.measurespec import Environment, Latency, Measurement
-from edgevit.report import devices, emulation, original, pictures
+from edgevit.measurespec import Environment, Latency, Measurement, not_the_device
+from edgevit.report import devices, differences, emulation, original, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -20,6 +20,7 @@ def render(report: Report) -> str:
     title = f"{report.name}: edgevit report"
     sections = [
         _head(report),
+        _differences(report),
         _tiles(report),
         _claims(report),
         _memory(report),
@@ -51,11 +52,21 @@ def _head(report: Report) -> str:
     gated = f"{report.gated_branches} of {len(report.branches)} branches gated" if report.gated_branches else "no gates"
     removed = f", {report.removed_branches} removed" if report.removed_branches else ""
     sha = f'<br><span class="hash">sha256 {report.bundle_sha256}</span>' if report.bundle_sha256 else ""
+    other = report.not_the_device
+    warning = f"<p class=strong>Times on this page were {escape(other)}.</p>" if other else ""
     return (
         f"<header><h1>{escape(report.name)}</h1>"
         f'<p class="lead">{escape(str(report.target.get("description", report.target.get("name", ""))))}. '
-        f"Input {height} × {width}, {gated}{removed}.{sha}</p></header>"
+        f"Input {height} × {width}, {gated}{removed}.{sha}</p>{warning}</header>"
     )
+
+
+def _differences(report: Report) -> str:
+    if not report.bundles:
+        return ""
+    rows = [[escape(row.what), *map(escape, row.values)] for row in report.differences]
+    intro = differences.MEANING if rows else f"{differences.SAME} {differences.MEANING}"
+    return _section("What differs", escape(intro), _table(["", *report.bundles], rows))
 
 
 def _tiles(report: Report) -> str:
@@ -96,6 +107,8 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
     shown = say.ms(first.expected_cpu_ms if expected_ms is None else expected_ms)
     if not first.paths:
         return ("Latency", say.UNKNOWN, "withheld: the machine was emulated")
+    if report.not_the_device:
+        return ("Latency", say.UNKNOWN, "not measured on the device this was built for; of another machine see below")
     note = f"{say.percent(ratio, 0)} of all open" if ratio is not None else "median"
     return ("CPU time per image, expected", shown, f"{note}, {first.images.timed} images")
 
@@ -180,9 +193,10 @@ def _latency(report: Report) -> str:
     if report.disturbed:
         intro += (
             " <strong>Wall time is well above CPU time: other programs were using this machine "
-            f"(load average {first.environment.load_average_before or 0:g}). Trust the CPU time, or measure again."
-            "</strong>"
+            f"({_others(first.environment)}). Trust the CPU time, or measure again.</strong>"
         )
+    if other := not_the_device(report.target, first.environment):
+        intro = f"<strong>{escape(other[:1].upper() + other[1:])}.</strong> {intro}"
     if first.warnings:
         intro += f" <strong>{escape('; '.join(first.warnings))}.</strong>"
     head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
@@ -200,6 +214,12 @@ def _latency(report: Report) -> str:
     return _section(
         "Latency", intro, _picture(pictures.latency_by_path(first.paths)), _table(head, rows, numbers=range(1, 8))
     )
+
+
+def _others(machine: Environment) -> str:
+    if machine.others_cpus is not None:
+        return f"{machine.others_cpus:g} CPUs"
+    return f"load average {machine.load_average_before or 0:g}"
 
 
 def _devices(report: Report) -> str:
@@ -328,6 +348,7 @@ def _environment(measurement: Measurement) -> str:
         ("instruction sets", ", ".join(e.isa) or "not told"),
         ("clock before and after", _range(e.frequency_before_mhz, e.frequency_after_mhz, "MHz", e)),
         ("temperature before and after", _range(e.temperature_before_c, e.temperature_after_c, "°C", e)),
+        ("CPUs that other programs kept busy", "not told" if e.others_cpus is None else f"{e.others_cpus:g}"),
         ("load average before and after", _range(e.load_average_before, e.load_average_after, "", e)),
         ("governor", e.governor or "not told"),
         ("memory", say.size(e.memory_total_bytes)),

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
-from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace
+from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
 from edgevit.models.original import told, when_compressed
 from edgevit.report.devices import DeviceRow, device_rows
+from edgevit.report.differences import Difference, differences
 from edgevit.spec import OriginalSpec
 
 REPORT_SCHEMA = 1
@@ -82,6 +83,8 @@ class Report:
     `agreement` is with the original where that is known, `float_agreement` with the float model that was quantized.
     `original_unknown` says in words why the bundle is not held against its original ("": it is), `when_compressed` what
     the original and the model made of it said on labelled images before the build.
+    `not_the_device` says so where the first measurement is of another machine than the bundle was built for. Of several
+    bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
     """
 
     schema: int = REPORT_SCHEMA
@@ -123,6 +126,9 @@ class Report:
     compression_points: float | None = None
     quantization_points: float | None = None
     float_agreement: AccuracyRow | None = None
+    not_the_device: str = ""
+    bundles: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 def make_report(
@@ -131,13 +137,15 @@ def make_report(
     *,
     bundle_sha256: str | None = None,
     others: Sequence[tuple[Manifest, Sequence[Measurement]]] = (),
+    names: Sequence[str] = (),
 ) -> Report:
     """Put a bundle and its measurements together; the first measurement fills the columns of the branch table.
 
-    `others` are bundles of the same Program, with measurements of theirs: all devices are shown side by side.
+    `others` are bundles of the same model, with measurements of theirs: all devices are shown side by side. `names` are
+    those of all bundles (default: what their manifests say).
 
     Raises:
-        BundleError: a measurement is of another bundle, or another bundle of another Program.
+        BundleError: a measurement is of another bundle, or another bundle of another model.
     """
     for measurement in measurements:
         if measurement.bundle_sha256 != bundle_sha256:
@@ -147,6 +155,8 @@ def make_report(
             )
     first = measurements[0] if measurements else None
     rows = _branch_rows(manifest, first)
+    several = [(manifest, measurements), *others]
+    names = names or [each.name for each, _ in several]
     return Report(
         name=manifest.name,
         bundle_sha256=bundle_sha256,
@@ -177,7 +187,6 @@ def make_report(
         measured_peak_bytes=_peak(manifest.bound, first),
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
-        devices=device_rows([(manifest, measurements), *others]),
         original=manifest.original,
         original_unknown=_original_unknown(manifest),
         when_compressed=when_compressed(manifest.original, manifest.outputs[0].shape[-1], labelled=True),
@@ -186,6 +195,10 @@ def make_report(
         compression_points=_points(manifest.accuracy, "original", "compressed"),
         quantization_points=_points(manifest.accuracy, "compressed", "bundle"),
         float_agreement=_agreement(manifest.accuracy, "float"),
+        devices=device_rows(several, names),
+        bundles=tuple(names) if others else (),
+        differences=differences([each for each, _ in several]),
+        not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
     )
 
 

@@ -343,7 +343,11 @@ def test_memory_is_paid_by_pruning(
         ),
         (["--mean", "0,0,0"], errors.ProgramError, "a Program, which knows how its images are prepared"),
         (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that are no classes of the model: got"),
-        (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "cannot keep the teacher's outputs"),
+        (
+            ["--teacher-cache", "{tmp}/odd.toml"],
+            errors.OutputError,
+            "odd.toml is a file; choose another place with --teacher-cache",
+        ),
         (["--image-size", "64"], errors.ProgramError, "image size"),
         (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
         (["--classes", "0,4"], errors.ImagesError, "0 to 3"),

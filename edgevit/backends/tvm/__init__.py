@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.backends.tvm.bytecode import Memory, bound
-from edgevit.backends.tvm.canary import require
+from edgevit.backends.tvm.canary import INSTALL, require
 from edgevit.backends.tvm.canary import versions as installed
 from edgevit.backends.tvm.process import ProcessRunner, command, foreign
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
 from edgevit.backends.tvm.runner import load as load_here
-from edgevit.backends.tvm.runtime import runtime
+from edgevit.backends.tvm.runtime import compiles_for, runtime
 from edgevit.backends.tvm.shipped import read
-from edgevit.errors import BundleError, DeviceError, TargetError
+from edgevit.backends.tvm.toolchain import linker
+from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
+from edgevit.resources import usable_cache
 from edgevit.serial import dumps, write_atomic
 
 if TYPE_CHECKING:
@@ -76,6 +78,31 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     parts = (NATIVE, SOURCES, LICENCES)
     written = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return (*names, *(path.relative_to(folder).as_posix() for path in written))
+
+
+def require_tools(target: Target, tune_s: float = 0.0) -> None:
+    """Refuse at once what `build` would refuse in the end: all that it needs beside the Program is looked at.
+
+    Another architecture's runtime libraries are fetched where they are not there yet.
+
+    Raises:
+        OutputError: no cache folder where one is needed.
+        RuntimeMissingError: see `build`.
+        TargetError: see `build`.
+    """
+    require()
+    from edgevit.backends.tvm import native, tune
+
+    isa, arch = isa_of(target), target.arch
+    linker(arch)
+    known = compiles_for()
+    if arch not in known:
+        only = ", ".join(known) or "nothing"
+        raise RuntimeMissingError(f"the installed TVM cannot compile for {arch}, only for: {only}; install: {INSTALL}")
+    native.libraries(arch, native.cache_for(arch))
+    if tune_s:
+        tune.require_here(isa)
+        usable_cache()
 
 
 def isa_of(target: Target) -> Isa:

@@ -22,7 +22,7 @@ from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
 from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
-from edgevit.resources import user_cache
+from edgevit.resources import usable_cache
 
 HEADERS = (
     *("error.h", "file.h", "image.h", "machine.h", "manifest.h", "memory.h", "number.h", "options.h", "process.h"),
@@ -85,30 +85,48 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
         architecture: `x86_64` or `aarch64`.
         folder: where the three files go.
         options: further ones for the compiler.
-        cache: where compiled runners and another architecture's libraries are kept.
+        cache: where compiled runners and another architecture's libraries are kept (default: the user's, if it can
+            be written; what was fetched for another architecture must have a place).
 
     Raises:
         RuntimeMissingError: no compiler for the architecture, no TVM, or its libraries cannot be downloaded.
-        OutputError: the disk refuses, or the compiler fails; says why.
+        OutputError: the disk refuses, the compiler fails, or there is no cache for another architecture; says why.
     """
-    compiler, found, cache = linker(architecture), versions(), cache or user_cache()
+    compiler, found, cache = linker(architecture), versions(), cache or cache_for(architecture)
     shared = libraries(architecture, cache)
     try:
         made_of = [path.read_bytes() for path in (*SOURCES, *shared)]
         banner = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
         key = _digest(repr((found, options)).encode() + banner + b"".join(made_of))
-        kept = cache / f"tvm-runner-{architecture}-{key[:32]}"
+        kept = None if cache is None else cache / f"tvm-runner-{architecture}-{key[:32]}"
         for path, content in zip(shared, made_of[len(SOURCES) :], strict=True):
             serial.write_atomic(folder / path.name, content)
-        if not kept.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            sweep(cache)
-            serial.write_atomic(kept, _compile(compiler, found["apache-tvm"], options, folder, shared))
-        serial.write_atomic(folder / RUNNER, kept.read_bytes())
+        program = kept.read_bytes() if kept is not None and kept.is_file() else None
+        if program is None:
+            program = _compile(compiler, found["apache-tvm"], options, folder, shared)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                sweep(kept.parent)
+                serial.write_atomic(kept, program)
+        serial.write_atomic(folder / RUNNER, program)
         (folder / RUNNER).chmod(0o755)
     except OSError as error:
         raise OutputError(f"cannot write the runner into {folder}: {error.strerror or error}") from error
     return folder / RUNNER
+
+
+def cache_for(architecture: str) -> Path | None:
+    """The user's cache; None where it cannot be used and this machine's own architecture can do without.
+
+    Raises:
+        OutputError: another architecture's libraries would be downloaded for every build.
+    """
+    try:
+        return usable_cache()
+    except OutputError:
+        if platform.machine() in MACHINES[architecture]:
+            return None
+        raise
 
 
 def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, shared: Sequence[Path]) -> bytes:
@@ -131,7 +149,7 @@ def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, 
         return output.read_bytes()
 
 
-def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
+def libraries(architecture: str, cache: Path | None) -> tuple[Path, ...]:
     """The two runtime libraries for an architecture; another one's are downloaded once.
 
     Raises:
@@ -146,7 +164,7 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
             f"runtime libraries for {architecture} are known for aarch64 and {PINNED} only, installed is {found}; "
             f"install those: {INSTALL}"
         )
-    folder = cache / f"tvm-{PINNED['apache-tvm']}-{architecture}"
+    folder = (cache or usable_cache()) / f"tvm-{PINNED['apache-tvm']}-{architecture}"
     for shared in LIBRARIES:
         path = folder / shared.name
         if not path.is_file() or _digest(path.read_bytes()) != shared.aarch64:
