@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.bundlespec import Manifest
 from edgevit.data.images import ImageSet
 from edgevit.facts import Facts, describe, golden_runs
-from edgevit.lower.assemble import assemble
-from edgevit.lower.check import check_model
+from edgevit.lower.assemble import assemble, detached
+from edgevit.lower.check import check_model, check_size
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.proof import Case, prove
-from edgevit.quantize.observe import Ranges, observe
+from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import rounder
 from edgevit.quantize.smooth import smooth
@@ -95,17 +95,19 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     """
     if not target.int8:
         return program, None
-    ranges = _observe(program, images)
+    ranges, floats = _observe(program, images)
     if target.smoothing > 0.0:
         program = smooth(program, ranges, target.smoothing)
-        ranges = _observe(program, images)
+        ranges, floats = _observe(program, images)
     rounded = rounder(program, ranges)
-    judged = images[:: max(len(images) // JUDGED_IMAGES, 1)][:JUDGED_IMAGES]
+    judged = slice(None, None, max(len(images) // JUDGED_IMAGES, 1))
 
     def logits(plan: QuantPlan | None) -> np.ndarray:
         # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
-        runner = reference(assemble(rounded(plan) if plan else program, plan, gating="open"), exact=True)
-        return np.concatenate([runner.run(image[None])[0] for image in judged])
+        if plan is None:
+            return floats[judged][:JUDGED_IMAGES]
+        runner = reference(*detached(rounded(plan), plan, gating="open"), exact=True)
+        return np.concatenate([runner.run(image[None])[0] for image in images[judged][:JUDGED_IMAGES]])
 
     plan = plan_quantization(
         program,
@@ -120,13 +122,21 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     return rounded(plan), replace(plan, attentions=attentions)
 
 
-def _observe(program: Program, images: np.ndarray) -> Ranges:
-    """Ranges on the all-open path and, with gates, on the real one."""
-    models = [assemble(program, gating="open", taps=True)]
+def _observe(program: Program, images: np.ndarray) -> tuple[Ranges, np.ndarray]:
+    """Ranges on the all-open path and, with gates, on the real one; and the all-open logits `[n, classes]`."""
+    all_open = taps(*detached(program, gating="open", taps=True))
+    logits = []
+
+    def watched(image: np.ndarray) -> Mapping[str, np.ndarray]:
+        outputs = all_open(image)
+        logits.append(outputs["logits"])
+        return outputs
+
+    runs: list[Run] = [watched]
     if program.spec.gated:
-        models.append(assemble(program, gating="both", taps=True))
-    runs = [taps(model) for model in models]
-    return observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+        runs.append(taps(*detached(program, gating="both", taps=True)))
+    ranges = observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+    return ranges, np.concatenate(logits)
 
 
 def build(
@@ -159,6 +169,7 @@ def build(
         VerificationError: a claim did not hold; its class says which.
     """
     refuse_existing(folder, force=force)
+    check_size(program.spec, int8=target.int8)
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")

@@ -33,7 +33,7 @@ from edgevit.bound.result import Bound, PathMemory, check_bound
 from edgevit.bundlespec import AccuracyRow, Claim, ClaimName, MemoryBound
 from edgevit.data.images import ImageSet
 from edgevit.elsewhere import qualified
-from edgevit.lower.assemble import assemble
+from edgevit.lower.assemble import assemble, detached
 from edgevit.measure.device import probe_local
 from edgevit.measure.host import cpu_flags
 from edgevit.models.program import Program
@@ -210,13 +210,14 @@ def _parity(case: Case, runner: Runner) -> Claim:
     several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn_paths(gates)))
     images = case.calibration.images[: 1 if case.elsewhere else several]
     efforts = case.efforts if case.elsewhere else None
-    floats = reference_with_margins(assemble(case.program))
+    floats = reference_with_margins(*detached(case.program))
     lengths, least = gate_lengths(case.program), LEAST_PART * head_deviation(case.program)
     exact = case.plan is None and case.target.inference_precision == "f32"
     how: dict[str, Any] = {"efforts": efforts, "lengths": lengths, "least_deviation": least}
     result = check_parity(floats, runner, images, FLOAT if exact else INT8, **how)
     if exact or case.target.inference_precision != "f32":
         return _claim("parity", result.summary, result)
+    del floats  # it holds the float weights again, and so will what comes next
     written = reference_with_margins(case.model, optimised=False)
     kernels = check_parity(written, runner, images, QUANTIZED, **how)
     summary = f"against float: {result.summary}; against the lowered graph: {kernels.summary}"
@@ -387,7 +388,7 @@ def _memory(bound: Bound, peak: int | None, *, proven: bool) -> MemoryBound:
 
 def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim]:
     """Agreement on calibration images always; top-1 of dense, compressed and bundle where there are labels."""
-    floats = reference(assemble(case.program))
+    floats = reference(*detached(case.program))
     limits: dict[str, float] = {"min_agreement": case.target.min_agreement, "max_top1_drop": case.target.max_top1_drop}
 
     def bundle(image: np.ndarray) -> np.ndarray:
@@ -406,7 +407,7 @@ def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Clai
     result = check_accuracy(bundle, compressed, images, labels, features=features, least_deviation=least, **limits)
     rows = [_row("bundle", "agreement", result.agreement), *_top1_rows(result)]
     if case.dense is not None:
-        twin = reference(assemble(case.dense, gating="open"))
+        twin = reference(*detached(case.dense, gating="open"))
         names = [int(twin.run(i[None])[0].argmax()) for i in track(images, "Running the dense model")]
         if labels is not None:
             rows.insert(0, _row("float", "top1", fraction(np.array(names) == labels)))
