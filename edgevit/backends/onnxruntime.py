@@ -185,7 +185,7 @@ def written_bytes(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> 
             start, size = end + -end % ALIGN_BYTES, weights[tensor.name].nbytes
             _point(tensor, start, size)
             end = start + size
-    return graph.ByteSize() + end
+    return int(graph.ByteSize()) + end
 
 
 def _initialisers(model: onnx.ModelProto) -> list[onnx.TensorProto]:

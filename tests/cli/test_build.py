@@ -149,3 +149,23 @@ def test_labels_beyond_the_classes_are_refused(
     ]
     assert main(command) == errors.ImagesError.exit_code
     assert capsys.readouterr().err
+
+
+def test_labels_for_a_model_with_one_score_are_refused_before_it_is_built(
+    target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_program(tiny_program(classes=1), tmp_path / "one")
+    command = [
+        "build",
+        str(tmp_path / "one"),
+        "--target",
+        str(target),
+        "--eval",
+        str(photos),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == errors.ImagesError.exit_code
+    said = capsys.readouterr().err
+    assert "tiny gives one score, so labels say nothing about it; leave --eval away" in said
+    assert "Quantizing" not in said and not (tmp_path / "o").exists()
