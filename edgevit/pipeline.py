@@ -181,6 +181,7 @@ def build(
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
         names = runtime.build(source, Path(staging))
+        del source, lowered  # as large as the model once more, and of no use to those who verify it
         case = Case(
             program=program,
             dense=dense,
