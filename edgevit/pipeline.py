@@ -7,6 +7,7 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ from edgevit.targets import Target
 Say = Callable[[str], None]
 SCORED_IMAGES = 64
 JUDGED_IMAGES = 48
+# Most memory that a build takes: so many times its float weights, and Python with its libraries
+# (reports/reference/build-cost.md).
+PEAK_PER_FLOAT, PEAK_BESIDE_BYTES = 6.5, 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,7 @@ def build(
     """
     refuse_existing(folder, force=force)
     check_size(program.spec, int8=target.int8)
+    _warn_of_memory(program, say)
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")
@@ -201,6 +206,19 @@ def build(
         )
         facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+
+
+def _warn_of_memory(program: Program, say: Say) -> None:
+    """Say so before it begins where the build needs more memory than there is."""
+    floats = sum(array.nbytes for array in program.weights.values())
+    needed = PEAK_PER_FLOAT * floats + PEAK_BESIDE_BYTES
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        say(
+            f"warning: {program.spec.name} has {floats} bytes of float weights, and its build takes about "
+            f"{needed / 1e9:.1f} GB of memory; this machine has {present / 1e9:.1f} GB, so the system may end it. "
+            "Prune the model first, or build where there is more"
+        )
 
 
 def _load(case: Case) -> Runner:

@@ -193,7 +193,7 @@ def test_a_wrong_weight_of_a_two_class_model_fails_the_build(tmp_path: Path, mon
 def test_what_the_head_deviates_by_is_that_of_features_in_all_directions() -> None:
     rng = np.random.default_rng(0)
     for options in ({}, {"classes": 1}, {"prefix": 2, "head_prefix": 2}, {"prefix": 0}):
-        program = tiny_program(**options)  # type: ignore[arg-type]
+        program = tiny_program(**options)
         spec, weights = program.spec, program.weights
         name = "head.pooled_norm" if spec.head.pooled_norm else "head.norm"
         x = rng.standard_normal((4000, spec.head.prefix if spec.head.pool == "prefix" else 1, spec.dim))
@@ -210,6 +210,20 @@ def test_a_float_target_refuses_what_no_file_can_hold_before_it_begins(
     with pytest.raises(ProgramError, match="at most 10000 fit into one ONNX file"):
         build(tiny_program(), tmp_path / "bundle", say=said.append)
     assert not said and not list(tmp_path.iterdir())
+
+
+def test_a_build_that_needs_more_memory_than_there_is_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, said = tiny_program(), list[str]()
+    build(program, tmp_path / "bundle", say=said.append)
+    assert not any(line.startswith("warning") for line in said)
+    monkeypatch.setattr("os.sysconf", lambda name: 10_000)
+    build(program, tmp_path / "bundle", say=said.append, force=True)
+    (warned,) = (line for line in said if line.startswith("warning"))
+    floats = sum(array.nbytes for array in program.weights.values())
+    assert f"tiny has {floats} bytes of float weights, and its build takes about 0.5 GB of memory" in warned
+    assert "this machine has 0.1 GB" in warned
 
 
 def test_a_float_target_has_no_plan(tmp_path: Path) -> None:
