@@ -148,6 +148,11 @@ class _Images:
 def _images(job: Job, program: Program, target: Target, say: Say) -> _Images:
     source = job.calibration or shipped("calibration") / "shipped.toml"
     calibration = load_images(source, program.spec.image, limit=job.limit, splits=("train",))
+    if job.evaluation and not program.spec.head.decides:
+        raise ImagesError(
+            f"--eval is for top-1, and {program.spec.name} does not decide between classes; leave --eval away: it is "
+            "judged by its scores on images held out of the calibration"
+        )
     judged = _evaluation(job.evaluation, program, say) if job.evaluation else None
     for warned in filter(None, map(left_out, (calibration, *([judged] if judged else [])))):
         say(warned)
@@ -259,5 +264,9 @@ def _named(program: Program, path: Path, names: tuple[str, ...]) -> Program:
 
 def _evaluation(source: Path, program: Program, say: Say) -> ImageSet:
     """Labelled images numbered as the model's classes; a source with splits gives its test images."""
+    head = program.spec.head
+    if not head.linear or head.classes == 1:
+        gives = "one score" if head.linear else "features, no classes"
+        raise ImagesError(f"{program.spec.name} gives {gives}, so labels say nothing about it; leave --eval away")
     loaded = load_images(source, program.spec.image, labelled=True, splits=TESTED)
     return number_labels(loaded, program.spec, say)

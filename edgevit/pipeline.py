@@ -6,7 +6,8 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from edgevit.bundlespec import Manifest
 from edgevit.data.images import ImageSet
 from edgevit.errors import ProgramError, TargetError
 from edgevit.facts import Facts, describe, golden_runs
-from edgevit.lower.assemble import assemble
-from edgevit.lower.check import check_model
+from edgevit.lower.assemble import assemble, detached
+from edgevit.lower.check import check_model, check_size
 from edgevit.models.macs import total_macs
 from edgevit.models.original import evaluate, kept_answers, original_of, told, with_original
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.proof import Case, Place, prove
-from edgevit.quantize.observe import Ranges, observe
+from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import rounder
 from edgevit.quantize.smooth import smooth
@@ -42,6 +43,9 @@ from edgevit.targets import Target
 Say = Callable[[str], None]
 SCORED_IMAGES = 64
 JUDGED_IMAGES = 48
+# Most memory that a build takes: so many times its float weights, and Python with its libraries
+# (reports/reference/build-cost.md).
+PEAK_PER_FLOAT, PEAK_BESIDE_BYTES = 6.5, 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +149,11 @@ def check_limit(
             "--max-drop cannot be judged on the calibration images themselves, and they are too few to hold any out; "
             "give labelled images with --eval, or more to calibrate with"
         )
+    if program.spec.compressed and not program.spec.head.decides:
+        raise ProgramError(
+            f"--max-drop counts classes that differ from the original's, and {program.spec.name} decides between none; "
+            "leave --max-drop away"
+        )
     if not given and program.spec.compressed and kept_answers(program.spec, judged.images) is None:
         known = told(program.spec.original, program.spec.head.classes)
         raise ProgramError(
@@ -161,17 +170,19 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     """
     if not target.int8:
         return program, None
-    ranges = _observe(program, images)
+    ranges, floats = _observe(program, images)
     if target.smoothing > 0.0:
         program = smooth(program, ranges, target.smoothing)
-        ranges = _observe(program, images)
+        ranges, floats = _observe(program, images)
     rounded = rounder(program, ranges)
-    judged = images[:: max(len(images) // JUDGED_IMAGES, 1)][:JUDGED_IMAGES]
+    judged = slice(None, None, max(len(images) // JUDGED_IMAGES, 1))
 
     def logits(plan: QuantPlan | None) -> np.ndarray:
         # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
-        runner = reference(assemble(rounded(plan) if plan else program, plan, gating="open"), exact=True)
-        return np.concatenate([runner.run(image[None])[0] for image in judged])
+        if plan is None:
+            return floats[judged][:JUDGED_IMAGES]
+        runner = reference(*detached(rounded(plan), plan, gating="open"), exact=True)
+        return np.concatenate([runner.run(image[None])[0] for image in images[judged][:JUDGED_IMAGES]])
 
     plan = plan_quantization(
         program,
@@ -186,13 +197,21 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     return rounded(plan), replace(plan, attentions=attentions)
 
 
-def _observe(program: Program, images: np.ndarray) -> Ranges:
-    """Ranges on the all-open path and, with gates, on the real one."""
-    models = [assemble(program, gating="open", taps=True)]
+def _observe(program: Program, images: np.ndarray) -> tuple[Ranges, np.ndarray]:
+    """Ranges on the all-open path and, with gates, on the real one; and the all-open logits `[n, classes]`."""
+    all_open = taps(*detached(program, gating="open", taps=True))
+    logits = []
+
+    def watched(image: np.ndarray) -> Mapping[str, np.ndarray]:
+        outputs = all_open(image)
+        logits.append(outputs["logits"])
+        return outputs
+
+    runs: list[Run] = [watched]
     if program.spec.gated:
-        models.append(assemble(program, gating="both", taps=True))
-    runs = [taps(model) for model in models]
-    return observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+        runs.append(taps(*detached(program, gating="both", taps=True)))
+    ranges = observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+    return ranges, np.concatenate(logits)
 
 
 def build(
@@ -227,6 +246,8 @@ def build(
     """
     refuse_existing(folder, force=force)
     check_limit(program, target, evaluation, max_drop)
+    check_size(program.spec, int8=target.int8)
+    _warn_of_memory(program, say)
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")
@@ -238,6 +259,7 @@ def build(
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
         names = runtime.build(source, staging)
+        del source, lowered  # as large as the model once more, and of no use to those who verify it
         case = Case(
             program=program,
             target=target,
@@ -257,6 +279,19 @@ def build(
         )
         facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+
+
+def _warn_of_memory(program: Program, say: Say) -> None:
+    """Say so before it begins where the build needs more memory than there is."""
+    floats = sum(array.nbytes for array in program.weights.values())
+    needed = PEAK_PER_FLOAT * floats + PEAK_BESIDE_BYTES
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        say(
+            f"warning: {program.spec.name} has {floats} bytes of float weights, and its build takes about "
+            f"{needed / 1e9:.1f} GB of memory; this machine has {present / 1e9:.1f} GB, so the system may end it. "
+            "Prune the model first, or build where there is more"
+        )
 
 
 def _load(case: Case) -> Runner:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgevit.backends import tvm
-from edgevit.backends.onnxruntime import externalise
+from edgevit.backends.onnxruntime import written_bytes
 from edgevit.bound import onnxruntime as ort_bound
 from edgevit.bound import tvm as tvm_bound
 from edgevit.errors import BudgetError
-from edgevit.lower.assemble import assemble
+from edgevit.lower.assemble import detached
+from edgevit.lower.check import check_size
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program, expected_shapes
 from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
@@ -53,9 +54,11 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
 
     Raises:
         BudgetError: the stem and the head alone cost more than the budget.
+        ProgramError: it is too large for any target's file.
         RuntimeMissingError: TVM's kernels are laid out by TVM, which is not installed.
     """
     spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
+    check_size(spec, int8=target.int8)
     names = linear_names(spec)
     model_bytes, bound = _memory(spec, target)
     everything = total_macs(spec)
@@ -95,9 +98,8 @@ def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
         laid = tvm.predict(program, plan, target)
         bound = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
         return laid.weights, bound.total_bytes
-    model = assemble(program, plan)
-    size = sum(len(part) for part in externalise(model))
-    return size, ort_bound.bound(model).total_bytes if target.backend == "onnxruntime" else None
+    model = detached(program, plan)
+    return written_bytes(*model), ort_bound.bound(*model).total_bytes if target.backend == "onnxruntime" else None
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:

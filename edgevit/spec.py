@@ -116,6 +116,11 @@ class HeadSpec:
     classes: int
     linear: bool = True
 
+    @property
+    def decides(self) -> bool:
+        """Whether the output is scores of several classes, of which one is the largest."""
+        return self.linear and self.classes > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalEvaluation:

@@ -31,6 +31,7 @@ from edgevit.models.macs import total_macs
 from edgevit.models.original import weights_digest
 from edgevit.models.program import Program
 from edgevit.models.t2t import t2t_program
+from edgevit.proof import GOLDEN_PART, head_deviation
 from edgevit.recipe import Recipe
 from edgevit.targets import Target, load_target
 from tests.tiny import tiny_images, tiny_program
@@ -240,6 +241,65 @@ def test_a_wrong_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(ort_bound, "bound", half)
     with pytest.raises(BoundError):
         build(tiny_program(gated=True), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_one_and_two_classes_build_and_ship_a_tolerance(tmp_path: Path, classes: int, target: str) -> None:
+    """One logit has no deviation from others of its image: parity failed, and golden outputs had to be exact."""
+    program = tiny_program(classes=classes)
+    built = build(program, tmp_path / "bundle", target)
+    assert all(c.held for c in built.manifest.claims)
+    assert built.manifest.golden_tolerance >= 0.25 * GOLDEN_PART * head_deviation(program) * 0.999
+    with open_bundle(tmp_path / "bundle") as bundle:
+        loaded = backend(bundle.manifest.backend).load(bundle.folder, weight_bits=8)
+        assert [g.held for g in verify_bundle(bundle, loaded)] == [True]
+
+
+def test_a_wrong_weight_of_a_two_class_model_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(right, program, plan, options):  # type: ignore[no-untyped-def]
+        weight = program.weights["b01_ffn.fc1.weight"]
+        return right(program.with_weights({"b01_ffn.fc1.weight": weight[::-1]}), plan, **options)
+
+    broken(monkeypatch, other)
+    with pytest.raises(ParityError, match="logits differ by up to"):
+        build(tiny_program(classes=2), tmp_path / "bundle")
+
+
+def test_what_the_head_deviates_by_is_that_of_features_in_all_directions() -> None:
+    rng = np.random.default_rng(0)
+    for options in ({}, {"classes": 1}, {"prefix": 2, "head_prefix": 2}, {"prefix": 0}):
+        program = tiny_program(**options)
+        spec, weights = program.spec, program.weights
+        name = "head.pooled_norm" if spec.head.pooled_norm else "head.norm"
+        x = rng.standard_normal((4000, spec.head.prefix if spec.head.pool == "prefix" else 1, spec.dim))
+        x = (x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True) * weights[f"{name}.weight"]
+        logits = x.reshape(len(x), -1) @ weights["head.weight"]
+        assert head_deviation(program) == pytest.approx(np.sqrt(logits.var(axis=0).mean()), rel=0.1)
+
+
+def test_a_float_target_refuses_what_no_file_can_hold_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevit.lower.check.MAX_BYTES", 10_000)
+    said: list[str] = []
+    with pytest.raises(ProgramError, match="at most 10000 fit into one ONNX file"):
+        build(tiny_program(), tmp_path / "bundle", say=said.append)
+    assert not said and not list(tmp_path.iterdir())
+
+
+def test_a_build_that_needs_more_memory_than_there_is_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, said = tiny_program(), list[str]()
+    build(program, tmp_path / "bundle", say=said.append)
+    assert not any(line.startswith("warning") for line in said)
+    monkeypatch.setattr("os.sysconf", lambda name: 10_000)
+    build(program, tmp_path / "bundle", say=said.append, force=True)
+    (warned,) = (line for line in said if line.startswith("warning"))
+    floats = sum(array.nbytes for array in program.weights.values())
+    assert f"tiny has {floats} bytes of float weights, and its build takes about 0.5 GB of memory" in warned
+    assert "this machine has 0.1 GB" in warned
 
 
 def test_a_float_target_has_no_plan(tmp_path: Path) -> None:

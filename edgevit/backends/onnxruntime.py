@@ -9,7 +9,7 @@ saturate on CPUs without VNNI.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,8 @@ def localise(model: onnx.ModelProto) -> onnx.ModelProto:
     The pass that keeps int8 from saturating without VNNI (see `settings`) does not look beyond a node's own graph. As
     external data, weights in a body cost no second copy, only pages of the mapped file (6 MB for a ViT-Ti).
     """
+    if not _bodies(model.graph):
+        return model
     moved = type(model)()
     moved.CopyFrom(model)
     weights = {t.name: t for t in moved.graph.initializer if t.data_type == type(t).INT8}
@@ -163,16 +165,39 @@ def externalise(model: onnx.ModelProto) -> tuple[bytes, bytes]:
     graph = type(model)()
     graph.CopyFrom(model)
     data = bytearray()
-    for tensor in [*graph.graph.initializer, *(t for body in _bodies(graph.graph) for t in body.initializer)]:
-        if len(tensor.raw_data) < LARGE_BYTES:
-            continue
-        data += bytes(-len(data) % ALIGN_BYTES)
-        for key, value in (("location", DATA), ("offset", len(data)), ("length", len(tensor.raw_data))):
-            tensor.external_data.add(key=key, value=str(value))
-        data += tensor.raw_data
-        tensor.ClearField("raw_data")
-        tensor.data_location = type(tensor).EXTERNAL
+    for tensor in _initialisers(graph):
+        if len(tensor.raw_data) >= LARGE_BYTES:
+            data += bytes(-len(data) % ALIGN_BYTES)
+            start = len(data)
+            data += tensor.raw_data
+            tensor.ClearField("raw_data")
+            _point(tensor, start, len(data) - start)
     return graph.SerializeToString(deterministic=True), bytes(data)
+
+
+def written_bytes(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> int:
+    """How many bytes `externalise` makes of a model whose large initialisers lie beside it; nothing is copied."""
+    graph = type(model)()
+    graph.CopyFrom(model)
+    end = 0
+    for tensor in _initialisers(graph):
+        if tensor.name in weights:
+            start, size = end + -end % ALIGN_BYTES, weights[tensor.name].nbytes
+            _point(tensor, start, size)
+            end = start + size
+    return int(graph.ByteSize()) + end
+
+
+def _initialisers(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [*model.graph.initializer, *(t for body in _bodies(model.graph) for t in body.initializer)]
+
+
+def _point(tensor: onnx.TensorProto, start: int, size: int) -> None:
+    """Say that a tensor's values lie in the data file."""
+    tensor.ClearField("external_data")
+    for key, value in (("location", DATA), ("offset", start), ("length", size)):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = type(tensor).EXTERNAL
 
 
 def options(threads: int = 1, weight_bits: int = 7) -> Any:

@@ -1,12 +1,15 @@
 """The float model on this machine, for calibration and as the reference that a build is held against.
 
 Always ONNX Runtime in float32, whatever the target's runtime is: one reference for all of them.
+
+A model comes whole, or only names its large initialisers and `weights` holds them: ONNX Runtime then reads the arrays
+where they are, and holds no more than what it packs for its kernels.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +20,12 @@ from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
 if TYPE_CHECKING:
     import onnx
 
+    Weights = Mapping[str, np.ndarray]
 
-def taps(model: onnx.ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+
+def taps(model: onnx.ModelProto, weights: Weights | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`."""
-    session = _session(model)
+    session = _session(model, weights)
     names = [output.name for output in session.get_outputs()]
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -29,13 +34,13 @@ def taps(model: onnx.ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]
     return run
 
 
-def reference(model: onnx.ModelProto, *, exact: bool = False) -> OnnxRuntimeRunner:
+def reference(model: onnx.ModelProto, weights: Weights | None = None, *, exact: bool = False) -> OnnxRuntimeRunner:
     """A runner of a lowered model, on all cores; `exact` keeps int8 from saturating on a CPU without VNNI."""
-    return OnnxRuntimeRunner(_session(model, weight_bits=8 if exact else 7))
+    return OnnxRuntimeRunner(_session(model, weights, weight_bits=8 if exact else 7))
 
 
 def reference_with_margins(
-    model: onnx.ModelProto, *, optimised: bool = True
+    model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True
 ) -> Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A lowered model as a function (image, effort) -> (logits, gates, margins).
 
@@ -51,7 +56,7 @@ def reference_with_margins(
     gates = {index: nodes[name].input for index, name in enumerate(opened) if name in nodes}
     for logit, _ in gates.values():
         watched.graph.output.add(name=logit)
-    session = _session(watched, optimised=optimised)
+    session = _session(watched, weights, optimised=optimised)
     shape = tuple(next(i.shape for i in session.get_inputs() if i.name == "image"))
     gated = any(value.name == "effort" for value in model.graph.input)
 
@@ -65,11 +70,15 @@ def reference_with_margins(
     return run
 
 
-def _session(model: onnx.ModelProto, *, optimised: bool = True, weight_bits: int = 7) -> Any:
+def _session(model: onnx.ModelProto, weights: Weights | None, *, optimised: bool = True, weight_bits: int = 7) -> Any:
     import onnxruntime
 
     configured = options(os.cpu_count() or 1, weight_bits)
     if not optimised:
         configured.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if weights:
+        # Shared, not copied: each value keeps its array alive, and the session's options keep the values.
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        configured.add_external_initializers(list(weights), values)
     raw = localise(model).SerializeToString()
     return onnxruntime.InferenceSession(raw, configured, providers=["CPUExecutionProvider"])

@@ -40,6 +40,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from edgevit import ortmemory
@@ -59,21 +60,26 @@ PROVEN = (
 )
 
 
-def bound(model: onnx.ModelProto | Path) -> Bound:
+def bound(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | None = None) -> Bound:
     """Bound the memory of a lowered model (in memory, or `model.onnx` with its data beside it).
+
+    `weights` are the large initialisers of a model in memory that only names them.
 
     Raises:
         BoundError: an operator without a shape rule, or a shape that is not fixed.
         RuntimeMissingError: ONNX Runtime is not installed.
     """
-    return bound_of_graph(optimised(model))
+    return bound_of_graph(optimised(model, weights))
 
 
-def optimised(model: onnx.ModelProto | Path) -> onnx.GraphProto:
+def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | None = None) -> onnx.GraphProto:
     """The graph as ONNX Runtime will run it, branch bodies included; large constants without their data."""
     runtime = ortmemory.runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    if weights:
+        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     with scratch() as folder:
         path = folder / "optimised.onnx"
         options.optimized_model_filepath = str(path)

@@ -7,6 +7,7 @@ Inputs: `image` uint8 `[1, height, width, 3]`; with gates also `effort`, a float
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,27 @@ def assemble(
         taps: add the input of every Linear as an output named `tap:<linear>` (not with `if`).
         streams: add the stream after every branch as an output named `stream:<branch>`.
     """
+    return model(*_lowered(program, plan, gating, taps, streams), __version__)[0]
+
+
+def detached(
+    program: Program, plan: QuantPlan | None = None, *, gating: Gating = "if", taps: bool = False
+) -> tuple[onnx.ModelProto, Mapping[str, np.ndarray]]:
+    """The same model, only naming its large initialisers, and these: the Program's own arrays where it can be.
+
+    To run a model here (`backends.reference`) that is not to be written: it may be larger than a message can hold, and
+    takes no memory beside the Program's.
+    """
+    return model(*_lowered(program, plan, gating, taps, False), __version__, detached=True)
+
+
+Values = Sequence[onnx.ValueInfoProto]
+
+
+def _lowered(
+    program: Program, plan: QuantPlan | None, gating: Gating, taps: bool, streams: bool
+) -> tuple[Graph, Values, Values]:
+    """The graph with its inputs and outputs."""
     spec = program.spec
     graph = Graph(spec.name)
     gated = spec.gated and gating != "open"
@@ -72,7 +94,7 @@ def assemble(
         # An input with an initialiser of its name is optional where the runtime knows defaults.
         graph.const("effort", np.array(0.0, dtype=np.float32))
         inputs.append(tensor("effort", []))
-    return model(graph.proto(inputs, outputs), __version__)
+    return graph, inputs, outputs
 
 
 def _conditional(

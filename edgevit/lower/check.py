@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx
 
 from edgevit.errors import ProgramError
 from edgevit.lower.graph import OPSET
+from edgevit.models.program import expected_shapes
+from edgevit.quantspec import linear_names
+from edgevit.spec import ProgramSpec
 
 # What the segments emit; an operator outside it came from somewhere else.
 # fmt: off
@@ -20,6 +24,22 @@ OPERATORS = frozenset({
 MAX_NODES = 20_000
 MAX_BYTES = 2**31 - 1  # protobuf's limit of one message
 MAX_DEPTH = 1  # OpenVINO's compile time is exponential in the nesting depth of If
+
+
+def check_size(spec: ProgramSpec, *, int8: bool) -> None:
+    """Refuse, before anything slow begins, what no ONNX file can hold once it is lowered.
+
+    Raises:
+        ProgramError: the weights alone, with every Linear int8 where `int8` is set, are more than protobuf's limit.
+    """
+    linears = {f"{name}.weight" for name in linear_names(spec)} if int8 else set()
+    size = sum(math.prod(s) * (1 if name in linears else 4) for name, s in expected_shapes(spec).items())
+    if size > MAX_BYTES:
+        what = "its Linears in int8" if int8 else "float weights"
+        raise ProgramError(
+            f"{spec.name} has {size} bytes with {what}, at most {MAX_BYTES} fit into one ONNX file; "
+            + ("prune it, or take a smaller model" if int8 else "take a target with int8 = true, or a smaller model")
+        )
 
 
 def check_model(model: onnx.ModelProto) -> None:

@@ -21,6 +21,8 @@ BINS = 65536
 SAMPLED_ROWS = 3
 MAX_SAMPLED_ROWS = 512
 HISTOGRAM_STRIDE = 4
+# Rows that wait until they are multiplied at once: a product of few rows costs little beside adding it up.
+GATHERED_ROWS = 256
 
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -109,6 +111,7 @@ class _Watcher:
         self.counts = np.zeros(BINS, dtype=np.int64)
         self.products: np.ndarray | None = None
         self.multiplied = 0
+        self.waiting: list[np.ndarray] = []
         self.rows: list[np.ndarray] = []
         self.seen = 0
 
@@ -126,7 +129,9 @@ class _Watcher:
         self._grow(top)
         some = x[self.seen % HISTOGRAM_STRIDE :: HISTOGRAM_STRIDE] if len(x) > HISTOGRAM_STRIDE else x
         self._count(some)
-        self._multiply(some)
+        self.waiting.append(some.copy())
+        if sum(map(len, self.waiting)) >= GATHERED_ROWS:
+            self._multiply()
         self._sample(x)
         self.seen += 1
 
@@ -147,11 +152,14 @@ class _Watcher:
         bins += BINS // 2 - (x.ravel() < 0)
         self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
 
-    def _multiply(self, x: np.ndarray) -> None:
+    def _multiply(self) -> None:
+        rows = np.concatenate(self.waiting)
+        self.waiting.clear()
         if self.products is None:
-            self.products = np.zeros((x.shape[1], x.shape[1]), dtype=np.float32)
-        self.products += x.T @ x
-        self.multiplied += len(x)
+            self.products = rows.T @ rows
+        else:
+            self.products += rows.T @ rows
+        self.multiplied += len(rows)
 
     def _sample(self, x: np.ndarray) -> None:
         room = MAX_SAMPLED_ROWS - sum(len(r) for r in self.rows)
@@ -160,6 +168,8 @@ class _Watcher:
             self.rows.append(x[np.unique([0, *picked])][:room].copy())
 
     def range(self) -> TensorRange:
+        if self.waiting:
+            self._multiply()
         assert self.low is not None and self.high is not None and self.products is not None
         return TensorRange(
             name=self.name,
@@ -168,6 +178,6 @@ class _Watcher:
             counts=self.counts,
             limit=self.limit,
             sample=np.concatenate(self.rows),
-            moments=self.products / np.float32(self.multiplied),
+            moments=np.divide(self.products, np.float32(self.multiplied), out=self.products),
             rows=self.multiplied,
         )

@@ -4,6 +4,9 @@ GPTQ (Frantar et al., 2023), with the Linear's own inputs on calibration images:
 after the other, and what rounding one does to the output is taken back by those not rounded yet, as far as the second
 moments of the inputs tell that they can. It costs nothing at run time: the grid, symmetric per output column, is the
 one that lowering would round to anyway.
+
+What a row has to take back is read off one Cholesky factor of the moments, from its end on (LDLQ: Chee et al., QuIP,
+2023, theorem 6); GPTQ's own factor of the inverse says the same for three times the arithmetic.
 """
 
 from __future__ import annotations
@@ -81,21 +84,22 @@ def round_weight(
     # Rows whose input is large first: the others can still give way.
     order = np.argsort(-h.diagonal(), kind="stable")
     rows = kept[order]
-    upper = np.linalg.cholesky(np.linalg.inv(h[np.ix_(order, order)])).T
+    backwards = order[::-1]
+    # The factor from the last row on: h = factor @ factor.T, upper triangular in the order of rounding.
+    factor = np.linalg.cholesky(h[np.ix_(backwards, backwards)])[::-1, ::-1]
     values = weight[rows].astype(np.float64)
     scale = np.maximum(np.abs(values).max(axis=0), 1e-12) / limit
     # The largest weight of a column stays, so that whoever rounds again finds the same grid.
     top = np.abs(values).argmax(axis=0)
     largest = np.sign(values[top, np.arange(values.shape[1])]) * limit
+    errors, found = np.empty_like(values), weight.copy()
     for first in range(0, len(values), BLOCK):
         last = min(first + BLOCK, len(values))
-        errors = np.empty((last - first, values.shape[1]))
+        shares = factor[:last, first:last] / factor.diagonal()[first:last]
+        wanted = values[first:last] - shares[:first].T @ errors[:first]
         for i in range(first, last):
-            steps = np.where(top == i, largest, np.clip(np.rint(values[i] / scale), -limit, limit))
-            errors[i - first] = (values[i] - steps * scale) / upper[i, i]
-            values[i] = steps * scale
-            values[i + 1 : last] -= np.outer(upper[i, i + 1 : last], errors[i - first])
-        values[last:] -= upper[first:last, last:].T @ errors
-    found = weight.copy()
-    found[rows] = values
+            row = wanted[i - first] - shares[first:i, i - first] @ errors[first:i]
+            steps = np.where(top == i, largest, np.clip(np.rint(row / scale), -limit, limit))
+            found[rows[i]] = steps * scale
+            errors[i] = steps * scale - values[i]
     return found

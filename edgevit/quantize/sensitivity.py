@@ -31,7 +31,9 @@ class Drift:
 
 
 def drift(reference: np.ndarray, logits: np.ndarray) -> Drift:
-    """Compare logits `[n, classes]` with the float model's."""
+    """Compare logits `[n, classes]` with the float model's; one logit is that of a class against nothing, 0."""
+    if reference.shape[1] == 1:
+        reference, logits = (np.pad(values, ((0, 0), (0, 1))) for values in (reference, logits))
     log_p, log_q = _log_softmax(reference), _log_softmax(logits)
     norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(logits, axis=1)
     return Drift(

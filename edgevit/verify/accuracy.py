@@ -2,6 +2,8 @@
 
 The float model here is the one that was quantized, and the target's limits are of what quantization costs; what
 compression cost before that is for `edgevit.verify.original` to say.
+Agreement is that of decisions. The largest of one score is always the first, and features are no classes: there two
+models agree where their scores are near, in what these deviate by, and on which other image is nearest.
 
 A limit is broken when even the near end of the interval lies beyond it: few images excuse a build less than many
 would, but never fail it by chance alone.
@@ -12,14 +14,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from edgevit.errors import AccuracyError
 from edgevit.progress import track
+from edgevit.verify.parity import deviation
 
 Z = 1.959964  # 95 %, two-sided
+NEAR = 0.5  # of their deviation: scores that say the same
 Run = Callable[[np.ndarray], np.ndarray]
+Decides = Literal["class", "score", "nearest"]
+AGREES: dict[Decides, str] = {
+    "class": "agrees with float on",
+    "score": "its one score is within half a deviation of float's on",
+    "nearest": "its features find the same image nearest as float's on",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,10 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
-    """What was measured; the top-1 fields are None without labels. `cosine` is of the logits with the float model's."""
+    """What was measured; the top-1 fields are None without labels. `cosine` is of the logits with the float model's.
+
+    `decides` says what agreement is about.
+    """
 
     agreement: Fraction
     cosine_mean: float
@@ -61,10 +75,11 @@ class AccuracyResult:
     drop: Drop | None
     min_agreement: float
     max_top1_drop: float
+    decides: Decides = "class"
 
     @property
     def summary(self) -> str:
-        text = f"agrees with the float model on {self.agreement}"
+        text = f"{AGREES[self.decides]} {self.agreement}"
         if self.top1 and self.float_top1:
             text += f"; top-1 {self.top1}, float {self.float_top1.value:.1%}"
         return text
@@ -72,15 +87,28 @@ class AccuracyResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Named:
-    """The class that a build and the float model name for every image, int64 `[n]`; `cosines` of their logits."""
+    """What a build and the float model decide for every image, int64 `[n]`; `cosines` of their logits.
+
+    Decisions are classes where `decides` says so, otherwise numbers that tell only whether both models agree.
+    """
 
     build: np.ndarray
     floats: np.ndarray
     cosines: np.ndarray
+    decides: Decides = "class"
 
 
-def name_classes(run: Run, reference: Run, images: np.ndarray) -> Named:
+def name_classes(
+    run: Run, reference: Run, images: np.ndarray, *, features: bool = False, least_deviation: float = 0.0
+) -> Named:
     """Run both models, image uint8 `[1, height, width, 3]` to logits `[1, classes]`, on uint8 `[n, height, width, 3]`.
+
+    Args:
+        run: the build.
+        reference: the float model.
+        images: what to run them on.
+        features: the models have no classes; what they give is features of an image.
+        least_deviation: what logits deviate by at least, whatever the images; see `verify.parity.deviation`.
 
     Raises:
         AccuracyError: no images.
@@ -88,12 +116,18 @@ def name_classes(run: Run, reference: Run, images: np.ndarray) -> Named:
     if not len(images):
         raise AccuracyError("accuracy was asked for on 0 images; give at least one")
     predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    cosines = np.zeros(len(images))
+    cosines, kept = np.zeros(len(images)), []
     for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
         got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
         predicted[index], expected[index] = got.argmax(), want.argmax()
         cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
-    return Named(build=predicted, floats=expected, cosines=cosines)
+        if features or want.size == 1:
+            kept.append((got, want))
+    decides: Decides = "nearest" if features else "score" if kept else "class"
+    if kept:
+        both = (np.stack(side) for side in zip(*kept, strict=True))
+        predicted, expected = decisions(*both, decides=decides, least_deviation=least_deviation)
+    return Named(build=predicted, floats=expected, cosines=cosines, decides=decides)
 
 
 def check_accuracy(
@@ -104,6 +138,8 @@ def check_accuracy(
     *,
     min_agreement: float,
     max_top1_drop: float,
+    features: bool = False,
+    least_deviation: float = 0.0,
 ) -> AccuracyResult:
     """Hold a build against the float model that was quantized.
 
@@ -112,13 +148,15 @@ def check_accuracy(
         reference: the float model, the same way.
         images: uint8 `[n, height, width, 3]`.
         labels: class numbers `[n]`, or None.
-        min_agreement: fraction of images on which both must name the same class.
+        min_agreement: fraction of images on which both must decide the same.
         max_top1_drop: fraction of top-1 that may be lost (only with labels).
+        features: the models have no classes; what they give is features of an image.
+        least_deviation: what logits deviate by at least, whatever the images; see `verify.parity.deviation`.
 
     Raises:
-        AccuracyError: no images, labels that do not fit, or a limit broken.
+        AccuracyError: no images, labels that do not fit, labels for a model without classes, or a limit broken.
     """
-    named = name_classes(run, reference, images)
+    named = name_classes(run, reference, images, features=features, least_deviation=least_deviation)
     return judge(named, labels, min_agreement=min_agreement, max_top1_drop=max_top1_drop)
 
 
@@ -127,6 +165,9 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
     count = len(named.build)
     if labels is not None and len(labels) != count:
         raise AccuracyError(f"got {len(labels)} labels for {count} images; every image needs one")
+    if labels is not None and named.decides != "class":
+        what = "features" if named.decides == "nearest" else "one score"
+        raise AccuracyError(f"a model with {what} has no top-1: give no labels")
     right, float_right = (None, None) if labels is None else (named.build == labels, named.floats == labels)
     result = AccuracyResult(
         agreement=fraction(named.build == named.floats),
@@ -137,9 +178,32 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
         drop=None if right is None or float_right is None else paired_drop(float_right, right),
         min_agreement=min_agreement,
         max_top1_drop=max_top1_drop,
+        decides=named.decides,
     )
     _check_limits(result)
     return result
+
+
+def decisions(
+    got: np.ndarray, want: np.ndarray, *, decides: Decides, least_deviation: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a build and the float model make of `[n, classes]` each: numbers `[n]`, to be compared one by one."""
+    if decides == "score":
+        steps = np.abs(got - want)[:, 0] / (NEAR * deviation(want, least_deviation))
+        return steps.astype(np.int64), np.zeros(len(want), np.int64)
+    if decides == "nearest" and len(want) > 1:
+        return _nearest(got), _nearest(want)
+    return got.argmax(axis=1), want.argmax(axis=1)
+
+
+def _nearest(features: np.ndarray) -> np.ndarray:
+    """The other image whose features point most the same way, from the mean of all images on."""
+    centred = features - features.mean(axis=0)
+    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    likeness = directions @ directions.T
+    np.fill_diagonal(likeness, -np.inf)
+    found: np.ndarray = likeness.argmax(axis=1)
+    return found
 
 
 def fraction(hits: np.ndarray) -> Fraction:

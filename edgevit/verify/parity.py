@@ -2,6 +2,10 @@
 
 Gates are compared first: where they differ, two models compute different functions from there on. A gate may differ
 only when its reference logit lies within a stated margin of its limit, and only the first such gate of a run is judged.
+
+Logits are compared in units of their own deviation (`deviation`), which no number of classes and no single image makes
+vanish. Between few logits an angle says nothing: two classes that lie close together point anywhere, one class up or
+down. There the cosine is taken over all images at once, from each class's mean on.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ Reference = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarr
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
 DRAWN = 9
 PROBE = 64.0  # opens every gate and still leaves its logit 17 bits
+MANY_CLASSES = 10  # from here on the logits of one image have a direction
+FLAT = 1e-3  # of the logits' size: a deviation below this is float32's rounding as soon as the weights' is
+LIMIT_ROUNDING = 1e-6  # of a gate's logit, where its weights are 0
 
 
 class Runner(Protocol):
@@ -29,8 +36,9 @@ class Tolerance:
     """How far a build may be from its reference.
 
     Attributes:
-        max_error: largest absolute logit difference, as a fraction of the standard deviation of the reference's logits.
-        min_cosine: smallest cosine between the logits of one image.
+        max_error: largest absolute logit difference, as a fraction of the deviation of the reference's logits.
+        min_cosine: smallest cosine between the logits of one image; with fewer than 10 classes, between the logits of
+            all images, counted from each class's mean.
         gate_margin: a gate whose reference logit is this near to its limit may differ, as a multiple of the length of
             its weights: rounding moves a normalised row by a share of itself, and its logit in proportion to them.
         max_flips: fraction of all runs in which a gate may differ in this way.
@@ -56,8 +64,9 @@ INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3)
 class PathParity:
     """One path over all images. Errors are over the `compared` images, those that took the reference's path.
 
-    `error` is relative to the standard deviation of the reference's logits, `max_abs_error` in logits. `flips` counts
-    images on which a gate differed within the margin; `open` is the mean number of branches that ran in the reference.
+    `error` is relative to `deviation`, that of the reference's logits; it and `max_abs_error` are in logits. `flips`
+    counts images on which a gate differed within the margin; `open` is the mean number of branches that ran in the
+    reference.
     """
 
     path: str
@@ -69,6 +78,7 @@ class PathParity:
     max_abs_error: float
     error: float
     cosine: float
+    deviation: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +102,7 @@ def check_parity(
     *,
     efforts: Mapping[str, float] | None = None,
     lengths: np.ndarray | None = None,
+    least_deviation: float = 0.0,
 ) -> ParityResult:
     """Hold a runner against its reference.
 
@@ -103,6 +114,7 @@ def check_parity(
             quantized graph in float arithmetic.
         efforts: path name to effort; default: see `paths`.
         lengths: of every branch's gate's weights, float `[branches]`; default: 1.
+        least_deviation: what the logits deviate by at least, whatever the images; see `deviation`.
 
     Raises:
         ParityError: names the path, what differed, by how much, and what is allowed.
@@ -110,9 +122,8 @@ def check_parity(
     if not len(images):
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
-    results = tuple(
-        _path(name, effort, reference, runner, images, tolerance, lengths) for name, effort in efforts.items()
-    )
+    allowed = _Allowed(tolerance=tolerance, lengths=lengths, least_deviation=least_deviation)
+    results = tuple(_path(name, effort, reference, runner, images, allowed) for name, effort in efforts.items())
     flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
     if flips > tolerance.max_flips * runs:
         raise ParityError(
@@ -147,40 +158,90 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     return {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, **drawn}
 
 
+def deviation(logits: np.ndarray, least: float = 0.0) -> float:
+    """What differences between logits are measured in: how far the logits of a model lie apart.
+
+    That is their standard deviation over the classes of an image (the least of all images), or over the images (each
+    class from its own mean), or `least`, whichever is largest. The first vanishes for one class, and for two that lie
+    close together; the second for one image and on a path that does not look at the image.
+
+    Args:
+        logits: float `[images, classes]`.
+        least: what no choice of images can take away, known from the weights; 0 = not known.
+    """
+    values = logits.astype(np.float64)
+    over_classes = float(values.std(axis=1).min())
+    over_images = float(np.sqrt(values.var(axis=0, ddof=1).mean())) if len(values) > 1 else 0.0
+    return max(over_classes, over_images, _flat(values, least))
+
+
+def centred_cosine(expected: np.ndarray, got: np.ndarray, mean: np.ndarray, least: float = 0.0) -> float:
+    """Cosine between logits `[images, classes]`, all at once, counted from the classes' mean `[classes]`.
+
+    A build that gives every image the same answer has 0 here, however near that answer is. Each logit has `least`
+    beside it, so that images which the model hardly tells apart are not all there is to it.
+    """
+    a, b = (values.astype(np.float64) - mean for values in (expected, got))
+    beside = a.size * _flat(expected.astype(np.float64), least) ** 2
+    norms = np.sqrt(((a**2).sum() + beside) * ((b**2).sum() + beside))
+    return float(((a * b).sum() + beside) / norms)
+
+
+def _flat(values: np.ndarray, least: float) -> float:
+    return max(least, FLAT * float(np.sqrt((values**2).mean())), 1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Allowed:
+    """What `check_parity` was told about how to judge."""
+
+    tolerance: Tolerance
+    lengths: np.ndarray | None
+    least_deviation: float
+
+    def near(self, margins: np.ndarray) -> np.ndarray:
+        """How near to its limit the logit of each gate may differ."""
+        lengths = np.ones(margins.shape) if self.lengths is None else self.lengths
+        found: np.ndarray = np.maximum(self.tolerance.gate_margin * lengths, LIMIT_ROUNDING)
+        return found
+
+
 def _path(
-    name: str,
-    effort: float,
-    reference: Reference,
-    runner: Runner,
-    images: np.ndarray,
-    tolerance: Tolerance,
-    lengths: np.ndarray | None,
+    name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, allowed: _Allowed
 ) -> PathParity:
-    errors, relative, cosines, opened, flips = [0.0], [0.0], [1.0], [], 0
-    for index, image in enumerate(images):
-        expected, gates, margins = reference(image[None], effort)
-        logits, got = runner.run(image[None], effort)
-        where = f"path {name!r} (effort {effort:g}), image {index}"
-        near = tolerance.gate_margin * (np.ones(margins.shape) if lengths is None else lengths)
-        flipped = _first_flip(gates, got, margins, near, where)
-        opened.append(int(gates.sum()))
-        if flipped:
-            flips += 1
+    told = [reference(image[None], effort) for image in images]
+    logits = np.concatenate([expected for expected, _, _ in told])
+    unit, many = deviation(logits, allowed.least_deviation), logits.shape[1] >= MANY_CLASSES
+    path = f"path {name!r} (effort {effort:g})"
+    errors, cosines = [0.0], [1.0]
+    compared: list[int] = []
+    got: list[np.ndarray] = []
+    for index, (image, (expected, gates, margins)) in enumerate(zip(images, told, strict=True)):
+        found, states = runner.run(image[None], effort)
+        where = f"{path}, image {index}"
+        if _first_flip(gates, states, margins, allowed.near(margins), where):
             continue
-        error, part, cosine = _distance(expected, logits, tolerance, where)
+        error, cosine = _distance(expected, found, unit, many, allowed.tolerance, where)
         errors.append(error)
-        relative.append(part)
         cosines.append(cosine)
+        compared.append(index)
+        got.append(found)
+    if compared and not many:
+        least = allowed.least_deviation
+        together = centred_cosine(logits[compared], np.concatenate(got), logits.mean(axis=0, dtype=np.float64), least)
+        _check_direction(together, max(errors), len(compared), allowed.tolerance, path)
+        cosines.append(together)
     return PathParity(
         path=name,
         effort=effort,
         images=len(images),
-        compared=len(errors) - 1,
-        open=float(np.mean(opened)),
-        flips=flips,
+        compared=len(compared),
+        open=float(np.mean([gates.sum() for _, gates, _ in told])),
+        flips=len(images) - len(compared),
         max_abs_error=max(errors),
-        error=max(relative),
+        error=max(errors) / unit,
         cosine=min(cosines),
+        deviation=unit,
     )
 
 
@@ -200,16 +261,27 @@ def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, near
     return True
 
 
-def _distance(expected: np.ndarray, got: np.ndarray, tolerance: Tolerance, where: str) -> tuple[float, float, float]:
+def _distance(
+    expected: np.ndarray, got: np.ndarray, unit: float, many: bool, tolerance: Tolerance, where: str
+) -> tuple[float, float]:
+    """Largest difference and cosine of one image's logits, within the tolerance; few logits have no cosine."""
     if expected.shape != got.shape or not np.isfinite(got).all():
         raise ParityError(f"{where}: logits {list(got.shape)} are not finite values of shape {list(expected.shape)}")
     a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
     error = float(np.abs(a - b).max())
-    relative = error / max(float(a.std()), 1e-12)
-    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
-    if relative > tolerance.max_error or cosine < tolerance.min_cosine:
+    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12)) if many else 1.0
+    if error > tolerance.max_error * unit or cosine < tolerance.min_cosine:
+        said = f", cosine {cosine:.6f} (at least {tolerance.min_cosine})" if many else ""
         raise ParityError(
-            f"{where}: logits differ by up to {error:.4g}, {relative:.4g} of their deviation (allowed: "
-            f"{tolerance.max_error}), cosine {cosine:.6f} (at least {tolerance.min_cosine})"
+            f"{where}: logits differ by up to {error:.4g}, {error / unit:.4g} of their deviation (allowed: "
+            f"{tolerance.max_error}){said}"
         )
-    return error, relative, cosine
+    return error, cosine
+
+
+def _check_direction(cosine: float, error: float, images: int, tolerance: Tolerance, path: str) -> None:
+    if cosine < tolerance.min_cosine:
+        raise ParityError(
+            f"{path}: over {images} images logits differ by up to {error:.4g}; counted from each class's mean their "
+            f"cosine is {cosine:.6f} (at least {tolerance.min_cosine}): the build does not follow what images change"
+        )

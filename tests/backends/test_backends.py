@@ -13,7 +13,7 @@ import pytest
 from edgevit.backends import ONNX_MODULES, OnnxBackend, backend, onnx_backend, onnxruntime
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import BundleError, ImagesError, OutputError, RuntimeMissingError
-from edgevit.lower.assemble import assemble
+from edgevit.lower.assemble import assemble, detached
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
@@ -255,6 +255,12 @@ def test_int8_weights_move_into_the_body_that_uses_them(int8_model: onnx.ModelPr
     assert {name for name in left if name.endswith("/w_q")} == {"stem/w_q", "head/w_q"}
     body = next(a.g for n in moved.graph.node if n.name == "b00_ffn/y" for a in n.attribute if a.name == "then_branch")
     assert {"b00_ffn.fc1/w_q", "b00_ffn.fc2/w_q"} <= {t.name for t in body.initializer}
+
+
+def test_the_bytes_of_a_model_are_known_without_writing_it() -> None:
+    program = tiny_program(gated=True, dim=64)
+    graph, data = onnxruntime.externalise(assemble(program))
+    assert onnxruntime.written_bytes(*detached(program)) == len(graph) + len(data)
 
 
 def test_a_signal_is_handled_after_models_ended_in_any_order(runtime: OnnxBackend, tmp_path: Path) -> None:

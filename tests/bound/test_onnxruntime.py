@@ -17,7 +17,7 @@ from edgevit.bound.arena import measure_arena, run_capped
 from edgevit.bound.onnxruntime import bound, packed_bytes
 from edgevit.bound.result import Bound, PathMemory, check_bound
 from edgevit.errors import BoundError
-from edgevit.lower.assemble import assemble
+from edgevit.lower.assemble import assemble, detached
 from edgevit.models.program import Program
 from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
 from edgevit.spec import ProgramSpec, StemSpec
@@ -233,3 +233,9 @@ def test_effort_at_zero_is_the_real_path(tmp_path: Path) -> None:
     model = write(program, tmp_path)
     paths = measure_arena(model, tiny_images(program.spec, 1), {"real": 0.0, "half": np.inf})
     assert paths[0].open_branches < paths[1].open_branches == 4
+
+
+def test_weights_beside_the_model_bound_it_alike() -> None:
+    program = tiny_program(gated=True, dim=64)
+    plan = quantized(program.spec)
+    assert bound(*detached(program, plan)) == bound(assemble(program, plan))

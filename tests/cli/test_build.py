@@ -316,3 +316,23 @@ def test_the_bundle_states_licence_and_credit_as_the_user_did(
     assert main([*command, str(tmp_path / "out"), "--license", "CC-BY-4.0", "--credit", "A. Person"]) == 0
     text = (tmp_path / "out" / "licences" / "weights.txt").read_text()
     assert "license: CC-BY-4.0" in text and "credit: A. Person" in text and "not stated" not in text
+
+
+def test_labels_for_a_model_with_one_score_are_refused_before_it_is_built(
+    target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_program(tiny_program(classes=1), tmp_path / "one")
+    command = [
+        "build",
+        str(tmp_path / "one"),
+        "--target",
+        str(target),
+        "--eval",
+        str(photos),
+        "-o",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == errors.ImagesError.exit_code
+    said = capsys.readouterr().err
+    assert "tiny gives one score, so labels say nothing about it; leave --eval away" in said
+    assert "Quantizing" not in said and not (tmp_path / "o").exists()

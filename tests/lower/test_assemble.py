@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,14 @@ import onnxruntime
 import pytest
 import torch
 
-from edgevit.lower.assemble import Gating, assemble, tap_shapes
+from edgevit.backends.reference import reference, reference_with_margins, taps
+from edgevit.lower.assemble import Gating, assemble, detached, tap_shapes
 from edgevit.lower.graph import LARGE_BYTES
 from edgevit.models.macs import rows_out
 from edgevit.models.program import Program
 from edgevit.models.vit import Vit, normalise
 from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
-from tests.tiny import tiny_program
+from tests.tiny import tiny_images, tiny_program
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -140,3 +142,32 @@ def test_a_constant_gate_is_no_gate() -> None:
     model = assemble(gated.with_weights({}, fixed))
     assert "If" not in {n.op_type for n in model.graph.node}
     assert [i.name for i in model.graph.input] == ["image"]
+
+
+@pytest.mark.parametrize("gating", ["if", "open"])
+def test_a_detached_model_is_the_same_without_its_weights(gating: Gating) -> None:
+    program = tiny_program(gated=True, skip=True, dim=64)
+    model, beside = detached(program, gating=gating)
+    assert model.ByteSize() < 30_000 and sum(a.nbytes for a in beside.values()) > 200_000
+    # The Program's own memory, not a copy of it.
+    assert np.shares_memory(beside["b00_ffn.fc1/w"], program.weights["b00_ffn.fc1.weight"])
+    whole, apart = reference(assemble(program, gating=gating)), reference(model, beside)
+    margins = [reference_with_margins(assemble(program, gating=gating)), reference_with_margins(model, beside)]
+    for image in tiny_images(program.spec, 3):
+        expected = whole.run(image[None], 0.2)
+        for a, b in zip(expected, apart.run(image[None], 0.2), strict=True):
+            np.testing.assert_array_equal(a, b)
+        for a, b in zip(*(told(image[None], 0.2) for told in margins), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_detached_model_outlives_who_made_it() -> None:
+    """ONNX Runtime reads the arrays where they are: they must not go before the session does."""
+    program = tiny_program(dim=64)
+    image = tiny_images(program.spec, 1)
+    expected = taps(assemble(program, gating="open", taps=True))(image)
+    run = taps(*detached(program, gating="open", taps=True))
+    del program
+    gc.collect()
+    overwritten = [np.full((64, 192), 9, np.float32) for _ in range(200)]
+    assert overwritten and all((value == expected[name]).all() for name, value in run(image).items())

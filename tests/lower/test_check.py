@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 
 from edgevit.errors import ProgramError
 from edgevit.lower.assemble import assemble
-from edgevit.lower.check import check_model
+from edgevit.lower.check import MAX_BYTES, check_model, check_size
 from tests.lowered import tiny_plan
-from tests.tiny import tiny_program
+from tests.tiny import tiny_program, tiny_spec
 
 PROGRAM = tiny_program(gated=True, skip=True)
 
@@ -76,3 +76,13 @@ def test_all_faults_are_told_at_once() -> None:
     add_custom(model)
     with pytest.raises(ProgramError, match=r"(?s)nested 2 deep.*unknown operators"):
         check_model(model)
+
+
+def test_what_no_file_can_hold_is_refused_from_its_shapes_alone() -> None:
+    """A model of 0.6 thousand million parameters has 2.4 GB in float and fits in int8; four times as many never do."""
+    huge = tiny_spec(dim=1280, heads=16, depth=32, hidden=5120)
+    check_size(huge, int8=True)
+    with pytest.raises(ProgramError, match=rf"has 25\d{{8}} bytes with float weights, at most {MAX_BYTES} fit .* int8"):
+        check_size(huge, int8=False)
+    with pytest.raises(ProgramError, match="bytes with its Linears in int8, .* prune it"):
+        check_size(tiny_spec(dim=2560, heads=16, depth=32, hidden=10240), int8=True)

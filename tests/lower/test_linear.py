@@ -17,8 +17,7 @@ from edgevit.quantspec import LinearPlan, QuantPlan
 def run(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, plan: QuantPlan | None) -> np.ndarray:
     graph = Graph("one")
     y = linear(graph, "b00_ffn.fc2", "x", weight, bias, plan)
-    proto = graph.proto([tensor("x", x.shape)], [tensor(y, (len(x), weight.shape[1]))])
-    built = model(proto, "test")
+    built, _ = model(graph, [tensor("x", x.shape)], [tensor(y, (len(x), weight.shape[1]))], "test")
     onnx.checker.check_model(built, full_check=True)
     options = onnxruntime.SessionOptions()
     # As written: rounded values in float arithmetic, so the test does not depend on this CPU's int8 kernels.

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevit.errors import ImagesError, ProgramError
-from edgevit.quantize.observe import BINS, MAX_SAMPLED_ROWS, Ranges, Run, observe
+from edgevit.quantize.observe import (
+    BINS,
+    GATHERED_ROWS,
+    HISTOGRAM_STRIDE,
+    MAX_SAMPLED_ROWS,
+    Ranges,
+    Run,
+    observe,
+)
 from edgevit.quantspec import linear_names
 from tests.quantize.watched import watched
 from tests.tiny import tiny_images, tiny_program, tiny_spec
@@ -86,6 +94,16 @@ def test_sample_is_bounded_holds_the_first_row_and_repeats() -> None:
     assert (first.sample[:, 0] % 1 == 0.5).sum() >= 100
     np.testing.assert_array_equal(first.sample, second.sample)
     np.testing.assert_array_equal(first.counts, second.counts)
+
+
+@pytest.mark.parametrize("images", [1, 5, 40])
+def test_moments_are_those_of_every_counted_row_however_they_were_gathered(images: int) -> None:
+    rng = np.random.default_rng(images)
+    batches = [rng.standard_normal((50, 6)).astype(np.float32) for _ in range(images)]
+    seen = replay(batches).tensors[0]
+    counted = np.concatenate([batch[i % HISTOGRAM_STRIDE :: HISTOGRAM_STRIDE] for i, batch in enumerate(batches)])
+    assert seen.rows == len(counted) and (images * 12 > GATHERED_ROWS) == (images == 40)
+    np.testing.assert_allclose(seen.moments, counted.T @ counted / len(counted), rtol=1e-4, atol=1e-5)
 
 
 def test_constant_zero_is_no_fault() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgevit.lower.linear import quantize_weight
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantize.round import round_weight, rounder, shrunk
+from edgevit.quantize.round import DAMPING, round_weight, rounder, shrunk
 from edgevit.quantize.sensitivity import drift
 from edgevit.quantspec import QuantPlan
 from tests.quantize.watched import logits, watched, with_outlier
@@ -91,6 +91,28 @@ def test_what_may_be_chance_is_shrunk_and_the_rest_is_left() -> None:
 def test_columns_with_nothing_in_common_are_rounded_to_the_nearest() -> None:
     rounded = round_weight(WEIGHT, np.eye(48, dtype=np.float32), 7)
     np.testing.assert_allclose(rounded, nearest(WEIGHT, 7), rtol=1e-5, atol=1e-7)
+
+
+def test_one_factor_says_what_gptqs_own_two_do() -> None:
+    """GPTQ as published: row by row, with the Cholesky factor of the inverse of the moments."""
+    x = related(500, 48)
+    moments = x.T @ x / len(x)
+    h = moments.astype(np.float64)
+    h[np.diag_indices_from(h)] += DAMPING * h.diagonal().mean()
+    order = np.argsort(-h.diagonal(), kind="stable")
+    upper = np.linalg.cholesky(np.linalg.inv(h[np.ix_(order, order)])).T
+    values = WEIGHT[order].astype(np.float64)
+    scale = np.abs(values).max(axis=0) / 63
+    top = np.abs(values).argmax(axis=0)
+    largest = np.sign(values[top, np.arange(20)]) * 63
+    for i in range(48):
+        steps = np.where(top == i, largest, np.clip(np.rint(values[i] / scale), -63, 63))
+        error = (values[i] - steps * scale) / upper[i, i]
+        values[i] = steps * scale
+        values[i + 1 :] -= np.outer(upper[i, i + 1 :], error)
+    expected = np.empty_like(WEIGHT)
+    expected[order] = values
+    np.testing.assert_array_equal(round_weight(WEIGHT, moments, 7), expected)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

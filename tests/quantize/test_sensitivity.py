@@ -27,6 +27,15 @@ def test_huge_logits_do_not_overflow() -> None:
     assert drift(np.array([[1e4, 0.0]]), np.array([[0.0, 1e4]])).kl == pytest.approx(1e4)
 
 
+def test_one_logit_drifts_as_a_class_against_none() -> None:
+    """Alone its probability is always 1, and no error of it would ever count."""
+    one, moved = np.array([[0.0], [2.0]]), np.array([[1.0], [-1.0]])
+    beside = [np.hstack([values, np.zeros((2, 1))]) for values in (one, moved)]
+    got = drift(one, moved)
+    assert got.kl == pytest.approx(drift(*beside).kl) and got.kl > 0.1
+    assert got.agreement == 0.5
+
+
 def test_the_linear_with_the_outlier_hurts_most_alone() -> None:
     program = with_outlier(tiny_program())
     plan = plan_quantization(program, watched(program), range_method="minmax", max_outliers=0)

@@ -14,8 +14,19 @@ from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import ParityError
 from edgevit.lower.assemble import assemble
 from edgevit.models.program import Program
+from edgevit.proof import LEAST_PART, head_deviation
 from edgevit.serial import to_data
-from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, Tolerance, check_parity, drawn_paths, paths
+from edgevit.verify.parity import (
+    FLOAT,
+    INT8,
+    QUANTIZED,
+    Tolerance,
+    centred_cosine,
+    check_parity,
+    deviation,
+    drawn_paths,
+    paths,
+)
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
@@ -220,3 +231,92 @@ def test_a_wrong_limit_of_a_single_gate_is_caught(tmp_path: Path) -> None:
     wrong = runner(assemble(single(gate.threshold + float(np.abs(margins).max()) + 0.1)), tmp_path / "wrong")
     with pytest.raises(ParityError, match="gate 2 is closed, the reference has it open"):
         check_parity(right, wrong, IMAGES, FLOAT, efforts={"real": 0.0})
+
+
+def small_head(kind: str) -> Program:
+    """One score, two classes that are each other's negative, or two that lie close together on every image."""
+    program = tiny_program(depth=3, classes=1 if kind == "one" else 2)
+    weight = program.weights["head.weight"].copy()
+    if kind == "opposite":
+        weight[:, 1] = -weight[:, 0]
+    elif kind == "close":
+        weight[:, 1] = weight[:, 0] * 1.001
+    bias = np.zeros(weight.shape[1], np.float32)
+    return program.with_weights({"head.weight": weight, "head.bias": bias})
+
+
+SMALL = ("one", "opposite", "close")
+
+
+def least_deviation(program: Program) -> float:
+    return LEAST_PART * head_deviation(program)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("count", [1, 6])
+def test_few_classes_are_measured_in_what_they_deviate_by(kind: str, count: int, tmp_path: Path) -> None:
+    """One class deviates from no other of its image, two close ones hardly: good builds were off by 1e10."""
+    program = small_head(kind)
+    images, least = tiny_images(program.spec, count), least_deviation(program)
+    int8 = assemble(program, tiny_plan(program))
+    built = runner(int8, tmp_path)
+    floats = reference_with_margins(assemble(program))
+    result = check_parity(floats, built, images, INT8, least_deviation=least)
+    assert 0 < result.paths[0].error < 1 and result.paths[0].cosine > 0.95
+    written = reference_with_margins(int8, optimised=False)
+    check_parity(written, built, images, QUANTIZED, least_deviation=least)
+    (tmp_path / "float").mkdir()
+    check_parity(floats, runner(assemble(program), tmp_path / "float"), images, FLOAT, least_deviation=least)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("name", ["b01_ffn.fc1", "b00_mhsa.proj", "head"])
+def test_a_wrong_weight_is_caught_with_few_classes_too(kind: str, name: str, tmp_path: Path) -> None:
+    program = small_head(kind)
+    weight = program.weights[f"{name}.weight"]
+    other = np.random.default_rng(9).permutation(weight.ravel()).reshape(weight.shape)
+    wrong = program.with_weights({f"{name}.weight": other})
+    floats = reference_with_margins(assemble(program))
+    built = runner(assemble(wrong, tiny_plan(wrong)), tmp_path)
+    with pytest.raises(ParityError, match=r"(logits differ by up to|cosine is)"):
+        check_parity(floats, built, IMAGES, INT8, least_deviation=least_deviation(program))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_same_answer_for_every_image_is_caught(kind: str) -> None:
+    """It is never further away than the images are from each other, but does not follow them."""
+    program = small_head(kind)
+    floats = reference_with_margins(assemble(program))
+    mean = np.mean([floats(image[None], 0.0)[0] for image in IMAGES], axis=0)
+    with pytest.raises(ParityError, match="does not follow what images change"):
+        check_parity(floats, Fake(mean, [1] * 6), IMAGES, INT8, least_deviation=least_deviation(program))
+
+
+def test_many_classes_are_measured_as_before_and_images_of_a_kind_take_nothing_away() -> None:
+    many = np.random.default_rng(0).standard_normal((8, 1000)) * 2 + np.random.default_rng(1).standard_normal(1000) * 3
+    assert deviation(many, 0.5) == many.std(axis=1).min()
+    one = np.array([[3.0], [5.0], [4.0]])
+    assert deviation(one) == 1.0
+    assert deviation(one[:1], 0.25) == deviation(np.repeat(one[:1], 8, axis=0), 0.25) == 0.25
+    assert deviation(one[:1]) > 0
+
+
+def test_the_centred_cosine_sees_direction_and_leaves_room_for_rounding() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((8, 2)) + 10
+    mean = a.mean(axis=0)
+    assert centred_cosine(a, a, mean) == pytest.approx(1)
+    assert centred_cosine(a, np.tile(mean, (8, 1)), mean) < 0.02
+    assert centred_cosine(a, 2 * mean - a, mean) < -0.9
+    near = mean + 1e-3 * rng.standard_normal((8, 2))
+    assert centred_cosine(near, near + 1e-3 * rng.standard_normal((8, 2)), mean, 0.1) > 0.999
+
+
+def test_a_constant_gate_at_its_limit_may_differ_by_rounding() -> None:
+    """Weights of 0 have no length, and its logit still has float32's last bit."""
+
+    def constant(image: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return LOGITS, np.array([1], np.uint8), np.array([1e-7], np.float32)
+
+    options: dict[str, Any] = {"efforts": {"real": 0.0}, "lengths": np.zeros(1)}
+    assert check_parity(constant, Fake(LOGITS, [0]), IMAGES[:1], TOLERANCE, **options).paths[0].flips == 1
