@@ -1,4 +1,4 @@
-# make demo   set up, build the shipped model for x86-64-onnxruntime, profile it, name the bundle and the report page
+# make demo   set up, build the shipped model for this machine (or DEMO_TARGET), profile it, name the bundle and the page
 # make test   set up, lint, types, tests
 # make lint   set up, lint and types only
 # make lock   choose the newest versions that pyproject.toml allows, and write them with their hashes (needs uv)
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 LOCKS := .ci/locks
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := out/demo
+DEMO_TARGET ?= host
 # What runs edgevit, and beside it what trains and tests it: installed again only when their locks change.
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
@@ -15,7 +16,7 @@ TEST := $(VENV)/.test
 .PHONY: demo test lint lock clean
 
 demo: $(RUN)
-	$(BIN)/edgevit build --target x86-64-onnxruntime -o $(DEMO) --force
+	$(BIN)/edgevit build --target $(DEMO_TARGET) -o $(DEMO) --force
 	$(BIN)/edgevit profile $(DEMO) --images calibration/shipped.toml -o $(DEMO).measurement.json --force
 	$(BIN)/edgevit report $(DEMO) $(DEMO).measurement.json --html $(DEMO).html --force
 	@echo
