@@ -1,15 +1,20 @@
 # make demo   set up, build the shipped model for x86-64-onnxruntime, profile it, name the bundle and the report page
 # make test   set up, lint, types, tests
 # make lint   set up, lint and types only
+# make lock   choose the newest versions that pyproject.toml allows, and write them with their hashes (needs uv)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+LOCKS := .ci/locks
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := out/demo
+# What runs edgevit, and beside it what trains and tests it: installed again only when their locks change.
+RUN := $(VENV)/.run
+TEST := $(VENV)/.test
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint lock clean
 
-demo: $(STAMP)
+demo: $(RUN)
 	$(BIN)/edgevit build --target x86-64-onnxruntime -o $(DEMO) --force
 	$(BIN)/edgevit profile $(DEMO) --images calibration/shipped.toml -o $(DEMO).measurement.json --force
 	$(BIN)/edgevit report $(DEMO) $(DEMO).measurement.json --html $(DEMO).html --force
@@ -20,18 +25,29 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: $(STAMP)
+lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Installed again only when the project's requirements change.
-$(STAMP): pyproject.toml
+$(RUN): $(LOCKS)/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgevit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	$(PIP) --no-deps --require-hashes -r $(LOCKS)/run.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+
+# torch comes in a build per kind of machine, so it is pinned by its version; what it needs is in the lock.
+$(TEST): $(RUN) $(LOCKS)/test.txt
+	$(PIP) --no-deps --require-hashes -r $(LOCKS)/test.txt
+	$(PIP) torch==2.13.0
+	@touch $@
+
+UV := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--override $(LOCKS)/overrides.in --upgrade
+lock:
+	$(UV) pyproject.toml $(LOCKS)/build.in --extra tvm -o $(LOCKS)/run.txt
+	$(UV) pyproject.toml $(LOCKS)/build.in $(LOCKS)/torch.in --extra all -c $(LOCKS)/run.txt -o $(LOCKS)/test.txt
 
 clean:
 	rm -rf $(VENV) out

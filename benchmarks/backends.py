@@ -207,7 +207,7 @@ Measured = tuple[int, int | None, int | None]
 
 
 def _onnxruntime(case: Case, candidate: Candidate, image: np.ndarray) -> Measured:
-    settings = ort.settings(weight_bits=candidate.target.weight_bits)
+    settings = ort.entries(candidate.target.weight_bits)
     peaks = arena.measure_arena(candidate.model, image, settings=settings)
     return ort_bound.bound(candidate.model).arena_bytes, max(path.peak_bytes for path in peaks), None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevit.data.images import ImageSet
+from edgevit.models.original import weights_digest
 from edgevit.models.program import Program
-from edgevit.pipeline import Built, build, weights_digest
+from edgevit.pipeline import Built, build
 from edgevit.recipe import Recipe
 from edgevit.targets import Target
 

@@ -98,11 +98,14 @@ def ort_dynamic(exported: Path, path: Path, *, reduce_range: bool) -> None:
         )
 
 
-def nncf_static(exported: Path, path: Path, images: np.ndarray, *, half_range: bool) -> None:
+def nncf_static(
+    exported: Path, path: Path, images: np.ndarray, *, half_range: bool = False, preset: str = "MIXED"
+) -> None:
     """NNCF's post-training quantization for transformers, SmoothQuant on, of the model as OpenVINO reads it.
 
-    `half_range` is its `overflow_fix`: 7-bit weights, for CPUs whose int8 kernels saturate. By default they keep
-    8 bits but in the first layer.
+    Preset PERFORMANCE has symmetric activations, MIXED asymmetric ones where they pay. `half_range` is its
+    `overflow_fix`: 7-bit weights, for CPUs whose int8 kernels saturate. By default they keep 8 bits but in the first
+    layer.
     """
     import openvino
 
@@ -114,7 +117,7 @@ def nncf_static(exported: Path, path: Path, images: np.ndarray, *, half_range: b
         quantized = nncf.quantize(
             openvino.Core().read_model(exported),
             nncf.Dataset(list(images), lambda image: image[None]),
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=nncf.QuantizationPreset[preset],
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
             advanced_parameters=halved if half_range else None,

@@ -5,7 +5,8 @@
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
 imagenet-val-1000.tar (evaluation). The peers' models and all predictions are kept in --work and used again; edgevit's
-builds are made anew each time. peers.json is written after every candidate; peers.md is made of it.
+builds are made anew each time. The .json is written after every candidate; the .md is made of it. Both are called
+peers, on a CPU with VNNI peers-vnni: figures of one class of CPUs say nothing of the other.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import click
 import numpy as np
 
 from benchmarks import peer_builds
-from benchmarks.peer_report import FLOAT, Accuracy, Report, Row, table
+from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
-from edgevit.backends import onnx_backend
+from edgevit.backends import Source, backend, onnx_backend
 from edgevit.data.images import ImageSet, load_images
 from edgevit.lower.assemble import assemble
 from edgevit.measure.host import cpu_flags, environment, snapshot
@@ -35,11 +36,12 @@ from edgevit.pipeline import quantize
 from edgevit.progress import track
 from edgevit.quantspec import QuantPlan
 from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, list_targets, load_target
+from edgevit.targets import Target, list_targets, load_target, missing_flags
 from edgevit.verify.accuracy import fraction, paired_drop
 
 MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
+TVM = "TVM"  # no peer builds with it: beside those of every runtime
 Logits = Callable[[np.ndarray], np.ndarray]
 Predicted = tuple[np.ndarray, np.ndarray | None]
 
@@ -85,7 +87,8 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "static7.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=True),
         "dynamic.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=False),
         "dynamic7.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=True),
-        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=False),
+        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed),
+        "nncf-performance.xml": lambda path: peer_builds.nncf_static(exported, path, fed, preset="PERFORMANCE"),
         "nncf7.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=True),
     }
     for file, make in track(builds.items(), "Building the peers' models"):
@@ -104,6 +107,7 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "NNCF, f32 hint": ("nncf.xml", "f32"),
         "NNCF, overflow_fix, f32 hint": ("nncf7.xml", "f32"),
         "NNCF, bf16 hint": ("nncf.xml", "bf16"),
+        "NNCF, PERFORMANCE, bf16 hint": ("nncf-performance.xml", "bf16"),
     }
     return [_ort_peer(label, folder / file) for label, file in ort.items()] + [
         _openvino_peer(label, folder / file, precision) for label, (file, precision) in openvino.items()
@@ -143,7 +147,10 @@ def own_candidates(case: Case) -> list[Candidate]:
         folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
     for target in (load_target(name) for name in list_targets()):
-        if target.arch != "x86_64" or target.backend not in RUNTIMES.values():
+        if target.arch != "x86_64":
+            continue
+        if target.backend not in RUNTIMES.values():
+            found += [] if missing_flags(target, cpu_flags()) else [_machine_code(case, target)]
             continue
         short = next(s for s, name in RUNTIMES.items() if name == target.backend)
         program, plan = quantize(case.program, target, case.calibration)
@@ -159,6 +166,31 @@ def _compiled(case: Case, name: str, runtime: str, program: Program, plan: Quant
         assemble(program, plan, gating="open"), folder, formats=onnx_backend(runtime).FORMATS[:1]
     )
     return folder
+
+
+def _machine_code(case: Case, target: Target) -> Candidate:
+    """A dense build by TVM, which only a CPU with all that the target asks for runs."""
+    folder = case.folder / f"edgevit-{target.name}"
+    folder.mkdir(exist_ok=True)
+    program, plan = quantize(case.program, target, case.calibration)
+    runtime = backend(target.backend)
+    source = Source(program=program, plan=plan, model=assemble(program, plan, gating="open"), target=target)
+    runtime.build(source, folder)
+
+    def load(threads: int) -> Logits:
+        runner = runtime.load(folder, threads=min(threads, target.threads))
+        return lambda image: runner.run(image)[0]
+
+    return Candidate(
+        name=f"edgevit {target.name}",
+        runtime=TVM,
+        own=True,
+        int8=target.int8,
+        files=(folder / "model.so", folder / "model.weights"),
+        load=load,
+        arithmetic=target.name,
+        plan=plan,
+    )
 
 
 def _own(label: str, short: str, folder: Path, target: Target | None = None) -> Candidate:
@@ -182,7 +214,7 @@ def _own(label: str, short: str, folder: Path, target: Target | None = None) -> 
 
 
 def _emulation(path: Path) -> Callable[[int], Logits] | None:
-    if {"avx512_vnni", "avx_vnni"} & cpu_flags():
+    if VNNI & cpu_flags():
         return None
     return lambda threads: peer_builds.openvino_runner(path, threads, "f32", emulated=True)
 
@@ -221,7 +253,7 @@ def predict(case: Case, candidate: Candidate, threads: int, *, exact: bool = Fal
 
 
 def backend_versions() -> str:
-    return ", ".join(f"{k} {v}" for name in RUNTIMES.values() for k, v in onnx_backend(name).versions().items())
+    return ", ".join(f"{k} {v}" for name in (*RUNTIMES.values(), "tvm") for k, v in backend(name).versions().items())
 
 
 def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:
@@ -241,9 +273,10 @@ def measure(
 ) -> tuple[Row, ...]:
     """One row per candidate; its accuracy if it was evaluated."""
     rows = []
+    peers = [c for c in candidates if c.int8 and not c.own]
     fastest = {
-        short: min((c.name for c in candidates if c.runtime == short and c.int8 and not c.own), key=_median(times))
-        for short in RUNTIMES
+        short: min((c.name for c in peers if short in (c.runtime, TVM)), key=_median(times))
+        for short in (*RUNTIMES, TVM)
     }
     for c in candidates:
         reference = predicted[FLOAT][0] if predicted else None
@@ -319,6 +352,7 @@ def main(
     data = data_folder()
     before = snapshot()
     out.mkdir(parents=True, exist_ok=True)
+    name = "peers-vnni" if VNNI & cpu_flags() else "peers"
     done: tuple[Row, ...] = ()
     for key in models:
         case = _case(key, data, work, images, calibration)
@@ -344,10 +378,10 @@ def main(
                 calibration=calibration,
                 rows=done + rows,
             )
-            write_atomic(out / "peers.json", dumps(report))
-            write_atomic(out / "peers.md", table(report))
+            write_atomic(out / f"{name}.json", dumps(report))
+            write_atomic(out / f"{name}.md", table(report))
         done += rows
-    click.echo(f"wrote {out / 'peers.md'} and {out / 'peers.json'}")
+    click.echo(f"wrote {out / name}.md and .json")
 
 
 def data_folder() -> Path:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edgevit  # noqa: F401  # isort: skip  # first: it keeps the runtimes from reporting their use
 import numpy as np
 import onnx
 import onnxruntime

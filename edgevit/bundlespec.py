@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgevit.spec import BranchKind, ImageSpec
+from edgevit.spec import BranchKind, ImageSpec, OriginalSpec
 
 MANIFEST_SCHEMA = 1
 
@@ -17,18 +17,28 @@ MANIFEST_SCHEMA = 1
 EFFORT_ALL_OPEN = 1e30
 EFFORT_ALL_SKIPPED = -1e30
 
+PIXELS = (
+    "the first frame, as 8-bit RGB without alpha; palettes and CMYK as Pillow converts them; grey of 9 to 16 bits "
+    "scaled to 8, float and 32-bit values refused; the EXIF orientation as preprocessing.orientation says (a TIFF's "
+    "own is always applied)"
+)
+
 PathName = Literal["all_open", "all_skipped", "real"]
 ClaimName = Literal["parity", "skip", "coverage", "bound", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
-    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only."""
+    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only.
+
+    `pixels` says what of a picture's file is taken before that.
+    """
 
     name: str = "image"
     dtype: str = "uint8"
     shape: tuple[int, int, int, int]
     preprocessing: ImageSpec
+    pixels: str = PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +54,13 @@ class EffortContract:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputContract:
-    """One output of the model."""
+    """One output of the model; `kind` says whether the numbers score classes, or are the features themselves."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     meaning: str
+    kind: Literal["scores", "features", "gates"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +141,11 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyRow:
-    """One measured fraction: top-1 or top-5 on labelled images, or agreement with the float model on any.
+    """One measured fraction: top-1 or top-5 on labelled images, or agreement with another model on any.
 
-    `model` says of what ('float', 'compressed', 'bundle'), `low`..`high` is the 95 % interval, `images` is n.
+    `model` says of what: 'original' in float, 'compressed' (the Program in float; absent where nothing was compressed)
+    or 'bundle'; edgevit 0.1 wrote 'float' for the original. An agreement is with the model `against`: the original, or
+    the float model that was quantized. `low`..`high` is the 95 % interval, `images` is n.
     """
 
     model: str
@@ -142,6 +155,7 @@ class AccuracyRow:
     high: float
     images: int
     path: PathName = "real"
+    against: Literal["original", "float"] = "float"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +184,11 @@ class Manifest:
 
     `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
     digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
-    credit. `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the one
-    that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is the
-    largest absolute logit difference that `edgevit verify` accepts.
+    credit, `original` the model that was compressed (None: the bundle's is its own original, or an older edgevit did
+    not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the
+    one that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is
+    the largest absolute logit difference that `edgevit verify` accepts. `sha256` is of `manifest.json` without it, and
+    tells damage only ('': written before there was one).
     """
 
     schema: int = MANIFEST_SCHEMA
@@ -197,7 +213,9 @@ class Manifest:
     golden: tuple[GoldenCase, ...] = ()
     golden_tolerance: float
     labels: str | None = None
+    original: OriginalSpec | None = None
     files: tuple[BundleFile, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 from edgevit import __version__
 from edgevit.backends.tvm.process import INSTALL_EMULATOR, emulator_path
 from edgevit.backends.tvm.runtime import llvm_architectures
-from edgevit.backends.tvm.toolchain import linker
+from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.device import estimate, userland
-from edgevit.errors import DeviceError, RuntimeMissingError
+from edgevit.errors import DeviceError, RuntimeMissingError, TargetError
 from edgevit.measure.host import cpu_flags
 from edgevit.targets import Target, list_targets, load_target, missing_flags
 
@@ -39,6 +39,14 @@ INSTALL = {
     **dict.fromkeys(("apache-tvm", "apache-tvm-ffi"), "pip install 'edgevit[tvm]'"),
     "openvino": "pip install 'edgevit[openvino]'",
 }
+# From the fastest to the slowest wherever a CPU has what they need. Measured side by side in reports/reference/peers.md
+# (x86-64); for ARM by executed instructions in reports/reference/arm.md. Targets for a board's own CPU come last.
+FASTEST = (
+    *("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm", "x86-64-openvino", "x86-64-v4-tvm", "x86-64-onnxruntime"),
+    *("x86-64-v3-tvm", "x86-64-avx2-onnxruntime"),
+    *("armv8.6-i8mm-tvm", "cortex-a76-tvm", "armv8.6-i8mm-onnxruntime", "rpi5-onnxruntime"),
+    *("cortex-a72-tvm", "cortex-a53-tvm", "rpi4-onnxruntime"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +102,34 @@ def diagnose() -> Health:
         emulation=_emulation(),
         targets=tuple(_target(load_target(name), set(flags), versions) for name in list_targets()),
         compress=all(versions[name] for name in ("torch", "timm")),
+    )
+
+
+def host_target(machine: str | None = None) -> tuple[Target, str]:
+    """Return the fastest target that this machine can build and run as a device would, and why it is that one.
+
+    Raises:
+        TargetError: there is none; says of every target for this architecture what is missing.
+    """
+    arch, flags = machine or platform.machine(), set(cpu_flags())
+    versions = {name: _version(name) for names in RUNTIME_PACKAGES.values() for name in names}
+    passed: list[str] = []
+    for name in FASTEST:
+        target = load_target(name)
+        if arch not in MACHINES[target.arch]:
+            continue
+        remarks = _target(target, flags, versions).remarks
+        if not remarks:
+            rest = f"; faster, but not here: {'; '.join(passed)}" if passed else ""
+            return (
+                target,
+                f"{target.name}: the fastest that this machine can build and run ({target.description}){rest}",
+            )
+        passed.append(f"{name} ({remarks[0]})")
+    possible = "".join(f"\n  - {line}" for line in passed) or f" there are none for the architecture {arch}"
+    raise TargetError(
+        f"no target can be both built and run on this machine:{possible}\nInstall what is missing, or name a target: "
+        "`edgevit targets` lists all"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgevit import __version__, emulatednative
+from edgevit.atomic import scratch
 from edgevit.bundle.read import open_bundle
 from edgevit.bundlespec import BranchFacts, Manifest
 from edgevit.device import emulator, userland
@@ -73,10 +73,10 @@ def profile(
     if threads not in (None, 1):
         raise DeviceError(f"an emulated device runs one thread, got --threads {threads}")
     place = userland.installed()
-    with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+    with open_bundle(path) as bundle, scratch() as folder:
         warnings = _fit(bundle.manifest, cpu, place)
         pixels, used = prepare_images(bundle, images, min(runs, MOST_IMAGES))
-        here = Place(userland=place, cpu=cpu, folder=Path(folder), timeout_s=timeout_s)
+        here = Place(userland=place, cpu=cpu, folder=folder, timeout_s=timeout_s)
         copy_program(here.folder / "program")
         asked = _runs(bundle.manifest, len(pixels))
         shapes = {_shape(bundle.manifest, branch) for branch in bundle.manifest.branches if branch.gated}

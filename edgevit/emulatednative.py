@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.atomic import scratch
 from edgevit.backends.tvm.process import ProcessRunner
 from edgevit.backends.tvm.runner import MANIFEST, read_manifest
 from edgevit.bundle.read import GoldenResult, rerun_golden
@@ -108,8 +107,7 @@ def arena_peak(bundle: Bundle, heap: HeapPeaks | None) -> int | None:
 
 def machine(cpu: Cpu, manifest: Manifest) -> Environment:
     """The processor as its guest sees it."""
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        root = Path(folder)
+    with scratch() as root:
         (root / "proc").mkdir()
         (root / "proc/cpuinfo").write_text(emulator.cpuinfo(cpu), encoding="ascii")
         now = snapshot(root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from edgevit.bundlespec import (
     Sizes,
 )
 from edgevit.models.macs import macs_by_branch, total_macs
+from edgevit.models.original import uncompressed, without_answers
 from edgevit.models.program import expected_shapes
 from edgevit.proof import Case, Evidence
 from edgevit.recipe import Recipe
-from edgevit.spec import BranchSpec, ProgramSpec
+from edgevit.spec import ProgramSpec
 
 GOLDEN_CANDIDATES = 32
 GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
@@ -56,12 +57,23 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         recipe=serial.to_data(facts.recipe),
         tools={"edgevit": __version__, **facts.versions},
         origin=dict(spec.origin),
+        original=without_answers(spec.original),
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
         effort=EffortContract() if spec.gated else None,
         outputs=(
-            OutputContract(name="logits", dtype="float32", shape=(1, spec.head.classes), meaning="one score per class"),
             OutputContract(
-                name="gates", dtype="uint8", shape=(len(spec.branches),), meaning="one per branch, 1 = the branch ran"
+                name="logits",
+                dtype="float32",
+                shape=(1, spec.head.classes),
+                meaning="one score per class" if spec.head.linear else "features: the model ends without a classifier",
+                kind="scores" if spec.head.linear else "features",
+            ),
+            OutputContract(
+                name="gates",
+                dtype="uint8",
+                shape=(len(spec.branches),),
+                meaning="one per branch, 1 = the branch ran",
+                kind="gates",
             ),
         ),
         model=next(iter(models.values())),
@@ -91,7 +103,7 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
     spec, evidence = facts.case.program.spec, facts.evidence
     linears = facts.case.plan.linears if facts.case.plan else ()
     rows = []
-    counts = zip(macs_by_branch(spec), macs_by_branch(_dense_spec(spec)), strict=True)
+    counts = zip(macs_by_branch(spec), macs_by_branch(uncompressed(spec)), strict=True)
     for index, (branch, (macs, dense_macs)) in enumerate(zip(spec.branches, counts, strict=True)):
         planned = [p for p in linears if p.name.startswith(f"{branch.name}.")]
         rows.append(
@@ -113,10 +125,6 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
     return rows
 
 
-def _whole(branch: BranchSpec) -> BranchSpec:
-    return replace(branch, kept=tuple(range(branch.units_total)))
-
-
 def _macs(facts: Facts) -> Macs:
     spec = facts.case.program.spec
     branches = np.array(macs_by_branch(spec))
@@ -125,7 +133,7 @@ def _macs(facts: Facts) -> Macs:
     skipped = everything - int(branches[gated].sum())
     expected = skipped + float((branches * facts.evidence.open_rates)[gated].sum())
     return Macs(
-        dense=total_macs(_dense_spec(spec)),
+        dense=total_macs(uncompressed(spec)),
         all_open=everything,
         all_skipped=skipped,
         expected=expected,
@@ -139,18 +147,13 @@ def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -
     loaded = [path for name, path in files.items() if name == first or name in beside]
     spec = facts.case.program.spec
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
-    dense = sum(int(np.prod(shape)) for shape in expected_shapes(_dense_spec(spec)).values())
+    dense = sum(int(np.prod(shape)) for shape in expected_shapes(uncompressed(spec)).values())
     return Sizes(
         model_bytes=sum(path.stat().st_size for path in loaded),
         float_bytes=4 * dense,
         parameters=parameters,
         dense_parameters=dense,
     )
-
-
-def _dense_spec(spec: ProgramSpec) -> ProgramSpec:
-    branches = tuple(replace(_whole(b), gate=None, skip=False) for b in spec.branches)
-    return replace(spec, branches=branches)
 
 
 def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, chooser: Runner) -> list[GoldenRun]:

@@ -6,12 +6,19 @@ its `manifest.json`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edgevit.bundlespec import PathName
 
 MEASUREMENT_SCHEMA = 1
+# Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
+ISA = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
+)
+SAME_ARCH = {"arm64": "aarch64", "AMD64": "x86_64"}  # as other systems call them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +26,8 @@ class Environment:
     """The machine of a measurement. None: the system does not tell.
 
     `cpu_part` is an ARM core's part number, `cpus` those that the process was held to (None: all), `throttling` the
-    signs seen before or after that the clock was held down, `emulated_by` the emulator that played this machine.
+    signs seen before or after that the clock was held down, `emulated_by` the emulator that played this machine,
+    `others_cpus` how many CPUs' worth of work other programs did while the runs were timed.
     """
 
     cpu: str
@@ -44,6 +52,7 @@ class Environment:
     cpus: tuple[int, ...] | None = None
     throttling: tuple[str, ...] | None = None
     emulated_by: str | None = None
+    others_cpus: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +240,7 @@ class Measurement:
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
     what spoils the figures, `golden` how the bundle's golden inputs came out there. An emulated machine has no times:
     they are None and `paths` is empty; what edgevit's own emulated device tells instead is in `emulation`.
+    `not_the_device` says so where this machine is another than the bundle was built for (see the function below).
     """
 
     schema: int = MEASUREMENT_SCHEMA
@@ -252,3 +262,19 @@ class Measurement:
     warnings: tuple[str, ...] = ()
     golden: tuple[GoldenParity, ...] = ()
     emulation: Emulation | None = None
+    not_the_device: str = ""
+
+
+def not_the_device(target: Mapping[str, Any], machine: Environment) -> str:
+    """What to say first where times of `machine` are not those of a bundle's target; nothing where they may be.
+
+    Another architecture, or a CPU without instructions that the target counts on, as far as a measurement names them.
+    """
+    arch = SAME_ARCH.get(machine.arch, machine.arch)
+    needs = [set(need.split("|")) for need in target.get("requires_flags", ())]
+    lacking = ["|".join(sorted(need)) for need in needs if need <= set(ISA) and not need & set(machine.isa)]
+    if arch == target.get("arch", arch) and (not lacking or not machine.isa):
+        return ""
+    without = f", without {', '.join(lacking)}" if arch == target.get("arch", arch) else ""
+    meant = target.get("description") or target.get("name")
+    return f"measured on {machine.cpu} ({machine.arch}{without}), which is not the device this was built for: {meant}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from edgevit.atomic import scratch
 from edgevit.backends.tvm.runner import LIBRARY
 from edgevit.backends.tvm.toolchain import MACHINES
 from edgevit.bundlespec import Bundle
@@ -53,8 +53,8 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
             f"{address} has glibc {here[0]}.{here[1]}, the bundle's runner needs {version} or newer; update the "
             "board's system, or build the bundle where the compiler's C library is as old"
         )
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        root = _root(told, "", Path(folder))
+    with scratch() as folder:
+        root = _root(told, "", folder)
         lacking = missing_flags(target, cpu_flags(root)) if cpu_flags(root) else ()
     if lacking:
         raise DeviceError(
@@ -101,8 +101,8 @@ def environment_of(
         emulated: whether the runner itself found an emulator.
     """
     manifest, target = bundle.manifest, target_of(bundle.manifest)
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        still, *moments = (Path(folder) / name for name in ("still", "before", "after"))
+    with scratch() as folder:
+        still, *moments = (folder / name for name in ("still", "before", "after"))
         _root(told, "", still)
         for root in moments:
             # Types of cooling devices and the like do not change, and are told once.
@@ -133,8 +133,8 @@ def environment_of(
 
 def emulator_of(told: Told) -> str | None:
     """Name of the emulator that plays the board, None on real hardware."""
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        return emulator(_root(told, "", Path(folder)))
+    with scratch() as folder:
+        return emulator(_root(told, "", folder))
 
 
 def _root(told: Told, prefix: str, folder: Path) -> Path:

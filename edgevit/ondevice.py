@@ -31,7 +31,10 @@ DEFAULT_RUNS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """A bundle whose hashes and golden outputs held here; `missing_flags` are CPU flags its target counts on."""
+    """A bundle whose hashes held, and its golden outputs here (none: they were not run).
+
+    `missing_flags` are CPU flags its target counts on.
+    """
 
     manifest: Manifest
     sha256: str
@@ -39,8 +42,27 @@ class Verified:
     missing_flags: tuple[str, ...]
 
 
+def inspect(path: Path) -> Verified:
+    """Check a bundle as data, without its runtime and without running anything of it.
+
+    Its manifest, every file's size and hash, that nothing else is there, and that its golden arrays are what they
+    should be. What it computes is not asked.
+
+    Raises:
+        BundleError: not a bundle, or damaged.
+    """
+    with open_bundle(path) as bundle:
+        for case in bundle.manifest.golden:
+            load_golden(bundle, case)
+        return Verified(
+            manifest=bundle.manifest, sha256=bundle.sha256, golden=(), missing_flags=lacking(bundle.manifest)
+        )
+
+
 def verify(path: Path, *, threads: int | None = None) -> Verified:
     """Check every file of a bundle against its manifest and run its golden inputs again.
+
+    This runs what the bundle holds: machine code, where its runtime is TVM.
 
     Raises:
         BundleError: not a bundle, or damaged.

@@ -6,26 +6,29 @@ build     Program -> ranges -> quantization plan -> lower -> compile -> verify -
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from edgevit import __version__
+from edgevit.atomic import scratch
 from edgevit.backends import Runner, Source, backend
 from edgevit.backends.reference import reference, taps
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.bundlespec import Manifest
 from edgevit.data.images import ImageSet
+from edgevit.errors import ProgramError, TargetError
 from edgevit.facts import Facts, describe, golden_runs
 from edgevit.lower.assemble import assemble, detached
 from edgevit.lower.check import check_model, check_size
+from edgevit.models.macs import total_macs
+from edgevit.models.original import evaluate, kept_answers, original_of, told, with_original
 from edgevit.models.program import Program
 from edgevit.progress import track
-from edgevit.proof import Case, prove
+from edgevit.proof import Case, Place, prove
 from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import rounder
@@ -54,7 +57,15 @@ class Built:
     manifest: Manifest
 
 
-def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: float = 1.0, seed: int = 0) -> Program:
+def compress(
+    dense: Program,
+    images: np.ndarray,
+    *,
+    prune: float = 0.0,
+    gate: float = 1.0,
+    seed: int = 0,
+    say: Say = lambda _: None,
+) -> Program:
     """Prune and gate a Program without labels. Needs torch.
 
     Args:
@@ -63,19 +74,24 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
         prune: fraction of the MACs to remove.
         gate: expected MACs with gates as a fraction of the pruned model's; 1 attaches none.
         seed: of gate training.
+        say: told where few units leave a budget far from met.
 
     Raises:
-        BudgetError: a budget that cannot be met.
+        BudgetError: a budget that cannot be met, or is missed from above or below.
         RuntimeMissingError: torch is not installed.
     """
     if prune == 0.0 and gate == 1.0:
         return dense
+    on = f"without labels, on {len(images)} images (edgevit {__version__})"
+    steps = [f"pruned by {prune:.0%} of its MACs {on}"] if prune > 0.0 else []
+    steps += [f"gated to {gate:.0%} of the MACs left {on}"] if gate < 1.0 else []
+    original = original_of(dense, *steps)
     from edgevit.torchside import require_torch
 
     require_torch("pruning and gating")
     from edgevit.gate.train import train_gates
     from edgevit.prune.observe import collect
-    from edgevit.prune.plan import plan_prune
+    from edgevit.prune.plan import check_reached, plan_prune, planned_spec
     from edgevit.prune.refit import refit
     from edgevit.prune.score import score
     from edgevit.prune.shrink import shrink
@@ -85,10 +101,65 @@ def compress(dense: Program, images: np.ndarray, *, prune: float = 0.0, gate: fl
         statistics = collect(dense, images)
         scores = score(dense, images[:SCORED_IMAGES], statistics)
         plan = plan_prune(scores, dense.spec, prune)
+        note = check_reached(dense.spec, planned_spec(dense.spec, plan), plan.budget_macs, total_macs(dense.spec))
+        if note:
+            say(f"warning: {note}")
         program = refit(shrink(dense, plan, statistics), dense, images)
     if gate < 1.0:
-        program = train_gates(program, images, gate, teacher=dense, seed=seed)
-    return program
+        program = train_gates(program, images, gate, teacher=dense, seed=seed, say=say)
+    return with_original(program, original)
+
+
+def compare(program: Program, original: Program, judged: ImageSet, *, both: bool = True) -> Program:
+    """Let the original answer images in float and keep that in the Program, which is compared with it from then on.
+
+    Args:
+        program: what was made of the original.
+        original: with the Program's image size and class numbers (`models.counterpart`).
+        judged: images; labelled ones give top-1.
+        both: whether the Program answers too, for the figures that are kept with it.
+    """
+    before = _logits(original, judged.images, "Asking the original")
+    after = _logits(program, judged.images, "Asking the compressed model") if both else None
+    said = evaluate(judged.source.name, judged.images, program.spec.image, before, after, judged.labels)
+    return with_original(program, program.spec.original or original_of(original), said)
+
+
+def _logits(program: Program, images: np.ndarray, description: str) -> np.ndarray:
+    runner = reference(*detached(program))
+    return np.concatenate([runner.run(image[None])[0] for image in track(images, description)])
+
+
+def check_limit(
+    program: Program, target: Target, judged: ImageSet | None, max_drop: float | None, *, given: bool = False
+) -> None:
+    """Refuse a limit against the original that nothing here could judge; `given`: the original can be asked.
+
+    Raises:
+        ProgramError: the original is not known on the images to judge on.
+        TargetError: the build cannot run here.
+    """
+    if max_drop is None:
+        return
+    place = Place(target=target)
+    if not place.runnable:
+        raise TargetError(f"--max-drop cannot be judged here: {place.unrunnable}; leave --max-drop away")
+    if judged is None:
+        raise ProgramError(
+            "--max-drop cannot be judged on the calibration images themselves, and they are too few to hold any out; "
+            "give labelled images with --eval, or more to calibrate with"
+        )
+    if program.spec.compressed and not program.spec.head.decides:
+        raise ProgramError(
+            f"--max-drop counts classes that differ from the original's, and {program.spec.name} decides between none; "
+            "leave --max-drop away"
+        )
+    if not given and program.spec.compressed and kept_answers(program.spec, judged.images) is None:
+        known = told(program.spec.original, program.spec.head.classes)
+        raise ProgramError(
+            f"--max-drop is against the original of {program.spec.name}, which is {known}; give it with --original "
+            "(and --original-weights), or leave --max-drop away"
+        )
 
 
 def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Program, QuantPlan | None]:
@@ -150,29 +221,31 @@ def build(
     folder: Path,
     *,
     recipe: Recipe,
-    dense: Program | None = None,
     evaluation: ImageSet | None = None,
+    max_drop: float | None = None,
     force: bool = False,
     say: Say = lambda _: None,
 ) -> Built:
     """Quantize, lower, compile, verify and bundle a Program for one target.
 
     Args:
-        program: what to build; already compressed.
+        program: what to build; already compressed, and with its original's answers where these are known.
         target: the device.
-        calibration: unlabelled images for ranges, agreement and golden outputs.
+        calibration: unlabelled images for ranges, paths and golden outputs.
         folder: where the bundle goes; `folder`.zip is written beside it.
         recipe: how the Program was made, for the manifest.
-        dense: the model before compression, for the accuracy rows.
-        evaluation: labelled images for top-1.
+        evaluation: images for agreement and, if labelled, top-1 (None: the calibration images, which the claim says).
+        max_drop: points that the bundle may lose there against the original model (None: no limit).
         force: replace an existing bundle.
         say: told what is being done, a line per stage.
 
     Raises:
         OutputError: the output exists, or cannot be written.
+        ProgramError, TargetError: see `check_limit`.
         VerificationError: a claim did not hold; its class says which.
     """
     refuse_existing(folder, force=force)
+    check_limit(program, target, evaluation, max_drop)
     check_size(program.spec, int8=target.int8)
     _warn_of_memory(program, say)
     runtime = backend(target.backend)
@@ -182,21 +255,21 @@ def build(
     say("Lowering")
     model = assemble(lowered, plan)
     check_model(model)
-    with tempfile.TemporaryDirectory(prefix="edgevit.") as staging:
+    with scratch() as staging:
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
-        names = runtime.build(source, Path(staging))
+        names = runtime.build(source, staging)
         del source, lowered  # as large as the model once more, and of no use to those who verify it
         case = Case(
             program=program,
-            dense=dense,
             target=target,
             plan=plan,
             model=model,
             runtime=runtime,
-            folder=Path(staging),
+            folder=staging,
             calibration=calibration,
             evaluation=evaluation,
+            max_drop=max_drop,
         )
         runner = _load(case)
         evidence = prove(case, runner, say)
@@ -239,12 +312,3 @@ def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) 
     labels = facts.case.program.spec.labels
     archive = write_bundle(folder, manifest, {**files, **pages}, facts.golden, labels=labels, force=force)
     return Built(folder=folder, archive=archive, manifest=manifest)
-
-
-def weights_digest(program: Program) -> str:
-    """sha256 over names, shapes and values of a Program's arrays."""
-    digest = hashlib.sha256()
-    for name, array in sorted(program.weights.items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

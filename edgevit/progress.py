@@ -17,7 +17,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     from rich.console import Console
     from rich.progress import track as rich_track
 
-    yield from rich_track(iterable, description, total=total, console=Console(stderr=True), transient=True)
+    console = Console(file=getattr(sys.stderr, "styled", sys.stderr))  # a command escapes what it does not draw itself
+    yield from rich_track(iterable, description, total=total, console=console, transient=True)
 
 
 def say(line: str) -> None:

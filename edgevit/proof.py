@@ -4,7 +4,7 @@ coverage  int8 is int8 in the runtime's own graph
 parity    the compiled model computes what was lowered, and is near the float model, on every kind of path
 skip      closed branches execute nothing, and cost what their MACs say
 bound     the memory bound holds on every path tried, and a run capped at it passes
-accuracy  agreement with the float model, top-1 where there are labels
+accuracy  top-1 where there are labels and agreement: what compression cost against the original, then quantization
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ from edgevit.bound import tvm as tvm_bound
 from edgevit.bound.result import Bound, PathMemory, check_bound
 from edgevit.bundlespec import AccuracyRow, Claim, ClaimName, MemoryBound
 from edgevit.data.images import ImageSet
+from edgevit.data.match import chance_warning
 from edgevit.elsewhere import qualified
 from edgevit.lower.assemble import assemble, detached
 from edgevit.measure.device import probe_local
 from edgevit.measure.host import cpu_flags
+from edgevit.models.original import kept_answers, told, when_compressed
 from edgevit.models.program import Program
 from edgevit.progress import track
 from edgevit.quantspec import QuantPlan
+from edgevit.spec import ProgramSpec
 from edgevit.targets import Target, missing_flags
-from edgevit.verify.accuracy import AccuracyResult, Fraction, check_accuracy, fraction
+from edgevit.verify.accuracy import Named, judge, name_classes
 from edgevit.verify.coverage import check_coverage
+from edgevit.verify.original import OriginalResult, accuracy_rows, compare_original
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity, deviation, drawn_paths
 from edgevit.verify.skip import Trace, check_skip_nodes, check_skip_time
 
@@ -68,7 +72,7 @@ class Evidence:
         bound: the memory bound with the largest peak measured.
         branch_bytes: memory of each gated branch's body by name, where the runtime's graph tells.
         open_rates: share of the calibration images that opened each branch, float `[branches]`.
-        accuracy: rows of the report, dense, compressed and bundle.
+        accuracy: rows of the report: original, compressed and bundle.
         deviation: of the logits (`verify.parity.deviation`); golden outputs may differ by a part of it.
     """
 
@@ -81,18 +85,10 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A compiled build and what it is held against."""
+class Place:
+    """A target, and what of it this machine can run."""
 
-    program: Program
-    dense: Program | None
     target: Target
-    plan: QuantPlan | None
-    model: onnx.ModelProto
-    runtime: Backend
-    folder: Path
-    calibration: ImageSet
-    evaluation: ImageSet | None
 
     @property
     def elsewhere(self) -> bool:
@@ -102,11 +98,6 @@ class Case:
     @property
     def _foreign(self) -> bool:
         return self.target.arch != platform.machine()
-
-    @property
-    def efforts(self) -> dict[str, float]:
-        """Paths that are tried one by one."""
-        return {"real": 0.0, **({"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED} if self.program.spec.gated else {})}
 
     @property
     def runnable(self) -> bool:
@@ -121,6 +112,29 @@ class Case:
             return f"machine code for {self.target.arch}, {here}; {device}, or build again after: {INSTALL_EMULATOR}"
         lacking = ", ".join(missing_flags(self.target, cpu_flags()))
         return f"machine code for a CPU with {lacking}, which the one it was built on lacks; {device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(Place):
+    """A compiled build and what it is held against.
+
+    `evaluation` are the images that accuracy is judged on, held out or labelled (None: the calibration images), and
+    `max_drop` the points that may be lost against the original there (None: no limit).
+    """
+
+    program: Program
+    plan: QuantPlan | None
+    model: onnx.ModelProto
+    runtime: Backend
+    folder: Path
+    calibration: ImageSet
+    evaluation: ImageSet | None
+    max_drop: float | None = None
+
+    @property
+    def efforts(self) -> dict[str, float]:
+        """Paths that are tried one by one."""
+        return {"real": 0.0, **({"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED} if self.program.spec.gated else {})}
 
 
 def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
@@ -148,6 +162,9 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
     say("Verifying accuracy")
     rows, claim = _accuracy(case, runner)
     claims.append(claim)
+    float_top1 = next((row for row in rows if row.metric == "top1"), None)  # the least changed model comes first
+    if float_top1 and (warned := chance_warning(float_top1.value, float_top1.images, case.program.spec.head.classes)):
+        say(warned)
     said, memory = qualified(claims, memory, case.target)
     rates, spread = _watch(case, runner)
     return Evidence(
@@ -306,7 +323,7 @@ def _bound_onnxruntime(case: Case) -> tuple[Bound, MemoryBound, Claim]:
     image = case.calibration.images[:1]
     path = case.folder / (ort.MODEL if "onnx" in case.target.formats else ort.ORT_MODEL)
     bound = ort_bound.bound(path if "onnx" in case.target.formats else case.model)
-    settings = ort.settings(weight_bits=case.target.weight_bits)
+    settings = ort.entries(case.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
     result = check_bound(bound, measured)
     capped = arena.check_capped(arena.run_capped(path, bound, image, settings=settings))
@@ -387,7 +404,7 @@ def _memory(bound: Bound, peak: int | None, *, proven: bool) -> MemoryBound:
 
 
 def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim]:
-    """Agreement on calibration images always; top-1 of dense, compressed and bundle where there are labels."""
+    """The bundle against the float model that was quantized, and both against the original where its word is known."""
     floats = reference(*detached(case.program))
     limits: dict[str, float] = {"min_agreement": case.target.min_agreement, "max_top1_drop": case.target.max_top1_drop}
 
@@ -397,33 +414,39 @@ def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Clai
     def compressed(image: np.ndarray) -> np.ndarray:
         return floats.run(image)[0]
 
-    images, labels = case.calibration.images, None
-    if case.elsewhere:
-        images = images[:EMULATED_IMAGES]
-    elif case.evaluation is not None:
-        images, labels = case.evaluation.images, case.evaluation.labels
+    judged = case.evaluation or case.calibration
+    # In an emulator an image takes seconds, and top-1 of a few says nothing, unless a limit asks for it.
+    count = EMULATED_IMAGES if case.elsewhere else len(judged)
+    images = judged.images[:count]
+    labels = None if judged.labels is None or case.evaluation is None else judged.labels[:count]
+    if case.elsewhere and case.max_drop is None:
+        labels = None
+    spec = case.program.spec
     least = LEAST_PART * head_deviation(case.program)
-    features = not case.program.spec.head.linear
-    result = check_accuracy(bundle, compressed, images, labels, features=features, least_deviation=least, **limits)
-    rows = [_row("bundle", "agreement", result.agreement), *_top1_rows(result)]
-    if case.dense is not None:
-        twin = reference(*detached(case.dense, gating="open"))
-        names = [int(twin.run(i[None])[0].argmax()) for i in track(images, "Running the dense model")]
-        if labels is not None:
-            rows.insert(0, _row("float", "top1", fraction(np.array(names) == labels)))
-    return tuple(rows), _claim("accuracy", result.summary, result)
+    named = name_classes(bundle, compressed, images, features=not spec.head.linear, least_deviation=least)
+    result = judge(named, labels, **limits)
+    answers = _answers(spec, named, judged.images)
+    against: OriginalResult | None = None
+    judged_on = _judged_on(case)
+    summary = f"{result.summary}{judged_on}; against the original: {told(spec.original, spec.head.classes)}"
+    if answers is not None:
+        against = compare_original(answers[:count], named, labels, compressed=spec.compressed, max_drop=case.max_drop)
+        # Few images without labels say little; labelled ones that were seen before are said beside them.
+        when = when_compressed(spec.original, spec.head.classes, labelled=True) if labels is None else ""
+        summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
+    figures = {**serial.to_data(result), "original": against}
+    return accuracy_rows(result, against), _claim("accuracy", summary, figures)
 
 
-def _top1_rows(result: AccuracyResult) -> list[AccuracyRow]:
-    rows = []
-    if result.float_top1 is not None:
-        rows.append(_row("compressed", "top1", result.float_top1))
-    if result.top1 is not None:
-        rows.append(_row("bundle", "top1", result.top1))
-    return rows
+def _answers(spec: ProgramSpec, named: Named, images: np.ndarray) -> np.ndarray | None:
+    """What the original says of the images, where that is known; classes are all that is kept of its answers."""
+    if not spec.compressed:
+        return named.floats
+    return kept_answers(spec, images) if named.decides == "class" else None
 
 
-def _row(model: str, metric: Any, value: Fraction) -> AccuracyRow:
-    return AccuracyRow(
-        model=model, metric=metric, value=value.value, low=value.low, high=value.high, images=value.images
-    )
+def _judged_on(case: Case) -> str:
+    """Which images, where they are not labelled ones that the user gave to judge with."""
+    if case.evaluation is None:
+        return ", on the calibration images themselves, which are too few to hold any out"
+    return "" if case.evaluation.labels is not None else ", on images held out of the calibration"

@@ -20,6 +20,11 @@ class Recipe:
         calibration_sha256: digest over its pixels.
         tune_s: CPU seconds that a search for TVM's register tiles might take (0 = the default tiles).
         classes: the model's classes that were kept, by its own numbers (empty = all).
+        held_out: images of the calibration set that nothing was chosen by, kept back to judge the build on (0: it was
+            judged on other images, or there were too few); `calibration_images` and its digest are without them.
+        original: name of the model that was compressed, by this build or before ("" = none, or not known).
+        compression: what was done to it, by this build and before, one sentence each.
+        max_drop: points that the build might lose against the original (None = no limit).
     """
 
     model: str
@@ -32,3 +37,7 @@ class Recipe:
     calibration_sha256: str
     tune_s: float = 0.0
     classes: tuple[int, ...] = ()
+    held_out: int = 0
+    original: str = ""
+    compression: tuple[str, ...] = ()
+    max_drop: float | None = None

@@ -6,15 +6,16 @@ Used for program.json, manifests, measurements and target files. All faults are 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from edgevit import atomic
 
 T = TypeVar("T")
 
@@ -42,18 +43,23 @@ def dumps(value: Any) -> str:
     return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file by temporary name and rename, so that a reader never meets half of it."""
-    raw = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def write_atomic(path: Path, content: bytes | str, *, sync: bool = True, replace: bool = True) -> None:
+    """Write a file so that a reader never meets half of it; see `atomic.write_file`."""
+    atomic.write_file(path, content.encode() if isinstance(content, str) else content, sync=sync, replace=replace)
+
+
+def seal(value: Any) -> str:
+    """JSON text of a dataclass whose field `sha256`, empty so far, is filled with the digest of the text without it.
+
+    It tells damage, not who wrote it: anybody can seal what he changed.
+    """
+    text = dumps(value)
+    return text.replace('"sha256": ""', f'"sha256": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
+
+
+def seal_holds(raw: bytes, digest: str) -> bool:
+    """Whether JSON text is what was sealed with this digest."""
+    return hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
 
 
 def _read(kind: Any, data: Any, faults: list[str], where: str) -> Any:

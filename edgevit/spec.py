@@ -116,10 +116,67 @@ class HeadSpec:
     classes: int
     linear: bool = True
 
+    @property
+    def decides(self) -> bool:
+        """Whether the output is scores of several classes, of which one is the largest."""
+        return self.linear and self.classes > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalEvaluation:
+    """What the original model in float said on one set of images, and how the Program compared with it there.
+
+    Attributes:
+        source: name of the set.
+        images: how many.
+        input_sha256: over the pixels, and the mean and std that the Program scales them by ("": not recorded).
+        answers: the class that the original named for every image, separated by spaces ("": not recorded, or no longer
+            this Program's numbers). With it anything made of the Program is compared without the original's weights.
+        logits_sha256: over the original's logits, float32 `[images, classes]`, on the machine that evaluated: equal
+            hashes are equal outputs; processors round differently, so other hashes mean nothing.
+        classes: how many the head had then.
+        agreement: fraction of the images for which the Program, in float, named the same class (None: not recorded).
+        original_top1, top1: of the original and of the Program in float (None: no labels).
+    """
+
+    source: str
+    images: int
+    classes: int
+    input_sha256: str = ""
+    answers: str = ""
+    logits_sha256: str = ""
+    agreement: float | None = None
+    original_top1: float | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalSpec:
+    """The model that a Program was compressed from: what every figure of it is held against.
+
+    `weights_sha256` is `weights_digest` of it ("": not recorded), `macs` per image, `steps` what was done to it, one
+    sentence each. `new_head`: its classifier had learnt nothing yet, so its answers say nothing.
+    """
+
+    name: str
+    weights_sha256: str
+    macs: int
+    parameters: int
+    steps: tuple[str, ...] = ()
+    new_head: bool = False
+    evaluations: tuple[OriginalEvaluation, ...] = ()
+
+    @property
+    def float_bytes(self) -> int:
+        return 4 * self.parameters
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramSpec:
-    """Everything about a model except its arrays. `origin` tells where it came from and under which licence."""
+    """Everything about a model except its arrays. `origin` tells where it came from and under which licence.
+
+    `original` is the model that it was compressed from; None: it is nobody's, or an older edgevit did not keep it.
+    """
 
     name: str
     image: ImageSpec
@@ -131,6 +188,7 @@ class ProgramSpec:
     head: HeadSpec
     origin: dict[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    original: OriginalSpec | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -154,3 +212,9 @@ class ProgramSpec:
     @property
     def gated(self) -> bool:
         return any(b.gate is not None for b in self.branches)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the model is less than its original: the original is kept, units are gone, or there are gates."""
+        lessened = any(b.gate is not None or b.skip or b.units < b.units_total for b in self.branches)
+        return self.original is not None or lessened

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevit import serial
+from edgevit.data.text import read_text
 from edgevit.errors import TargetError
 from edgevit.resources import shipped
 
@@ -100,10 +101,10 @@ def missing_flags(target: Target, cpu_flags: Collection[str]) -> tuple[str, ...]
 
 def _read(path: Path) -> Target:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise TargetError(f"target file {path} does not exist; `edgevit targets` lists the shipped names") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise TargetError(f"target file {path} cannot be read as TOML: {error}") from None
     faults: list[str] = []
     target = serial.from_data(Target, data, faults, "target")

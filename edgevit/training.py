@@ -12,25 +12,29 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__, serial
-from edgevit.data.labelled import UNLABELLED, LabelledSet, compact_labels, subset
+from edgevit.data.labelled import LabelledSet, compact_labels, place_set, subset
+from edgevit.data.match import UNLABELLED, chance_warning
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import Answers, answers
 from edgevit.gate.subgroups import parse_groups
 from edgevit.memory import fits, parse_bytes, static_for
 from edgevit.models.classes import keep_classes, read_classes
 from edgevit.models.macs import total_macs
-from edgevit.models.program import Program, expected_shapes
+from edgevit.models.original import evaluate, with_original
+from edgevit.models.preprocessing import Preprocessing, with_preprocessing
+from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.resolve import resolve
 from edgevit.pipeline import Say
 from edgevit.predict import bound_bytes
-from edgevit.spec import CLASS_NUMBERS, ProgramSpec
+from edgevit.ready import Output, ready
+from edgevit.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
 from edgevit.targets import Target, load_target
 from edgevit.train.batches import evaluation
 from edgevit.train.device import device_of, use_threads
 from edgevit.train.distributed import World, join, leave, lost
 from edgevit.train.recipe import TrainRecipe, load_recipe, to_toml
 from edgevit.train.sets import open_data
-from edgevit.training_run import Training, kept, split_data, train
+from edgevit.training_run import RECIPE, RESULT, Training, kept, split_data, train
 from edgevit.usdc import Budgets, split_budget, with_crop
 
 __all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
@@ -51,7 +55,7 @@ class CompressJob:
     target: str = "x86-64-onnxruntime"
     evaluation: str | None = None
     recipe: Path | None = None
-    image_size: int | None = None
+    image_size: tuple[int, int] | None = None
     classes: str | None = None
     new_head: bool = False
     unlabelled: bool = False
@@ -62,6 +66,8 @@ class CompressJob:
     teacher_cache: Path | None = None
     output: Path | None = None
     resume: bool = False
+    preprocessing: Preprocessing = Preprocessing()
+    ema: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     Raises:
         EdgevitError: see `edgevit.errors`; what was finished of the training can be resumed.
     """
+    ready(_outputs(job))
     use_threads(job.threads)
     world = join()
     say = say if world.main else _silent
@@ -131,8 +138,8 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     if not world.main:
         return None
     result = _result(work, program, say)
-    _write(work.training.folder / "recipe.toml", to_toml(work.training.recipe))
-    _write(work.training.folder / "result.json", serial.dumps(result))
+    _write(work.training.folder / RECIPE, to_toml(work.training.recipe))
+    _write(work.training.folder / RESULT, serial.dumps(result))
     return result
 
 
@@ -150,13 +157,17 @@ class _Work:
 def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
-    size = None if job.image_size is None else (job.image_size, job.image_size)
-    given = with_crop(_with_classes(job, resolve(job.model, weights=job.weights, image_size=size)), recipe.crop_pct)
+    found = resolve(job.model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    named = with_crop(found, recipe.crop_pct)
+    given = _with_classes(job, with_preprocessing(named, job.model, job.preprocessing))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
-    dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec))
-    measured = _measured(job, data, dense.spec)
+    dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
+    measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
+    ready(_outputs(job, 4 * sum(array.size for array in dense.weights.values())))
+    if target.backend == "tvm":
+        bound_bytes(dense.spec, target)  # the result needs it, and only TVM can tell
     training = Training(
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
@@ -172,6 +183,12 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     return _Work(
         training=training, measured=measured, target=target, limit_bytes=limit_bytes, comparable=not job.new_head
     )
+
+
+def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
+    """What the training will write; a checkpoint holds the weights at least once, as float32."""
+    cache = [] if job.teacher_cache is None else [Output(path=job.teacher_cache, option="--teacher-cache", kept=True)]
+    return [Output(path=_folder(job), kept=True, needs_bytes=needs_bytes), *cache]
 
 
 def _folder(job: CompressJob) -> Path:
@@ -232,12 +249,12 @@ def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]
     return given.with_weights({n: np.zeros(shapes[n], np.float32) for n in ("head.weight", "head.bias")}, spec), data
 
 
-def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
-    """The data with the model's class numbers."""
+def _numbered(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
+    """The data with the model's classes as labels."""
     if data.labels is None:
         return data
     if CLASS_NUMBERS in spec.origin:
-        return compact_labels(data, spec.class_numbers)[0]
+        return _placed(data, spec, say)
     used = len(np.unique(data.labels[data.labels != UNLABELLED]))
     count = len(data.classes) or used
     if spec.head.classes not in (count, used):
@@ -246,10 +263,17 @@ def _numbered(data: LabelledSet, spec: ProgramSpec) -> LabelledSet:
             "new head for these images, or --unlabelled to follow the model without labels (if the images show some of "
             "its own classes, --classes keeps those)"
         )
-    return data
+    return _placed(data, spec, say)
 
 
-def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> LabelledSet | None:
+def _placed(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
+    placed, how = place_set(data, spec)
+    if how:
+        say(how)
+    return placed
+
+
+def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet | None:
     """What to measure top-1 on: what was asked for, or the test split of the data; None where it has none."""
     source = job.evaluation or job.data
     splits = open_data(source).splits if job.evaluation else data.splits
@@ -259,7 +283,7 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> Labelle
     found = open_data(source, split)
     if found.labels is None or (data.labels is None and job.evaluation is None):
         return replace(found, labels=None)
-    return compact_labels(found, spec.class_numbers)[0]
+    return _placed(found, spec, say if job.evaluation else _silent)
 
 
 def _budgets(
@@ -282,17 +306,27 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         images, labels = held.images, held.labels
     else:
         images, labels = evaluation(work.measured, dense.spec.image)
+        if len(images) < len(work.measured):
+            damaged = len(work.measured) - len(images)
+            say(f"warning: {damaged} of {len(work.measured)} images to test on cannot be read and are left out")
         source = work.measured.source
     say(f"evaluating {len(images)} images, one by one")
     after = answers(program, images)
     before = answers(dense, images) if work.comparable else None
+    if before is not None:
+        said = evaluate(Path(source).name, images, program.spec.image, before.logits, after.logits, labels)
+        _keep(program, training.folder, said)
     same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
+    given = _figures(dense.spec, before, labels, target)
+    warned = chance_warning(given.top1 or 0.0, int((labels != UNLABELLED).sum()), dense.spec.head.classes)
+    if warned and given.top1 is not None:
+        say(warned)
     return Compressed(
         folder=str(training.folder),
         program=str(training.folder / "program"),
         model=dense.spec.name,
         target=target.name,
-        dense=_figures(dense.spec, before, labels, target),
+        dense=given,
         compressed=_figures(program.spec, after, labels, target),
         agreement=same,
         images=len(images),
@@ -305,6 +339,13 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         data_sha256=training.data.digest,
         versions={"edgevit": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
     )
+
+
+def _keep(program: Program, folder: Path, said: OriginalEvaluation) -> None:
+    """Write the Program again, with what the given model and it answered."""
+    known = program.spec.original
+    if known is not None:
+        save_program(with_original(program, known, said), folder / "program", force=True)
 
 
 def _figures(spec: ProgramSpec, found: Answers | None, labels: np.ndarray, target: Target) -> Figures:

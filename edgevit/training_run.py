@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,28 +11,34 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import __version__, serial
+from edgevit import __version__, atomic, serial
 from edgevit.data.labelled import LabelledSet, check_labels, hold_out, subset
 from edgevit.errors import OutputError, TrainingError
 from edgevit.gate.fold import fold_constant
-from edgevit.gate.threshold import calibrate_thresholds
+from edgevit.gate.threshold import calibrate_thresholds, check_spent
 from edgevit.models.macs import total_macs
+from edgevit.models.original import original_of, weights_digest, with_original
 from edgevit.models.program import Program, expected_shapes, save_program
 from edgevit.models.vit import Vit
-from edgevit.pipeline import Say, weights_digest
+from edgevit.ours import Kind
+from edgevit.pipeline import Say
+from edgevit.prune.plan import check_kinds
 from edgevit.spec import ProgramSpec
 from edgevit.train import checkpoint
 from edgevit.train.batches import Batches, evaluation
 from edgevit.train.distributed import World
-from edgevit.train.log import Log
+from edgevit.train.head import fit_head, is_new
+from edgevit.train.log import CSV_NAME, Log
 from edgevit.train.loop import fit, stage_steps
 from edgevit.train.precision import bfloat16
-from edgevit.train.recipe import TrainRecipe
+from edgevit.train.recipe import TrainRecipe, load_recipe, to_toml
 from edgevit.train.show import BranchState, Show
 from edgevit.train.teacher import Teacher
 from edgevit.usdc import Budgets, Together, check_budgets, prepare, really_shrink, stage_settings
 
 CHECKPOINT = "checkpoint.pt"
+RECIPE, RESULT = "recipe.toml", "result.json"
+OUTPUTS: Mapping[str, Kind] = {"program": "program", CSV_NAME: "log", RESULT: "result"}
 COLUMNS = ("stage", "loss", "rate", "gradient", "macs", "macs_budget", "static_macs", "price", "images_per_s")
 STAGES = ("joint", "recover")
 MEAN_IMAGES = 256
@@ -72,7 +79,7 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
 
     Raises:
         TrainingError: the data, the recipe or the state do not allow to go on; the last checkpoint stays.
-        BudgetError: a budget below what stem, head and gates cost.
+        BudgetError: a budget below what has to stay, or a result far from what was asked for; no Program is written.
         OutputError: there is a run already (and `resume` is false), or the disk refuses.
     """
     _check_small(job.dense.spec, job.recipe.small)
@@ -86,23 +93,59 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     held, trained = split_data(job)
     run = _Run(job=job, source=_source(job, trained), facts=_facts(job), say=say)
     if state is None or state["stage"] == "joint":
-        program = prepare(job.dense, job.budgets, held.images[:MEAN_IMAGES], job.recipe)
+        program = _program_of(state) if state else _begun(job, held, trained, say)
         if compresses:
             model, together = run.stage(program.spec, Vit(program), joint=True, state=state)
-            program = really_shrink(model, together.finish()) if together.masks is not None else model.to_program()
+            program = _pruned(model, together, say) if together.masks is not None else model.to_program()
             state = None
     else:
         program = _program_of(state)
     if job.recipe.epochs_recover:
         model, _ = run.stage(program.spec, Vit(program), joint=False, state=state)
         program = model.to_program()
-    if program.spec.gated:
-        share = job.budgets.expected * total_macs(job.dense.spec) / total_macs(program.spec)
-        program = fold_constant(calibrate_thresholds(program, held.images, min(share, 1.0)), held.images)
+    program = _with_thresholds(job, program, held.images, say)
+    check_kinds(job.dense.spec, program.spec)
     program = program.with_weights({}, replace(program.spec, origin=program.spec.origin | _origin(job)))
+    if unreadable := run.source.unreadable:
+        say(f"warning: {len(unreadable)} images to train on cannot be read, others stood in (first: {unreadable[0]})")
+    if compresses or job.dense.spec.compressed:
+        program = with_original(program, original_of(job.dense, _step(job)))
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
     return program
+
+
+def _begun(job: Training, held: Held, trained: LabelledSet, say: Say) -> Program:
+    """What the first stage begins with; to compress a model, a head of zeros is fitted first."""
+    dense = job.dense
+    if (job.budgets.prunes or job.budgets.gates) and is_new(dense):
+        say("the head is new: it is fitted to the features first, so that importance says something")
+        dense = fit_head(dense, trained, job.recipe.seed)
+    return prepare(dense, job.budgets, held.images[:MEAN_IMAGES], job.recipe)
+
+
+def _pruned(model: Vit, together: Together, say: Say) -> Program:
+    """The trained model with only the units that its masks left, held against the budget from both sides."""
+    plan = together.finish()
+    note = together.reached(plan)
+    if note:
+        say(f"warning: {note}")
+    return really_shrink(model, plan)
+
+
+def _with_thresholds(job: Training, program: Program, images: np.ndarray, say: Say) -> Program:
+    """The Program with thresholds that meet the budget on `images`, and without gates that decide alike for all."""
+    if not program.spec.gated:
+        return program
+    dense, own = total_macs(job.dense.spec), total_macs(program.spec)
+    share = min(job.budgets.expected * dense / own, 1.0)
+    program = calibrate_thresholds(program, images, share)
+    note = check_spent(program, images, share * own, dense)
+    if note:
+        say(f"warning: {note}")
+    folded = fold_constant(program, images)
+    fits = job.budgets.fits
+    return folded if fits is None or fits(folded.spec) else program
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -314,6 +357,7 @@ def split_data(job: Training) -> tuple[Held, LabelledSet]:
 def _found(job: Training, resume: bool) -> dict[str, Any] | None:
     """The state to go on from."""
     path = job.folder / CHECKPOINT
+    _refuse_foreign(job.folder)
     if not resume:
         if path.exists() or (job.folder / "program").exists():
             raise OutputError(f"{job.folder} holds a training run already; pass --resume to go on, or another -o")
@@ -339,6 +383,23 @@ def _found(job: Training, resume: bool) -> dict[str, Any] | None:
             "choose another folder with -o"
         )
     return state
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder where a file that the run will write is already, and is not of a run."""
+    atomic.sweep(folder)
+    for name, kind in OUTPUTS.items():
+        atomic.refuse_foreign(folder / name, kind)
+    recipe = folder / RECIPE
+    try:
+        whole = not os.path.lexists(recipe) or recipe.read_text(encoding="utf-8") == to_toml(load_recipe(recipe))
+    except (TrainingError, OSError, UnicodeDecodeError):
+        whole = False
+    if not whole or recipe.is_symlink():
+        raise OutputError(
+            f"{recipe} is not what a training run leaves there, and would be replaced; choose another folder with -o, "
+            "or move it away"
+        )
 
 
 def _facts(job: Training) -> dict[str, str]:
@@ -369,6 +430,14 @@ def _origin(job: Training) -> dict[str, str]:
         "compressed_data_sha256": job.data.digest,
         **{f"compressed_{k}": v for k, v in job.notes.items()},
     }
+
+
+def _step(job: Training) -> str:
+    """What the training did to the given model, in a sentence."""
+    return (
+        f"trained to {job.budgets.expected:.0%} of its MACs expected and {job.budgets.static:.0%} loaded, on "
+        f"{Path(job.data.source).name} (edgevit {__version__})"
+    )
 
 
 def _program_of(state: Mapping[str, Any]) -> Program:

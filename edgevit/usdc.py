@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.errors import BudgetError
+from edgevit.errors import BudgetError, TrainingError
 from edgevit.gate.control import GateControl, GateSettings
 from edgevit.gate.subgroups import parse_groups
 from edgevit.gate.threshold import fixed_macs
 from edgevit.gate.train import attach_gates
-from edgevit.models.macs import head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches, mean_outputs
 from edgevit.models.vit import Decide, Tap, Vit
 from edgevit.prune.control import MaskControl, MaskSettings
-from edgevit.prune.plan import PrunePlan, planned_spec
+from edgevit.prune.plan import PrunePlan, check_reached, least_macs, planned_spec
 from edgevit.prune.shrink import leave_biases, shrink
 from edgevit.spec import ProgramSpec
 from edgevit.train.distributed import World
@@ -65,13 +65,14 @@ def split_budget(macs: float, static: float | None, share: float) -> Budgets:
 
 
 def check_budgets(spec: ProgramSpec, budgets: Budgets) -> None:
-    """Raise BudgetError if stem, head and gates alone cost more."""
-    floor = (stem_macs(spec) + head_macs(spec) + spec.dim * len(spec.branches)) / total_macs(spec)
+    """Raise BudgetError if what always runs, and the least of attention and FFN, cost more."""
+    floor = (least_macs(spec) + spec.dim * len(spec.branches)) / total_macs(spec)
     for name, value in (("expected", budgets.expected), ("static", budgets.static)):
         if not floor < value <= 1:
             raise BudgetError(
-                f"{name} MACs of {value:g} cannot be reached by {spec.name}: stem, head and gates always run and are "
-                f"{floor:.1%} of the dense model's; ask for more than {floor:.3f} and at most 1"
+                f"{name} MACs of {value:g} cannot be reached by {spec.name}: stem, head, gates and the least of "
+                f"attention and FFN that has to stay are {floor:.1%} of the dense model's; ask for more than "
+                f"{floor:.3f} and at most 1"
             )
 
 
@@ -141,7 +142,7 @@ class Together:
 
     def update(self, step: int, done: float) -> dict[str, float]:
         figures: dict[str, float] = {}
-        if self.masks is not None and self.masks.measured:
+        if self.masks is not None and self.masks.ready:
             turn = int(min(1.0, done / self.recipe.ramp if self.recipe.ramp else 1.0) * self.masks.settings.replans)
             if turn > self.planned:
                 self.planned = turn
@@ -152,14 +153,38 @@ class Together:
         return figures | {"static_macs": total_macs(self.now) / self.dense_macs}
 
     def finish(self) -> PrunePlan:
-        """The plan at the final budget, tightened until a memory budget is met too."""
+        """The plan at the final budget, tightened until a memory budget is met too; nothing comes back any more.
+
+        Raises:
+            TrainingError: importance never said anything.
+            BudgetError: the memory budget cannot be met.
+        """
         assert self.masks is not None
+        if not self.masks.ready:
+            raise TrainingError(
+                f"importance could be measured on {self.masks.images} images of stage 'joint', but needs "
+                f"{self.masks.settings.fewest_images}: there were too few steps, or the loss does not depend on any "
+                "unit (a head of zeros, a single class). Train for more epochs_joint or on more images, or fine-tune "
+                "the model before it is compressed"
+            )
         static = self.budgets.static
-        plan = self.masks.replan(self._fraction(static))
+        plan = self.masks.replan(self._fraction(static), returns=False)
         while self.budgets.fits is not None and not self.budgets.fits(planned_spec(self.spec, plan)):
             static *= TIGHTER
-            plan = self.masks.replan(self._fraction(static))
+            plan = self.masks.replan(self._fraction(static), returns=False)
         return plan
+
+    def reached(self, plan: PrunePlan) -> str:
+        """Hold the plan against the budget from below too; what to tell the user, if anything.
+
+        Raises:
+            BudgetError: far less is left than was asked for, or all attention or all FFNs are gone.
+        """
+        asked = self.budgets.static * self.dense_macs
+        reduced = planned_spec(self.spec, plan)
+        if self.budgets.fits is not None:  # memory may ask for less
+            asked = min(asked, total_macs(reduced))
+        return check_reached(self.spec, reduced, min(asked, total_macs(self.spec)), self.dense_macs)
 
     def state(self) -> dict[str, Any]:
         return {

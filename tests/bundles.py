@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevit import serial
 from edgevit.backends import onnx_backend
 from edgevit.bundle.write import GoldenRun, write_bundle
 from edgevit.bundlespec import (
@@ -70,6 +73,20 @@ def sample_bundle(
         manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
         write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
     return folder
+
+
+def rewrite(folder: Path, data: dict[str, Any]) -> None:
+    """Put a changed manifest into a bundle, sealed anew, as whoever changes it on purpose would."""
+    (folder / "manifest.json").write_text(serial.seal({**data, "sha256": ""}), encoding="utf-8")
+
+
+def rehash(folder: Path) -> None:
+    """Write hashes and sizes of changed files into the manifest."""
+    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for file in data["files"]:
+        raw = (folder / file["path"]).read_bytes()
+        file |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    rewrite(folder, data)
 
 
 def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes: int = 100_000) -> Manifest:

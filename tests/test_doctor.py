@@ -11,7 +11,8 @@ from edgevit import doctor
 from edgevit.backends.tvm import toolchain
 from edgevit.cli import main
 from edgevit.device import estimate
-from edgevit.errors import RuntimeMissingError
+from edgevit.errors import RuntimeMissingError, TargetError
+from edgevit.targets import list_targets, load_target
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
 
@@ -87,3 +88,61 @@ def test_what_emulated_devices_lack_is_told_with_its_remedy(
     assert "emulated device missing: edgevit device setup qemu" in said
     assert "cycle estimate  missing: sudo apt-get install llvm-19" in said
     assert "heap accountant missing: sudo apt-get install gcc-aarch64-linux-gnu" in said
+
+
+V3 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe")
+V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+
+@pytest.mark.parametrize(
+    ("flags", "tvm", "expected"),
+    [
+        ((*V4, "avx512_vnni", "avx_vnni", "avx512_bf16"), True, "x86-64-avx512vnni-tvm"),
+        ((*V3, "avx_vnni"), True, "x86-64-avxvnni-tvm"),
+        (V4, True, "x86-64-v4-tvm"),
+        (V3, True, "x86-64-v3-tvm"),
+        ((*V4, "avx512_vnni", "avx512_bf16"), False, "x86-64-openvino"),
+        ((*V3, "avx_vnni"), False, "x86-64-onnxruntime"),
+        (V3, False, "x86-64-avx2-onnxruntime"),
+    ],
+)
+def test_host_is_the_fastest_target_that_builds_and_runs_here(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], tvm: bool, expected: str
+) -> None:
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: flags)
+    if not tvm:
+        monkeypatch.setattr(doctor, "_version", lambda package: None if package.startswith("apache") else "1.0")
+    target, why = doctor.host_target()
+    assert target == load_target(expected)
+    assert why.startswith(f"{expected}: the fastest")
+    assert ("apache-tvm is missing: pip install" in why) == (not tvm)
+
+
+def test_host_on_arm_goes_by_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: ("fp", "asimd", "crc32"))
+    assert doctor.host_target()[0].name == "cortex-a72-tvm"
+    dots = ("asimd", "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: dots)
+    assert doctor.host_target()[0].name == "cortex-a76-tvm"
+
+
+@pytest.mark.parametrize(("arch", "flags"), [("riscv64", ()), ("x86_64", ("sse2", "ssse3"))])
+def test_an_unknown_host_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, arch: str, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: arch)
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: flags)
+    missing = "none for the architecture riscv64" if arch == "riscv64" else "x86-64-v3-tvm \\(this CPU lacks avx2, fma"
+    with pytest.raises(TargetError, match=missing):
+        doctor.host_target()
+
+
+def test_every_target_for_a_cpu_at_hand_is_ranked() -> None:
+    left = {name for name in list_targets() if load_target(name).backend != "openvino"} - set(doctor.FASTEST)
+    assert not left, "--target host never takes these"
+
+
+def test_build_takes_the_host_and_says_which_target_that_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--target", "host", "--dry-run"]) == 0
+    assert "for x86-64-v3-tvm, predicted" in capsys.readouterr().out

@@ -30,6 +30,7 @@ from edgevit.models.resolve import resolve
 from edgevit.resources import shipped
 from edgevit.targets import load_target
 from tests.absent import unavailable
+from tests.bundles import rewrite
 from tests.report import sample
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
@@ -347,7 +348,7 @@ def resign(folder: Path, name: str) -> None:
     entry |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
     # Logits of the all-open run are not those of the other paths: let only the counts tell.
     data["golden_tolerance"] = 1e9
-    (folder / "manifest.json").write_text(json.dumps(data))
+    rewrite(folder, data)
 
 
 def test_what_cannot_run_there_is_one_error(device: Userland, int8: Path, tmp_path: Path) -> None:

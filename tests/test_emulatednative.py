@@ -25,8 +25,8 @@ from edgevit.resources import shipped
 from edgevit.targets import load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.bundles import rehash
 from tests.test_emulated import products
-from tests.test_onboardnative import resign
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
@@ -121,6 +121,6 @@ def test_what_cannot_run_there_is_one_error(device: Userland, bundle: Path, tmp_
     broken = tmp_path / "broken"
     shutil.copytree(bundle, broken)
     (broken / "model.weights").write_bytes(b"short")
-    resign(broken)
-    with pytest.raises(DeviceError, match="does not run on the emulated cortex-a72: .* has 5 bytes, the manifest says"):
+    rehash(broken)
+    with pytest.raises(DeviceError, match="does not run on the emulated cortex-a72: .* has 5 bytes, model.json says"):
         profile(broken)

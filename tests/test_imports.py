@@ -23,6 +23,14 @@ TORCH_FILES = {
     "models/ops.py",
     "models/stream.py",
     "models/checkpoint.py",
+    "models/fit.py",
+    "models/grid.py",
+    "models/jax_names.py",
+    "models/naming.py",
+    "models/own_weights.py",
+    "models/torch_file.py",
+    "models/transformers_models.py",
+    "models/transformers_names.py",
 }
 TORCH_ROOMS = {"prune", "gate", "train"}
 HEAVY = {"torch", "timm", "torchvision"}

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from edgevit import pipeline
+from edgevit import pipeline, proof
 from edgevit.backends import backend
 from edgevit.bound import onnxruntime as ort_bound
 from edgevit.bundle.read import open_bundle, verify_bundle
 from edgevit.data.images import ImageSet
-from edgevit.errors import BoundError, CoverageError, OutputError, ParityError, ProgramError, SkipError
+from edgevit.errors import (
+    AccuracyError,
+    BoundError,
+    CoverageError,
+    OutputError,
+    ParityError,
+    ProgramError,
+    SkipError,
+    TargetError,
+)
 from edgevit.lower import assemble as assembling
 from edgevit.lower.linear import quantize_weight
+from edgevit.models.macs import total_macs
+from edgevit.models.original import weights_digest
 from edgevit.models.program import Program
 from edgevit.models.t2t import t2t_program
 from edgevit.proof import GOLDEN_PART, head_deviation
@@ -93,20 +105,84 @@ def test_an_existing_bundle_stays_without_force_and_when_a_build_fails(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "bundle.zip"]
 
 
-def test_accuracy_rows_compare_dense_compressed_and_bundle(tmp_path: Path) -> None:
-    program = tiny_program(gated=True)
+def test_accuracy_rows_compare_original_compressed_and_bundle(tmp_path: Path) -> None:
+    judged = image_set(tiny_program(), 20, labels=True)
+    program = pipeline.compare(tiny_program(gated=True), tiny_program(), judged)
     built = pipeline.build(
         program,
         lenient("x86-64-onnxruntime"),
         image_set(program),
         tmp_path / "bundle",
         recipe=RECIPE,
-        dense=tiny_program(),
-        evaluation=image_set(program, 20, labels=True),
+        evaluation=judged,
     )
-    rows = {(r.model, r.metric) for r in built.manifest.accuracy}
-    assert rows == {("float", "top1"), ("compressed", "top1"), ("bundle", "top1"), ("bundle", "agreement")}
+    rows = {(r.model, r.metric, r.against): r.value for r in built.manifest.accuracy}
+    assert list(rows) == [
+        ("original", "top1", "float"),
+        ("compressed", "top1", "float"),
+        ("compressed", "agreement", "original"),
+        ("bundle", "top1", "float"),
+        ("bundle", "agreement", "original"),
+        ("bundle", "agreement", "float"),
+    ]
     assert {r.images for r in built.manifest.accuracy} == {20}
+    said = built.manifest.claims[-1].summary
+    assert "original" in said and "to compression" in said and "held out" not in said
+    kept = built.manifest.original
+    assert kept is not None and kept.weights_sha256 == weights_digest(tiny_program())
+    (evaluation,) = kept.evaluations
+    assert rows["original", "top1", "float"] == evaluation.original_top1
+    assert rows["compressed", "top1", "float"] == evaluation.top1
+    assert rows["compressed", "agreement", "original"] == evaluation.agreement
+
+
+def test_a_dense_model_is_its_own_original(tmp_path: Path) -> None:
+    program = tiny_program()
+    images = image_set(program, 20, labels=True)
+    built = pipeline.build(
+        program, lenient("x86-64-onnxruntime"), images, tmp_path / "bundle", recipe=RECIPE, evaluation=images
+    )
+    rows = [(r.model, r.metric, r.against) for r in built.manifest.accuracy]
+    assert rows == [("original", "top1", "float"), ("bundle", "top1", "float"), ("bundle", "agreement", "original")]
+    assert built.manifest.original is None
+
+
+def test_a_compressed_model_whose_original_is_not_known_says_so(tmp_path: Path) -> None:
+    built = build(tiny_program(gated=True), tmp_path / "bundle")
+    (claim,) = (c for c in built.manifest.claims if c.name == "accuracy")
+    assert "against the original: not known on these images: this Program does not keep it; --original" in claim.summary
+    assert "on the calibration images themselves" in claim.summary
+    assert {(r.model, r.against) for r in built.manifest.accuracy} == {("bundle", "float")}
+
+
+def test_losing_more_than_max_drop_fails_the_build(tmp_path: Path) -> None:
+    judged = image_set(tiny_program(), 40)
+    program = pipeline.compare(tiny_program(gated=True), tiny_program(seed=1), judged)
+    options: dict[str, Any] = {"evaluation": judged, "max_drop": 10.0}
+    with pytest.raises(
+        AccuracyError, match=r"points of agreement against the original.*at most 10 allowed by --max-drop"
+    ):
+        build(program, tmp_path / "bundle", **options)
+    assert not list(tmp_path.iterdir())
+    assert build(program, tmp_path / "bundle", **options | {"max_drop": 100.0}).folder.is_dir()
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_max_drop_needs_the_original_before_anything_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
+) -> None:
+    monkeypatch.setattr(pipeline, "quantize", lambda *a: pytest.fail("began to quantize"))
+    program = tiny_program(gated=True)
+    with pytest.raises(ProgramError, match="--original" if judged else "--eval"):
+        build(program, tmp_path / "bundle", evaluation=image_set(program) if judged else None, max_drop=1.0)
+
+
+def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "emulator_path", lambda: None)
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    program = tiny_program()
+    with pytest.raises(TargetError, match="--max-drop cannot be judged here: machine code for aarch64"):
+        pipeline.check_limit(program, lenient("cortex-a72-tvm"), image_set(program), 1.0)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, change: object) -> None:
@@ -263,9 +339,12 @@ def test_nothing_to_compress_gives_the_same_program() -> None:
     assert pipeline.compress(program, image_set(program).images) is program
 
 
-def test_compressing_prunes_and_gates() -> None:
+def test_compressing_prunes_and_gates_and_keeps_the_original() -> None:
     program = tiny_program(depth=3, dim=32, hidden=64)
     small = pipeline.compress(program, image_set(program, 16).images, prune=0.2, gate=0.8)
+    kept = small.spec.original
+    assert kept is not None and (kept.weights_sha256, kept.macs) == (weights_digest(program), total_macs(program.spec))
+    assert [step.split(" of ")[0] for step in kept.steps] == ["pruned by 20%", "gated to 80%"]
     assert sum(a.size for a in small.weights.values()) < sum(a.size for a in program.weights.values())
     assert small.spec.gated
 

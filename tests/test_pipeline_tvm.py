@@ -25,6 +25,7 @@ from edgevit.predict import predict
 from edgevit.targets import Target, load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.bundles import rehash
 from tests.test_pipeline import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 
@@ -32,14 +33,19 @@ import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm import canary, counts, emit, library, process, stages, toolchain  # noqa: E402
+from tests.backends.tvm.native_runner import resign  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
 HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
-SOURCES = {f"runner/source/{name}" for name in ("runner.cc", *HEADERS)}
+CODE = (path.name for path in Path(backend.__file__).parent.iterdir() if path.suffix in (".cc", ".h"))
+SOURCES = {f"runner/source/{name}" for name in CODE}
+LICENCES = {
+    *(f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.builtin_fp16.txt")),
+    *(f"licences/apache-tvm-ffi/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.libbacktrace.txt")),
+}
 
 
 def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
@@ -75,7 +81,10 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     manifest = built.manifest
     with open_bundle(built.folder) as bundle:
         files = {file.path for file in bundle.manifest.files}
-    assert files >= FILES | NATIVE | SOURCES
+    assert files >= FILES | NATIVE | SOURCES | LICENCES
+    for name in LICENCES:
+        text = (built.folder / name).read_text(encoding="utf-8")
+        assert ("Apache Software Foundation" if name.endswith(("LICENSE", "NOTICE")) else "Copyright") in text, name
     assert (manifest.backend, manifest.model, manifest.models) == ("tvm", "model.so", {"so": "model.so"})
     assert manifest.sizes.model_bytes == sum((built.folder / n).stat().st_size for n in ("model.so", "model.weights"))
     assert manifest.tools["tvm"] == canary.PINNED["apache-tvm"]
@@ -153,9 +162,8 @@ def test_it_runs_without_tvm_where_its_zip_was_unpacked(unpacked: Path, tmp_path
 def test_its_runner_refuses_another_machine_in_its_own_words(unpacked: Path) -> None:
     described = unpacked / "model.json"
     described.write_text(described.read_text().replace('"fma"', '"amx_fp64"'))
-    manifest = json.loads((unpacked / "manifest.json").read_text())
-    manifest["files"] = [file for file in manifest["files"] if file["path"] != "model.json"]
-    (unpacked / "manifest.json").write_text(json.dumps(manifest))
+    resign(unpacked)
+    rehash(unpacked)
     done = run(unpacked, "--check")
     assert done.returncode == 19 and "needs a CPU with amx_fp64" in done.stderr and not done.stdout
 

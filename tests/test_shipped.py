@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edgevit.backends.reference import reference
 from edgevit.data.images import load_images
 from edgevit.job import DEFAULT_PROGRAM, Job, run_build
 from edgevit.lower.assemble import assemble
+from edgevit.models.original import kept_answers, weights_digest
 from edgevit.models.program import Program
 from edgevit.models.resolve import SHIPPED, resolve, shipped_programs
 
@@ -44,6 +46,37 @@ def test_it_is_credited_pruned_and_gated(name: str, classes: int) -> None:
     assert len(program.spec.labels) == program.spec.head.classes == classes
     assert sum(b.units for b in program.spec.branches) < sum(b.units_total for b in program.spec.branches)
     assert any(b.gate for b in program.spec.branches)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "images"), [(DEFAULT_PROGRAM, 0.751, 0.681, 1000), (TRAINED, 0.8601, 0.8519, 10000)]
+)
+def test_it_tells_what_compression_cost(name: str, before: float, after: float, images: int) -> None:
+    original = resolve(name).spec.original
+    assert original is not None and original.steps
+    said = original.evaluations[0]
+    assert (said.original_top1, said.top1, said.images) == (before, after, images)
+
+
+def test_what_the_demo_builds_is_held_against_the_dense_model(tmp_path: Path) -> None:
+    built = run_build(Job(model=None, target="x86-64-onnxruntime", output=tmp_path / "bundle"))
+    (claim,) = (c for c in built.manifest.claims if c.name == "accuracy")
+    assert re.search(
+        r"agrees with the original on \d+\.\d% \([^)]*, n = 8\), the compressed float model", claim.summary
+    )
+    assert "when it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of" in claim.summary
+
+
+def test_the_dense_model_answers_as_the_program_says(data: Path, program: Program) -> None:
+    weights = data / program.spec.origin["weights_file"]
+    dense = resolve(program.spec.origin["model"], weights=weights)
+    images = load_images(data / "imagenet-val-1000.tar", program.spec.image).images
+    kept = kept_answers(program.spec, images)
+    assert kept is not None
+    assert program.spec.original is not None and program.spec.original.weights_sha256 == weights_digest(dense)
+    runner = reference(assemble(dense))
+    named = np.array([runner.run(image[None])[0].argmax() for image in images[:100]])
+    assert (named == kept[:100]).mean() >= 0.99
 
 
 @pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])

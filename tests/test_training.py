@@ -15,10 +15,12 @@ from edgevit.data.labelled import LabelledSet, open_labelled
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import answers
 from edgevit.models.macs import stem_macs, total_macs
+from edgevit.models.original import weights_digest
 from edgevit.models.program import Program, expected_shapes, load_program
-from edgevit.train.recipe import TrainRecipe
+from edgevit.ours import LOG
+from edgevit.train.recipe import TrainRecipe, to_toml
 from edgevit.training import Training, train
-from edgevit.training_run import split_data
+from edgevit.training_run import COLUMNS, _refuse_foreign, split_data
 from edgevit.usdc import Budgets
 from tests.compressing import (
     CLASSES,
@@ -127,6 +129,34 @@ def finished(data: LabelledSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def test_the_log_begins_as_it_is_known_by() -> None:
+    assert ",".join(("step", *COLUMNS)).startswith(LOG.decode())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["metrics.csv", "recipe.toml", "result.json", "program/thesis.tex"])
+def test_files_of_others_in_its_folder_are_never_replaced(
+    name: str, resume: bool, data: LabelledSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("step,loss\n0,1.5\n")
+    with pytest.raises(OutputError, match=r"move it away"):
+        train(job(data, tmp_path / "run"), resume=resume)
+    assert files(tmp_path / "run") == {name: path.read_bytes()}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_can_start_anew(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "recipe.toml").write_text(to_toml(SHORT))
+    (folder / ".checkpoint.pt.edgevit-1-abcdefgh").write_bytes(b"half")
+    _refuse_foreign(folder)
+    assert {p.name for p in folder.iterdir()} - {"tensorboard"} == {
+        *("checkpoint.pt", "metrics.csv", "program", "recipe.toml")
+    }
+
+
 def test_resuming_with_other_images_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     other = open_labelled(photos(tmp_path / "photos", each=21))
@@ -145,6 +175,11 @@ def test_the_program_tells_how_it_was_made(finished: Path, data: LabelledSet) ->
     assert (origin["compressed_expected_macs"], origin["compressed_static_macs"]) == ("0.5", "0.7")
     assert origin["compressed_data_sha256"] == data.digest
     assert str(Path(data.source).parent) not in str(origin)
+    original = load_program(finished / "program").spec.original
+    assert original is not None and original.weights_sha256 == weights_digest(dense())
+    assert original.steps[0].startswith(
+        f"trained to 50% of its MACs expected and 70% loaded, on {Path(data.source).name}"
+    )
 
 
 def test_budgets_are_met_on_the_images_that_set_them(finished: Path, data: LabelledSet) -> None:
@@ -170,6 +205,7 @@ def test_without_budgets_it_is_fine_tuning(data: LabelledSet, tmp_path: Path) ->
     tuned = replace(SHORT, epochs_recover=10, rate_recover=3e-3, ema=0.0, groups="batch")
     found = train(job(data, tmp_path / "run", teacher=None, budgets=Budgets(expected=1.0, static=1.0), recipe=tuned))
     assert found.spec.branches == dense().spec.branches
+    assert found.spec.original is None  # nothing was taken away: what it was before is no measure of it
     assert {row["stage"] for row in metrics(tmp_path / "run")} == {"1.0"}
     held, _ = split_data(job(data, tmp_path / "other"))
     assert answers(found, held.images).top1(held.labels) > max(0.6, answers(dense(), held.images).top1(held.labels))
@@ -255,7 +291,7 @@ def test_t2t_trains_and_its_stem_stays_whole(kind: str, data: LabelledSet, tmp_p
     program = t2t(kind)
     spec = program.spec
     floor = stem_macs(spec) / total_macs(spec)
-    budgets = Budgets(expected=floor + 0.5 * (1 - floor), static=floor + 0.7 * (1 - floor))
+    budgets = Budgets(expected=floor + 0.6 * (1 - floor), static=floor + 0.8 * (1 - floor))
     r = replace(SHORT, tokens=0.5)
     found = train(job(data, tmp_path / "run", program, budgets=budgets, recipe=r))
     assert found.spec.stem == spec.stem

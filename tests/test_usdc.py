@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevit.errors import BudgetError
+from edgevit.errors import BudgetError, TrainingError
 from edgevit.gate.threshold import fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches, mean_outputs
 from edgevit.models.vit import Vit
+from edgevit.prune.plan import least_macs
 from edgevit.spec import ProgramSpec
 from edgevit.train.distributed import World
 from edgevit.train.recipe import TrainRecipe
@@ -102,7 +103,7 @@ def importance(together: Together, seed: int = 0) -> None:
         worth = {"b01_mhsa": 0.0, "b00_mhsa": 20.0, "b02_mhsa": 20.0}.get(name, 1.0)
         masks.units[name] = worth * rng.random(len(masks.units[name])) ** 4
         masks.whole[name] = float(masks.units[name].sum())
-    masks.measured = 1
+    masks.measured, masks.images = 1, masks.settings.fewest_images
 
 
 def shaken(model: Vit) -> None:
@@ -184,6 +185,37 @@ def test_a_memory_budget_that_nothing_fits_is_refused() -> None:
     importance(together)
     with pytest.raises(BudgetError, match="the most that can be removed"):
         together.finish()
+
+
+def test_nothing_is_planned_before_importance_says_something() -> None:
+    """Importance that is zero everywhere cannot choose: masks stay open, and the end of the stage says why."""
+    together = begun(Budgets(expected=0.5, static=0.5))
+    figures = together.update(0, 1.0)
+    assert figures["static_macs"] == 1.0
+    with pytest.raises(TrainingError, match="measured on 0 images of stage 'joint', but needs 32"):
+        together.finish()
+
+
+def test_a_plan_far_below_its_budget_is_refused() -> None:
+    """Whatever closed the masks: more would have fitted."""
+    together = begun(Budgets(expected=0.6, static=0.6))
+    importance(together)
+    assert together.reached(together.finish()) == ""
+    assert together.masks is not None
+    together.masks.masks["b00_ffn"][:] = 0
+    with pytest.raises(BudgetError, match=r"60.0% of the MACs were asked for, .*% are left, and .*% more would fit"):
+        together.reached(together.finish())
+    for mask in together.masks.masks.values():
+        mask[:] = 0
+    with pytest.raises(BudgetError, match="no attention head of tiny is left of 12"):
+        together.reached(together.finish())
+
+
+def test_a_budget_below_one_head_and_some_neurons_is_refused_at_once() -> None:
+    spec = tiny_program(**SHAPE).spec
+    least = least_macs(spec) / total_macs(spec)
+    with pytest.raises(BudgetError, match="the least of attention and FFN that has to stay"):
+        check_budgets(spec, Budgets(expected=least, static=least))
 
 
 def test_state_comes_back() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,15 @@ def onnx_backend(name: str) -> OnnxBackend:
 def missing(name: str, error: ImportError) -> RuntimeMissingError:
     """Build the error for a runtime that cannot be imported."""
     return RuntimeMissingError(f"{name} cannot be imported ({error}); install it: {INSTALL[name]}")
+
+
+def lacks_vnni() -> bool:
+    """Whether this is an x86 CPU that adds int8 products in 16 bits, which 8-bit weights can overflow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags
 
 
 def feed(image: np.ndarray, effort: float, *, shape: tuple[int, ...], gated: bool) -> dict[str, np.ndarray]:

@@ -6,9 +6,7 @@ The precision hint is always set: OpenVINO's own default is bf16 on CPUs that ha
 from __future__ import annotations
 
 import io
-import platform
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, feed, missing
+from edgevit.atomic import scratch
+from edgevit.backends import Source, feed, lacks_vnni, missing
 from edgevit.errors import BundleError, OutputError
 
 if TYPE_CHECKING:
@@ -70,11 +69,11 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
     read = _read(model)
     _name_stably(read)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".ir.") as temporary:
-            path = Path(temporary) / MODEL
+        with scratch(folder) as temporary:
+            path = temporary / MODEL
             runtime.save_model(read, path, compress_to_fp16=False)
             for name in (DATA, MODEL):
-                (Path(temporary) / name).replace(folder / name)
+                (temporary / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return MODEL, DATA
@@ -133,15 +132,7 @@ def _exact(weight_bits: int) -> dict[str, Any]:
     Without VNNI OpenVINO's int8 kernels add two products in 16 bits, which 8-bit weights can overflow (agreement with
     float falls to 75 % on a ViT-Ti). The quantized model is then computed as written, in float: slower, but right.
     """
-    return {"LP_TRANSFORMS_MODE": "NO"} if weight_bits == 8 and _lacks_vnni() else {}
-
-
-def _lacks_vnni() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags
+    return {"LP_TRANSFORMS_MODE": "NO"} if weight_bits == 8 and lacks_vnni() else {}
 
 
 def _compiled(model: Any, threads: int, precision: str, **more: Any) -> Any:

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ import numpy as np
 
 import edgevit
 from edgevit import ortmemory
+from edgevit.atomic import scratch
 from edgevit.bound.result import Bound, CappedRun, PathMemory
 from edgevit.errors import BoundError
 
@@ -51,8 +51,8 @@ def measure_arena(
     Raises:
         BoundError: the run failed, or the runtime's profile lacks memory figures.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        reply = _child(Path(folder), model, image, list(efforts.values()), {}, settings, start or _here)
+    with scratch() as folder:
+        reply = _child(folder, model, image, list(efforts.values()), {}, settings, start or _here)
         if reply["error"]:
             raise BoundError(f"the run that measures memory failed: {reply['error']}")
         events = json.loads(Path(reply["profile"]).read_text())
@@ -88,9 +88,9 @@ def run_capped(
     """
     cap = bound.arena_bytes if cap_bytes is None else cap_bytes
     chunk = max(cap - bound.arena_weights_bytes, ortmemory.ARENA_UNIT_BYTES)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
-        reply = _child(Path(folder), model, image, [np.inf, np.inf], limits, settings, _here)
+        reply = _child(folder, model, image, [np.inf, np.inf], limits, settings, _here)
         error = reply["error"]
         if not error:
             held = max(int(e["args"]["mem_arena_held"]) for e in _nodes(json.loads(Path(reply["profile"]).read_text())))

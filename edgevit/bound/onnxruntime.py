@@ -16,7 +16,7 @@ buffers, no memory pattern, an arena that splits every chunk to size. Why it is 
    graph's nodes of (live there + the larger of the two bodies' peaks) covers all 2^gates paths.
 5. Weights do not depend on the path. A constant second operand of Gemm, QGemm or a 2-D MatMul is packed into the arena
    and its original is released (from an `.ort` file it stays mapped); constants of at most 127 bytes are copied into
-   the arena; others stay where they were loaded (a mapped file, or the heap).
+   the arena, where they stay even if they are packed; others stay where they were loaded (a mapped file, or the heap).
    Packed sizes are those of MLAS, the runtime's matrix library, on x86-64 with AVX2 or better; other CPUs pack
    otherwise, and nothing here is proven for them.
 6. No kernel in `shapes.RULES` takes arena memory inside its node. But while the model loads, packing an int8 weight
@@ -36,7 +36,6 @@ originals while they are packed. Those are measured (a fresh process's peak) and
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ import numpy as np
 import onnx
 
 from edgevit import ortmemory
+from edgevit.atomic import scratch
 from edgevit.bound.frames import main_frame, rounded
 from edgevit.bound.placement import room_needed
 from edgevit.bound.result import Bound
@@ -80,8 +80,8 @@ def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] |
     if weights:
         values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch() as folder:
+        path = folder / "optimised.onnx"
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
@@ -153,7 +153,7 @@ class _Packed:
 def _weights(graph: onnx.GraphProto) -> _Weights:
     packed: dict[str, _Packed] = {}
     held = list(_constants(graph, "", {}, packed))
-    small = sum(size for key, size in held if key not in packed and size <= SMALL_CONSTANT_BYTES)
+    small = sum(size for _, size in held if size <= SMALL_CONSTANT_BYTES)
     other = sum(size for key, size in held if key not in packed and size > SMALL_CONSTANT_BYTES)
     return _Weights(
         arena=sum(p.size for p in packed.values()) + small,

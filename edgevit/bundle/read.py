@@ -1,11 +1,16 @@
-"""Open a bundle, folder or zip, trusting nothing in it; run its golden inputs. Needs numpy and the runtime only."""
+"""Open a bundle, folder or zip, trusting nothing in it but its manifest; run its golden inputs.
+
+A bundle that opens is whole: what its manifest lists is there and is what it was, and nothing else is. Whether the
+manifest is its author's own nobody can tell from the bundle: who changes a file can write its new hash into the
+manifest. So run what came from a stranger only where you would run his program, or compare the manifest's sha256, which
+`edgevit verify` prints, with one that came another way. Needs numpy and the runtime only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import serial
+from edgevit.atomic import scratch
 from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import BundleError, ParityError
 
@@ -62,9 +68,9 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         return
     if not path.is_file():
         raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        _unpack(path, Path(folder))
-        yield _check(Path(folder), path)
+    with scratch() as folder:
+        _unpack(path, folder)
+        yield _check(folder, path)
 
 
 def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
@@ -168,6 +174,8 @@ def _parse(raw: bytes, shown: Path) -> Manifest:
     faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
     if len(listed) != len(manifest.files):
         faults.append("a file is listed twice")
+    if manifest.sha256 and not serial.seal_holds(raw, manifest.sha256):
+        faults.append("it was changed since it was written: its sha256 is another")
     if faults:
         raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
     return manifest

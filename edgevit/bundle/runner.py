@@ -2,33 +2,51 @@
 
 python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
+
+What it loads or runs is compared with manifest.json first, in size and sha256. That finds damage; whether the manifest
+is its author's own it cannot tell: run what came from a stranger only where you would run his program.
 """
+
+# ruff: noqa: E402
+import os
+import sys
+
+# Nothing that lies beside this file is imported in place of what it needs.
+sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.split(os.path.realpath(__file__))[0]]
 
 import argparse
 import functools
 import hashlib
+import io
 import json
 import math
+import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
+# Whatever a file is called: an EPS named .jpg would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+WRONG_IMAGE = 15  # exit code, the native runner's too
+DAMAGED = 19  # exit code, the native runner's too
 Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
 
 
 def main() -> int:
     """Parse the arguments, check the files, run, print."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files on any terminal
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, help="image files (anything Pillow reads)")
+    parser.add_argument("images", nargs="*", type=Path, help=f"image files: {', '.join(FORMATS)}")
     parser.add_argument("--effort", type=float, default=0.0, help="0 as calibrated, above opens more branches")
     parser.add_argument("--threads", type=int, help="threads of a run (default: the target's)")
     parser.add_argument("--top", type=int, default=5, help="classes to print")
@@ -37,46 +55,116 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.images and not arguments.check:
         parser.error("give at least one image, or --check")
-    manifest = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))
-    model_files = manifest["model"].rpartition(".")[0] + "."
-    changed = changed_files(manifest, "" if arguments.check else model_files)
+    manifest = read_manifest()
+    changed = changed_files(manifest, ("",) if arguments.check else used_files(manifest))
     if changed:
-        print(f"this bundle is damaged: {', '.join(changed)} differ from manifest.json; copy it again", file=sys.stderr)
-        return 1
+        refuse(f"{', '.join(changed)} differ from manifest.json")
     threads = arguments.threads or manifest["target"]["threads"]
     loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tvm": load_tvm}
     run = loaders[manifest["backend"]](manifest, threads)
     if arguments.check:
         return check_golden(manifest, run)
+    status = 0
     for path in arguments.images:
-        classify(manifest, run, path, arguments)
-    return 0
+        try:
+            image = read_image(path, manifest["input"]["preprocessing"])
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
+            print(f"{path}: {error or type(error).__name__}", file=sys.stderr)
+            status = WRONG_IMAGE
+        else:
+            classify(manifest, run, path, image, arguments)
+    return status
 
 
-def changed_files(manifest: dict[str, Any], prefix: str) -> list[str]:
-    """Files whose path begins with `prefix` that are missing or have another sha256 than the manifest says."""
-    changed = []
-    for file in manifest["files"]:
-        path = ROOT / file["path"]
-        if file["path"].startswith(prefix) and (
-            not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]
-        ):
-            changed.append(file["path"])
-    return changed
+def refuse(reason: str) -> NoReturn:
+    """End for a bundle that is not what it was."""
+    print(f"this bundle is damaged: {reason}; copy it again", file=sys.stderr)
+    sys.exit(DAMAGED)
+
+
+def read_manifest() -> dict[str, Any]:
+    """`manifest.json`, if it is what was written."""
+    try:
+        raw = (ROOT / "manifest.json").read_bytes()
+        manifest: dict[str, Any] = json.loads(raw)
+        digest = manifest.get("sha256", "")
+        whole = not digest or hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
+    except (OSError, ValueError, AttributeError) as error:
+        refuse(f"manifest.json cannot be read ({error})")
+    if not whole:
+        refuse("manifest.json was changed since it was written")
+    return manifest
+
+
+def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """How the paths of all files begin that are loaded or run to classify an image."""
+    folder, _, model = manifest["model"].rpartition("/")
+    own = f"{folder}/" if folder else model.rpartition(".")[0] + "."
+    native = ("runner/native/",) if manifest["backend"] == "tvm" else ()
+    return (own, *native, *([manifest["labels"]] if manifest["labels"] else []))
+
+
+def changed_files(manifest: dict[str, Any], begin: tuple[str, ...]) -> list[str]:
+    """Files whose path begins so that are missing, not listed, or of another size or sha256 than the manifest says."""
+    listed = {file["path"]: file for file in manifest["files"] if file["path"].startswith(begin)}
+    there = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_symlink() or not path.is_dir()}
+    there = {name for name in there - {"manifest.json"} if name.startswith(begin)}
+    return sorted(name for name in there | set(listed) if name not in listed or not intact(ROOT / name, listed[name]))
+
+
+def intact(path: Path, listed: dict[str, Any]) -> bool:
+    """Whether a file is a plain one of the size and sha256 that the manifest lists."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != listed["bytes"]:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest() == str(listed["sha256"])
+
+
+def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
+    """An image file as the model's input."""
+    with Image.open(path, formats=FORMATS) as file:
+        return prepare(to_rgb(file), contract)
+
+
+def to_rgb(file: Image.Image) -> Image.Image:
+    """RGB of the first frame; grey of more than 8 bits is scaled, which Pillow would clip."""
+    if file.mode == "F":
+        raise ValueError("float values, whose range the file does not say; scale them to 0..255 and save 8 bits")
+    if file.mode != "I" and not file.mode.startswith("I;"):
+        return file.convert("RGB")
+    tags = getattr(file, "tag_v2", {})
+    bits = tags.get(BITS, (16,))[0]  # a PNG's and a PPM's values are brought to 16 bits
+    if bits > 16 or tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
+        raise ValueError(f"integers of {bits} bits, whose range the file does not say; scale to 0..255, save 8 bits")
+    most = (1 << bits) - 1
+    values = np.asarray(file).astype(np.uint32)
+    levels = ((most - values if tags.get(PHOTOMETRIC) == 0 else values) * 255 + most // 2) // most
+    picture = Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    picture.info.update(file.info)
+    return picture
 
 
 def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]:
-    """Resize the short side to size / crop_pct and crop the centre: RGB picture to uint8 `[1, height, width, 3]`."""
+    """Turn, resize and crop or pad as the manifest says: RGB picture to uint8 `[1, height, width, 3]`."""
+    if contract["orientation"] == "apply":
+        picture = ImageOps.exif_transpose(picture)
     height, width, crop_pct = contract["height"], contract["width"], contract["crop_pct"]
     target_width, target_height = math.floor(width / crop_pct), math.floor(height / crop_pct)
-    if target_width == target_height:
+    ratios = picture.height / target_height, picture.width / target_width
+    mode = contract["crop_mode"]
+    if mode == "squash":
+        size = (target_width, target_height)
+    elif mode == "center" and target_width == target_height:
         short = target_width
         if picture.width <= picture.height:
             size = (short, int(short * picture.height / picture.width))
         else:
             size = (int(short * picture.width / picture.height), short)
     else:
-        ratio = min(picture.height / target_height, picture.width / target_width)
+        ratio = max(ratios) if mode == "border" else min(ratios)
         size = (round(picture.width / ratio), round(picture.height / ratio))
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling[contract["interpolation"].upper()])
@@ -84,11 +172,15 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
         round((have - need) / 2) if have >= need else -((need - have) // 2)
         for have, need in zip(size, (width, height), strict=True)
     )
-    return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.uint8)[None]
+    fill = tuple(round(255 * v) for v in contract["mean"]) if mode == "border" else (0, 0, 0)
+    cropped = Image.new("RGB", (width, height), fill)
+    cropped.paste(picture, (-left, -top))
+    return np.asarray(cropped, dtype=np.uint8)[None]
 
 
 def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
     """Load the model with ONNX Runtime; the function takes an image and an effort, gives logits and gates."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would report its use over the network
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -97,6 +189,9 @@ def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
     options.log_severity_level = 3
     for key, value in manifest["runtime_settings"].items():
         options.add_session_config_entry(key, value)
+    if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
+        # The int8 kernels would saturate here: slower ones are exact.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # The memory bound in the manifest holds for these settings; they cost no time.
     options.enable_mem_reuse = options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -142,7 +237,9 @@ def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
     program = ROOT / "runner" / "native" / "runner"
     program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
     classes = manifest["outputs"][0]["shape"][1]
-    command = [str(program), str(ROOT), "-", "--top", str(classes), "--threads", str(threads)]
+    command = [str(program), str(ROOT), "-", "--top", str(classes)]
+    if threads != manifest["target"]["threads"]:  # else it takes as many, or one per CPU
+        command += ["--threads", str(threads)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1)
     pipe, answers = process.stdin, process.stdout
     assert pipe is not None and answers is not None
@@ -168,6 +265,8 @@ def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
 @functools.cache
 def openvino_core() -> Any:
     """One Core for the process: several that end in any order leave signal handlers an unmapped stack (2026.4)."""
+    # It would report its use over the network: without this package it takes a stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino.Core()
@@ -180,28 +279,42 @@ def lacks_vnni() -> bool:
     return x86 and "vnni" not in cpu.read_text(encoding="utf-8", errors="replace")
 
 
-def classify(manifest: dict[str, Any], run: Run, path: Path, arguments: argparse.Namespace) -> None:
-    """Run one image file and print its best classes, which branches ran, and the time."""
-    with Image.open(path) as file:
-        image = prepare(file.convert("RGB"), manifest["input"]["preprocessing"])
+def classify(
+    manifest: dict[str, Any], run: Run, path: Path, image: NDArray[np.uint8], arguments: argparse.Namespace
+) -> None:
+    """Run one image and print its best classes (or the model's features), which branches ran, and the time."""
     begin = time.perf_counter()
     logits, gates = run(image, arguments.effort)
     milliseconds = 1000 * (time.perf_counter() - begin)
-    exponentials = np.exp(logits[0] - logits[0].max())
-    probabilities = exponentials / exponentials.sum()
-    labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None
-    best = [
-        {"class": int(i), "label": labels[i] if labels else None, "probability": float(probabilities[i])}
-        for i in np.argsort(-logits[0], kind="stable")[: arguments.top]
-    ]
+    features = manifest["outputs"][0]["kind"] == "features"
+    answer = {"features": logits[0].tolist()} if features else {"top": best_classes(manifest, logits[0], arguments.top)}
     if arguments.json:
-        print(json.dumps({"image": str(path), "top": best, "gates": gates.tolist(), "milliseconds": milliseconds}))
+        print(json.dumps({"image": str(path), **answer, "gates": gates.tolist(), "milliseconds": milliseconds}))
         return
     print(f"{path}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
-    for row in best:
-        print(f"  {row['probability']:6.1%}  {row['class']:>4}  {row['label'] or ''}")
+    if features:
+        print(f"  {logits.size} features, no classes, length {np.linalg.norm(logits):.4g}; --json prints them")
+    for row in answer.get("top", ()):
+        likely = f"{row['score']:8.3f}" if row["probability"] is None else f"{row['probability']:6.1%}"
+        print(f"  {likely}  {row['class']:>4}  {row['label'] or ''}")
     shown = "".join("x" if gate else "." for gate in gates)
     print(f"  gates [{shown}]  x = ran, . = skipped, in the order of the manifest's branches")
+
+
+def best_classes(manifest: dict[str, Any], logits: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
+    """The classes with the largest scores; one class alone has no probability."""
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None
+    return [
+        {
+            "class": int(i),
+            "label": labels[i] if labels else None,
+            "score": float(logits[i]),
+            "probability": float(probabilities[i]) if logits.size > 1 else None,
+        }
+        for i in np.argsort(-logits, kind="stable")[:count]
+    ]
 
 
 def check_golden(manifest: dict[str, Any], run: Run) -> int:

@@ -11,8 +11,6 @@ import hashlib
 import importlib.metadata
 import io
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import serial
+from edgevit import atomic, serial
 from edgevit.bundlespec import BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import OutputError
-from edgevit.models.program import replace_folder
+from edgevit.ours import Kind
 
 MANIFEST = "manifest.json"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
@@ -62,7 +60,7 @@ def write_bundle(
     labels: Sequence[str] = (),
     force: bool = False,
 ) -> Path:
-    """Write the bundle to `folder` and `folder`.zip, both by rename, and return the path of the zip.
+    """Write the bundle to `folder` and `folder`.zip, both by rename and together, and return the path of the zip.
 
     Args:
         folder: where it goes; must not exist unless `force`.
@@ -74,37 +72,32 @@ def write_bundle(
         force: replace what is there.
 
     Raises:
-        OutputError: something is there already, a path inside the bundle is not plain, or the disk refuses.
+        OutputError: something is there already, or is no bundle; a path inside the bundle is not plain; or the disk
+            refuses.
     """
     archive = folder.parent / f"{folder.name}.zip"
     refuse_existing(folder, force=force)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with atomic.scratch(folder.parent, folder.name) as staging:
             content, zipped = staging / "content", staging / "bundle.zip"
             content.mkdir(mode=0o755)
             _fill(content, manifest, _flatten(files), golden, labels)
             _zip(content, zipped)
-            replace_folder(content, folder)
-            zipped.replace(archive)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            moves: dict[str, tuple[Path, Kind]] = {content.name: (folder, "bundle"), zipped.name: (archive, "archive")}
+            atomic.install(staging, moves, replace=force)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     return archive
 
 
 def refuse_existing(folder: Path, *, force: bool) -> None:
-    """Raise OutputError if the bundle's folder or zip is there without `force`; to be asked before long work."""
-    for path in (folder, folder.parent / f"{folder.name}.zip"):
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists already; choose another folder with -o or pass --force to replace it")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another folder with -o")
-    # --force replaces a bundle or an empty folder, never somebody's documents.
-    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not a bundle (it holds no {MANIFEST}) and will not be replaced")
+    """Raise OutputError for a folder or zip that must not be replaced; to be asked before long work.
+
+    What a killed build left beside it is removed, or put in place if that had begun.
+    """
+    atomic.refuse_existing(folder, "bundle", force=force)
+    atomic.refuse_existing(folder.parent / f"{folder.name}.zip", "archive", force=force)
 
 
 def _fill(
@@ -115,7 +108,7 @@ def _fill(
     labels: Sequence[str],
 ) -> None:
     every: dict[str, Content] = {
-        "licences/weights.txt": _weights_licence(manifest.origin),
+        "licences/weights.txt": _weights_licence(manifest),
         **files,
         "licences/edgevit.txt": _own_licence(),
         "runner/run.py": _runner(),
@@ -140,7 +133,7 @@ def _fill(
     missing = {manifest.model, *manifest.models.values()} - set(every)
     if missing:
         raise OutputError(f"the manifest names model files that were not given: {', '.join(sorted(missing))}")
-    _put(content, MANIFEST, serial.dumps(manifest))
+    _put(content, MANIFEST, serial.seal(manifest))
 
 
 def _flatten(files: Mapping[str, Content]) -> dict[str, Content]:
@@ -182,16 +175,28 @@ def _runner() -> Path:
     return Path(__file__).with_name("runner.py")
 
 
-def _weights_licence(origin: Mapping[str, str]) -> str:
-    """Where the weights come from and under which licence, as far as it is known."""
+def _weights_licence(manifest: Manifest) -> str:
+    """Where the weights come from, under which licence, as far as it was stated, and what was done to them."""
+    origin = manifest.origin
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
     licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
+    known += "" if licence else "\nlicense: not stated"
     note = {
-        "": "No licence is recorded: ask whoever made the weights before passing this bundle on.",
+        "": "No licence is stated: ask whoever made the weights before passing this bundle on.",
         "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
     }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
-    changed = "edgevit changed the weights: pruned, gated, quantized and compiled as manifest.json says."
-    return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}\n"
+    done = "; ".join([*_compression(manifest), *(["quantized to int8"] if manifest.target.get("int8") else [])])
+    changed = f"edgevit changed the weights: {done}; " if done else "edgevit left the weights as they are, in float; "
+    return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}compiled as manifest.json says.\n"
+
+
+def _compression(manifest: Manifest) -> Sequence[str]:
+    """What was done to the model before it was built, as its Program tells, or as its branches show."""
+    if manifest.original is not None and manifest.original.steps:
+        return manifest.original.steps
+    pruned = any(branch.units < branch.units_total for branch in manifest.branches)
+    gated = any(branch.gated for branch in manifest.branches)
+    return [*(["pruned"] if pruned else []), *(["gated"] if gated else [])]
 
 
 def _own_licence() -> str:

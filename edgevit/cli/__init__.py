@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +15,15 @@ from pathlib import Path
 import click
 
 from edgevit import __version__
+from edgevit.cli import terminal
 from edgevit.cli.exit_codes import exit_codes
-from edgevit.errors import EdgevitError
+from edgevit.errors import EdgevitError, OutputError
 
 COMMANDS = ("compress", "build", "profile", "report", "verify", "device", "targets", "models", "doctor")
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
+# What a disk answers to anybody who writes: no bug of ours, wherever it comes up.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+NO_TEMPORARY_FOLDER = "No usable temporary directory"  # as Python's tempfile says it
 
 EXAMPLE = """\b
 Example:
@@ -65,19 +71,38 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; every error raised on purpose is one message on stderr."""
-    try:
-        with _cleaning_up():
-            result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
-    except click.Abort:
-        click.echo("edgevit: stopped; nothing half-written was left.", err=True)
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except EdgevitError as error:
-        click.echo(f"edgevit: {error}", err=True)
-        return error.exit_code
-    return result if isinstance(result, int) else 0
+    with terminal.guarded():
+        try:
+            with _cleaning_up():
+                result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except click.Abort:
+            click.echo("edgevit: stopped; nothing half-written was left.", err=True)
+            return INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+        except EdgevitError as error:
+            click.echo(f"edgevit: {error}", err=True)
+            return error.exit_code
+        except OSError as error:
+            told = _disk(error)
+            if told is None:
+                raise
+            click.echo(f"edgevit: {told}", err=True)
+            return OutputError.exit_code
+        return result if isinstance(result, int) else 0
+
+
+def _disk(error: OSError) -> str | None:
+    """What to tell where a disk refused and no stage has said so already; None for any other fault."""
+    if NO_TEMPORARY_FOLDER in str(error):
+        return "no folder for temporary files can be written; set TMPDIR to one that can"
+    if error.errno not in DISK:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror}; make room there, or choose another place with -o and TMPDIR"
 
 
 @contextmanager

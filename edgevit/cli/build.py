@@ -7,27 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+from edgevit.cli.sizes import IMAGE_SIZE
+
 if TYPE_CHECKING:
+    from edgevit.bundlespec import AccuracyRow
     from edgevit.pipeline import Built
     from edgevit.predict import Prediction
 
 EPILOG = """\b
 Examples:
-  edgevit build --target x86-64-onnxruntime -o out/demo
+  edgevit build --target host -o out/demo
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
       --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
   edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
   edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
+  edgevit build hub/vit-base --target x86-64-onnxruntime     (a folder with config.json and weights)
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
-@click.option("--target", "target_name", required=True, help="A name from `edgevit targets`, or a TOML file.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
+@click.option(
+    "--target", "target_name", required=True, help="A name from `edgevit targets`, a TOML file, or host: this machine."
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Unlabelled images: folder, tar, zip or TOML.")
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Labelled images for top-1.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Text file with the classes' names, one per line.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names: text file, one per line, or imagenet-1k.")
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
@@ -45,15 +52,29 @@ Examples:
 @click.option("--save-program", type=click.Path(path_type=Path), help="Also save the compressed Program here (fp16).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")
+@click.option("--original", help="The model before compression, as a Program or a name, to compare MODEL with.")
+@click.option("--original-weights", type=click.Path(path_type=Path), help="Checkpoint of --original.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=100),
+    metavar="POINTS",
+    help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")
+@click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
+@click.option("--image-size", type=IMAGE_SIZE, help="Input in pixels: H,W or one number (default: the weights').")
+@click.option("--license", help="Licence of the weights, as the bundle is to state it.")
+@click.option("--credit", help="Who made the weights, as the bundle is to state it.")
+@preprocessing_options
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Compile MODEL (a Program folder, or a name; default: vit_tiny_gated, which ships) for a target."""
+    """Compile MODEL (a Program or hub folder, or a name; default: vit_tiny_gated, which ships) for a target."""
     from edgevit import serial
     from edgevit.job import Job, predict_build, run_build
 
-    job = Job(model=model, target=target_name, **options)
+    job = Job(model=model, target=target_name, preprocessing=take_preprocessing(options), **options)
     if dry_run:
-        prediction = predict_build(job)
+        prediction = predict_build(job, say=_quiet if as_json else _say)
         click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
         return
     built = run_build(job, say=_quiet if as_json else _say)
@@ -69,7 +90,10 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
 
 def _quiet(line: str) -> None:
-    """Say nothing."""
+    """Say nothing, and go on only while somebody waits for the answer."""
+    from edgevit.cli.terminal import listening
+
+    listening()
 
 
 def _say(line: str) -> None:
@@ -89,6 +113,13 @@ def _prediction(p: Prediction) -> str:
     )
 
 
+def _told(row: AccuracyRow) -> str:
+    """Of which model a row is, and with which it agrees."""
+    if row.metric != "agreement":
+        return row.model
+    return f"{row.model} with the {'original' if row.against == 'original' else 'compressed float model'}"
+
+
 def _show(built: Built) -> None:
     manifest = built.manifest
     for claim in manifest.claims:
@@ -96,7 +127,7 @@ def _show(built: Built) -> None:
         click.echo(f"  {claim.name:<9} {state}: {claim.summary}")
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
-        click.echo(f"  {row.metric:<9} {row.model}: {row.value:.1%} ({interval})")
+        click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
     click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+from edgevit.cli.sizes import IMAGE_SIZE
+
 if TYPE_CHECKING:
     from edgevit.training import Compressed
 
@@ -24,14 +27,14 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.command(epilog=EPILOG)
 @click.argument("model")
 @click.option("--data", required=True, help=f"Training images. {DATA}.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model (.safetensors, .pth).")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")
 @click.option("--macs", type=SHARE, default=1.0, show_default=True, help="Expected MACs per image; gates pay.")
 @click.option("--static", type=SHARE, help="MACs with every gate open; pruning pays (default: the recipe's share).")
 @click.option("--memory", help="Memory bound instead of --static, such as 3.0MiB; pruning pays.")
 @click.option("--target", default="x86-64-onnxruntime", show_default=True, help="Whose memory bound is meant.")
 @click.option("--eval", "evaluation", help="Labelled images for top-1 (default: the data's val or test split).")
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with numbers of TrainRecipe.")
-@click.option("--image-size", type=click.IntRange(min=1), help="Height and width of a named model's input.")
+@click.option("--image-size", type=IMAGE_SIZE, help="Input in pixels: H,W or one number (default: the weights').")
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--new-head", is_flag=True, help="Start a new classifier for the data's classes.")
 @click.option("--unlabelled", is_flag=True, help="Use no labels: follow the given model.")
@@ -43,15 +46,18 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
+@preprocessing_options
 def command(as_json: bool, **options: Any) -> None:
-    """Train MODEL (a Program folder, a timm name or a T2T-ViT name) to cost less: smaller, and less for easy images."""
+    """Train MODEL (a Program or hub folder, or a name) to cost less: smaller, and less for easy images."""
     from edgevit import serial
     from edgevit.torchside import require_torch
 
     require_torch("compressing")
     from edgevit.training import CompressJob, run_compress
 
-    result = run_compress(CompressJob(**options), say=_say)
+    job = CompressJob(preprocessing=take_preprocessing(options), **options)
+    result = run_compress(job, say=_say)
     if result is not None:
         click.echo(serial.dumps(result) if as_json else _summary(result), nl=not as_json)
 

@@ -23,6 +23,8 @@ def exit_codes() -> tuple[ExitCode, ...]:
         ExitCode(code=1, error="", meaning="An unexpected fault: a bug in edgevit."),
         ExitCode(code=2, error="", meaning="Wrong usage of the command line."),
         ExitCode(code=130, error="", meaning="Stopped with Ctrl-C."),
+        ExitCode(code=141, error="", meaning="Whoever read the output stopped reading, such as `head`."),
+        ExitCode(code=143, error="", meaning="Asked to end (SIGTERM)."),
     ]
     rows += [ExitCode(code=c.exit_code, error=c.__name__, meaning=_meaning(c)) for c in _leaves(EdgevitError)]
     return tuple(sorted(rows, key=lambda row: row.code))

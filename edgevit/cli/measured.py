@@ -13,6 +13,11 @@ def lines(measurement: Measurement) -> Iterator[str]:
     if measurement.emulation is not None:
         yield from _emulated(measurement, measurement.emulation)
         return
+    if measurement.not_the_device:
+        yield (
+            f"{'THIS MACHINE was measured, not a device: ' if measurement.device == 'local' else ''}"
+            f"{measurement.not_the_device}"
+        )
     if measurement.device != "local":
         held = f", held to CPUs {', '.join(map(str, machine.cpus))}" if machine.cpus is not None else ""
         yield (

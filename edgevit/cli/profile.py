@@ -58,15 +58,15 @@ def command(
     **settings: Any,
 ) -> None:
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
-    from edgevit import serial
+    from edgevit import atomic, serial
     from edgevit.cli.measured import lines
-    from edgevit.errors import OutputError
     from edgevit.measure.file import write_measurement
+    from edgevit.ready import Output, ready
 
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
-    if target.exists() and not force:
-        raise OutputError(f"{target} exists already; choose another file with -o or pass --force to replace it")
+    ready([Output(path=target, folder=False)])
+    atomic.refuse_existing(target, "measurement", force=force)
     if images is None:
         click.echo(
             "edgevit: note: no --images given; the golden inputs show no real mix of images, so open rates and the "
@@ -74,7 +74,7 @@ def command(
             err=True,
         )
     measurement = _profile(bundle, images, device, python=python, timeout=timeout, **settings)
-    write_measurement(measurement, target)
+    write_measurement(measurement, target, force=force)
     for warning in measurement.warnings:
         click.echo(f"edgevit: warning: {warning}", err=True)
     if as_json:

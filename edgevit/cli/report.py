@@ -10,9 +10,11 @@ EPILOG = """\b
 Example:
   edgevit report out/deit out/deit.measurement.json --html report.html
   edgevit report out/rpi4 out/rpi5 rpi4.json rpi5.json
+  edgevit report out/deit out/deit-pruned
 
 \b
-Several bundles must be built of one Program; their devices are shown side by side, all else is of the first bundle.
+Several bundles must be built of one model, however they were made: what differs between them comes first, then their
+devices side by side; all else is of the first bundle.
 """
 
 
@@ -26,15 +28,18 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     """Report on BUNDLE (folder or zip) and on MEASUREMENTs of it, the files that `edgevit profile` writes."""
     from contextlib import ExitStack
 
-    from edgevit import serial
+    from edgevit import atomic, serial
     from edgevit.bundle.read import open_bundle
     from edgevit.errors import OutputError
     from edgevit.measure.file import read_measurement
+    from edgevit.ready import Output, ready
     from edgevit.report.devices import assign
+    from edgevit.report.differences import bundle_names
     from edgevit.report.view import make_report
 
-    if html and html.exists() and not force:
-        raise OutputError(f"{html} exists already; choose another file or pass --force to replace it")
+    if html:
+        ready([Output(path=html, option="--html", folder=False)])
+        atomic.refuse_existing(html, "page", force=force)
     others = [path for path in more if path.is_dir() or path.suffix == ".zip"]
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in (bundle, *others)]
@@ -43,13 +48,15 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
             bundles[0].manifest,
             first,
             bundle_sha256=bundles[0].sha256,
+            names=bundle_names([bundle, *others]),
             others=[(each.manifest, measured) for each, measured in zip(bundles[1:], rest, strict=True)],
         )
     if html:
         from edgevit.report.html import render as render_html
 
         try:
-            serial.write_atomic(html, render_html(report))
+            html.parent.mkdir(parents=True, exist_ok=True)
+            serial.write_atomic(html, render_html(report), replace=force)
         except OSError as error:
             raise OutputError(f"cannot write {html}: {error.strerror or error}") from error
     if as_json:
@@ -59,8 +66,11 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     elif html:
         click.echo(f"Written to {html}")
     else:
+        import sys
+
         from rich.console import Console
 
+        from edgevit.cli.terminal import plain
         from edgevit.report.table import show
 
-        show(report, Console())
+        show(plain(report), Console(file=getattr(sys.stdout, "styled", sys.stdout)))

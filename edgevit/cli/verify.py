@@ -1,4 +1,4 @@
-"""`edgevit verify`: is this bundle intact, and does it compute here what it computed when it was built."""
+"""`edgevit verify`: is this bundle intact, and with --run, does it compute here what it computed when it was built."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ from pathlib import Path
 import click
 
 EPILOG = """\b
-Example:
+Examples:
   edgevit verify out/deit.zip
+  edgevit verify out/deit.zip --run
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a run (default: the target's).")
+@click.option("--run", is_flag=True, help="Run its golden inputs too; only for bundles whose makers you trust.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of a run, with --run (default: the target's).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, threads: int | None, as_json: bool) -> None:
-    """Check every file of BUNDLE (folder or zip) against its manifest, then run its golden inputs again."""
+def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None:
+    """Check every file of BUNDLE (folder or zip) against its manifest, in size and sha256; nothing of it is executed.
+
+    That finds damage, not a maker with bad intentions, who writes his own manifest: compare the sha256 that is printed
+    with one that came another way. With --run its golden inputs are run again too, which executes what it holds.
+    """
     from edgevit import ondevice, serial
 
-    verified = ondevice.verify(bundle, threads=threads)
+    if threads and not run:
+        raise click.UsageError("--threads is for --run: without it nothing is run.")
+    verified = ondevice.verify(bundle, threads=threads) if run else ondevice.inspect(bundle)
     manifest = verified.manifest
     if as_json:
         answer = {
             "bundle": manifest.name,
             "sha256": verified.sha256,
             "files": len(manifest.files),
+            "run": run,
             "golden": verified.golden,
             "golden_tolerance": manifest.golden_tolerance,
             "missing_cpu_flags": verified.missing_flags,
         }
         click.echo(serial.dumps(answer), nl=False)
         return
-    if verified.missing_flags:
+    if run and verified.missing_flags:
         click.echo(
             f"edgevit: note: this CPU lacks {', '.join(verified.missing_flags).replace('|', ' or ')}, which target "
             f"{manifest.target['name']} counts on; it runs slower here and may round int8 differently",
@@ -44,4 +53,8 @@ def command(bundle: Path, threads: int | None, as_json: bool) -> None:
         click.echo(
             f"  {result.path:<12} gates equal, logits within {result.logit_error:.3g} "
             f"(allowed {manifest.golden_tolerance:.3g})"
+        )
+    if not run:
+        click.echo(
+            f"  not checked: what it computes; --run runs its {len(manifest.golden)} golden inputs (trusted bundles)"
         )

@@ -1,4 +1,7 @@
-"""Images as the network's input: read, resized and cropped exactly as timm evaluates, kept as uint8."""
+"""Images as the network's input: read, resized and cropped exactly as timm evaluates, kept as uint8.
+
+`edgevit/bundle/runner.py` prepares a device's photographs by the same steps; a test holds both to the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,18 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgevit.data.match import Labelling, place_labels
 from edgevit.data.packed import READ_FAULTS
-from edgevit.data.sources import Entry, list_images
+from edgevit.data.sources import Entry, labelling, list_images
 from edgevit.errors import ImagesError
 from edgevit.progress import track
 from edgevit.spec import ImageSpec, ProgramSpec
@@ -25,6 +29,9 @@ from edgevit.spec import ImageSpec, ProgramSpec
 T = TypeVar("T")
 UNREADABLE_LIMIT = 0.1
 TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
+# Of Pillow's formats only these are opened, whatever a file is called: an EPS named .jpg would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 RESIZED_PIXELS_LIMIT = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,6 +54,7 @@ class ImageSet:
         unreadable: `name: reason` of every image that was left out.
         digest: sha256 of shape, pixels and labels: two sets with the same digest are the same to any stage.
         source: where they came from.
+        labelling: what the labels are, of the whole source.
     """
 
     images: NDArray[np.uint8]
@@ -55,6 +63,7 @@ class ImageSet:
     unreadable: tuple[str, ...]
     digest: str
     source: Path
+    labelling: Labelling = Labelling()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -101,27 +110,35 @@ def load_images(
         unreadable=tuple(unreadable),
         digest=_digest(pixels, labels),
         source=source,
+        labelling=labelling(entries),
     )
 
 
-def number_labels(loaded: ImageSet, spec: ProgramSpec) -> ImageSet:
-    """Labelled images with the labels of their source turned into the model's class numbers.
+def number_labels(loaded: ImageSet, spec: ProgramSpec, say: Callable[[str], None] = lambda _: None) -> ImageSet:
+    """Labelled images with the labels of their source turned into places among the model's classes.
+
+    `say` is told how they were found (see `match.place_labels`).
 
     Raises:
-        ImagesError: no labels, or one that is not among the model's.
+        ImagesError: no labels, or labels that are no classes of the model.
     """
-    numbers = spec.class_numbers
-    place = {number: index for index, number in enumerate(numbers)}
-    labels = [] if loaded.labels is None else loaded.labels.tolist()
-    unknown = sorted(set(labels) - set(place))
-    if unknown or not labels:
-        known = f"0 to {len(numbers) - 1}" if numbers == tuple(range(len(numbers))) else ", ".join(map(str, numbers))
-        got = f"a label {unknown[-1]}" if unknown else "no labels"
-        raise ImagesError(
-            f"{loaded.source} has {got}, but {spec.name} has {len(numbers)} classes ({known}); give images labelled as "
-            "the model was trained"
-        )
-    return replace(loaded, labels=np.array([place[label] for label in labels], dtype=np.int64))
+    if loaded.labels is None or not len(loaded.labels):
+        raise ImagesError(f"{loaded.source} has no labels; give images labelled as {spec.name} was trained")
+    labels, how = place_labels(loaded.labels, loaded.labelling, spec, loaded.source)
+    if how:
+        say(how)
+    return replace(loaded, labels=labels)
+
+
+def left_out(loaded: ImageSet) -> str:
+    """A warning of the images that could not be read; empty where all could."""
+    count, total = len(loaded.unreadable), len(loaded) + len(loaded.unreadable)
+    return (
+        f"warning: {count} of {total} images in {loaded.source} cannot be read and are left out (first: "
+        f"{loaded.unreadable[0]})"
+        if count
+        else ""
+    )
 
 
 class UnreadableImage(Exception):
@@ -142,36 +159,79 @@ def open_image(entry: Entry) -> Image.Image:
 
 
 def decode(raw: bytes) -> Image.Image:
-    """Bytes of an image file to an RGB image; orientation tags are ignored, as timm ignores them."""
+    """Bytes of an image file to an RGB image of its first frame, with the EXIF orientation still in its `info`.
+
+    Modes are converted as timm converts them, by Pillow, which drops alpha; but grey of more than 8 bits, which Pillow
+    would clip, is scaled, and pixels of an unknown range are refused.
+    """
     with warnings.catch_warnings():
         # What Pillow remarks about odd metadata is no news to the user; a decompression bomb is.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(raw)) as file:
-                return file.convert("RGB")
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
+                return _to_rgb(file)
         except UnidentifiedImageError:
-            raise UnreadableImage("not an image that Pillow knows") from None
+            raise UnreadableImage(f"not an image of these formats: {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise UnreadableImage("too many pixels") from None
         except (OSError, SyntaxError, ValueError, IndexError, EOFError, zlib.error) as error:  # Pillow raises them all
             raise UnreadableImage(str(error) or type(error).__name__) from None
 
 
-def prepare(picture: Image.Image, image: ImageSpec) -> NDArray[np.uint8]:
-    """Resize the short side to floor(size / crop_pct), crop the centre: RGB image to uint8 `[height, width, 3]`.
+def _to_rgb(file: Image.Image) -> Image.Image:
+    if file.mode == "F":
+        raise UnreadableImage("float values, whose range the file does not say; scale them to 0..255 and save 8 bits")
+    if file.mode != "I" and not file.mode.startswith("I;"):
+        return file.convert("RGB")
+    tags = getattr(file, "tag_v2", {})
+    bits = tags.get(BITS, (16,))[0]  # a PNG's and a PPM's values are brought to 16 bits
+    if bits > 16 or tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
+        raise UnreadableImage(
+            f"integers of {bits} bits, whose range the file does not say; scale to 0..255 and save 8 bits"
+        )
+    most = (1 << bits) - 1
+    values = np.asarray(file).astype(np.uint32)
+    levels = ((most - values if tags.get(PHOTOMETRIC) == 0 else values) * 255 + most // 2) // most
+    picture = Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    picture.info.update(file.info)
+    return picture
 
-    Same pixels as timm's `transforms_imagenet_eval` with crop mode `center`, torchvision's roundings included.
+
+def upright(picture: Image.Image, image: ImageSpec) -> Image.Image:
+    """The picture turned as its EXIF orientation says, if the model's images are.
+
+    Raises:
+        UnreadableImage: the orientation is asked for and damaged.
+    """
+    if image.orientation == "ignore":
+        return picture
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # a damaged tag can raise nearly anything
+        raise UnreadableImage(f"damaged EXIF orientation ({error or type(error).__name__})") from None
+
+
+def prepare(picture: Image.Image, image: ImageSpec) -> NDArray[np.uint8]:
+    """Turn, resize and crop or pad as `image` says: RGB image to uint8 `[height, width, 3]`.
+
+    Same pixels as timm's `transforms_imagenet_eval` with the same crop mode, torchvision's roundings included.
+
+    Raises:
+        UnreadableImage: of such a shape that nothing or gigabytes would be left of it.
     """
     if image.interpolation not in FILTERS:
         raise ImagesError(f"unknown interpolation {image.interpolation!r}; allowed: {', '.join(FILTERS)}")
+    picture = upright(picture, image)
     width, height = _resized(picture.width, picture.height, image)
-    if width * height > RESIZED_PIXELS_LIMIT:
+    if not 0 < width * height <= RESIZED_PIXELS_LIMIT:
         raise UnreadableImage(f"{picture.width} x {picture.height} pixels is no shape to crop a square from")
     if (width, height) != picture.size:
         picture = picture.resize((width, height), FILTERS[image.interpolation])
     left, top = _offset(width, image.width), _offset(height, image.height)
-    cropped = picture.crop((left, top, left + image.width, top + image.height))
+    fill = tuple(round(255 * v) for v in image.mean) if image.crop_mode == "border" else (0, 0, 0)
+    cropped = Image.new("RGB", (image.width, image.height), fill)
+    cropped.paste(picture, (-left, -top))
     return np.asarray(cropped, dtype=np.uint8)
 
 
@@ -186,12 +246,16 @@ def spread(entries: Sequence[T], limit: int | None) -> tuple[T, ...]:
 
 def _resized(width: int, height: int, image: ImageSpec) -> tuple[int, int]:
     target_width, target_height = (math.floor(size / image.crop_pct) for size in (image.width, image.height))
+    if image.crop_mode == "squash":
+        return target_width, target_height
+    ratios = height / target_height, width / target_width
+    if image.crop_mode == "border":
+        return round(width / max(ratios)), round(height / max(ratios))
     if target_width == target_height:  # torchvision's Resize rounds the long side down
         if width <= height:
             return target_width, int(target_width * height / width)
         return int(target_width * width / height), target_width
-    ratio = min(height / target_height, width / target_width)  # timm's ResizeKeepRatio rounds to nearest
-    return round(width / ratio), round(height / ratio)
+    return round(width / min(ratios)), round(height / min(ratios))  # timm's ResizeKeepRatio rounds to nearest
 
 
 def _offset(size: int, crop: int) -> int:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevit.data.images import UnreadableImage, check_unreadable, open_image, prepare, spread
-from edgevit.data.sources import Entry, list_images, split_name
+from edgevit.data.match import UNLABELLED, Labelling, place_labels
+from edgevit.data.sources import Entry, labelling, list_images, split_name
 from edgevit.errors import ImagesError
 from edgevit.progress import track
-from edgevit.spec import ImageSpec
-
-UNLABELLED = -1
+from edgevit.spec import ImageSpec, ProgramSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +34,7 @@ class LabelledSet:
         splits: the splits that the source knows, whichever of them this is; empty where it knows none.
         digest: sha256 of names and labels (of an archive also its size): a cheap check that a set is the same.
         pictures: index to RGB image; raises UnreadableImage.
+        labelling: what the labels are, of the whole source.
     """
 
     source: str
@@ -44,6 +44,7 @@ class LabelledSet:
     splits: tuple[str, ...]
     digest: str
     pictures: Callable[[int], Image.Image]
+    labelling: Labelling = Labelling()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -145,8 +146,23 @@ def compact_labels(data: LabelledSet, originals: tuple[int, ...] | None = None) 
     )
     labels = np.where(data.labels == UNLABELLED, UNLABELLED, places).astype(np.int64)
     classes = tuple(data.classes[i] if i < len(data.classes) else "" for i in kept) if data.classes else ()
-    digest = _digest(data.names, labels, data.digest)
-    return replace(data, labels=labels, classes=classes, digest=digest), tuple(int(i) for i in kept)
+    numbered = replace(data, labels=labels, classes=classes, digest=_digest(data.names, labels, data.digest))
+    names = dict(enumerate(classes or [""] * len(kept)))
+    return replace(numbered, labelling=Labelling(basis="given", names=names)), tuple(int(i) for i in kept)
+
+
+def place_set(data: LabelledSet, spec: ProgramSpec) -> tuple[LabelledSet, str]:
+    """The set with a model's classes as labels, and a line that says how they were found (see `match.place_labels`).
+
+    Raises:
+        ImagesError: the set has no labels, or labels that are no classes of the model.
+    """
+    if data.labels is None:
+        raise ImagesError(f"{data.source} has no labels to number")
+    labels, how = place_labels(data.labels, data.labelling, spec, data.source)
+    named = Labelling(basis="given", names=dict(enumerate(spec.labels or [""] * spec.head.classes)))
+    digest = data.digest if np.array_equal(labels, data.labels) else _digest(data.names, labels, data.digest)
+    return replace(data, labels=labels, classes=spec.labels, digest=digest, labelling=named), how
 
 
 def check_labels(data: LabelledSet, classes: int) -> None:
@@ -213,11 +229,18 @@ def labelled_set(
     classes: tuple[str, ...] = (),
     splits: tuple[str, ...] = (),
     content: str = "",
+    meaning: Labelling | None = None,
 ) -> LabelledSet:
-    """A set from its parts; `content` is what its digest should depend on besides names and labels."""
+    """A set from its parts; `content` is what its digest should depend on besides names and labels.
+
+    `meaning` is of the labels; None takes them as given, named by `classes`.
+    """
     array = None if labels is None else np.asarray(labels, dtype=np.int64)
     if array is not None and (array == UNLABELLED).all():
         array = None
+    if meaning is None and array is not None:
+        present = np.unique(array[array != UNLABELLED]).tolist()
+        meaning = Labelling(basis="given", names={n: classes[n] if n < len(classes) else "" for n in present})
     return LabelledSet(
         source=source,
         names=names,
@@ -226,6 +249,7 @@ def labelled_set(
         splits=splits,
         digest=_digest(names, array, content),
         pictures=pictures,
+        labelling=meaning or Labelling(),
     )
 
 
@@ -256,6 +280,7 @@ def _from_entries(source: Path, entries: tuple[Entry, ...]) -> LabelledSet:
         classes=tuple(names_by_label.get(i, "") for i in range(max(names_by_label, default=-1) + 1)),
         splits=tuple(sorted({e.split for e in entries} - {""})),
         content=str(source.stat().st_size) if source.is_file() else "",
+        meaning=labelling(entries),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgevit import serial
+from edgevit.data.text import read_text
 from edgevit.errors import ImagesError
 
 MAX_LABEL = 10**6
@@ -41,8 +42,8 @@ def read_manifest(path: Path) -> Manifest:
         ImagesError: with every fault at once: keys and types, paths that leave the folder, missing or changed files.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise ImagesError(f"image manifest {path} cannot be read as TOML: {error}") from None
     faults: list[str] = []
     manifest = serial.from_data(Manifest, data, faults, "manifest")

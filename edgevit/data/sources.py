@@ -11,13 +11,15 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from edgevit.data.manifest import MAX_LABEL, leaves_folder, read_manifest
+from edgevit.data.match import Basis, Labelling, natural_key
 from edgevit.data.packed import READ_FAULTS, read_packed
+from edgevit.data.text import decode_text
 from edgevit.errors import ImagesError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -41,7 +43,7 @@ SPLITS = {
 class Entry:
     """One image that can be read: its name within the source and its bytes, and what the source knows about it.
 
-    `read` holds no open file: an entry can be pickled, and read in any process.
+    `read` holds no open file: an entry can be pickled, and read in any process. `basis` says what the label is.
     """
 
     name: str
@@ -49,13 +51,15 @@ class Entry:
     label: int | None = None
     class_name: str = ""
     split: str = ""
+    basis: Basis = "given"
 
 
 def list_images(source: Path) -> tuple[Entry, ...]:
     """The images of `source`, sorted by name except in a manifest and an .npz.
 
     Labels come from `labels.csv` (columns `file` and `label`, paths relative to it), from a manifest's `label`, or from
-    class folders: a folder named by a whole number is that label, otherwise its place among the sorted folder names.
+    class folders: the number where all are called by whole numbers, otherwise the place among the names in natural
+    order; `match.place_labels` says which classes of a model these are.
     The split comes from the column `split`, or from folders `train`, `val` and `test` above the classes.
 
     Raises:
@@ -89,6 +93,16 @@ def _packed(source: Path) -> tuple[Entry, ...]:
     )
 
 
+def labelling(entries: Sequence[Entry]) -> Labelling:
+    """What the labels of all a source's images are."""
+    names: dict[int, str] = {}
+    for entry in entries:
+        if entry.label is not None:
+            names[entry.label] = entry.class_name or names.get(entry.label, "")
+    basis: Basis = next((entry.basis for entry in entries if entry.label is not None), "none")
+    return Labelling(basis=basis, names=names)
+
+
 def split_name(written: str) -> str:
     """One spelling for each of train, val and test (`validation` is `val`); other names as they are."""
     return SPLITS.get(written.strip().lower(), written.strip())
@@ -99,6 +113,7 @@ class _Facts:
     label: int | None = None
     class_name: str = ""
     split: str = ""
+    basis: Basis = "given"
 
 
 def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[Entry, ...]:
@@ -114,16 +129,23 @@ def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[En
     for name in names:
         known = facts.get(name, _Facts())
         entries.append(
-            Entry(name=name, read=files[name], label=known.label, class_name=known.class_name, split=known.split)
+            Entry(
+                name=name,
+                read=files[name],
+                label=known.label,
+                class_name=known.class_name,
+                split=known.split,
+                basis=known.basis,
+            )
         )
     return tuple(entries)
 
 
 def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str, _Facts]:
     try:
-        reader = csv.DictReader(io.StringIO(read().decode("utf-8-sig", errors="replace"), newline=""))
+        reader = csv.DictReader(io.StringIO(decode_text(read()), newline=""))
         columns, rows = reader.fieldnames or [], list(reader)
-    except (*READ_FAULTS, csv.Error) as error:
+    except (*READ_FAULTS, csv.Error, ValueError) as error:
         raise ImagesError(f"{source}: {table} cannot be read as a table: {error}") from None
     column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), None))
     if "file" not in columns or column is None:
@@ -149,18 +171,19 @@ def _folder_facts(names: list[str]) -> dict[str, _Facts]:
     if splits:  # a folder `train` is no class
         below = {name: PurePosixPath(*path.parts[len(splits[name].parts) :]) for name, path in below.items()}
     parents = {name: path.parent.name for name, path in below.items()}
-    classes = {name: label for label, name in enumerate(sorted(set(parents.values())))}
+    classes = {name: label for label, name in enumerate(sorted(set(parents.values()), key=natural_key))}
     known = "" not in classes and len(classes) > 1
-    numbered = all(_is_label(name) for name in classes)
+    # 1 and 01 are two classes, not one number.
+    numbered = all(map(_is_label, classes)) and len({int(name) for name in classes}) == len(classes)
     facts = {}
     for name, parent in parents.items():
         split = split_name(splits[name].name) if splits else ""
         if not known:
             facts[name] = _Facts(split=split)
         elif numbered:
-            facts[name] = _Facts(label=int(parent), split=split)
+            facts[name] = _Facts(label=int(parent), split=split, basis="number")
         else:
-            facts[name] = _Facts(label=classes[parent], class_name=parent, split=split)
+            facts[name] = _Facts(label=classes[parent], class_name=parent, split=split, basis="order")
     return facts
 
 

@@ -10,13 +10,13 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from edgevit.atomic import scratch
 from edgevit.errors import DeviceError
 
 SCHEME = "qemu:"
@@ -185,14 +185,14 @@ def run(
 @contextmanager
 def started(userland: Userland, cpu: Cpu, counts: Counter | None = None, *, heap: bool = False) -> Iterator[list[str]]:
     """The command that starts the emulator, up to the program of its guest; it holds as long as the context."""
-    with tempfile.TemporaryDirectory(prefix="edgevit-qemu-") as prefix:
+    with scratch() as prefix:
         preload = []
         if heap and userland.accountant is not None:
             # qemu parts variables at commas: by a name that surely has none.
-            link = Path(prefix) / "heap.so"
+            link = prefix / "heap.so"
             link.symlink_to(userland.accountant)
             preload = ["-E", f"LD_PRELOAD={link}"]
-        yield [*_qemu(userland, cpu, Path(prefix)), *_plugin(userland, counts), *preload]
+        yield [*_qemu(userland, cpu, prefix), *_plugin(userland, counts), *preload]
 
 
 def end_with_parent() -> None:
@@ -268,6 +268,7 @@ def _environment(userland: Userland, paths: Sequence[Path], folder: Path) -> dic
         **environment(userland),
         "HOME": str(folder),
         "TMPDIR": str(folder),
+        "ORT_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         # The user land first: this machine's packages are for another processor.

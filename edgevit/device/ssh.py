@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from edgevit.atomic import scratch
 from edgevit.errors import DeviceError
 
 CONNECT_TIMEOUT_S = 15
@@ -32,7 +33,7 @@ ADDRESS = re.compile(r"ssh://(?:(?P<user>[^@/]*)@)?(?P<host>\[[^]/]*\]|[^@/:]*)(
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
 # A socket's path has at most 104 bytes on some systems, and ssh adds 17 to the one it is given.
-TMPDIR_LIMIT_BYTES = 60
+TMPDIR_LIMIT_BYTES = 52
 ALIVE = b"EDGEVIT-ALIVE"
 
 
@@ -151,8 +152,8 @@ def connect(address: Address) -> Iterator[Connection]:
     if ssh is None:
         raise DeviceError("there is no ssh client on this machine; install one: sudo apt-get install openssh-client")
     short = len(os.fsencode(tempfile.gettempdir())) <= TMPDIR_LIMIT_BYTES
-    with tempfile.TemporaryDirectory(prefix="edgevit-", dir=None if short else "/tmp") as folder:
-        connection = Connection(address, ssh, Path(folder))
+    with scratch(None if short else Path("/tmp")) as folder:
+        connection = Connection(address, ssh, folder)
         try:
             connection.wait_until_open()
             yield connection

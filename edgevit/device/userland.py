@@ -11,17 +11,17 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevit import serial
+from edgevit import atomic, serial
+from edgevit.atomic import scratch
 from edgevit.device import packages
 from edgevit.device.emulator import CPUS, Counter, Cpu, Userland, last_words, run
-from edgevit.errors import DeviceError
+from edgevit.errors import DeviceError, OutputError
 from edgevit.resources import user_cache
 
 NAME = "qemu"
@@ -34,6 +34,7 @@ TRIAL_S = 300
 # Loads what a bundle needs, and says which machine it is on; the loop between the marks is there to be counted.
 TRIAL = """
 import ctypes, importlib, json, platform, sys
+sys.modules["openvino_telemetry"] = None
 modules = [importlib.import_module(name) for name in sys.argv[1:]]
 call = ctypes.CDLL(None).syscall
 call(0x7ffe, 1)
@@ -65,9 +66,16 @@ class Record:
 
 
 def devices_folder() -> Path:
-    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder."""
+    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
+
+    Raises:
+        DeviceError: the user has no cache folder.
+    """
     own = os.environ.get("EDGEVIT_DEVICES")
-    return Path(own) if own else user_cache() / "devices"
+    try:
+        return Path(own) if own else user_cache() / "devices"
+    except OutputError as error:
+        raise DeviceError(f"there is no emulated device: {error}, or EDGEVIT_DEVICES for devices alone") from error
 
 
 def setup(
@@ -82,19 +90,21 @@ def setup(
 
     Raises:
         DeviceError: a tool is missing, a registry does not answer, or what came does not run.
+        OutputError: something else is where it belongs.
     """
     packages.require_tools()
-    with _locked() as parent, tempfile.TemporaryDirectory(dir=parent, prefix=f".{NAME}.") as temporary:
-        stage, there = Path(temporary) / NAME, parent / NAME
+    with _locked() as parent, scratch(parent, NAME) as temporary:
+        stage, there = temporary / NAME, parent / NAME
+        atomic.refuse_foreign(there, "device")
         old = _record(there)
         wanted = tuple(sorted({*runtimes, *(old.runtimes if old else ())}))
         stage.mkdir()
         say("Looking for qemu")
         qemu = packages.find_qemu(stage / "host", say)
         say("Fetching the aarch64 user land (C library, C++ library, Python)")
-        python, debs = packages.fetch_root(stage / "root", Path(temporary))
+        python, debs = packages.fetch_root(stage / "root", temporary)
         say(f"Fetching aarch64 wheels: {', '.join(_requirements(wanted))}")
-        wheels = packages.fetch_wheels(_requirements(wanted), python, Path(temporary))
+        wheels = packages.fetch_wheels(_requirements(wanted), python, temporary)
         for wheel in wheels:
             with zipfile.ZipFile(wheel.path) as archive:
                 archive.extractall(stage / "site")
@@ -119,9 +129,7 @@ def setup(
         record = _try(record, stage, [CPUS[name] for name in cpus], say)
         serial.write_atomic(stage / RECORD, serial.dumps(record))
         shutil.rmtree(stage / "pycache", ignore_errors=True)  # of paths that are about to change
-        if there.exists():
-            there.rename(Path(temporary) / "old")
-        stage.rename(there)
+        atomic.install(temporary, {NAME: (there, "device")}, replace=True, sync=False)  # it can be had again
     userland = _userland(record, there)
     # Modules are compiled per path: once here, instead of at the first use.
     _trial(userland, CPUS[cpus[0]], None)
@@ -137,18 +145,23 @@ def installed() -> Userland:
     folder = devices_folder() / NAME
     record = _record(folder)
     if record is None:
-        state = "made by another version of edgevit" if folder.exists() else "not set up"
+        state = "made by another version of edgevit" if os.path.isdir(folder) else "not set up"  # noqa: PTH112  never raises
         raise DeviceError(f"the emulated device is {state}; run: edgevit device setup {NAME}")
     return _userland(record, folder)
 
 
 def remove() -> bool:
-    """Remove the user land; False if there was none."""
+    """Remove the user land; False if there was none.
+
+    Raises:
+        OutputError: what is there is something else.
+    """
     with _locked() as parent:
-        if not (parent / NAME).exists():
+        if not os.path.lexists(parent / NAME):
             return False
-        with tempfile.TemporaryDirectory(dir=parent, prefix=f".{NAME}.") as temporary:
-            (parent / NAME).rename(Path(temporary) / "old")
+        atomic.refuse_foreign(parent / NAME, "device")
+        with scratch(parent, NAME) as temporary:
+            (parent / NAME).rename(temporary / "old")
         return True
 
 
@@ -185,8 +198,8 @@ def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
 
 def _trial(userland: Userland, cpu: Cpu, counts: Counter | None) -> None:
     modules = ["numpy", "PIL", *userland.runtimes]
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:  # for what the runtimes leave where they run
-        done = run(userland, cpu, ["-c", TRIAL, *modules], folder=Path(folder), counts=counts, timeout_s=TRIAL_S)
+    with scratch() as folder:  # for what the runtimes leave where they run
+        done = run(userland, cpu, ["-c", TRIAL, *modules], folder=folder, counts=counts, timeout_s=TRIAL_S)
     try:
         machine, _ = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
@@ -234,13 +247,12 @@ def _locked() -> Iterator[Path]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise DeviceError(
-            f"{folder} cannot be written: {error.strerror}; set EDGEVIT_DEVICES to a folder of yours"
+            f"{folder} cannot be written: {error.strerror}; set EDGEVIT_DEVICES or EDGEVIT_CACHE to a folder of yours"
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DeviceError(f"another edgevit is changing the devices in {folder}; wait for it") from None
-        for left in folder.glob(f".{NAME}.*"):  # of one that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        atomic.sweep(folder)
         yield folder

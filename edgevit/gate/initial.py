@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgevit.errors import BudgetError
 from edgevit.gate.threshold import fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
@@ -93,6 +94,9 @@ def initial_gates(program: Program, images: np.ndarray, budget: float, spread: f
         images: uint8 `[n, height, width, 3]`.
         budget: expected MACs as a fraction of the all-open ones.
         spread: how decided the gates are.
+
+    Raises:
+        BudgetError: skipping branches changes no output.
     """
     spec = program.spec
     means = mean_outputs(Vit(program).eval().requires_grad_(False), batches(spec, images))
@@ -101,6 +105,11 @@ def initial_gates(program: Program, images: np.ndarray, budget: float, spread: f
         {f"{spec.branches[i].name}.skip": means[spec.branches[i].name].numpy() for i in live}
     )
     skips, macs = measure_skips(started, images), np.array(macs_by_branch(spec), dtype=float)[live]
+    if live and not skips.losses[:, live].any():
+        raise BudgetError(
+            f"skipping a branch of {spec.name} changes no output on any of {len(images)} images, so gates have nothing "
+            "to learn from: is the head still untrained, or is there a single class? Train the model first"
+        )
     fits = [predictor(skips.inputs[:, i], np.log(skips.losses[:, i] + FLOOR)) for i in live]
     logits = np.stack([skips.inputs[:, i] @ w + b for i, (w, b) in zip(live, fits, strict=True)], axis=1) - np.log(macs)
     shift = _shift(spread * logits, macs, budget * total_macs(spec) - fixed_macs(spec))

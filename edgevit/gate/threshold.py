@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevit.errors import BudgetError
 from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches
 from edgevit.models.vit import Vit
 from edgevit.spec import ProgramSpec
 
-PASSES = 12
-LARGEST_SHIFT = 1e4
+PASSES = 30
+FINEST_SHIFT = 1e-5  # of the largest margin
 TOLERANCE = 1e-3  # of the all-open MACs
+FAR = 0.02  # of all MACs: further from a budget is not what was asked for
 
 
 def fixed_macs(spec: ProgramSpec) -> int:
@@ -78,16 +80,17 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
     gated = [i for i, b in enumerate(spec.branches) if b.gate is not None]
     macs = np.array(macs_by_branch(spec), dtype=float)[gated]
     work, target = batches(spec, images), budget * total_macs(spec) - fixed_macs(spec)
-    low, high, shift = -LARGEST_SHIFT, LARGEST_SHIFT, 0.0
+    low, high, shift, largest = -np.inf, np.inf, 0.0, 0.0
     best, nearest = 0.0, np.inf
     for _ in range(PASSES):
         margins = _margins(model, work, shift)[:, gated]
+        largest = largest or 2 * float(np.abs(margins).max()) + 1
         spent = float(((margins > 0) * macs).sum(axis=1).mean())
         if abs(spent - target) < nearest:
             best, nearest = shift, abs(spent - target)
-        if nearest <= TOLERANCE * total_macs(spec):
+        if nearest <= TOLERANCE * total_macs(spec) or high - low <= FINEST_SHIFT * largest:
             break
-        low, high = (low, shift) if spent > target else (shift, high)
+        low, high = (max(low, -largest), shift) if spent > target else (shift, min(high, largest))
         shift += shift_for(margins, macs, target)
         if not low < shift < high:
             shift = (low + high) / 2
@@ -96,6 +99,40 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
         for b in spec.branches
     )
     return replace(program, spec=replace(spec, branches=branches))
+
+
+def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_macs: int) -> str:
+    """Hold mean MACs against a budget from above and below; what to tell the user, empty where they are near.
+
+    Gates that decide alike for all images come in steps of a whole branch, and thresholds take the nearer step.
+
+    Args:
+        program: with thresholds set on `images`, uint8 `[n, height, width, 3]`.
+        images: see `program`.
+        budget_macs: mean MACs of an image that were asked for.
+        whole_macs: MACs that shares are told of.
+
+    Raises:
+        BudgetError: more than 2 points of MACs and half a branch away, or no image runs any attention or any FFN.
+    """
+    spec, ran = program.spec, open_rates(program, images)
+    off = expected_macs(spec, ran) - budget_macs
+    step = max(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is not None)
+    found = (
+        f"gates of {spec.name} cannot be set nearer to {budget_macs / whole_macs:.1%} of the MACs than "
+        f"{(budget_macs + off) / whole_macs:.1%} on {len(images)} images"
+    )
+    if abs(off) > max(FAR * whole_macs, step / 2):
+        raise BudgetError(f"{found}: they decide alike for too many of them. Give more images, and of more kinds")
+    for kind in ("mhsa", "ffn"):
+        of = [i for i, b in enumerate(spec.branches) if b.kind == kind]
+        if any(not spec.branches[i].removed for i in of) and not ran[:, of].any():
+            raise BudgetError(
+                f"gates of {spec.name} let none of {len(images)} images run any {kind.upper()}: that is no network any "
+                "more; ask for more MACs"
+            )
+    near = abs(off) <= FAR * whole_macs
+    return "" if near else f"{found}: one branch more or less is up to {step / whole_macs:.1%}"
 
 
 def shift_for(margins: np.ndarray, macs: np.ndarray, target: float) -> float:

@@ -8,6 +8,7 @@ with a bounded multiplier that holds the expected MACs at the budget. All other 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from edgevit.errors import BudgetError
 from edgevit.gate.initial import initial_gates
-from edgevit.gate.threshold import calibrate_thresholds, fixed_macs
+from edgevit.gate.threshold import calibrate_thresholds, check_spent, fixed_macs
 from edgevit.models.macs import macs_by_branch, total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches
@@ -55,6 +56,7 @@ def train_gates(
     seed: int = 0,
     epochs: int = 3,
     settings: Settings | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Program:
     """The Program with a trained gate and skip rows on every branch.
 
@@ -66,9 +68,11 @@ def train_gates(
         seed: of batch order, flips and noise.
         epochs: passes over the images; 0 keeps the measured initial gates.
         settings: rates and penalties.
+        say: told where gates can only come near the budget.
 
     Raises:
-        BudgetError: the budget is not in (0, 1], or below what stem, head and gates cost.
+        BudgetError: the budget is not in (0, 1], below what stem, head and gates cost, or missed; or skipping branches
+            changes no output, so that nothing can be learnt.
         ImagesError: the images are not what the model takes.
     """
     settings = settings or Settings()
@@ -79,7 +83,11 @@ def train_gates(
     gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, settings.spread)
     if epochs:
         gated = _fit(gated, teacher or program, trained, budget, seed, epochs, settings)
-    return calibrate_thresholds(gated, held, budget)
+    gated = calibrate_thresholds(gated, held, budget)
+    note = check_spent(gated, held, budget * total_macs(gated.spec), total_macs(gated.spec))
+    if note:
+        say(f"warning: {note}")
+    return gated
 
 
 def attach_gates(program: Program) -> Program:

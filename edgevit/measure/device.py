@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import serial
+from edgevit.atomic import scratch
 from edgevit.errors import BundleError
 from edgevit.measure.trace import Trace
 from edgevit.measurespec import MemoryPoint, MemoryTrace, ProcessMemory
@@ -145,8 +145,8 @@ def trace_local(
 
 def _fresh(module: str, request: dict[str, Any], images: NDArray[np.uint8]) -> Any:
     """Run a module of this package in a new Python; it gets the request and the images, and answers in JSON."""
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
-        stored = Path(folder) / "images.npy"
+    with scratch() as folder:
+        stored = folder / "images.npy"
         np.save(stored, images, allow_pickle=False)
         command = [sys.executable, "-m", module, json.dumps({**request, "images": str(stored)})]
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -8,7 +8,7 @@ from edgevit.measurespec import Environment, GoldenParity
 
 CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
 HOT_C = 80.0  # a Raspberry Pi begins to throttle here
-IDLE_LOAD = 0.5  # a load average above this, before anything ran, is somebody else's
+IDLE_LOAD = 0.5  # CPUs: so much may others take, or the load average be where a system tells no more
 
 
 def parity_doubts(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def doubts(machine: Environment) -> tuple[str, ...]:
     before, after = machine.frequency_before_mhz, machine.frequency_after_mhz
     temperatures = (machine.temperature_before_c, machine.temperature_after_c)
     hottest = max((t for t in temperatures if t is not None), default=0.0)
-    load = machine.load_average_before or 0.0
+    load, others = machine.load_average_before or 0.0, machine.others_cpus
     checks = (
         (bool(machine.throttling), f"the clock was held down ({', '.join(machine.throttling or ())}): cool or feed it"),
         (
@@ -45,7 +45,15 @@ def doubts(machine: Environment) -> tuple[str, ...]:
             machine.governor not in (None, "performance"),
             f"the governor is {machine.governor}, so the clock follows the load; set it to performance",
         ),
-        (load > IDLE_LOAD, f"other programs ran: load average {load:g} before measuring; stop them, measure again"),
+        (
+            others is not None and others > IDLE_LOAD,
+            f"other programs kept {others or 0:g} CPUs busy while measuring; stop them, measure again",
+        ),
+        # The load average still counts what ended a minute ago, such as the build: only where nothing else is told.
+        (
+            others is None and load > IDLE_LOAD,
+            f"other programs ran: load average {load:g} before measuring; stop them, measure again",
+        ),
         (machine.threads > usable, f"{machine.threads} threads share {usable} CPU{'s' * (usable > 1)}"),
     )
     return tuple(sentence for holds, sentence in checks if holds)

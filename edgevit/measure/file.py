@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from edgevit import serial
+from edgevit import atomic, serial
 from edgevit.errors import BundleError, OutputError
 from edgevit.measurespec import MEASUREMENT_SCHEMA, Measurement
 
 
-def write_measurement(measurement: Measurement, path: Path) -> None:
-    """Write by rename.
+def write_measurement(measurement: Measurement, path: Path, *, force: bool = True) -> None:
+    """Write by rename; `force` replaces another measurement.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: there is something that is not to be replaced, or the disk refuses.
     """
+    atomic.refuse_existing(path, "measurement", force=force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        serial.write_atomic(path, serial.dumps(measurement))
+        serial.write_atomic(path, serial.dumps(measurement), replace=force)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 

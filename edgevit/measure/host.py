@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,28 +13,35 @@ from pathlib import Path
 
 from edgevit.errors import DeviceError
 from edgevit.measure.throttle import throttle_count, throttling
-from edgevit.measurespec import Environment
+from edgevit.measurespec import ISA, Environment
 
-# Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
-ISA = (
-    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
-)
+SAMPLE_S = 0.2  # at least so long is watched what other programs do; the system counts in steps of 10 ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What changes during a measurement; None where the system does not tell."""
+    """What changes during a measurement; None where the system does not tell.
+
+    `busy_s` is the CPU time of all programs since boot, `own_s` that of this one and of those it waited for, at `at_s`.
+    """
 
     frequency_mhz: float | None
     temperature_c: float | None
     load_average: float | None
     throttling: tuple[str, ...] | None = None
     throttle_count: int | None = None
+    busy_s: float | None = None
+    own_s: float = 0.0
+    at_s: float = 0.0
 
 
-def snapshot(root: Path = Path("/")) -> Snapshot:
-    """Clock (mean over the cores), hottest sensor, and the load average of the last minute, now."""
+def snapshot(root: Path = Path("/"), *, since: Snapshot | None = None) -> Snapshot:
+    """Clock (mean over the cores), hottest sensor, the last minute's load average and what programs took, now.
+
+    After `since` it waits until there is enough between both to tell what other programs do.
+    """
+    if since is not None and since.busy_s is not None:
+        time.sleep(max(0.0, since.at_s + SAMPLE_S - time.monotonic()))
     sensors = (_number(path) for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")))
     temperatures = [value / 1000 for value in sensors if value is not None]
     load = _read(root / "proc/loadavg").split()
@@ -43,6 +51,9 @@ def snapshot(root: Path = Path("/")) -> Snapshot:
         load_average=float(load[0]) if load else None,
         throttling=throttling(root),
         throttle_count=throttle_count(root),
+        busy_s=_busy(root),
+        own_s=sum(os.times()[:4]),
+        at_s=time.monotonic(),
     )
 
 
@@ -81,6 +92,7 @@ def environment(
         cpus=None if cpus is None else tuple(cpus),
         throttling=_throttling(before, after),
         emulated_by=emulator(root),
+        others_cpus=_others(before, after),
     )
 
 
@@ -136,6 +148,24 @@ def _frequency(root: Path) -> float | None:
     clocks = [value / 1000 for value in map(_number, cores) if value is not None]
     clocks = clocks or [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _cpuinfo(root), re.M)]
     return round(sum(clocks) / len(clocks), 1) if clocks else None
+
+
+def _busy(root: Path) -> float | None:
+    """Seconds that all CPUs worked since boot, for whomever: neither idle nor waiting for a disk."""
+    found = re.search(r"^cpu +(\d+(?: \d+)+)$", _read(root / "proc/stat"), re.M)
+    if found is None:
+        return None
+    user, nice, system, _idle, _iowait, *rest = (*map(int, found[1].split()), 0, 0, 0, 0, 0)
+    return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")  # and interrupts, and what a host took
+
+
+def _others(before: Snapshot, after: Snapshot) -> float | None:
+    """CPUs that other programs kept busy between two moments; None where they are too near, or nothing is told."""
+    passed = after.at_s - before.at_s
+    if before.busy_s is None or after.busy_s is None or passed < SAMPLE_S:
+        return None
+    others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    return round(max(0.0, others / passed), 2)
 
 
 def _throttling(before: Snapshot, after: Snapshot) -> tuple[str, ...] | None:

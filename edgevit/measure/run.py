@@ -22,7 +22,14 @@ from edgevit.measure.doubts import doubts, parity_doubts
 from edgevit.measure.host import emulator, environment, snapshot
 from edgevit.measure.stats import latency
 from edgevit.measure.trace import Trace
-from edgevit.measurespec import BranchMeasurement, GoldenParity, ImagesUsed, Measurement, PathLatency
+from edgevit.measurespec import (
+    BranchMeasurement,
+    GoldenParity,
+    ImagesUsed,
+    Measurement,
+    PathLatency,
+    not_the_device,
+)
 from edgevit.progress import track
 
 WARM_UP_ROUNDS = 3
@@ -96,7 +103,7 @@ def profile_bundle(
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs)
-    after = snapshot()
+    after = snapshot(since=before)
     gates = np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
     branches = [branch.name for branch in manifest.branches]
     gated = [branch.name for branch in manifest.branches if branch.gated]
@@ -128,6 +135,7 @@ def profile_bundle(
         first_run_ms=probe.first_run_ms,
         warnings=(*parity_doubts(golden), *doubts(machine)),
         golden=golden,
+        not_the_device=not_the_device(target, machine),
     )
 
 

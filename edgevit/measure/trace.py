@@ -12,7 +12,6 @@ import importlib
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import ortmemory, serial
+from edgevit.atomic import scratch
 from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.measurespec import MemoryPoint, MemoryTrace
 
@@ -63,13 +63,13 @@ def trace_onnxruntime(
 ) -> Trace:
     """Profile all-open and all-skipped runs of each image, in a session set up as the backend sets up its own."""
     onnxruntime = ortmemory.runtime()
-    with tempfile.TemporaryDirectory(prefix="edgevit-") as folder:
+    with scratch() as folder:
         options = backend.options(settings["threads"], settings["weight_bits"])
         ortmemory.configure(options)
         if model.suffix == ".ort":
             ortmemory.map_weights(options)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "run")
+        options.profile_file_prefix = str(folder / "run")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         efforts = _efforts(gated)
         for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):

@@ -1,15 +1,14 @@
-"""Checkpoints: from a .safetensors or torch file to named float32 tensors, without unpickling code.
+"""Checkpoints: from files to named float32 tensors, without unpickling code.
 
-Understands what timm, DeiT and T2T-ViT write: the wrappers `state_dict` and `model`, their `_ema` forms (taken first,
-as they are what papers report), and the `module.` prefix of data-parallel training.
+Understands safetensors, torch files, the JAX release's .npz, shards with an index and folders of Hugging Face's hub;
+wrappers, prefixes and averaged copies (`naming`); and the names of transformers, CLIP, torchvision and JAX. What comes
+out has timm's names, or T2T-ViT's.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,41 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edgevit.errors import WeightsError
+from edgevit.models.hub_folder import INDEX, indexed_names, weight_files
+from edgevit.models.jax_names import read_jax
+from edgevit.models.naming import Copies, Say, hint, plain_names, shorten, tensors, unwrap
+from edgevit.models.torch_file import read_torch
+from edgevit.models.transformers_names import join_qkv, to_timm_names
 
-# Hugging Face names torch files .bin, and T2T-ViT's releases are called .pth.tar.
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_SHOWN = 8
+# Hugging Face names torch files .bin, Lightning .ckpt, and T2T-ViT's releases are called .pth.tar.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
+
+__all__ = ["check_keys", "classes_of", "describe_file", "load_checkpoint", "shorten"]
 
 
-def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint file into named float32 tensors on the CPU.
+def load_checkpoint(path: Path, *, ema: bool | None = None, say: Say = lambda _: None) -> dict[str, Tensor]:
+    """Read a checkpoint into named float32 tensors on the CPU.
+
+    Args:
+        path: a file, an index of shards, or a folder of Hugging Face's hub.
+        ema: take averaged weights (True) or plain ones (False); None: those that the source itself judges.
+        say: told what was chosen, renamed by a table, or left out.
 
     Raises:
-        WeightsError: no such file, another suffix, unreadable or unsafe content, no tensors, or values not finite.
+        WeightsError: no such file, another suffix, unreadable or unsafe content, no tensors, values not finite, or
+            averaged weights asked for where there are none.
     """
-    if path.suffix not in SUFFIXES:
+    if not path.is_dir() and not path.name.endswith(INDEX) and path.suffix.lower() not in SUFFIXES:
         raise WeightsError(
-            f"{path} is not a weights file: got {path.suffix or 'no suffix'}, allowed: {', '.join(SUFFIXES)}"
+            f"{path} is not a weights file: got {path.suffix or 'no suffix'}, allowed: {', '.join(SUFFIXES)}, "
+            "or a folder of Hugging Face's hub"
         )
-    if not path.is_file():
+    if not path.is_file() and not (path.is_dir() and path.suffix.lower() not in SUFFIXES):
         raise WeightsError(f"weights file {path} does not exist; pass --weights with an existing file")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state = _unwrap(content, path)
+    copies = Copies(where=str(path), ema=ema, say=say)
+    state = _read_all(path, copies)
+    if ema and not copies.met:
+        raise WeightsError(f"{path} holds no averaged weights; leave --ema away")
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise WeightsError(f"{path} holds values that are not finite in {shorten(broken)}; get the file again")
@@ -61,8 +74,10 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
     ]
     lists = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
     lines = [f"  {len(names)} {title}: {shorten(names)}" for title, names in lists if names]
-    if lines:
-        raise WeightsError(f"the weights do not fit {what}:\n" + "\n".join(lines))
+    if not lines:
+        return
+    looks = hint(unexpected, every=len(unexpected) == len(state))
+    raise WeightsError(f"the weights do not fit {what}:\n" + "\n".join([*lines, *([f"  {looks}"] if looks else [])]))
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:
@@ -72,63 +87,46 @@ def classes_of(state: Mapping[str, Tensor]) -> int | None:
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """What a Program's origin says about the file its weights come from."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"weights": "file", "weights_file": path.name, "weights_sha256": digest}
+    """What a Program's origin says about where its weights come from; shards are hashed as one, in the order of names.
+
+    Raises:
+        WeightsError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for part in weight_files(path):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror or error})") from error
+    return {"weights": "file", "weights_file": path.name or path.resolve().name, "weights_sha256": digest.hexdigest()}
 
 
-def shorten(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _read_all(path: Path, copies: Copies) -> dict[str, Tensor]:
+    files = weight_files(path)
+    if files[0].suffix.lower() == ".npz":
+        return join_qkv(read_jax(files[0]), copies.where)
+    content: Any = _read(files[0])
+    if len(files) > 1:
+        content = {}
+        for file in files:
+            part = _read(file)
+            twice = [n for n in part if n in content] if isinstance(part, Mapping) else []
+            if twice or not isinstance(part, Mapping):
+                raise WeightsError(f"{file} holds no named tensors, or some that another shard holds; get it again")
+            content |= part
+    missing = indexed_names(path) - set(content) if isinstance(content, Mapping) else set()
+    if missing:
+        raise WeightsError(f"{path} promises {shorten(sorted(missing))}, which no shard holds; get the files again")
+    state = plain_names(tensors(unwrap(content, copies), copies.where), copies)
+    return to_timm_names(state, copies.where, copies.say)
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read(path: Path) -> Any:
+    if path.suffix.lower() != ".safetensors":
+        return read_torch(path)
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); get the file again") from error
-
-
-def _read_torch(path: Path) -> Any:
-    # argparse.Namespace is the one class that DeiT's and timm's training scripts store beside the tensors.
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "damaged file"
-        raise WeightsError(
-            f"{path} is damaged or holds more than tensors, and code is never run from a weights file ({first}); "
-            "save model.state_dict() alone, best as .safetensors"
-        ) from error
-    except Exception as error:  # torch raises many kinds on damaged files: EOFError, RuntimeError, KeyError, ...
-        raise WeightsError(f"{path} is not a readable torch checkpoint ({error}); get the file again") from error
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path} holds no named tensors: got {_kind(content)}, expected a state dict")
-    strangers = [str(n) for n, v in content.items() if not isinstance(n, str) or not isinstance(v, Tensor)]
-    if strangers:
-        raise WeightsError(f"{path} is not a state dict: not tensors are {shorten(strangers)}; save model.state_dict()")
-    state: dict[str, Tensor] = {}
-    for name, value in content.items():
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
-        if name in state:
-            raise WeightsError(f"{path} holds {name!r} twice, with and without the prefix 'module.'")
-        if value.layout is not torch.strided or value.is_complex():
-            raise WeightsError(f"{path}: {name} is {value.dtype}, {value.layout}; dense real tensors are expected")
-        state[name] = value.detach().float()
-    return state
-
-
-def _kind(content: Any) -> str:
-    return "nothing" if isinstance(content, Mapping) else type(content).__name__

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edgevit.data.text import read_text
 from edgevit.errors import ImagesError
+from edgevit.models.original import with_classes
 from edgevit.models.program import Program
 from edgevit.spec import CLASS_NUMBERS, ProgramSpec
 
@@ -46,14 +48,17 @@ def keep_classes(program: Program, numbers: Sequence[int]) -> Program:
     kept = {name: program.weights[name][..., places].copy() for name in ("head.weight", "head.bias")}
     head = replace(spec.head, classes=len(places))
     origin = spec.origin | {CLASS_NUMBERS: " ".join(map(str, numbers))}
-    return program.with_weights(kept, replace(spec, head=head, labels=labels, origin=origin))
+    fewer = replace(spec, head=head, labels=labels, origin=origin)
+    if spec.original is not None:
+        fewer = replace(fewer, original=with_classes(spec.original, spec, fewer))
+    return program.with_weights(kept, fewer)
 
 
 def _items(text: str) -> list[str]:
     path = Path(text)
     try:
         if path.is_file():
-            return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+            return read_text(path).split("\n")
+    except (OSError, ValueError) as error:
         raise ImagesError(f"{path} cannot be read as classes ({error}); give a text file, one per line") from error
     return text.split(",")

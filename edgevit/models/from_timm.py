@@ -6,23 +6,26 @@ not known here could compute anything, so it is refused with the reason.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError, WeightsError
-from edgevit.models.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
+from edgevit.models.imagenet import imagenet_names, named_subset
+from edgevit.models.naming import Say
 from edgevit.models.ops import timm
 from edgevit.models.program import Program
 from edgevit.models.refusal import activation_name, refusal
 from edgevit.models.t2t import CONFIGS
-from edgevit.spec import BranchSpec, HeadSpec, ImageSpec, ProgramSpec, StemSpec
+from edgevit.spec import BranchSpec, CropMode, HeadSpec, ImageSpec, ProgramSpec, StemSpec
 
 SEED = 0
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
 def from_timm(
@@ -32,54 +35,55 @@ def from_timm(
     pretrained: bool = False,
     classes: int | None = None,
     image_size: tuple[int, int] | None = None,
+    ema: bool | None = None,
+    say: Say = lambda _: None,
 ) -> Program:
     """A timm model as a Program: weights from a file, from timm's hub, or random with a fixed seed.
 
     Args:
         name: timm's name, with or without its tag (`deit_tiny_patch16_224.fb_in1k`).
-        weights: a checkpoint; its classifier decides the number of classes unless `classes` is given.
+        weights: a checkpoint (see `own_program`); it decides classes, image size and pooling unless they are given.
         pretrained: fetch timm's weights when no file is given.
         classes: length of the output, 0 for the pooled row; another number than the weights have starts a new head
             with `pretrained`, and is an error with `weights`.
-        image_size: height and width; the position embedding is resampled by timm when it differs.
+        image_size: height and width; the position embedding is resampled as timm does when it differs.
+        ema: of a checkpoint, the averaged weights (True) or the plain ones (False).
+        say: told what was chosen, assumed or left out of a checkpoint.
 
     Raises:
         UnknownModelError: timm has no such name.
         UnsupportedModelError: the model does not fit, with the reason.
         WeightsError: the weights cannot be read or fetched, or do not fit the model.
     """
+    if weights is not None:
+        from edgevit.models.own_weights import own_program  # which needs this file
+
+        return own_program(name, weights, classes=classes, image_size=image_size, ema=ema, say=say)
     check_name(name)
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     reason = refusal(meta_model(name, options))
     if reason is not None:
         raise UnsupportedModelError(f"timm model {name!r} does not fit: {reason}; `edgevit models` lists what fits")
-    state = None if weights is None else load_checkpoint(weights)
-    if classes is None and state is not None:
-        classes = classes_of(state)
     if classes is not None and classes < 0:
         raise UnsupportedModelError(f"{name} needs 0 classes (the pooled row) or more, got {classes}")
     if classes is not None:
         options["num_classes"] = classes
-    origin = {"source": "timm", "source_version": timm.__version__, "weights": "random"}
-    if weights is not None and state is not None:
-        model = _random_model(name, options)
-        _load(model, state, f"timm model {name!r}")
-        origin |= describe_file(weights)
-    elif pretrained:
-        model = _pretrained_model(name, options)
-        origin["weights"] = "timm"
-    else:
-        model = _random_model(name, options)
-    return program_from_module(model, name, origin=origin)
+    origin = {"source": "timm", "source_version": timm.__version__, "weights": "timm" if pretrained else "random"}
+    model: Any = _pretrained_model(name, options) if pretrained else random_model(name, options)
+    program = program_from_module(model, name, origin=origin, published=pretrained)
+    return _with_class_names(program, dict(model.pretrained_cfg)) if pretrained else program
 
 
-def program_from_module(model: nn.Module, name: str, *, origin: dict[str, str] | None = None) -> Program:
+def program_from_module(
+    model: nn.Module, name: str, *, origin: dict[str, str] | None = None, published: bool = False
+) -> Program:
     """The Program of a timm `VisionTransformer` that stands in memory; the module is not changed.
 
     Args:
-        model: the module; its `pretrained_cfg`, if it has one, gives preprocessing and licence.
+        model: the module; its `pretrained_cfg`, if it has one, gives the preprocessing.
         name: the Program's name, timm's tag included if known.
         origin: added to the Program's origin.
+        published: the weights are those that timm publishes, so that the configuration's tag and licence are theirs.
 
     Raises:
         UnsupportedModelError: the model does not fit, with the reason.
@@ -88,7 +92,7 @@ def program_from_module(model: nn.Module, name: str, *, origin: dict[str, str] |
     if reason is not None:
         raise UnsupportedModelError(f"{name!r} does not fit: {reason}; `edgevit models` lists what fits")
     with torch.no_grad():
-        spec = program_spec(model, name, {"source": "timm"} if origin is None else origin)
+        spec = program_spec(model, name, {"source": "timm"} if origin is None else origin, published=published)
         # Copied, so that training the module later does not reach into the Program.
         arrays = {n: a.float().cpu().numpy().copy() for n, a in program_arrays(model, spec).items()}
     return Program(spec=spec, weights=arrays)
@@ -126,7 +130,7 @@ def _create(name: str, **options: Any) -> nn.Module:
     return model.eval()
 
 
-def _random_model(name: str, options: dict[str, Any]) -> nn.Module:
+def random_model(name: str, options: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return _create(name, pretrained=False, **options)
@@ -145,25 +149,18 @@ def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load strictly, after timm's own conversion of foreign names and resampling of the position embedding."""
-    expected = {n: tuple(v.shape) for n, v in model.state_dict().items()}
-    # A form that timm does not know fails here in many ways; the comparison below tells what is wrong.
-    with contextlib.suppress(RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError):
-        state = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True)
-    check_keys(state, expected, what)
-    model.load_state_dict(state)
+def program_spec(model: Any, name: str, origin: dict[str, str], *, published: bool = False) -> ProgramSpec:
+    """The spec of a timm module that `refusal` has passed; its weights are not read.
 
-
-def program_spec(model: Any, name: str, origin: dict[str, str]) -> ProgramSpec:
-    """The spec of a timm module that `refusal` has passed; its weights are not read."""
+    Tag and licence of its configuration are in the origin where the weights are those that timm publishes.
+    """
     embed, distilled, linear = model.patch_embed, hasattr(model, "head_dist"), isinstance(model.head, nn.Linear)
     inner = model.blocks[0].attn.q_norm
     branches = [b for index, block in enumerate(model.blocks) for b in _branches(index, block)]
     config = dict(getattr(model, "pretrained_cfg", None) or {})
     return ProgramSpec(
         name=name.partition(".")[0],
-        image=_image(config, *embed.img_size),
+        image=image_spec(config, *embed.img_size),
         dim=model.embed_dim,
         norm_eps=model.blocks[0].norm1.eps,
         qk_norm_eps=inner.eps if _is_norm(inner) else model.blocks[0].norm1.eps,
@@ -179,33 +176,54 @@ def program_spec(model: Any, name: str, origin: dict[str, str]) -> ProgramSpec:
             classes=model.head.out_features if linear else model.embed_dim,
             linear=linear or distilled,
         ),
-        origin=origin | _facts(config, name),
+        origin={"model": name} | origin | (_facts(config, name) if published else {}),
     )
 
 
-def _image(config: dict[str, Any], height: int, width: int) -> ImageSpec:
-    """Preprocessing as the pretrained configuration states it, timm's own defaults where it does not."""
+def image_spec(config: Mapping[str, Any], height: int, width: int) -> ImageSpec:
+    """Preprocessing as a pretrained configuration states it, timm's own defaults where it does not.
+
+    All that timm evaluates with is taken: mean, std, `crop_pct`, `crop_mode` and interpolation. `test_input_size` and
+    `test_crop_pct` are not: the size is that of the weights, and the crop the one stated for it.
+
+    Raises:
+        UnsupportedModelError: an interpolation or a crop mode that cannot be kept.
+    """
     mean = tuple(float(v) for v in config.get("mean") or timm.data.IMAGENET_DEFAULT_MEAN)
     std = tuple(float(v) for v in config.get("std") or timm.data.IMAGENET_DEFAULT_STD)
+    interpolation: Any = config.get("interpolation") or "bicubic"
+    crop_mode: Any = config.get("crop_mode") or "center"
+    if interpolation not in INTERPOLATIONS or crop_mode not in get_args(CropMode):
+        raise UnsupportedModelError(
+            f"timm's configuration asks for interpolation {interpolation!r} and crop mode {crop_mode!r}; allowed: "
+            f"{', '.join(INTERPOLATIONS)}, and {', '.join(get_args(CropMode))}"
+        )
     return ImageSpec(
         height=height,
         width=width,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
         crop_pct=float(config.get("crop_pct") or timm.data.DEFAULT_CROP_PCT),
-        interpolation=str(config.get("interpolation") or "bicubic"),
+        interpolation=interpolation,
+        crop_mode=crop_mode,
     )
 
 
+def _with_class_names(program: Program, config: dict[str, Any]) -> Program:
+    """The Program of published weights with the names of ImageNet's classes, where the tag says that they are these."""
+    subset = named_subset(str(config.get("tag") or ""), program.spec.head.classes if program.spec.head.linear else 0)
+    if subset is None:
+        return program
+    return program.with_weights({}, replace(program.spec, labels=imagenet_names(subset)))
+
+
 def _facts(config: dict[str, Any], name: str) -> dict[str, str]:
-    facts = {"model": name}
-    tag = config.get("tag")
+    """The tag and the licence of published weights."""
+    facts, tag = {"model": name}, config.get("tag")
     if isinstance(tag, str) and tag and "." not in name:
         facts["model"] = f"{name}.{tag}"
     if isinstance(config.get("license"), str):
         facts["license"] = config["license"]
-    if config.get("crop_mode", "center") != "center":
-        facts["crop_mode"] = str(config["crop_mode"])
     return facts
 
 

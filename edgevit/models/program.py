@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from edgevit import serial
+from edgevit import atomic, serial
 from edgevit.errors import OutputError, ProgramError
 from edgevit.spec import BranchSpec, ProgramSpec
 
@@ -200,39 +198,27 @@ def save_program(program: Program, folder: Path, *, storage: Storage = "float32"
     """Write a Program as a folder, by rename: an interrupted save leaves what was there.
 
     Raises:
-        OutputError: the folder exists and `force` is false, or the disk refuses.
+        OutputError: the folder exists and `force` is false, or is no Program, or the disk refuses.
     """
-    if folder.exists() and not force:
-        raise OutputError(f"{folder} exists already; choose another folder or pass --force to replace it")
+    refuse_existing(folder, force=force)
     document = {"schema": SCHEMA, "storage": storage, "spec": serial.to_data(program.spec)}
     arrays = {n: a.astype(storage) for n, a in program.weights.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            temporary.chmod(0o755)
-            (temporary / "program.json").write_text(serial.dumps(document))
-            (temporary / "weights.safetensors").write_bytes(save(arrays))
-            replace_folder(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with atomic.scratch(folder.parent, folder.name) as staging:
+            content = staging / "content"
+            content.mkdir()
+            content.chmod(0o755)
+            (content / "program.json").write_text(serial.dumps(document), encoding="utf-8")
+            (content / "weights.safetensors").write_bytes(save(arrays))
+            atomic.install(staging, {"content": (folder, "program")}, replace=force)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def replace_folder(source: Path, destination: Path) -> None:
-    """Put `source` where `destination` is by renames; the old folder is deleted only after the new one stands."""
-    if not destination.exists():
-        source.rename(destination)
-        return
-    aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
-    destination.replace(aside)
-    try:
-        source.rename(destination)
-    except BaseException:
-        aside.replace(destination)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+def refuse_existing(folder: Path, *, force: bool) -> None:
+    """Raise OutputError for what must not be replaced; to be asked before long work."""
+    atomic.refuse_existing(folder, "program", force=force, word="--replace-program")
 
 
 def load_program(folder: Path) -> Program:
@@ -242,7 +228,7 @@ def load_program(folder: Path) -> Program:
         ProgramError: no such folder, unreadable or inconsistent files, or another schema version.
     """
     try:
-        document = json.loads((folder / "program.json").read_text())
+        document = json.loads((folder / "program.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "weights.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ProgramError(

@@ -21,11 +21,15 @@ from torch.nn import functional as F
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError
 from edgevit.models.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
+from edgevit.models.grid import grid_of, say_grid
+from edgevit.models.naming import Say
 from edgevit.models.program import Program
+from edgevit.models.stated import NOTES, class_names, say_assumed
 from edgevit.spec import BranchSpec, HeadSpec, ImageSpec, ProgramSpec, StemKind, StemSpec
 
 TOKEN_DIM = 64
 PATCH = 16
+DEFAULT_SIZE = (224, 224)
 NORM_EPS = 1e-5
 SEED = 0
 # The performer's guard against division by zero.
@@ -116,6 +120,8 @@ def t2t_program(
     *,
     classes: int | None = None,
     image_size: tuple[int, int] | None = None,
+    ema: bool | None = None,
+    say: Say = lambda _: None,
 ) -> Program:
     """A T2T-ViT as a Program, from an upstream checkpoint or random with a fixed seed.
 
@@ -123,7 +129,9 @@ def t2t_program(
         name: one of `CONFIGS`.
         weights: a checkpoint with upstream's names; its classifier decides the classes unless `classes` is given.
         classes: length of the output, 1000 if nothing says otherwise.
-        image_size: height and width, multiples of 16; 224 x 224 if not given.
+        image_size: height and width, multiples of 16; as the weights have it if not given, else 224 x 224.
+        ema: of a checkpoint, the averaged weights (True) or the plain ones (False).
+        say: told what was chosen, assumed or left out of a checkpoint.
 
     Raises:
         UnknownModelError: no such T2T-ViT.
@@ -133,10 +141,18 @@ def t2t_program(
     if name not in CONFIGS:
         near = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.0)
         raise UnknownModelError(f"no T2T-ViT is named {name!r}; nearest names: {', '.join(near)}")
-    size = image_size or (224, 224)
+    size = image_size or DEFAULT_SIZE
     if any(s < PATCH or s % PATCH for s in size):
         raise UnsupportedModelError(f"{name} needs an image size of multiples of {PATCH}, got {size[0]} x {size[1]}")
-    state = None if weights is None else load_checkpoint(weights)
+    notes: list[str] = []
+
+    def tell(line: str) -> None:
+        notes.append(line)
+        say(line)
+
+    state = None if weights is None else load_checkpoint(weights, ema=ema, say=tell)
+    if state is not None:
+        state, size = _positioned(state, image_size, name, tell)
     if classes is None:
         classes = (classes_of(state) if state is not None else None) or 1000
     if classes < 1:
@@ -146,9 +162,11 @@ def t2t_program(
         state = random_state(spec)
         origin = {"source": "edgevit", "model": name, "weights": "random"}
     else:
-        state = _resample(state, spec)
         check_keys(state, upstream_shapes(spec), name)
         origin = {"source": "T2T-ViT", "model": name} | describe_file(weights)
+        say_assumed(spec.image, name, tell)
+        class_names(spec, (), "", tell)
+        origin |= {NOTES: "; ".join(notes)}
     spec = dataclasses.replace(spec, origin=origin)
     return Program(spec=spec, weights={n: a.numpy() for n, a in _arrays(spec, state).items()})
 
@@ -241,18 +259,22 @@ def t2t_spec(name: str, size: tuple[int, int] = (224, 224), classes: int = 1000)
     )
 
 
-def _resample(state: dict[str, Tensor], spec: ProgramSpec) -> dict[str, Tensor]:
-    """Fit the position table of a square checkpoint to another image size with timm's function."""
+def _positioned(
+    state: dict[str, Tensor], asked: tuple[int, int] | None, name: str, say: Say
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """The weights with a position table for the size to build, resampled with timm's function, and this size."""
     table = state.get("pos_embed")
-    if table is None or table.ndim != 3 or table.shape[1] == spec.tokens:
-        return state
-    side = math.isqrt(table.shape[1] - 1)
-    if side * side != table.shape[1] - 1:
-        return state
-    from edgevit.models.ops import timm  # here, because most uses of this file need no timm
+    if table is None or table.ndim != 3:
+        return state, asked or DEFAULT_SIZE
+    grid = grid_of(table.shape[1] - 1, PATCH, default=DEFAULT_SIZE, asked=asked, what=name)
+    say_grid(grid, table[0, 1:], PATCH, default=DEFAULT_SIZE, asked=asked, say=say)
+    size = asked or (grid[0] * PATCH, grid[1] * PATCH)
+    wanted = (size[0] // PATCH, size[1] // PATCH)
+    if grid != wanted:
+        from edgevit.models.ops import timm  # here, because most uses of this file need no timm
 
-    table = timm.layers.resample_abs_pos_embed(table, list(spec.grid), [side, side], num_prefix_tokens=1)
-    return {**state, "pos_embed": table}
+        table = timm.layers.resample_abs_pos_embed(table, list(wanted), list(grid), num_prefix_tokens=1)
+    return {**state, "pos_embed": table}, size
 
 
 def _arrays(spec: ProgramSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

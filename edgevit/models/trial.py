@@ -43,7 +43,7 @@ def try_model(name: str) -> Entry:
         reason = refusal(model)
         if reason is not None:
             return Entry(name=name, fits=False, reason=reason)
-        spec = program_spec(model, name, {})
+        spec = program_spec(model, name, {}, published=True)
         with torch.device("meta"), torch.no_grad():
             shapes = {n: tuple(a.shape) for n, a in program_arrays(model, spec).items()}
         if shapes != expected_shapes(spec):

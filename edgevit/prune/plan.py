@@ -1,18 +1,28 @@
-"""Decide how many units every branch keeps: the least predicted loss under a MAC budget, found exactly."""
+"""Decide how many units every branch keeps: the least predicted loss under a MAC budget, found exactly.
+
+A plan takes no more than the budget asks: of plans with the same loss the one that takes the most even part of every
+branch is chosen, so that scores which say nothing cost every branch alike, and taking more never counts as better.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgevit.errors import BudgetError
-from edgevit.models.macs import branch_macs, rows_in, rows_out, total_macs
+from edgevit.models.macs import branch_macs, macs_by_branch, rows_in, rows_out, total_macs
 from edgevit.prune.score import BranchScore
 from edgevit.spec import BranchSpec, ProgramSpec
 
 NEURON_STEP = 16
+FAR = 0.02  # of all MACs: further below a budget is not what was asked for
+# One integer compares plans: losses rounded to so many bits of their sum, then unevenness. Its sums are exact.
+LOSS_BITS, UNEVEN_BITS = 38, 24
+LAYERS = {"mhsa": "attention head", "ffn": "FFN neuron"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +49,29 @@ class PrunePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to treat one branch."""
+    """One way to treat one branch; of equal losses the least `uneven` counts (MACs x squared part that goes)."""
 
     units: int
     macs: int
     loss: float
+    uneven: float = 0.0
 
 
 def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float) -> PrunePlan:
     """Remove at least `fraction` of the MACs of `spec` (all-open path) at the least sum of predicted losses.
 
-    Losses between measured levels are interpolated, FFNs keep multiples of 16 neurons. The last MHSA that is left
-    decides how many token rows the branches around it compute (`macs.rows_out`), so every choice of it is tried.
+    Losses between measured levels are interpolated, and removing more of a branch never counts as costing less; FFNs
+    keep multiples of 16 neurons. No level more of any branch would fit the budget. The last MHSA that is left decides
+    how many token rows the branches around it compute (`macs.rows_out`), so every choice of it is tried. At least one
+    head and one level of neurons stay: without either kind a network is none.
 
     Raises:
-        BudgetError: `fraction` is not in [0, 1), or stem and head alone cost more than the budget.
+        BudgetError: `fraction` is not in [0, 1), what has to stay costs more than the budget, or a score is no number.
     """
     total = total_macs(spec)
     if not 0 <= fraction < 1:
         raise BudgetError(f"cannot remove {fraction:g} of the MACs; allowed is 0 (nothing) to less than 1")
+    _check_scores(scores, spec)
     if fraction == 0:
         kept = tuple(BranchPlan(name=b.name, kept=b.kept, loss=0.0) for b in spec.branches)
         return PrunePlan(branches=kept, macs=total, budget_macs=total)
@@ -65,20 +79,95 @@ def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float
     best: list[Choice] | None = None
     for last in _last_mhsa_candidates(spec):
         floor, menu = _menu(scores, spec, last)
-        found = cheapest(menu, budget - floor)
-        if found is not None and (best is None or _loss(found) < _loss(best)):
+        found = _with_both_kinds(spec, menu, budget - floor)
+        if found is not None and (best is None or _worth(found) < _worth(best)):
             best = found
     if best is None:
-        least = total_macs(_reduced(spec, [Choice(units=0, macs=0, loss=0.0)] * len(spec.branches)))
+        least = least_macs(spec)
         raise BudgetError(
-            f"cannot remove {fraction:.1%} of {total / 1e6:.1f} MMACs of {spec.name}: stem and head, which are not "
-            f"pruned, take {least / 1e6:.1f} M; the most that can be removed is {1 - least / total:.1%}"
+            f"cannot remove {fraction:.1%} of {total / 1e6:.1f} MMACs of {spec.name}: stem, head and the least of "
+            f"attention and FFN that has to stay take {least / 1e6:.1f} M; the most that can be removed is "
+            f"{1 - least / total:.1%}"
         )
     branches = tuple(
         BranchPlan(name=b.name, kept=tuple(sorted(s.order[len(s.order) - c.units :])), loss=c.loss)
         for b, s, c in zip(spec.branches, scores, best, strict=True)
     )
     return PrunePlan(branches=branches, macs=total_macs(_reduced(spec, best)), budget_macs=budget)
+
+
+def check_reached(spec: ProgramSpec, reduced: ProgramSpec, budget_macs: float, whole_macs: int) -> str:
+    """Hold a pruned model against its budget from below; what to tell the user, empty where it is near.
+
+    Args:
+        spec: the model before pruning.
+        reduced: the same with only the units that stay.
+        budget_macs: all-open MACs that were asked for.
+        whole_macs: MACs that shares are told of.
+
+    Raises:
+        BudgetError: no attention or no FFN is left, or more than 2 points of MACs are missing although more would fit.
+    """
+    check_kinds(spec, reduced)
+    macs = total_macs(reduced)
+    if budget_macs - macs <= FAR * whole_macs:
+        return ""
+    asked, got, step = budget_macs / whole_macs, macs / whole_macs, _next_level(spec, reduced)
+    if step and macs + step <= budget_macs:
+        raise BudgetError(
+            f"pruning took too much of {spec.name}: {asked:.1%} of the MACs were asked for, {got:.1%} are left, and "
+            f"{step / whole_macs:.1%} more would fit. What decided was not fit to decide; train on more images or "
+            "for more epochs, or fine-tune the model before it is compressed"
+        )
+    return (
+        f"pruning leaves {got:.1%} of the MACs where {asked:.1%} were asked for: units of {spec.name} come in steps, "
+        f"and the least step up is {step / whole_macs:.1%}"
+    )
+
+
+def check_kinds(spec: ProgramSpec, reduced: ProgramSpec) -> None:
+    """Raise BudgetError if all attention or all FFNs of `spec` are gone from `reduced`."""
+    for kind, unit in LAYERS.items():
+        before, after = (sum(b.units for b in s.branches if b.kind == kind) for s in (spec, reduced))
+        if before and not after:
+            raise BudgetError(
+                f"no {unit} of {spec.name} is left of {before}: that is no network any more. Ask for more MACs; if "
+                "there were few images or steps, train on more of them, or fine-tune the model before it is compressed"
+            )
+
+
+def _next_level(spec: ProgramSpec, reduced: ProgramSpec) -> int:
+    """MACs of the cheapest level that could be given back to one branch; 0 where nothing was taken."""
+    macs, found = total_macs(reduced), []
+    for index, (full, branch) in enumerate(zip(spec.branches, reduced.branches, strict=True)):
+        higher = [units for units in offered_levels(full) if units > branch.units]
+        if higher:
+            more = replace(branch, kept=full.kept[: higher[0]], gate=full.gate)
+            branches = (*reduced.branches[:index], more, *reduced.branches[index + 1 :])
+            found.append(total_macs(replace(reduced, branches=branches)) - macs)
+    return min(found, default=0)
+
+
+def least_macs(spec: ProgramSpec) -> int:
+    """All-open MACs of the smallest model a plan can make: one head, and one level of neurons."""
+    kinds = [[i for i, b in enumerate(spec.branches) if b.kind == kind and not b.removed] for kind in LAYERS]
+    least = []
+    for left in itertools.product(*(members for members in kinds if members)):
+        branches = tuple(
+            replace(b, kept=b.kept[: offered_levels(b)[1]]) if i in left else _emptied(b)
+            for i, b in enumerate(spec.branches)
+        )
+        least.append(total_macs(replace(spec, branches=branches)))
+    return min(least)
+
+
+def _check_scores(scores: Sequence[BranchScore], spec: ProgramSpec) -> None:
+    bad = [f"{s.name}: {v:g}" for s in scores for v in s.loss if not math.isfinite(v)]
+    if bad:
+        raise BudgetError(
+            f"the importance of {spec.name}'s units is no number ({bad[0]}, {len(bad)} in all): its outputs are not "
+            "finite on these images. Look at the weights and the images; float32 instead of bfloat16 may help"
+        )
 
 
 def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
@@ -90,34 +179,55 @@ def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
 
 
 def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice] | None:
-    """One choice per row with the least total loss within the budget, or None; exact (Pareto dynamic programming).
+    """One choice per row within the budget with the least total loss, of these the least uneven one, or None.
 
-    States are kept as arrays (macs, loss) without dominated ones; MACs share large common factors, so they stay few.
+    Exact (Pareto dynamic programming). States are kept as arrays (macs, worth) without dominated ones; MACs share large
+    common factors, so they stay few.
     """
-    macs, loss = np.zeros(1, dtype=np.int64), np.zeros(1)
+    if not all(menu):
+        return None
+    exact, most = _resolution(menu), sum(max(c.uneven for c in row) for row in menu) or 1.0
+    macs = worth = np.zeros(1, dtype=np.int64)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     rest = [min(c.macs for c in row) for row in menu]
     for index, row in enumerate(menu):
-        row_macs, row_loss = np.array([c.macs for c in row], dtype=np.int64), np.array([c.loss for c in row])
-        new_macs, new_loss = (macs[:, None] + row_macs).reshape(-1), (loss[:, None] + row_loss).reshape(-1)
-        order = np.lexsort((new_loss, new_macs))
+        new_macs = (macs[:, None] + np.array([c.macs for c in row], dtype=np.int64)).reshape(-1)
+        losses = np.rint(np.array([c.loss for c in row]) / exact).astype(np.int64)
+        shares = np.rint(np.array([c.uneven for c in row]) / most * 2 ** (UNEVEN_BITS - 1)).astype(np.int64)
+        new_worth = (worth[:, None] + (losses << UNEVEN_BITS) + shares).reshape(-1)
+        order = np.lexsort((new_worth, new_macs))
         order = order[new_macs[order] + sum(rest[index + 1 :]) <= budget_macs]
         if len(order) == 0:
             return None
-        sorted_loss = new_loss[order]
-        better = np.concatenate([[True], sorted_loss[1:] < np.minimum.accumulate(sorted_loss)[:-1]])
-        order = order[better]
+        sorted_worth = new_worth[order]
+        order = order[np.concatenate([[True], sorted_worth[1:] < np.minimum.accumulate(sorted_worth)[:-1]])]
         steps.append((order // len(row), order % len(row)))
-        macs, loss = new_macs[order], new_loss[order]
-    state, picked = int(np.argmin(loss)), []
+        macs, worth = new_macs[order], new_worth[order]
+    # Every state left is better than all with fewer MACs: the last one is the best.
+    state, picked = len(macs) - 1, []
     for row, (previous, chosen) in zip(reversed(menu), reversed(steps), strict=True):
         picked.append(row[int(chosen[state])])
         state = int(previous[state])
     return picked[::-1]
 
 
-def _loss(choices: Sequence[Choice]) -> float:
-    return sum(c.loss for c in choices)
+def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: int) -> list[Choice] | None:
+    """The cheapest choices that leave some attention and some FFN, of those that `spec` has."""
+    found = cheapest(menu, budget_macs)
+    if found is None:
+        return None
+    for kind in LAYERS:
+        rows = [i for i, b in enumerate(spec.branches) if b.kind == kind and not b.removed]
+        if rows and not any(found[i].units for i in rows):
+            forced = ([[c for c in row if c.units or i != one] for i, row in enumerate(menu)] for one in rows)
+            tried = [_with_both_kinds(spec, choices, budget_macs) for choices in forced]
+            return min((t for t in tried if t is not None), key=_worth, default=None)
+    return found
+
+
+def _worth(choices: Sequence[Choice]) -> tuple[float, float]:
+    """What compares plans of different menus: loss, to nine digits, then unevenness."""
+    return float(f"{math.fsum(c.loss for c in choices):.9g}"), math.fsum(c.uneven for c in choices)
 
 
 def _last_mhsa_candidates(spec: ProgramSpec) -> list[int | None]:
@@ -133,22 +243,31 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
     if last is not None:
         branches = [_emptied(b) if b.kind == "mhsa" and i > last else b for i, b in enumerate(branches)]
     shaped = replace(spec, branches=tuple(branches))
-    menu = []
+    whole, menu = macs_by_branch(spec, full_rows=True), list[list[Choice]]()
     for i, (branch, score) in enumerate(zip(branches, scores, strict=True)):
         rows, rows_read = rows_out(shaped)[i], rows_in(shaped)[i]
         full = spec.branches[i]
+        levels = offered_levels(full)
+        losses = np.interp(levels, score.units[::-1], score.loss[::-1]).clip(0)
+        losses = np.maximum.accumulate(losses[::-1])[::-1]  # from all units to none
         row = []
-        for units in offered_levels(full):
+        for units, loss in zip(levels, losses.tolist(), strict=True):
             if (i == last and units == 0) or (branch.removed and units > 0):
                 continue
             reduced = replace(full, kept=full.kept[:units])
             gate = spec.dim if full.gate is not None and units else 0
             macs = branch_macs(spec, reduced, rows, rows_read) + gate
-            loss = float(np.interp(units, score.units[::-1], score.loss[::-1]))
-            row.append(Choice(units=units, macs=macs, loss=loss))
+            uneven = whole[i] * (1 - units / full.units) ** 2 if full.units else 0.0
+            row.append(Choice(units=units, macs=macs, loss=loss, uneven=uneven))
         menu.append(row)
     nothing = replace(spec, branches=tuple(_emptied(b) for b in branches))
     return total_macs(nothing), menu
+
+
+def _resolution(menu: Sequence[Sequence[Choice]]) -> float:
+    """The unit that losses are rounded to, a power of two."""
+    most = sum(max(c.loss for c in row) for row in menu)
+    return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
 
 
 def offered_levels(branch: BranchSpec) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgevit.errors import BudgetError
 from edgevit.models.program import Program
 from edgevit.models.stream import batches, step_branch
 from edgevit.models.vit import Vit
@@ -49,6 +50,7 @@ def score(program: Program, images: np.ndarray, statistics: Statistics) -> tuple
 
     Raises:
         ImagesError: the images are not what the model takes.
+        BudgetError: no removal changes any output.
     """
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
     orders = {b.name: _order(program, b, statistics) for b in spec.branches}
@@ -62,6 +64,11 @@ def score(program: Program, images: np.ndarray, statistics: Statistics) -> tuple
         reference = F.log_softmax(model.head(streams[-1]), dim=-1)
         for index, branch in enumerate(spec.branches):
             totals[branch.name] += _losses(model, index, streams[index], folded[branch.name], reference)
+    if not any(total.any() for total in totals.values()):
+        raise BudgetError(
+            f"removing units of {spec.name} changes no output on any of {len(images)} images, so nothing says which to "
+            "remove: is the head still untrained, or is there a single class? Train the model first"
+        )
     return tuple(
         BranchScore(
             name=b.name,

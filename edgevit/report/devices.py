@@ -1,14 +1,13 @@
-"""Several devices of one Program side by side, whichever bundles were built of it for them: one row per measurement."""
+"""Several devices of one model side by side, whichever bundles were built of it for them: one row per measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.errors import BundleError
-from edgevit.measurespec import Measurement
+from edgevit.measurespec import Measurement, not_the_device
 from edgevit.report import text as say
 
 PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")
@@ -18,8 +17,6 @@ MEANING = (
     "executed instructions, of emulated processors. Memory is what the runtime holds at most, beside its part of the "
     "bound."
 )
-# What of a recipe makes the Program; calibration images only where something was decided on them.
-MADE_BY = ("model", "weights_sha256", "prune", "gate", "seed")
 HOW = {"local": "", "ssh": " over ssh", "qemu": ""}
 
 
@@ -28,11 +25,13 @@ class DeviceRow:
     """One measurement. Times in ms and instructions by path, as far as they are known there.
 
     `cycles` is an estimate, (at least, at most) on real images. `peak_bytes` is to be held against `limit_bytes`.
-    `logit_error` and `gates_equal` are of the golden inputs, None where they were not run.
+    `logit_error` and `gates_equal` are of the golden inputs, None where they were not run. `bundle` names the bundle
+    where there are several.
     """
 
     device: str
     target: str
+    bundle: str = ""
     runtime: str
     int8: bool
     bundle_sha256: str
@@ -45,28 +44,38 @@ class DeviceRow:
     gates_equal: bool | None
 
 
-def device_rows(bundles: Sequence[tuple[Manifest, Sequence[Measurement]]]) -> tuple[DeviceRow, ...]:
-    """Every measurement of every bundle, in order.
+def device_rows(
+    bundles: Sequence[tuple[Manifest, Sequence[Measurement]]], names: Sequence[str] = ()
+) -> tuple[DeviceRow, ...]:
+    """Every measurement of every bundle, in order; `names` are the bundles', where there are several.
 
     Raises:
-        BundleError: the bundles are not of one Program.
+        BundleError: the bundles are not of one model.
     """
-    first = bundles[0][0]
-    for manifest, _ in bundles[1:]:
-        if _program(manifest.recipe) != _program(first.recipe):
+    names = names or [manifest.name for manifest, _ in bundles]
+    models = [str(manifest.recipe.get("model", manifest.name)) for manifest, _ in bundles]
+    for name, model in zip(names, models, strict=True):
+        if model != models[0]:
             raise BundleError(
-                f"{manifest.name} was built of another Program than {first.name}: the same weights, pruned and gated "
-                "alike, can be compared; make a report for each"
+                f"{name} was built of {model}, {names[0]} of {models[0]}: builds of one model can be compared, however "
+                "they were made; make a report for each"
             )
-    return tuple(_row(manifest, measurement) for manifest, measured in bundles for measurement in measured)
+    told = names if len(bundles) > 1 else [""]
+    return tuple(
+        _row(manifest, measurement, name)
+        for name, (manifest, measured) in zip(told, bundles, strict=True)
+        for measurement in measured
+    )
 
 
 def assign(bundles: Sequence[Bundle], measurements: Sequence[Measurement]) -> list[list[Measurement]]:
     """The measurements of each bundle, in the order of both.
 
     Raises:
-        BundleError: a measurement is of none of them.
+        BundleError: a measurement is of none of them, or a bundle is given twice.
     """
+    if len({bundle.sha256 for bundle in bundles}) < len(bundles):
+        raise BundleError("one bundle is given twice (the sha256 of its manifest is the same); give each only once")
     found: dict[str, list[Measurement]] = {bundle.sha256: [] for bundle in bundles}
     for measurement in measurements:
         if measurement.bundle_sha256 not in found:
@@ -84,7 +93,7 @@ def rows(devices: Sequence[DeviceRow]) -> Iterator[list[str]]:
     for row in devices:
         yield [
             row.device,
-            f"{row.target} ({'int8' if row.int8 else 'float'})",
+            f"{row.bundle}{': ' if row.bundle else ''}{row.target} ({'int8' if row.int8 else 'float'})",
             *(_cost(row, path) for path in PATHS),
             say.size(row.peak_bytes),
             say.size(row.limit_bytes),
@@ -104,12 +113,7 @@ def _parity(row: DeviceRow) -> str:
     return f"within {row.logit_error:.2g}" if row.gates_equal else "other gates"
 
 
-def _program(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
-    decided = recipe.get("prune") != 0.0 or recipe.get("gate") != 1.0
-    return (*(recipe.get(key) for key in MADE_BY), recipe.get("calibration_sha256") if decided else None)
-
-
-def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
+def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
     machine, emulation = measurement.environment, measurement.emulation
     golden = emulation.golden if emulation else measurement.golden
     alone = machine.threads == 1  # then other programs do not show in CPU time
@@ -118,10 +122,12 @@ def _row(manifest: Manifest, measurement: Measurement) -> DeviceRow:
     if expected is not None:
         times["real"] = expected
     peak, limit = _memory(manifest, measurement)
+    other = ", not the device it was built for" if times and not_the_device(manifest.target, machine) else ""
     hidden = machine.emulated_by is not None and emulation is None  # edgevit's own emulated device says so in its name
     return DeviceRow(
-        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}",
+        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}{other}",
         target=str(manifest.target.get("name", "")),
+        bundle=name,
         runtime=manifest.backend,
         int8=any(branch.int8_linears for branch in manifest.branches),
         bundle_sha256=measurement.bundle_sha256,

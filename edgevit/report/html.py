@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edgevit.measurespec import Environment, Latency, Measurement
-from edgevit.report import devices, emulation, pictures
+from edgevit.measurespec import Environment, Latency, Measurement, not_the_device
+from edgevit.report import devices, differences, emulation, original, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -20,6 +20,7 @@ def render(report: Report) -> str:
     title = f"{report.name}: edgevit report"
     sections = [
         _head(report),
+        _differences(report),
         _tiles(report),
         _claims(report),
         _memory(report),
@@ -35,6 +36,7 @@ def render(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="edgevit {escape(report.tools.get("edgevit", ""))}">\n'
         # Nothing in the page may load or run anything, whatever a manifest's strings say.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
@@ -50,11 +52,21 @@ def _head(report: Report) -> str:
     gated = f"{report.gated_branches} of {len(report.branches)} branches gated" if report.gated_branches else "no gates"
     removed = f", {report.removed_branches} removed" if report.removed_branches else ""
     sha = f'<br><span class="hash">sha256 {report.bundle_sha256}</span>' if report.bundle_sha256 else ""
+    other = report.not_the_device
+    warning = f"<p class=strong>Times on this page were {escape(other)}.</p>" if other else ""
     return (
         f"<header><h1>{escape(report.name)}</h1>"
         f'<p class="lead">{escape(str(report.target.get("description", report.target.get("name", ""))))}. '
-        f"Input {height} × {width}, {gated}{removed}.{sha}</p></header>"
+        f"Input {height} × {width}, {gated}{removed}.{sha}</p>{warning}</header>"
     )
+
+
+def _differences(report: Report) -> str:
+    if not report.bundles:
+        return ""
+    rows = [[escape(row.what), *map(escape, row.values)] for row in report.differences]
+    intro = differences.MEANING if rows else f"{differences.SAME} {differences.MEANING}"
+    return _section("What differs", escape(intro), _table(["", *report.bundles], rows))
 
 
 def _tiles(report: Report) -> str:
@@ -76,7 +88,7 @@ def _tiles(report: Report) -> str:
             f"{say.percent(report.expected_macs_change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}",
         ),
         ("Memory bound" if bound.proven else "Memory of the graph's tensors", say.size(bound.bound_bytes), memory),
-        _accuracy_tile(report),
+        original.tile(report),
         _latency_tile(report, time.after if time else None, time.ratio if time else None),
         _coverage_tile(report),
     ]
@@ -88,16 +100,6 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _accuracy_tile(report: Report) -> tuple[str, str, str]:
-    change, agreement = report.accuracy_change, report.agreement
-    if change:
-        note = f"float model {say.percent(change.before)}, {say.points(change.after - change.before)}"
-        return ("Top-1", say.percent(change.after), note)
-    if agreement:
-        return ("Agreement with float", say.percent(agreement.value), f"on {agreement.images} images")
-    return ("Accuracy", say.UNKNOWN, "not measured")
-
-
 def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None) -> tuple[str, str, str]:
     if not report.measurements:
         return ("Latency", say.UNKNOWN, "run edgevit profile on the device")
@@ -105,6 +107,8 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
     shown = say.ms(first.expected_cpu_ms if expected_ms is None else expected_ms)
     if not first.paths:
         return ("Latency", say.UNKNOWN, "withheld: the machine was emulated")
+    if report.not_the_device:
+        return ("Latency", say.UNKNOWN, "not measured on the device this was built for; of another machine see below")
     note = f"{say.percent(ratio, 0)} of all open" if ratio is not None else "median"
     return ("CPU time per image, expected", shown, f"{note}, {first.images.timed} images")
 
@@ -189,9 +193,10 @@ def _latency(report: Report) -> str:
     if report.disturbed:
         intro += (
             " <strong>Wall time is well above CPU time: other programs were using this machine "
-            f"(load average {first.environment.load_average_before or 0:g}). Trust the CPU time, or measure again."
-            "</strong>"
+            f"({_others(first.environment)}). Trust the CPU time, or measure again.</strong>"
         )
+    if other := not_the_device(report.target, first.environment):
+        intro = f"<strong>{escape(other[:1].upper() + other[1:])}.</strong> {intro}"
     if first.warnings:
         intro += f" <strong>{escape('; '.join(first.warnings))}.</strong>"
     head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
@@ -209,6 +214,12 @@ def _latency(report: Report) -> str:
     return _section(
         "Latency", intro, _picture(pictures.latency_by_path(first.paths)), _table(head, rows, numbers=range(1, 8))
     )
+
+
+def _others(machine: Environment) -> str:
+    if machine.others_cpus is not None:
+        return f"{machine.others_cpus:g} CPUs"
+    return f"load average {machine.load_average_before or 0:g}"
 
 
 def _devices(report: Report) -> str:
@@ -291,7 +302,9 @@ def _accuracy(report: Report) -> str:
         return _section("Accuracy", "", f'<div class="empty">Not measured. {hint}</div>')
     return _section(
         "Accuracy before and after",
-        "Top-1 is of labelled images; agreement is naming the same class as the float model. Bars are 95 % intervals.",
+        "Top-1 is of labelled images; agreement is naming the same class as the original model in float, or as the "
+        "float model that was quantized. Bars are 95 % intervals. "
+        f"{escape(original.remark(report))}",
         _picture(pictures.accuracy(report.accuracy)),
     )
 
@@ -305,7 +318,9 @@ def _size(report: Report) -> str:
 
 
 def _recipe(report: Report) -> str:
-    rows = [*_flat("", report.recipe), *((f"weights, {key}", value) for key, value in report.origin.items())]
+    done = {"prune": 0.0, "gate": 1.0}  # what this build did not do is not said of it
+    asked = {key: value for key, value in report.recipe.items() if key not in done or value != done[key]}
+    rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]
     rows += [("target", str(report.target.get("name", ""))), *say.int8_choice(report.target), *report.tools.items()]
     return _section("How it was made", "", _pairs(rows))
 
@@ -315,6 +330,8 @@ def _flat(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(f"{name}, ", value)
+        elif isinstance(value, list | tuple) and value:
+            yield name, "; ".join(map(str, value))
         elif value not in (None, "", [], ()):
             yield name, str(value)
 
@@ -331,6 +348,7 @@ def _environment(measurement: Measurement) -> str:
         ("instruction sets", ", ".join(e.isa) or "not told"),
         ("clock before and after", _range(e.frequency_before_mhz, e.frequency_after_mhz, "MHz", e)),
         ("temperature before and after", _range(e.temperature_before_c, e.temperature_after_c, "°C", e)),
+        ("CPUs that other programs kept busy", "not told" if e.others_cpus is None else f"{e.others_cpus:g}"),
         ("load average before and after", _range(e.load_average_before, e.load_average_after, "", e)),
         ("governor", e.governor or "not told"),
         ("memory", say.size(e.memory_total_bytes)),

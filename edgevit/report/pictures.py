@@ -15,7 +15,12 @@ WIDE = 920.0
 DOT = 2.2
 WIDEST_SLOT = 60.0
 GOLDEN_RATIO = 0.6180339887
-MODEL_NAMES = {"float": "float model", "compressed": "compressed, float", "bundle": "this bundle"}
+MODEL_NAMES = {
+    "original": "original",
+    "float": "float model",
+    "compressed": "compressed, float",
+    "bundle": "this bundle",
+}
 
 
 def memory_over_run(memory: MemoryView) -> str:
@@ -199,19 +204,19 @@ def accuracy(rows: Sequence[AccuracyRow]) -> str:
         parts.append(text(x(tick), bottom + 16, f"{100 * tick:.0f} %", anchor="middle", class_="tick"))
     for index, row in enumerate(rows):
         y = top + lane * (index + 0.5)
-        name = f"{say.METRIC_NAMES[row.metric]}, {MODEL_NAMES.get(row.model, row.model)}"
+        name = f"{say.metric(row)}, {MODEL_NAMES.get(row.model, row.model)}"
         if row.path != "real":
             name += f", {say.PATH_NAMES[row.path]}"
         parts.append(text(left - 14, y + 4, name, anchor="end", class_="label"))
         parts.append(line(x(row.low), y, x(row.high), y, f"whisker {_tone(row)}"))
         parts.append(element("circle", cx=x(row.value), cy=y, r=5, class_=f"point {_tone(row)}"))
         parts.append(text(right + 14, y + 4, say.interval(row), class_="label"))
-    label = "; ".join(f"{row.model} {row.metric} {say.percent(row.value)}" for row in rows)
+    label = "; ".join(f"{row.model} {say.metric(row)} {say.percent(row.value)}" for row in rows)
     return picture(WIDE, bottom + 24, f"Accuracy with 95 % intervals: {label}", parts)
 
 
 def _tone(row: AccuracyRow) -> str:
-    return "before" if row.model == "float" else "after"
+    return "before" if row.model in ("original", "float") else "after"
 
 
 def size_and_macs(report: Report) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import devices, emulation
+from edgevit.report import devices, differences, emulation, original
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -15,6 +15,11 @@ def show(report: Report, console: Console) -> None:
     """Print the whole report."""
     # A manifest's strings are shown as they are: Text knows no markup.
     console.print(Text.assemble((report.name, "bold"), f"  {report.target.get('name', '')}"))
+    if report.bundles:
+        console.print(_differences(report))
+        console.print(f"{'' if report.differences else f'{differences.SAME} '}{differences.MEANING}\n", highlight=False)
+    if report.not_the_device:
+        console.print(Text(f"Times below were {report.not_the_device}.", "bold yellow"))
     console.print(_facts(report))
     if report.claims:
         console.print(_claims(report))
@@ -27,6 +32,16 @@ def show(report: Report, console: Console) -> None:
         console.print(_emulated(report))
     if not report.measurements:
         console.print("Not measured yet: edgevit profile BUNDLE --images DIR", highlight=False)
+
+
+def _differences(report: Report) -> Table:
+    """What is not the same in the bundles, before anything of one of them."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title="What differs", title_justify="left")
+    for name in ("", *report.bundles):
+        table.add_column(Text(name), overflow="fold")
+    for row in report.differences:
+        table.add_row(row.what, *map(Text, row.values))
+    return table
 
 
 def _facts(report: Report) -> Table:
@@ -45,7 +60,11 @@ def _facts(report: Report) -> Table:
     table.add_row("memory bound" if bound.proven else "memory, not proven", f"{say.size(bound.bound_bytes)}{arena}")
     for row in report.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
-        table.add_row(say.METRIC_NAMES[row.metric], Text(f"{row.model}{path}: {say.interval(row)}"))
+        table.add_row(say.metric(row), Text(f"{row.model}{path}: {say.interval(row)}"))
+    if original.remark(report):
+        table.add_row("", Text(original.remark(report)))
+    for step in report.compression:
+        table.add_row("compressed", Text(step))
     for name, reason in say.int8_choice(report.target):
         table.add_row(name, Text(reason))
     if report.bundle_sha256:
@@ -91,7 +110,7 @@ def _branch(row: BranchRow) -> list[str | Text]:
 
 
 def _devices(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="Devices of this Program", title_justify="left")
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Devices of this model", title_justify="left")
     for index, name in enumerate(devices.HEAD):
         table.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
     for row in devices.rows(report.devices):

@@ -47,6 +47,13 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f} points"
 
 
+def metric(row: AccuracyRow) -> str:
+    """What a row measures; of an agreement also with which model."""
+    if row.metric == "agreement" and row.against == "original":
+        return "agreement with original"
+    return METRIC_NAMES[row.metric]
+
+
 def interval(row: AccuracyRow) -> str:
     """A measured fraction with its interval and n: 74.4 % [71.6, 77.0], n = 1000."""
     return f"{percent(row.value)} [{100 * row.low:.1f}, {100 * row.high:.1f}], n = {row.images}"

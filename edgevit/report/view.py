@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
-from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace
+from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
+from edgevit.models.original import told, when_compressed
 from edgevit.report.devices import DeviceRow, device_rows
+from edgevit.report.differences import Difference, differences
+from edgevit.spec import OriginalSpec
 
 REPORT_SCHEMA = 1
 DISTURBED_RATIO = 1.2
@@ -73,7 +76,16 @@ class MemoryView:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself."""
+    """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself.
+
+    `accuracy_change` is top-1 of the model `accuracy_before` ('original', or 'compressed' where the original is not
+    known on the images) and of the bundle; `compression_points` and `quantization_points` of top-1 went to each step.
+    `agreement` is with the original where that is known, `float_agreement` with the float model that was quantized.
+    `original_unknown` says in words why the bundle is not held against its original ("": it is), `when_compressed` what
+    the original and the model made of it said on labelled images before the build.
+    `not_the_device` says so where the first measurement is of another machine than the bundle was built for. Of several
+    bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
+    """
 
     schema: int = REPORT_SCHEMA
     name: str
@@ -106,6 +118,17 @@ class Report:
     memory: MemoryView | None
     measurements: tuple[Measurement, ...]
     devices: tuple[DeviceRow, ...] = ()
+    original: OriginalSpec | None = None
+    original_unknown: str = ""
+    when_compressed: str = ""
+    compression: tuple[str, ...] = ()
+    accuracy_before: str | None = None
+    compression_points: float | None = None
+    quantization_points: float | None = None
+    float_agreement: AccuracyRow | None = None
+    not_the_device: str = ""
+    bundles: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 def make_report(
@@ -114,13 +137,15 @@ def make_report(
     *,
     bundle_sha256: str | None = None,
     others: Sequence[tuple[Manifest, Sequence[Measurement]]] = (),
+    names: Sequence[str] = (),
 ) -> Report:
     """Put a bundle and its measurements together; the first measurement fills the columns of the branch table.
 
-    `others` are bundles of the same Program, with measurements of theirs: all devices are shown side by side.
+    `others` are bundles of the same model, with measurements of theirs: all devices are shown side by side. `names` are
+    those of all bundles (default: what their manifests say).
 
     Raises:
-        BundleError: a measurement is of another bundle, or another bundle of another Program.
+        BundleError: a measurement is of another bundle, or another bundle of another model.
     """
     for measurement in measurements:
         if measurement.bundle_sha256 != bundle_sha256:
@@ -130,6 +155,8 @@ def make_report(
             )
     first = measurements[0] if measurements else None
     rows = _branch_rows(manifest, first)
+    several = [(manifest, measurements), *others]
+    names = names or [each.name for each, _ in several]
     return Report(
         name=manifest.name,
         bundle_sha256=bundle_sha256,
@@ -153,14 +180,25 @@ def make_report(
         macs_change=_change(manifest.macs.dense, manifest.macs.all_open),
         expected_macs_change=_change(manifest.macs.dense, manifest.macs.expected),
         accuracy_change=_accuracy_change(manifest.accuracy),
-        agreement=_last(manifest.accuracy, "agreement"),
+        agreement=_agreement(manifest.accuracy, "original") or _agreement(manifest.accuracy, "float"),
         expected_time_change=_time_change(first),
         unattributed_time_ms=first.unattributed_time_ms if first else None,
         disturbed=_disturbed(first),
         measured_peak_bytes=_peak(manifest.bound, first),
         memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
-        devices=device_rows([(manifest, measurements), *others]),
+        original=manifest.original,
+        original_unknown=_original_unknown(manifest),
+        when_compressed=when_compressed(manifest.original, manifest.outputs[0].shape[-1], labelled=True),
+        compression=_compression(manifest),
+        accuracy_before=_before(manifest.accuracy),
+        compression_points=_points(manifest.accuracy, "original", "compressed"),
+        quantization_points=_points(manifest.accuracy, "compressed", "bundle"),
+        float_agreement=_agreement(manifest.accuracy, "float"),
+        devices=device_rows(several, names),
+        bundles=tuple(names) if others else (),
+        differences=differences([each for each, _ in several]),
+        not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
     )
 
 
@@ -200,14 +238,45 @@ def _change(before: float, after: float) -> Before:
     return Before(before=before, after=after, ratio=after / before)
 
 
-def _last(rows: Sequence[AccuracyRow], metric: str) -> AccuracyRow | None:
-    return next((row for row in reversed(rows) if row.metric == metric and row.path == "real"), None)
+def _top1(rows: Sequence[AccuracyRow]) -> dict[str, float]:
+    """Top-1 on the real path by model, in the rows' order; what edgevit 0.1 called 'float' is the original."""
+    names = {"float": "original"}
+    return {names.get(r.model, r.model): r.value for r in rows if r.metric == "top1" and r.path == "real"}
+
+
+def _agreement(rows: Sequence[AccuracyRow], against: str) -> AccuracyRow | None:
+    """Of the bundle on its real path, with the model `against`."""
+    wanted = ("bundle", "agreement", against, "real")
+    return next((row for row in rows if (row.model, row.metric, row.against, row.path) == wanted), None)
+
+
+def _before(rows: Sequence[AccuracyRow]) -> str | None:
+    return next((name for name in _top1(rows) if name != "bundle"), None)
 
 
 def _accuracy_change(rows: Sequence[AccuracyRow]) -> Before | None:
-    """Top-1 of the float model and of the bundle on its real path."""
-    top1 = [row for row in rows if row.metric == "top1" and row.path == "real"]
-    return _change(top1[0].value, top1[-1].value) if len(top1) > 1 and top1[0].value else None
+    """Top-1 of the original, or of the compressed model where that is all there is, and of the bundle."""
+    top1, before = _top1(rows), _before(rows)
+    return _change(top1[before], top1["bundle"]) if before and top1[before] and "bundle" in top1 else None
+
+
+def _points(rows: Sequence[AccuracyRow], before: str, after: str) -> float | None:
+    """Difference of two models' top-1 as a fraction, negative where it is lost."""
+    top1 = _top1(rows)
+    return top1[after] - top1[before] if before in top1 and after in top1 else None
+
+
+def _original_unknown(manifest: Manifest) -> str:
+    """Why a compressed bundle has no row against its original."""
+    known = any(row.model in ("original", "float") or row.against == "original" for row in manifest.accuracy)
+    lessened = manifest.original is not None or any(b.gated or b.units < b.units_total for b in manifest.branches)
+    if known or not lessened or not manifest.accuracy:
+        return ""
+    return told(manifest.original, manifest.outputs[0].shape[-1])
+
+
+def _compression(manifest: Manifest) -> tuple[str, ...]:
+    return manifest.original.steps if manifest.original else ()
 
 
 def _time_change(measurement: Measurement | None) -> Before | None:

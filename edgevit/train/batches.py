@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edgevit.data.images import UNREADABLE_LIMIT, UnreadableImage, check_unreadable
+from edgevit.data.images import UNREADABLE_LIMIT, UnreadableImage, check_unreadable, upright
 from edgevit.data.labelled import LabelledSet, prepare_all
 from edgevit.errors import ImagesError, TrainingError
 from edgevit.models.ops import timm
@@ -191,7 +191,7 @@ class _Reader(torch.utils.data.Dataset[_Read]):
         for step in range(math.floor(UNREADABLE_LIMIT * len(self.data)) + 1):
             place = (index + step) % len(self.data)
             try:
-                return self.data.picture(place), self.data.label(place)
+                return upright(self.data.picture(place), self.image), self.data.label(place)
             except UnreadableImage as error:
                 unreadable[place] = str(error)
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevit import serial
+from edgevit.data.text import read_text
 from edgevit.errors import TrainingError
 from edgevit.train.batches import Augment
 
@@ -107,8 +108,8 @@ def load_recipe(path: Path | None) -> TrainRecipe:
     if path is None:
         return TrainRecipe()
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise TrainingError(f"recipe {path} cannot be read as TOML: {error}") from None
     faults: list[str] = []
     recipe = serial.from_data(TrainRecipe, data, faults, "recipe")

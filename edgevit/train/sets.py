@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from edgevit.data.images import UnreadableImage
-from edgevit.data.labelled import UNLABELLED, LabelledSet, labelled_set, open_labelled
+from edgevit.data.images import UnreadableImage, decode
+from edgevit.data.labelled import LabelledSet, labelled_set, open_labelled
+from edgevit.data.match import UNLABELLED
 from edgevit.data.sources import split_name
 from edgevit.errors import ImagesError
 from edgevit.models.ops import declare_ops
@@ -59,6 +60,7 @@ def open_data(source: str | Path, split: str | None = None) -> LabelledSet:
             f"{text}: got the folder {folder!r}, which does not exist. Give {PREFIX}{name}:FOLDER where FOLDER is what "
             f"torchvision.datasets.{name} calls root; nothing is downloaded"
         )
+    EpsImagePlugin.gs_binary = False  # sets that load images themselves open an EPS too, whatever it is called
     parameters = inspect.signature(known[name]).parameters
     data = _construct(text, known[name], folder, _arguments(text, parameters, split))
     if len(data) == 0:
@@ -99,7 +101,8 @@ def _needs_only_root(kind: type) -> bool:
 def _arguments(text: str, parameters: Any, split: str | None) -> Iterator[dict[str, Any]]:
     """What to construct the set with, best first."""
     wanted = split_name(split or "train")
-    fixed = {"download": False} if "download" in parameters else {}
+    fixed: dict[str, Any] = {"download": False, "loader": _load}
+    fixed = {name: value for name, value in fixed.items() if name in parameters}
     if "train" in parameters:
         if wanted not in CALLED:
             raise ImagesError(f"{text} has no split {split!r}; it has: train, test")
@@ -128,6 +131,10 @@ def _construct(text: str, kind: Any, folder: str, attempts: Iterator[dict[str, A
                 f"{text} cannot be opened: {said or type(error).__name__}. Put the files there; nothing is downloaded"
             ) from None
     raise ImagesError(f"{text}: {unknown}")
+
+
+def _load(path: str) -> Image.Image:
+    return decode(Path(path).read_bytes())
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevit.atomic import sweep
 from edgevit.errors import OutputError
 from edgevit.models.vit import Vit
 from edgevit.serial import write_atomic
@@ -41,6 +42,7 @@ class Teacher:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                sweep(folder)
             except OSError as error:
                 raise _refusal(folder, error) from error
 
@@ -83,7 +85,7 @@ def _write(path: Path, values: Tensor) -> None:
     buffer = io.BytesIO()
     np.save(buffer, values.cpu().numpy(), allow_pickle=False)
     try:
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue(), sync=False)  # it can be had again
     except OSError as error:
         raise _refusal(path, error) from error
 

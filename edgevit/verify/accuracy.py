@@ -1,5 +1,7 @@
 """As accurate as claimed: top-1 on labelled images, agreement with the float model on any, each with its interval.
 
+The float model here is the one that was quantized, and the target's limits are of what quantization costs; what
+compression cost before that is for `edgevit.verify.original` to say.
 Agreement is that of decisions. The largest of one score is always the first, and features are no classes: there two
 models agree on an image where what they give is near, measured in what images deviate by.
 
@@ -25,7 +27,7 @@ NEAR = 0.5  # of the deviation over images: scores and features that say the sam
 Run = Callable[[np.ndarray], np.ndarray]
 Decides = Literal["class", "score", "features"]
 AGREES: dict[Decides, str] = {
-    "class": "agrees with float on",
+    "class": "agrees with the float model on",
     "score": "its one score is within half a deviation of float's on",
     "features": "its features are within half a deviation of float's on",
 }
@@ -54,6 +56,9 @@ class Drop:
     high: float
     images: int
 
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyResult:
@@ -80,6 +85,52 @@ class AccuracyResult:
         return text
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Named:
+    """What a build and the float model decide for every image, int64 `[n]`; `cosines` of their logits.
+
+    Decisions are classes where `decides` says so, otherwise numbers that tell only whether both models agree.
+    """
+
+    build: np.ndarray
+    floats: np.ndarray
+    cosines: np.ndarray
+    decides: Decides = "class"
+
+
+def name_classes(
+    run: Run, reference: Run, images: np.ndarray, *, features: bool = False, least_deviation: float = 0.0
+) -> Named:
+    """Run both models, image uint8 `[1, height, width, 3]` to logits `[1, classes]`, on uint8 `[n, height, width, 3]`.
+
+    Args:
+        run: the build.
+        reference: the float model.
+        images: what to run them on.
+        features: the models have no classes; what they give is features of an image.
+        least_deviation: what logits deviate by at least, whatever the images; see `verify.parity.deviation`.
+
+    Raises:
+        AccuracyError: no images.
+    """
+    if not len(images):
+        raise AccuracyError("accuracy was asked for on 0 images; give at least one")
+    predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
+    cosines, kept = np.zeros(len(images)), []
+    for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
+        got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
+        predicted[index], expected[index] = got.argmax(), want.argmax()
+        cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
+        if features or want.size == 1:
+            kept.append((got, want))
+    decides: Decides = "features" if features else "score" if kept else "class"
+    if kept:
+        got, want = (np.stack(side) for side in zip(*kept, strict=True))
+        away = np.sqrt(((got - want) ** 2).mean(axis=1)) / deviation_over_images(want, least_deviation)
+        predicted, expected = (away > NEAR).astype(np.int64), np.zeros(len(images), np.int64)
+    return Named(build=predicted, floats=expected, cosines=cosines, decides=decides)
+
+
 def check_accuracy(
     run: Run,
     reference: Run,
@@ -91,7 +142,7 @@ def check_accuracy(
     features: bool = False,
     least_deviation: float = 0.0,
 ) -> AccuracyResult:
-    """Hold a build against the float model.
+    """Hold a build against the float model that was quantized.
 
     Args:
         run: the build, image uint8 `[1, height, width, 3]` to logits `[1, classes]`.
@@ -106,33 +157,29 @@ def check_accuracy(
     Raises:
         AccuracyError: no images, labels that do not fit, labels for a model without classes, or a limit broken.
     """
-    _check_input(images, labels)
-    predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-    cosines, kept = np.zeros(len(images)), []
-    for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
-        got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
-        predicted[index], expected[index] = got.argmax(), want.argmax()
-        cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
-        if features or want.size == 1:
-            kept.append((got, want))
-    decides: Decides = "features" if features else "score" if kept else "class"
-    if kept:
-        if labels is not None:
-            raise AccuracyError(f"a model with {'features' if features else 'one score'} has no top-1: give no labels")
-        got, want = (np.stack(side) for side in zip(*kept, strict=True))
-        away = np.sqrt(((got - want) ** 2).mean(axis=1)) / deviation_over_images(want, least_deviation)
-        predicted, expected = (away > NEAR).astype(np.int64), np.zeros(len(images), np.int64)
-    right, float_right = (None, None) if labels is None else (predicted == labels, expected == labels)
+    named = name_classes(run, reference, images, features=features, least_deviation=least_deviation)
+    return judge(named, labels, min_agreement=min_agreement, max_top1_drop=max_top1_drop)
+
+
+def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_top1_drop: float) -> AccuracyResult:
+    """`check_accuracy` of what the models have named already."""
+    count = len(named.build)
+    if labels is not None and len(labels) != count:
+        raise AccuracyError(f"got {len(labels)} labels for {count} images; every image needs one")
+    if labels is not None and named.decides != "class":
+        what = "features" if named.decides == "features" else "one score"
+        raise AccuracyError(f"a model with {what} has no top-1: give no labels")
+    right, float_right = (None, None) if labels is None else (named.build == labels, named.floats == labels)
     result = AccuracyResult(
-        agreement=fraction(predicted == expected),
-        cosine_mean=float(cosines.mean()),
-        cosine_min=float(cosines.min()),
+        agreement=fraction(named.build == named.floats),
+        cosine_mean=float(named.cosines.mean()),
+        cosine_min=float(named.cosines.min()),
         top1=None if right is None else fraction(right),
         float_top1=None if float_right is None else fraction(float_right),
         drop=None if right is None or float_right is None else paired_drop(float_right, right),
         min_agreement=min_agreement,
         max_top1_drop=max_top1_drop,
-        decides=decides,
+        decides=named.decides,
     )
     _check_limits(result)
     return result
@@ -159,26 +206,20 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
     return Drop(value=value, low=value - half, high=value + half, images=n)
 
 
-def _check_input(images: np.ndarray, labels: np.ndarray | None) -> None:
-    if not len(images):
-        raise AccuracyError("accuracy was asked for on 0 images; give at least one")
-    if labels is not None and len(labels) != len(images):
-        raise AccuracyError(f"got {len(labels)} labels for {len(images)} images; every image needs one")
-
-
 def _check_limits(result: AccuracyResult) -> None:
     faults = []
     if result.agreement.high < result.min_agreement:
         faults.append(
-            f"agreement with the float model is {result.agreement}, at least {result.min_agreement:.1%} asked"
+            f"agreement with the float model that was quantized is {result.agreement}, at least "
+            f"{result.min_agreement:.1%} asked"
         )
     if result.drop is not None and result.drop.low > result.max_top1_drop:
         faults.append(
-            f"top-1 drops by {result.drop.value:.1%} ({result.drop.low:.1%} to {result.drop.high:.1%}, "
+            f"quantization drops top-1 by {result.drop.value:.1%} ({result.drop.low:.1%} to {result.drop.high:.1%}, "
             f"n = {result.drop.images}), at most {result.max_top1_drop:.1%} allowed"
         )
     if faults:
         raise AccuracyError(
             "; ".join(faults) + ". Keep the most sensitive Linears float, calibrate on more images, or relax the "
-            "target's limits"
+            "target's limits, min_agreement and max_top1_drop"
         )

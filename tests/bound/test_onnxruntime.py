@@ -171,34 +171,55 @@ def test_with_few_tokens_loading_needs_more_than_any_run(gated: bool, tmp_path: 
 
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
-    """Few tokens to some, widths of every remainder, gates or none."""
-    prefix = draw(st.integers(0, 2))
-    side = st.integers(1, 5).map(lambda n: 8 * n)
+    """Depths, widths of every remainder, a handful of tokens to hundreds, registers, gates, skip rows, what is gone."""
+    heads, patch = draw(st.integers(1, 4)), draw(st.sampled_from((2, 7, 8)))
+    depth, prefix = draw(st.integers(1, 12)), draw(st.integers(0, 5))
+    side = st.integers(1, 14).map(lambda n: patch * n)
+    names = [f"b{block:02d}_{kind}" for block in range(depth) for kind in ("mhsa", "ffn")]
     return tiny_program(
-        dim=draw(st.sampled_from((24, 48, 64))),
-        heads=draw(st.sampled_from((1, 2, 3))),
-        hidden=draw(st.integers(1, 200)),
-        classes=draw(st.integers(2, 40)),
+        depth=depth,
+        dim=heads * draw(st.integers(1, 40)),
+        heads=heads,
+        hidden=draw(st.integers(1, 300)),
+        classes=draw(st.integers(1, 300)),
         image=(draw(side), draw(side)),
+        patch=patch,
         prefix=prefix,
+        stem_norm=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
         gated=draw(st.booleans()),
+        gate_pool=draw(st.sampled_from(("prefix", "mean"))) if prefix else None,
         skip=draw(st.booleans()),
-        removed=draw(st.sampled_from(((), ("b00_ffn",), ("b01_mhsa",)))),
+        removed=tuple(draw(st.lists(st.sampled_from(names), max_size=3, unique=True))),
     )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
-@given(program=programs(), bits=st.sampled_from((None, 7, 8)), name=st.sampled_from(("model.onnx", "model.ort")))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(program=programs(), bits=st.sampled_from((None, None, 7, 8)), name=st.sampled_from(("model.onnx", "model.ort")))
 def test_drawn_models_stay_within_their_bound_on_every_path_tried(program: Program, bits: Any, name: str) -> None:
     plan = dataclasses.replace(quantized(program.spec, outliers=False), weight_bits=bits) if bits else None
     image, set_as = tiny_images(program.spec, 1), backend_settings(weight_bits=bits or 7)
     with tempfile.TemporaryDirectory() as folder:
         compile(assemble(program, plan), Path(folder))
         made = bound(Path(folder) / "model.onnx")
+        # Every path is run twice: what a run leaves behind is there when the next begins.
         efforts = {"all_open": np.inf, "all_skipped": -np.inf, "more": 1.0, "real": 0.0, "less": -1.0}
-        check_bound(made, measure_arena(Path(folder) / name, image, efforts, settings=set_as))
+        again = {f"{path} again": effort for path, effort in efforts.items()}
+        check_bound(made, measure_arena(Path(folder) / name, image, {**efforts, **again}, settings=set_as))
         capped = run_capped(Path(folder) / name, made, image, settings=set_as)
     assert capped.passed, capped.error
+
+
+@pytest.mark.parametrize("bits", [None, 7, 8])
+@pytest.mark.parametrize(("dim", "hidden"), [(3, 4), (6, 16), (8, 15)])
+def test_weights_of_a_few_bytes_are_held_twice(dim: int, hidden: int, bits: Any, tmp_path: Path) -> None:
+    program = tiny_program(gated=True, dim=dim, heads=1, hidden=hidden, depth=6)
+    plan = dataclasses.replace(quantized(program.spec), weight_bits=bits) if bits else None
+    model = write(program, tmp_path, plan)
+    made, measured = bound(model), measure_arena(model, tiny_images(program.spec, 1))
+    check_bound(made, measured)
+    # At most a weight of the main graph is counted that the runtime does release; and rows padded to 64, not to 4.
+    assert check_bound(made, measured).paths[1].ratio < (1.1 if bits is None else 2)
 
 
 def test_packed_sizes() -> None:

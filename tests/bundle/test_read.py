@@ -15,7 +15,7 @@ import pytest
 from edgevit.backends import backend
 from edgevit.bundle.read import load_golden, open_bundle, verify_bundle
 from edgevit.errors import BundleError, ParityError
-from tests.bundles import FixedRunner, sample_bundle
+from tests.bundles import FixedRunner, rewrite, sample_bundle
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,9 @@ def folder(shared: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
-    path = folder / "manifest.json"
-    data = json.loads(path.read_text())
+    data = json.loads((folder / "manifest.json").read_text())
     change(data)
-    path.write_text(json.dumps(data))
+    rewrite(folder, data)
 
 
 def pack(target: Path, members: dict[str, bytes], mode: int = 0o100644, compression: int = zipfile.ZIP_STORED) -> Path:
@@ -130,6 +129,20 @@ def test_a_manifest_with_faults_is_refused(folder: Path, change: Callable[[dict]
     edit(folder, change)
     with pytest.raises(BundleError, match=said), open_bundle(folder):
         pass
+
+
+def test_a_manifest_tells_when_it_was_changed_and_an_older_one_has_no_digest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"crop_pct": 0.', '"crop_pct": 1.', 1))
+    assert path.read_text() != text
+    with pytest.raises(BundleError, match="changed since it was written"), open_bundle(folder):
+        pass
+    data = json.loads(text)
+    del data["sha256"]
+    path.write_text(json.dumps(data))
+    with open_bundle(folder) as bundle:
+        assert bundle.manifest.sha256 == ""
 
 
 @pytest.mark.parametrize("name", ["../evil", "/abs/evil", "a/../../evil", "C:\\evil", "..\\evil", "a//b"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 
 from edgevit.bundle import runner
+from edgevit.bundlespec import OutputContract
 from edgevit.data.images import prepare
 from edgevit.spec import ImageSpec
-from tests.bundles import sample_bundle
+from tests.bundles import rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 
 SPEC = ImageSpec(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation="bicubic")
@@ -64,6 +66,62 @@ def test_it_classifies_an_image_with_labels_gates_and_time(folder: Path, photo: 
     assert f"{sum(answer['gates'])} of 4 branches ran" in text and answer["top"][0]["label"] in text
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+)
+def test_a_terminal_of_ascii_gets_escapes(environment: dict[str, str], photo: Path, tmp_path: Path) -> None:
+    folder = sample_bundle(tmp_path / "bundle", labels=[f"tête {i} 写" for i in range(10)])
+    command = [sys.executable, str(folder / "runner" / "run.py"), str(photo)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    assert rb"t\xeate " in done.stdout and rb" \u5199" in done.stdout and done.stdout.isascii()
+    assert "tête" in run(folder, str(photo)).stdout
+
+
+def test_a_file_name_that_is_no_text_is_printed(folder: Path, photo: Path) -> None:
+    odd = photo.rename(photo.with_name(os.fsdecode(b"caf\xe9.png")))
+    done = run(folder, str(odd))
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.png" in done.stdout
+
+
+def test_one_class_has_a_score_and_no_probability(photo: Path, tmp_path: Path) -> None:
+    folder = sample_bundle(tmp_path / "bundle", classes=1)
+    row = json.loads(run(folder, str(photo), "--json").stdout)["top"][0]
+    assert row["probability"] is None and isinstance(row["score"], float)
+    text = run(folder, str(photo)).stdout
+    assert "%" not in text and f"{row['score']:.3f}" in text
+
+
+def test_features_are_no_classes(photo: Path, tmp_path: Path) -> None:
+    outputs = (
+        OutputContract(name="logits", dtype="float32", shape=(1, 10), meaning="features", kind="features"),
+        OutputContract(name="gates", dtype="uint8", shape=(4,), meaning="1 = the branch ran", kind="gates"),
+    )
+    folder = sample_bundle(tmp_path / "bundle", changes={"outputs": outputs})
+    answer = json.loads(run(folder, str(photo), "--json").stdout)
+    assert len(answer["features"]) == 10 and "top" not in answer
+    text = run(folder, str(photo)).stdout
+    assert "10 features, no classes" in text and "%" not in text
+
+
+def test_files_that_are_no_images_are_named_and_the_others_run(folder: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tif")
+    done = run(folder, *(str(tmp_path / name) for name in ("gone.jpg", "bad.jpg", "float.tif", photo.name)))
+    assert done.returncode == 15
+    said = done.stderr.splitlines()
+    assert len(said) == 3 and "No such file" in said[0] and "cannot identify" in said[1] and "float values" in said[2]
+    assert f"{photo}  " in done.stdout
+
+
+def test_the_contract_says_what_is_taken_of_a_picture(folder: Path) -> None:
+    contract = json.loads((folder / "manifest.json").read_text())["input"]
+    assert contract["preprocessing"]["orientation"] == "ignore" and contract["preprocessing"]["crop_mode"] == "center"
+    assert "without alpha" in contract["pixels"] and "EXIF orientation" in contract["pixels"]
+
+
 def test_effort_opens_and_closes_every_branch(folder: Path, photo: Path) -> None:
     gates = {
         e: json.loads(run(folder, str(photo), "--json", f"--effort={e}").stdout)["gates"] for e in ("1e30", "-inf")
@@ -82,7 +140,7 @@ def test_check_passes_on_an_intact_bundle_and_names_a_damaged_file(folder: Path,
     model = next(p for p in (tmp_path / "model").iterdir() if p.suffix in (".data", ".bin"))
     model.write_bytes(model.read_bytes()[:-1] + b"\x7f")
     done = run(tmp_path, "--check")
-    assert done.returncode == 1
+    assert done.returncode == 19
     assert model.name in done.stderr
 
 
@@ -91,7 +149,7 @@ def test_check_fails_when_an_output_is_not_the_expected_one(folder: Path, tmp_pa
     path = broken / "manifest.json"
     data = json.loads(path.read_text())
     data["golden"][0]["logits"] = data["golden"][1]["logits"]
-    path.write_text(json.dumps(data))
+    rewrite(broken, data)
     done = run(broken, "--check")
     assert done.returncode == 1
     assert "FAILED all_open" in done.stdout and "2 golden outputs as expected" in done.stdout
@@ -104,4 +162,4 @@ def test_a_damaged_model_is_not_loaded(folder: Path, tmp_path: Path, photo: Path
     (copy / "runner" / "run.py").write_bytes((folder / "runner" / "run.py").read_bytes())
     (copy / "manifest.json").write_bytes(path.read_bytes())
     done = run(copy, str(photo))
-    assert done.returncode == 1 and "damaged" in done.stderr
+    assert done.returncode == 19 and "damaged" in done.stderr

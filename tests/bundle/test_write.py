@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import write_bundle
 from edgevit.errors import OutputError
+from edgevit.spec import OriginalSpec
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
 
@@ -29,6 +32,21 @@ def test_zip_and_folder_hold_the_same(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
         assert {m.filename: archive.read(m) for m in archive.infolist()} == contents(folder)
         assert {m.date_time for m in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_only_what_was_done_to_the_weights_is_stated(tmp_path: Path) -> None:
+    def said(folder: Path, gated: bool, **figures: Any) -> str:
+        branches = tuple(replace(b, **figures) for b in sample_manifest(tiny_program(gated=gated)).branches)
+        changes = {"origin": {"source": "timm"}, "branches": branches}
+        return (sample_bundle(folder, gated=gated, changes=changes) / "licences/weights.txt").read_text()
+
+    plain = said(tmp_path / "plain", False, int8_linears=0)
+    assert "edgevit has compiled these weights" in plain
+    assert "license: not stated" in plain and "No licence is stated" in plain and "Apache" not in plain
+    assert "edgevit has gated and compiled" in said(tmp_path / "gated", True, int8_linears=0)
+    assert "edgevit has pruned, quantized and compiled" in said(
+        tmp_path / "pruned", False, int8_linears=2, units_total=999
+    )
 
 
 def test_manifest_lists_every_file_and_names_no_local_path(tmp_path: Path) -> None:
@@ -77,3 +95,28 @@ def test_a_model_that_was_not_given_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"model files that were not given: model/model\.onnx"):
         write_bundle(tmp_path / "bundle", sample_manifest(tiny_program()), {}, [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "done"),
+    [
+        ({"gated": False}, {}, "edgevit changed the weights: quantized to int8; compiled"),
+        ({}, {}, "edgevit changed the weights: gated; quantized to int8; compiled"),
+        (
+            {"gated": False, "removed": ("b01_ffn",)},
+            {"target": {"int8": False}},
+            "changed the weights: pruned; compiled",
+        ),
+        ({"gated": False}, {"target": {"int8": False}}, "edgevit left the weights as they are, in float; compiled"),
+        (
+            {},
+            {"original": OriginalSpec(name="x", weights_sha256="", macs=1, parameters=1, steps=("pruned by 10%",))},
+            "edgevit changed the weights: pruned by 10%; quantized to int8; compiled",
+        ),
+    ],
+)
+def test_the_licence_says_what_was_done_to_the_weights_and_nothing_else(
+    tmp_path: Path, options: dict[str, Any], changes: dict[str, Any], done: str
+) -> None:
+    folder = sample_bundle(tmp_path / "bundle", changes={"target": {"int8": True}} | changes, **options)
+    assert done in (folder / "licences" / "weights.txt").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from edgevit import errors
 from edgevit.cli import main
 from edgevit.models.macs import total_macs
+from edgevit.models.original import weights_digest
 from edgevit.models.program import load_program
 from edgevit.train.checkpoint import load
 from edgevit.train.recipe import load_recipe
@@ -62,6 +64,11 @@ def test_it_tells_what_came_of_it_and_what_comes_next(
     assert result["compressed"]["branches"] == sum(not b.removed for b in made.spec.branches)
     assert result["images"] == 8
     assert 0 <= result["compressed"]["top1"] <= 1
+    original = made.spec.original
+    assert original is not None and original.macs == total_macs(was.spec) and original.steps[0].startswith("trained to")
+    (kept,) = original.evaluations
+    assert (kept.original_top1, kept.top1) == (result["dense"]["top1"], result["compressed"]["top1"])
+    assert (kept.agreement, kept.images) == (result["agreement"], 8)
     assert load_recipe(out / "recipe.toml") == load_recipe(short)
     assert metrics(out)
 
@@ -115,6 +122,70 @@ def test_a_new_head_learns_the_classes_of_the_data(
     made = load_program(tmp_path / "out" / "program").spec
     assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
     assert made.branches == dense(classes=10).spec.branches
+    assert made.original is None
+    # Evaluated by the names it has learnt: a class alone, after it in the alphabet, stays the class that it is.
+    few = photos(tmp_path / "few", classes=4, seed=3)
+    for label in (0, 1):
+        shutil.rmtree(few / f"kind{label}")
+    nothing = ["--recipe", recipe(tmp_path / "nothing.toml", epochs_recover=0), "--json"]
+    status, said, error = run(
+        capsys, tmp_path / "out/program", "--data", images, "--eval", few, *nothing, "-o", tmp_path / "again"
+    )
+    assert status == 0 and "its 2 class folders are matched to the model's classes by name" in error
+    assert json.loads(said)["dense"]["top1"] > 0.6
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("static", [None, 0.5])
+def test_a_new_head_and_a_budget_in_one_command_keep_what_the_budget_allows(
+    steps: int, static: float | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new head is zero, and so is all importance behind it: once that took every head and neuron, with code 0."""
+    given = dense(classes=10, depth=3, heads=4, hidden=128)
+    program = saved(given, tmp_path / "ten")
+    short = recipe(tmp_path / "few.toml", batch=72 // steps, epochs_joint=1, epochs_recover=1)
+    options = ["--new-head", "--macs", "0.5", *([] if static is None else ["--static", static]), "-o", tmp_path / "out"]
+    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options, "--json")
+    if 72 // steps * steps < 32:
+        assert status == errors.TrainingError.exit_code
+        return
+    assert status == 0, told
+    answer = json.loads(said)
+    asked, got = answer["static_budget"], answer["compressed"]["all_open_macs"] / answer["dense"]["all_open_macs"]
+    assert asked - 0.02 < got <= asked
+    made = load_program(tmp_path / "out" / "program").spec
+    assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
+    assert "the head is new: it is fitted to the features first" in told
+
+
+def test_too_few_steps_to_measure_importance_are_an_error(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written then but the checkpoint, and the message says what to do."""
+    program = saved(dense(classes=10), tmp_path / "ten")
+    few = photos(tmp_path / "few", each=6)
+    short = recipe(tmp_path / "few.toml", epochs_joint=1, epochs_recover=1)
+    options = ["--data", few, "--recipe", short, "--new-head", "--macs", "0.5", "-o", tmp_path / "out"]
+    status, said, told = run(capsys, program, *options)
+    assert (status, said) == (errors.TrainingError.exit_code, "")
+    assert "importance could be measured on 16 images of stage 'joint', but needs 32" in told
+    assert "Train for more epochs_joint or on more images, or fine-tune" in told
+    assert not (tmp_path / "out" / "program").exists() and not (tmp_path / "out" / "result.json").exists()
+
+
+def test_following_the_model_alone_is_no_measurement_at_first(
+    program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student that still is its teacher has no derivative; the result still is within the budget."""
+    options = ["--unlabelled", "--macs", "0.55", "--static", "0.55", "-o", tmp_path / "out", "--json"]
+    short = recipe(tmp_path / "few.toml", epochs_joint=2, epochs_recover=1)
+    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options)
+    assert status == 0, told
+    made, was = load_program(tmp_path / "out" / "program").spec, dense().spec
+    assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
+    got = total_macs(made) / total_macs(was)
+    assert got <= 0.55
+    assert got > 0.53 or f"warning: pruning leaves {got:.1%} of the MACs where 55.0% were asked for" in told
 
 
 def test_classes_with_gaps_in_their_numbers_keep_them(
@@ -129,6 +200,8 @@ def test_classes_with_gaps_in_their_numbers_keep_them(
     first = tmp_path / "one" / "program"
     assert load_program(first).spec.origin["class_numbers"] == "3 5 70 700"
     assert run(capsys, first, *options, "--macs", "0.6", "-o", tmp_path / "two", "--eval", data)[0] == 0
+    original = load_program(tmp_path / "two" / "program").spec.original
+    assert original is not None and original.weights_sha256 == weights_digest(load_program(first))
     (data / "5").rename(data / "6")
     status, _, said = run(capsys, first, *options, "-o", tmp_path / "three")
     assert status == errors.ImagesError.exit_code
@@ -159,7 +232,7 @@ def test_some_of_the_models_classes_are_kept_and_taught(
     assert load_program(tmp_path / "out" / "program").spec.class_numbers == (8, 1, 5, 4)
     status, _, said = run(capsys, program, *options, "--classes", "8,1,5", "-o", tmp_path / "few")
     assert status == errors.ImagesError.exit_code
-    assert "got 4; allowed: 8, 1, 5" in said
+    assert "got 4; tiny has 3 classes (8, 1, 5)" in said
     status, _, said = run(capsys, program, *options, "--classes", "8,1", "--new-head", "-o", tmp_path / "both")
     assert status == errors.TrainingError.exit_code
     assert "give one" in said
@@ -191,11 +264,14 @@ def test_labels_can_be_left_unused(
     """Also where they are another model's classes."""
     program = saved(dense(classes=10), tmp_path / "ten")
     options = ["--unlabelled", "--data", images, "--recipe", short, "-o", tmp_path / "out", "--json"]
-    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", images)
+    tested = photos(tmp_path / "tested")
+    rows = [f"{path.relative_to(tested)},{path.parent.name[-1]}" for path in tested.rglob("*.png")]
+    (tested / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", tested)
     assert status == 0
     answer = json.loads(out)
     assert answer["images"] == 80
-    assert answer["evaluated_on"] == str(images)
+    assert answer["evaluated_on"] == str(tested)
     assert answer["compressed"]["top1"] is not None
 
 
@@ -208,6 +284,20 @@ def test_the_split_of_the_data_is_what_is_measured(
     status, out, _ = run(capsys, program, *options, "--macs", "0.6")
     assert status == 0
     assert json.loads(out)["images"] == 12
+
+
+def test_images_that_cannot_be_read_are_told_of(
+    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tested = photos(tmp_path / "data"), photos(tmp_path / "tested", each=5)
+    for path in (*(data / f"kind{label}" / "3.png" for label in range(4)), tested / "kind2" / "0.png"):
+        path.write_bytes(b"broken")
+    options = ["--data", data, "--eval", tested, "--recipe", short, "-o", tmp_path / "out", "--macs", "0.6"]
+    status, out, said = run(capsys, program, *options)
+    assert status == 0
+    assert "images to train on cannot be read, others stood in (first: kind" in said
+    assert "warning: 1 of 20 images to test on cannot be read and are left out" in said
+    assert "19 images of" in out
 
 
 def test_memory_is_paid_by_pruning(
@@ -244,9 +334,20 @@ def test_memory_is_paid_by_pruning(
         (["--data", "{tmp}/few"], errors.TrainingError, "is too small a data set: of its 4 images"),
         (["--data", "{tmp}/three"], errors.ImagesError, "has 3 classes, but tiny has 4; pass --new-head"),
         (["--data", "{tmp}/three/kind0"], errors.TrainingError, "give at least 4 images"),
-        (["--data", "{tmp}/bad"], errors.ImagesError, "labels out of range"),
+        (["--data", "{tmp}/bad"], errors.ImagesError, "got 11; tiny has 4 classes (0 to 3)"),
+        (["--data", "{tmp}/one"], errors.ImagesError, "whether they count from 0 or from 1 cannot be told"),
+        (
+            ["--eval", "{tmp}/three"],
+            errors.ImagesError,
+            "3 class folders (kind0, kind1, kind2), but tiny has 4",
+        ),
+        (["--mean", "0,0,0"], errors.ProgramError, "a Program, which knows how its images are prepared"),
         (["--eval", "{tmp}/bad"], errors.ImagesError, "labels that are no classes of the model: got"),
-        (["--teacher-cache", "{tmp}/odd.toml"], errors.OutputError, "cannot keep the teacher's outputs"),
+        (
+            ["--teacher-cache", "{tmp}/odd.toml"],
+            errors.OutputError,
+            "odd.toml is a file; choose another place with --teacher-cache",
+        ),
         (["--image-size", "64"], errors.ProgramError, "image size"),
         (["--weights", "{tmp}/none"], errors.ProgramError, "its own weights"),
         (["--classes", "0,4"], errors.ImagesError, "0 to 3"),
@@ -269,6 +370,9 @@ def test_wrong_input_is_one_message_and_an_exit_code(
     bad = photos(tmp_path / "bad")
     for label, name in enumerate(("0", "1", "2", "11")):
         (bad / f"kind{label}").rename(bad / name)
+    one = photos(tmp_path / "one")
+    for label in range(4):
+        (one / f"kind{label}").rename(one / str(label + 1))
     before = sorted(tmp_path.rglob("*"))
     given = ["--data", images, "--recipe", short, "-o", tmp_path / "out", *(o.format(tmp=tmp_path) for o in options)]
     status, _, text = run(capsys, program, *given)

@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgevit import ondevice
 from edgevit.cli import main
-from tests.bundles import sample_bundle
+from tests.bundles import rehash, rewrite, sample_bundle
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +27,36 @@ def bundle(shared: Path, tmp_path: Path) -> Path:
 
 
 def test_verify_says_what_it_checked(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle), "--run"]) == 0
+    text = capsys.readouterr().out
+    assert "files intact, sha256 " in text and text.count("gates equal") == 3 and "not checked" not in text
+    assert main(["verify", str(bundle.parent / "tiny.zip"), "--json", "--run"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [case["held"] for case in data["golden"]] == [True] * 3 and data["run"]
+
+
+def test_verify_runs_nothing_unless_it_is_told_to(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ondevice, "loaded", lambda *_: pytest.fail("the model was loaded"))
     assert main(["verify", str(bundle)]) == 0
     text = capsys.readouterr().out
-    assert "files intact, sha256 " in text and text.count("gates equal") == 3
-    assert main(["verify", str(bundle.parent / "tiny.zip"), "--json"]) == 0
+    assert "files intact, sha256 " in text and "gates equal" not in text
+    assert "not checked: what it computes; --run runs its 3 golden inputs" in text
+    assert main(["verify", str(bundle), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert [case["held"] for case in data["golden"]] == [True] * 3
+    assert data["golden"] == [] and data["run"] is False
+    assert main(["verify", str(bundle), "--threads", "2"]) == 2
+    assert "--threads is for --run" in capsys.readouterr().err
+
+
+def test_verify_looks_at_the_golden_arrays_as_data(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(bundle / "golden/real.logits.npy", np.zeros((1, 11), np.float32))
+    rehash(bundle)
+    assert main(["verify", str(bundle)]) == 19
+    assert (
+        "golden/real.logits.npy in the bundle is float32 [1, 11], expected float32 [1, 10]" in capsys.readouterr().err
+    )
 
 
 def test_verify_fails_on_damage_and_on_another_output(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,11 +64,10 @@ def test_verify_fails_on_damage_and_on_another_output(bundle: Path, capsys: pyte
     assert main(["verify", str(bundle)]) == 19
     assert "labels.json: not listed" in capsys.readouterr().err
     (bundle / "labels.json").unlink()
-    path = bundle / "manifest.json"
-    data = json.loads(path.read_text())
+    data = json.loads((bundle / "manifest.json").read_text())
     data["golden"][0]["effort"], data["golden"][1]["effort"] = data["golden"][1]["effort"], data["golden"][0]["effort"]
-    path.write_text(json.dumps(data))
-    assert main(["verify", str(bundle)]) == 31
+    rewrite(bundle, data)
+    assert main(["verify", str(bundle), "--run"]) == 31
     assert "gates that changed: b00_mhsa, b00_ffn, b01_mhsa, b01_ffn" in capsys.readouterr().err
 
 
@@ -71,7 +96,17 @@ def test_nothing_is_overwritten_without_force(bundle: Path, capsys: pytest.Captu
     assert main(["report", str(bundle), "--html", str(mine)]) == 16
     assert mine.read_text() == "dear"
     assert "--force" in capsys.readouterr().err
-    assert main(["report", str(bundle), "--html", str(mine), "--force"]) == 0
+    for command in (["report", str(bundle), "--html"], ["profile", str(bundle), "--runs", "1", "-o"]):
+        assert main([*command, str(mine), "--force"]) == 16  # not even then: it is nothing that edgevit wrote
+        assert "it will not be replaced" in capsys.readouterr().err
+        assert mine.read_text() == "dear"
+        own = bundle.parent / "own"
+        assert main([*command, str(own)]) == 0 and main([*command, str(own), "--force"]) == 0
+        own.unlink()
+        own.symlink_to(mine)
+        assert main([*command, str(own), "--force"]) == 16
+        assert "is a link" in capsys.readouterr().err
+        own.unlink()
 
 
 @pytest.mark.parametrize(

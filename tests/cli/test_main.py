@@ -80,3 +80,13 @@ def test_interruption_is_one_line_and_130(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(doctor, "diagnose", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["doctor"]) == 130
     assert "stopped" in capsys.readouterr().err
+
+
+def test_a_request_to_end_has_its_own_code_and_says_nothing() -> None:
+    """While a command is at work, with standard output and error open."""
+    program = (
+        "import os, signal, sys\nfrom edgevit import doctor\nfrom edgevit.cli import main\n"
+        "doctor.diagnose = lambda: os.kill(os.getpid(), signal.SIGTERM)\nsys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")

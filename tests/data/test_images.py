@@ -232,7 +232,7 @@ def test_labels_become_the_models_class_numbers(tmp_path: Path) -> None:
     known = replace(spec, origin={"class_numbers": "7 40"})
     numbered = number_labels(loaded, known)
     assert numbered.labels is not None and numbered.labels.tolist() == [1, 1, 0, 0]
-    with pytest.raises(ImagesError, match=r"a label 40, but tiny has 2 classes \(0 to 1\)"):
+    with pytest.raises(ImagesError, match=r"numbers 7, 40, but tiny has 2 classes \(0 to 1\)"):
         number_labels(loaded, spec)
     with pytest.raises(ImagesError, match="no labels"):
         number_labels(load_images(tmp_path / "set", SPEC), known)

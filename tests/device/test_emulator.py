@@ -15,7 +15,7 @@ import pytest
 from edgevit.device import emulator, packages
 from edgevit.device.emulator import CPUS, Counter, Userland, cpuinfo, last_words, parse, run
 from edgevit.errors import DeviceError
-from edgevit.measure.host import ISA
+from edgevit.measurespec import ISA
 from tests.absent import unavailable
 from tests.device.board import gone, until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.device import packages, userland
-from edgevit.errors import DeviceError
+from edgevit.errors import DeviceError, OutputError
 from tests.absent import unavailable
 
 APT_GET = """
@@ -98,6 +98,27 @@ def test_set_up_and_remove(tools: Path, tmp_path: Path) -> None:
     assert_nothing_but(tmp_path / "devices", "qemu")
     assert userland.remove() and not userland.remove()
     assert_nothing_but(tmp_path / "devices")
+
+
+def test_what_is_not_a_device_is_neither_replaced_nor_removed(tools: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "devices" / "qemu"
+    mine.mkdir(parents=True)
+    (mine / "disk.img").write_text("dear")
+    for change in (userland.setup, userland.remove):
+        with pytest.raises(OutputError, match=r"not an emulated device and nothing else \(in the way: disk\.img\)"):
+            change()
+    assert (mine / "disk.img").read_text() == "dear"
+    mine.rename(tmp_path / "kept")
+    left = tmp_path / "devices" / ".qemu.edgevit-1-abcdefgh"  # of one that was killed
+    left.mkdir()
+    (tmp_path / "devices" / ".qemu.conf").write_text("dear")
+    userland.setup()
+    (mine / "disk.img").write_text("dear")
+    with pytest.raises(OutputError, match="in the way: disk.img"):
+        userland.remove()
+    (mine / "disk.img").unlink()
+    assert userland.remove()
+    assert_nothing_but(tmp_path / "devices", ".qemu.conf")
 
 
 def test_setting_up_again_keeps_the_runtimes(tools: Path) -> None:
@@ -203,7 +224,7 @@ def test_one_edgevit_at_a_time(tools: Path) -> None:
 
 
 def test_what_a_killed_edgevit_left_is_swept(tools: Path, tmp_path: Path) -> None:
-    (tmp_path / "devices/.qemu.abc/qemu").mkdir(parents=True)
+    (tmp_path / "devices/.qemu.edgevit-1-abcdefgh/qemu").mkdir(parents=True)
     userland.setup()
     assert_nothing_but(tmp_path / "devices", "qemu")
 

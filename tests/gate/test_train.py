@@ -116,6 +116,21 @@ def test_the_same_seed_gives_the_same_gates() -> None:
     assert not np.array_equal(one.weights["b00_ffn.gate.weight"], other.weights["b00_ffn.gate.weight"])
 
 
+def test_gates_with_nothing_to_learn_from_are_refused() -> None:
+    """A head of zeros gives the same outputs whatever is skipped."""
+    program = tiny_program()
+    blind = program.with_weights({"head.weight": np.zeros((32, 10), np.float32)})
+    with pytest.raises(BudgetError, match="skipping a branch of tiny changes no output on any of 12 images"):
+        train_gates(blind, tiny_images(program.spec, 16), 0.8)
+
+
+def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, said = tiny_program(depth=3), list[str]()
+    monkeypatch.setattr("edgevit.gate.train.check_spent", lambda *_: "near")
+    train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
+    assert said == ["warning: near"]
+
+
 @pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
 def test_a_budget_that_cannot_be_met_is_refused(budget: float) -> None:
     program = tiny_program()

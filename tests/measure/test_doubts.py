@@ -48,6 +48,7 @@ def test_a_quiet_board_raises_none_and_so_does_one_that_tells_nothing() -> None:
         ({"temperature_after_c": 82.0}, "82 °C: too hot"),
         ({"governor": "ondemand"}, "the governor is ondemand"),
         ({"load_average_before": 1.2}, "load average 1.2 before measuring"),
+        ({"others_cpus": 0.8}, "other programs kept 0.8 CPUs busy while measuring"),
         ({"cpus": (3,)}, "2 threads share 1 CPU"),
         ({"threads": 8}, "8 threads share 4 CPUs"),
     ],
@@ -60,3 +61,8 @@ def test_each_doubt_is_told_alone(changes: dict[str, Any], said: str) -> None:
 def test_of_an_emulated_machine_only_that_is_told() -> None:
     (told,) = doubts(machine(emulated_by="qemu-aarch64", governor="ondemand", load_average_before=9.0))
     assert told.startswith("this machine is emulated by qemu-aarch64: times are withheld")
+
+
+def test_the_load_of_a_minute_ago_counts_only_where_nothing_newer_is_told() -> None:
+    assert doubts(machine(load_average_before=9.0, others_cpus=0.02)) == ()
+    assert len(doubts(machine(load_average_before=9.0))) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgevit.errors import DeviceError
+from edgevit.measure.doubts import doubts
 from edgevit.measure.host import Snapshot, cpu_flags, cpu_name, emulator, environment, held_to, snapshot
 
 
@@ -106,3 +108,54 @@ def test_a_process_is_held_to_cpus_for_a_while_and_only_to_those_there_are() -> 
     with pytest.raises(DeviceError, match=r"CPUs 4095 were asked for; this machine offers "), held_to([4095]):
         pass
     assert os.sched_getaffinity(0) == before
+
+
+def stat(root: Path, ticks: str) -> Path:
+    return fake(root, {"proc/stat": f"cpu  {ticks}\ncpu0 1 2 3 4\nintr 5\n", "proc/loadavg": "7.00 5.00 3.00 1/2 3\n"})
+
+
+def others(before: Snapshot, after: Snapshot, root: Path) -> float | None:
+    told: dict[str, Any] = {"runtime": "r", "runtime_version": "1", "inference_precision": "f32", "threads": 1}
+    return environment(before, after, root=root, **told).others_cpus
+
+
+def test_what_other_programs_do_is_counted_between_two_moments(tmp_path: Path) -> None:
+    """User, nice, system, idle, waiting, two kinds of interrupts, stolen; guests are counted in user already."""
+    before = snapshot(stat(tmp_path, "1000 100 200 9000 800 10 20 5 700 0"))
+    after = snapshot(stat(tmp_path, "1150 110 220 9999 999 11 21 13 999 0"))
+    assert before.busy_s == 13.35 and after.busy_s == 15.25
+    second = dataclasses.replace(after, at_s=before.at_s + 1, own_s=before.own_s + 0.9)
+    assert others(before, second, tmp_path) == 1.0  # 1.9 CPU seconds, 0.9 of them our own
+    alone = dataclasses.replace(second, own_s=before.own_s + 1.91)
+    assert others(before, alone, tmp_path) == 0.0
+    near = dataclasses.replace(second, at_s=before.at_s + 0.05)
+    assert others(before, near, tmp_path) is None
+
+
+def test_a_load_that_has_ended_is_no_longer_there(tmp_path: Path) -> None:
+    root = stat(tmp_path, "1000 100 200 9000 800 10 20 5 0 0")
+    before = snapshot(root)
+    after = snapshot(root, since=before)  # waits until there is enough to tell
+    assert after.at_s - before.at_s >= 0.2
+    machine = environment(
+        before, after, root=root, runtime="r", runtime_version="1", inference_precision="f32", threads=1
+    )
+    assert machine.load_average_before == 7.0 and machine.others_cpus == 0.0
+    assert not [doubt for doubt in doubts(machine) if "other programs" in doubt]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="this system does not tell what its CPUs do")
+def test_our_own_work_is_not_that_of_others() -> None:
+    before = snapshot()
+    assert before.busy_s is not None
+    while snapshot().at_s < before.at_s + 0.3:
+        sum(range(10_000))
+    after = snapshot(since=before)
+    assert after.own_s - before.own_s > 0.1 and after.busy_s is not None and after.busy_s > before.busy_s
+
+
+def test_a_system_that_tells_nothing_of_its_cpus(tmp_path: Path) -> None:
+    nothing = snapshot(fake(tmp_path, {"proc/stat": "cpu nonsense\n"}))
+    assert nothing.busy_s is None
+    later = snapshot(tmp_path, since=nothing)
+    assert others(nothing, dataclasses.replace(later, at_s=nothing.at_s + 9), tmp_path) is None

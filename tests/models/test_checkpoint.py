@@ -37,7 +37,7 @@ def test_safetensors_loads(tmp_path: Path) -> None:
         lambda s: s,
         lambda s: {"state_dict": s, "epoch": 7, "arch": "x"},
         lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
-        lambda s: {"model": {"weight": torch.zeros(1)}, "model_ema": s},
+        lambda s: {"model": s, "model_ema": {"weight": torch.zeros(1)}},
         lambda s: {"state_dict": {"weight": torch.zeros(1)}, "state_dict_ema": s},
         lambda s: {"model": {"state_dict": s}},
         lambda s: {f"module.{n}": v for n, v in s.items()},
@@ -82,7 +82,7 @@ def test_code_in_a_checkpoint_never_runs(zipped: bool, tmp_path: Path) -> None:
         ([torch.zeros(1)], "got list"),
         (torch.zeros(3), "got Tensor"),
         ({"epoch": 3, "lr": 0.1}, "not tensors are epoch, lr"),
-        ({"model": {"a": 1}}, "not tensors are a"),
+        ({"model": {"a": 1}}, "not tensors are model"),
         ({"a": torch.tensor([float("nan")])}, "not finite in a"),
         ({"a": torch.tensor([float("inf")]), "b": torch.zeros(1)}, "not finite in a"),
         ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "twice"),
@@ -103,7 +103,7 @@ def test_missing_files_folders_and_suffixes(tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(WeightsError, match="does not exist"):
         load_checkpoint(tmp_path / "folder.pth")
-    for name, got in (("w.npz", "got .npz"), ("weights", "got no suffix")):
+    for name, got in (("w.onnx", "got .onnx"), ("weights", "got no suffix")):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(WeightsError, match=got):
             load_checkpoint(tmp_path / name)

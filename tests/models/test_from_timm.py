@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError, WeightsError
-from edgevit.models.from_timm import from_timm, program_from_module
+from edgevit.models.from_timm import from_timm, image_spec, program_from_module
 from edgevit.models.ops import timm
 from edgevit.models.program import Program, load_program, save_program
 from edgevit.models.refusal import refusal
@@ -177,7 +177,7 @@ def test_different_eps_are_refused() -> None:
     assert "different eps" in str(refusal(model))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (112, 448), (224, 224), (256, 192)])
+@pytest.mark.parametrize("size", [(64, 96), (112, 224), (224, 224), (256, 192)])
 def test_position_embedding_is_resampled_as_timm_does(size: tuple[int, int], tmp_path: Path) -> None:
     name = "deit_tiny_patch16_224"
     model = enliven(timm.create_model(name))
@@ -273,3 +273,29 @@ def test_the_module_is_not_changed() -> None:
     with torch.no_grad():
         model.head.bias.add_(1)
     assert not np.array_equal(program.weights["head.bias"], model.head.bias.detach().numpy())
+
+
+def test_published_weights_keep_the_facts_of_their_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Licence, class names and all of the preprocessing; for random weights of that name only the preprocessing."""
+    monkeypatch.setattr("edgevit.models.from_timm._pretrained_model", lambda name, options: timm.create_model(name))
+    spec = from_timm("vit_tiny_patch16_224", pretrained=True).spec
+    assert spec.origin["license"] == "apache-2.0" and spec.origin["model"].endswith(".augreg_in21k_ft_in1k")
+    assert len(spec.labels) == 1000 and spec.labels[207] == "golden retriever"
+    random = from_timm("vit_tiny_patch16_224").spec
+    assert "license" not in random.origin and random.labels == () and random.image == spec.image
+
+
+def test_all_of_timms_data_configuration_is_taken_or_refused() -> None:
+    config = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    image = image_spec(config, 32, 48)
+    assert (image.crop_mode, image.crop_pct, image.interpolation) == ("squash", 1.0, "bilinear")
+    assert (image.height, image.width, image.mean, image.std) == (32, 48, (0.0,) * 3, (1.0,) * 3)
+    for change in ({"interpolation": "random"}, {"crop_mode": "other"}):
+        with pytest.raises(UnsupportedModelError, match="timm's configuration asks for"):
+            image_spec(config | change, 32, 32)
+
+
+def test_names_with_squash_have_it() -> None:
+    name = "vit_medium_patch16_gap_384.sw_in12k_ft_in1k"
+    model = timm.create_model(name, depth=1, embed_dim=64, num_heads=2)
+    assert program_from_module(model, name).spec.image.crop_mode == model.pretrained_cfg.get("crop_mode") == "squash"

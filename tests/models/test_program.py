@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgevit import atomic
 from edgevit.errors import OutputError, ProgramError
 from edgevit.models.program import Program, expected_shapes, is_program, load_program, save_program
 from edgevit.spec import GateSpec, ProgramSpec
@@ -75,7 +77,7 @@ def test_same_program_same_bytes(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_kept_unless_forced(tmp_path: Path) -> None:
     save_program(tiny_program(1), tmp_path / "p")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputError, match="--replace-program"):
         save_program(tiny_program(2), tmp_path / "p")
     assert same(tiny_program(1), load_program(tmp_path / "p"))
     save_program(tiny_program(2), tmp_path / "p", force=True)
@@ -85,19 +87,26 @@ def test_an_existing_folder_is_kept_unless_forced(tmp_path: Path) -> None:
 
 def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_program(tiny_program(1), tmp_path / "p")
-    real = Path.rename
-
-    def stop(self: Path, target: Path) -> Path:
-        if self.name.startswith(".p."):
-            raise KeyboardInterrupt
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "rename", stop)
+    monkeypatch.setattr(atomic, "_rename", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_program(tiny_program(2), tmp_path / "p", force=True)
     monkeypatch.undo()
     assert same(tiny_program(1), load_program(tmp_path / "p"))
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+def test_force_never_replaces_what_is_no_program(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "thesis.tex").write_text("years")
+    with pytest.raises(OutputError, match=r"docs is not a Program and nothing else \(in the way: thesis\.tex\)"):
+        save_program(tiny_program(), docs, force=True)
+    save_program(tiny_program(1), tmp_path / "p")
+    (tmp_path / "p" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"in the way: notes\.txt"):
+        save_program(tiny_program(2), tmp_path / "p", force=True)
+    assert (docs / "thesis.tex").read_text() == "years" and (tmp_path / "p" / "notes.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["docs", "p"]
 
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:

@@ -8,19 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevit.errors import BudgetError
-from edgevit.models.macs import total_macs
-from edgevit.prune.plan import Choice, cheapest, offered_levels, plan_prune
+from edgevit.models.macs import macs_by_branch, total_macs
+from edgevit.prune.plan import (
+    BranchPlan,
+    Choice,
+    PrunePlan,
+    cheapest,
+    check_reached,
+    least_macs,
+    offered_levels,
+    plan_prune,
+    planned_spec,
+)
 from edgevit.prune.score import BranchScore, measured_levels
-from edgevit.spec import PoolKind, ProgramSpec
+from edgevit.spec import BranchSpec, PoolKind, ProgramSpec
 from tests.tiny import tiny_spec
 
+POOLS: tuple[PoolKind, ...] = ("prefix", "mean")
 FRACTIONS = st.floats(0.01, 1.0)  # of what can be removed
 
 
 def _removable(spec: ProgramSpec) -> float:
     """The largest fraction of the MACs that pruning can remove."""
-    nothing = replace(spec, branches=tuple(replace(b, kept=()) for b in spec.branches))
-    return (1 - total_macs(nothing) / total_macs(spec)) * 0.999
+    return (1 - least_macs(spec) / total_macs(spec)) * 0.999
 
 
 @st.composite
@@ -32,7 +42,7 @@ def scored_specs(draw: st.DrawFn) -> tuple[ProgramSpec, tuple[BranchScore, ...]]
     scores = []
     for branch in spec.branches:
         units = measured_levels(branch.units)
-        losses = [0.0, *(draw(st.floats(0, 4)) for _ in units[1:])]
+        losses = [0.0, *(draw(st.sampled_from([0.0, 1.0]) | st.floats(-0.1, 4)) for _ in units[1:])]
         order = draw(st.permutations(branch.kept))
         scores.append(BranchScore(name=branch.name, order=tuple(order), units=units, loss=tuple(losses)))
     return spec, tuple(scores)
@@ -55,6 +65,105 @@ def test_a_plan_meets_its_budget_with_units_the_model_has(
         gone = set(branch.kept) - set(planned.kept)
         assert gone == set(score.order[: len(gone)])
         assert len(planned.kept) in offered_levels(branch)
+    assert not _could_stay(spec, plan)
+    for kind in ("mhsa", "ffn"):
+        assert any(p.kept for b, p in pairs_of(spec, plan) if b.kind == kind)
+
+
+def pairs_of(spec: ProgramSpec, plan: PrunePlan) -> list[tuple[BranchSpec, BranchPlan]]:
+    return list(zip(spec.branches, plan.branches, strict=True))
+
+
+def _could_stay(spec: ProgramSpec, plan: PrunePlan) -> list[str]:
+    """Branches of which one level more would fit the budget: a plan within its granularity has none."""
+    found = []
+    for index, (branch, planned) in enumerate(pairs_of(spec, plan)):
+        higher = [u for u in offered_levels(branch) if u > len(planned.kept)]
+        if higher:
+            kept = [p.kept for p in plan.branches]
+            kept[index] = branch.kept[: higher[0]]
+            more = [replace(b, kept=k) for b, k in zip(spec.branches, kept, strict=True)]
+            if total_macs(replace(spec, branches=tuple(more))) <= plan.budget_macs:
+                found.append(branch.name)
+    return found
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("pool", ["prefix", "mean"])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_scores_that_say_nothing_take_an_even_part_of_every_branch(
+    fraction: float, pool: PoolKind, value: float
+) -> None:
+    """All zero, or the same for every MAC: nothing is taken that the budget does not ask for, and every branch gives
+    about the same part (with a class token the last MHSA may go whole, as the branch before it then costs one row)."""
+    spec = tiny_spec(depth=3, dim=64, heads=8, hidden=256, pool=pool)
+    scores = tuple(
+        BranchScore(
+            name=b.name,
+            order=b.kept,
+            units=tuple(range(b.units, -1, -1)),
+            loss=tuple(value * m * i / b.units for i in range(b.units + 1)),
+        )
+        for b, m in zip(spec.branches, macs_by_branch(spec, full_rows=True), strict=True)
+    )
+    plan = plan_prune(scores, spec, fraction)
+    assert plan.budget_macs - plan.macs >= 0
+    assert not _could_stay(spec, plan)
+    if value == 0 or pool == "mean":
+        assert plan.budget_macs - plan.macs < 0.01 * total_macs(spec)
+    gone = {b.name: 1 - len(p.kept) / b.units for b, p in pairs_of(spec, plan)}
+    even = fraction * total_macs(spec) / sum(macs_by_branch(spec))
+    if pool == "mean":
+        assert list(gone.values()) == pytest.approx([even] * 6, abs=0.2 if value == 0 else 1)
+    assert {name for name, part in gone.items() if part > even + 0.2} <= ({"b02_mhsa"} if value == 0 else set(gone))
+
+
+def test_more_removed_never_counts_as_less_lost() -> None:
+    """Measured losses may dip: a branch is not taken whole where a part of it is enough."""
+    spec = tiny_spec(depth=2, hidden=128)
+    units = measured_levels(128)
+    dip = tuple(0.0 if u == 128 else 0.2 if u else 0.1 for u in units)
+    scores = tuple(
+        replace(s, loss=dip) if s.name == "b00_ffn" else s for s in _scores(spec, {"b01_ffn": 9.0, "b01_mhsa": 9.0})
+    )
+    plan = plan_prune(scores, spec, 0.03)
+    assert 64 <= len(plan.branches[1].kept) < 128
+    assert not _could_stay(spec, plan)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+    spec = tiny_spec()
+    scores = _scores(spec, {})
+    broken = (replace(scores[0], loss=(0.0, bad, 1.0)), *scores[1:])
+    with pytest.raises(BudgetError, match=r"is no number \(b00_mhsa: (nan|inf), 1 in all\)"):
+        plan_prune(broken, spec, 0.2)
+
+
+def test_some_attention_and_some_ffn_always_stay() -> None:
+    """However little one kind seems to be worth, with class token and without."""
+    for pool in POOLS:
+        spec = tiny_spec(depth=3, hidden=64, pool=pool)
+        for worthless in ("mhsa", "ffn"):
+            worth = {b.name: 0.0 if b.kind == worthless else 5.0 for b in spec.branches}
+            plan = plan_prune(_scores(spec, worth), spec, 0.5)
+            assert any(p.kept for b, p in pairs_of(spec, plan) if b.kind == worthless)
+
+
+def test_a_model_that_is_far_below_its_budget_is_told_from_one_with_few_units() -> None:
+    spec = tiny_spec(depth=2, hidden=128, pool="mean")
+    whole = total_macs(spec)
+    plan = plan_prune(_scores(spec, {}), spec, 0.3)
+    assert check_reached(spec, planned_spec(spec, plan), plan.budget_macs, whole) == ""
+    with pytest.raises(BudgetError, match="pruning took too much of tiny: 90.0% of the MACs were asked for"):
+        check_reached(spec, planned_spec(spec, plan), 0.9 * whole, whole)
+    coarse = tiny_spec(depth=3, heads=1, hidden=8, pool="mean")
+    plan = plan_prune(_scores(coarse, {b.name: 9.0 for b in coarse.branches if b.kind == "ffn"}), coarse, 0.1)
+    note = check_reached(coarse, planned_spec(coarse, plan), plan.budget_macs, total_macs(coarse))
+    assert "of the MACs where 90.0% were asked for: units of tiny come in steps, and the least step up" in note
+    gone = replace(spec, branches=tuple(replace(b, kept=()) if b.kind == "ffn" else b for b in spec.branches))
+    with pytest.raises(BudgetError, match="no FFN neuron of tiny is left of 256"):
+        check_reached(spec, gone, total_macs(gone), whole)
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,9 +205,11 @@ def test_a_plan_equals_brute_force_over_a_whole_model() -> None:
     """Also where removing the last MHSA makes the branches around it cheaper."""
     spec = tiny_spec(depth=2, hidden=4)
     scores = _scores(spec, {"b01_mhsa": 0.4, "b01_ffn": 0.3, "b00_ffn": 0.2})
-    for fraction in (0.05, 0.2, 0.35, 0.45, 0.55):
+    for fraction in (0.05, 0.2, 0.35, 0.45, 0.48):
         budget, best = (1 - fraction) * total_macs(spec), float("inf")
         for units in itertools.product(*(offered_levels(b) for b in spec.branches)):
+            if not (units[0] + units[2] and units[1] + units[3]):
+                continue  # no attention, or no FFN
             kept = replace(
                 spec, branches=tuple(replace(b, kept=b.kept[:u]) for b, u in zip(spec.branches, units, strict=True))
             )

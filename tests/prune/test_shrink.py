@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.errors import ImagesError
+from edgevit.errors import BudgetError, ImagesError
 from edgevit.models.macs import total_macs
 from edgevit.models.program import Program
 from edgevit.models.stream import batches
@@ -174,6 +174,14 @@ def test_images_of_another_kind_are_refused() -> None:
     for bad in (good[:0], good[:, :16], good.astype(np.float32), good[0]):
         with pytest.raises(ImagesError, match=r"needs at least one image, uint8 \[n, 32, 32, 3\]"):
             collect(program, bad)
+
+
+def test_a_head_of_zeros_ranks_nothing() -> None:
+    program = tiny_program(depth=2)
+    blind = program.with_weights({"head.weight": np.zeros((32, 10), np.float32)})
+    images = tiny_images(program.spec, 8)
+    with pytest.raises(BudgetError, match="removing units of tiny changes no output on any of 8 images"):
+        score(blind, images, collect(blind, images))
 
 
 def test_shrink_changes_nothing_it_was_given() -> None:

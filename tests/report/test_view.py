@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from edgevit.bundlespec import AccuracyRow
 from edgevit.errors import BundleError
 from edgevit.report.view import make_report
+from edgevit.spec import OriginalEvaluation, OriginalSpec
 from tests.report.sample import SHA, manifest, measurement, path
 
 
@@ -81,6 +83,58 @@ def test_accuracy_is_of_the_float_model_and_of_the_bundles_real_path() -> None:
     assert (report.accuracy_change.before, report.accuracy_change.after) == (0.751, 0.744)
     assert report.agreement is not None and report.agreement.value == 0.958
     assert make_report(dataclasses.replace(facts, accuracy=())).accuracy_change is None
+
+
+def row(model: str, metric: Any, value: float, against: Any = "float") -> AccuracyRow:
+    return AccuracyRow(model=model, metric=metric, value=value, low=0.0, high=1.0, images=8, against=against)
+
+
+def kept(**changes: Any) -> OriginalSpec:
+    said = OriginalEvaluation(
+        source="val.tar", images=1000, classes=10, agreement=0.782, original_top1=0.751, top1=0.681
+    )
+    values = {"name": "x", "weights_sha256": "ab", "macs": 5, "parameters": 7, "steps": ("pruned",)}
+    return OriginalSpec(**{**values, "evaluations": (said,), **changes})
+
+
+TOP1 = (row("original", "top1", 0.751), row("compressed", "top1", 0.681), row("bundle", "top1", 0.675))
+AGREED = (
+    row("compressed", "agreement", 0.875, "original"),
+    row("bundle", "agreement", 0.75, "original"),
+    row("bundle", "agreement", 0.9),
+)
+
+
+def test_accuracy_is_against_the_original_then_by_step() -> None:
+    report = make_report(dataclasses.replace(manifest(), original=kept(), accuracy=(*TOP1, *AGREED)))
+    assert report.accuracy_change is not None
+    assert (report.accuracy_before, report.accuracy_change.before, report.accuracy_change.after) == (
+        "original",
+        0.751,
+        0.675,
+    )
+    assert report.compression_points == pytest.approx(-0.07) and report.quantization_points == pytest.approx(-0.006)
+    assert report.agreement is AGREED[1] and report.float_agreement is AGREED[2]
+    assert report.original_unknown == "" and report.compression == ("pruned",)
+
+
+def test_an_original_that_is_not_known_on_these_images_is_said() -> None:
+    facts = dataclasses.replace(manifest(), original=kept(), accuracy=(*TOP1[1:], AGREED[2]))
+    report = make_report(facts)
+    assert report.accuracy_before == "compressed" and report.compression_points is None
+    assert report.original_unknown == (
+        "not known on these images; when it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of "
+        "val.tar; --original MODEL compares here"
+    )
+    old = make_report(dataclasses.replace(facts, original=None))
+    assert old.original_unknown.startswith("not known on these images: this Program does not keep it")
+    plain = dataclasses.replace(manifest(gated=False, removed=()), accuracy=(AGREED[2],))
+    assert make_report(plain).original_unknown == ""
+
+
+def test_a_manifest_of_the_first_edgevit_is_read() -> None:
+    report = make_report(manifest())
+    assert (report.accuracy_before, report.original_unknown, report.compression) == ("original", "", ())
 
 
 def test_without_a_proven_bound_the_growth_of_the_process_is_shown() -> None:

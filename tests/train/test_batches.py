@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import warnings
 from collections.abc import Iterator
@@ -298,6 +299,25 @@ def test_evaluation_sees_timms_pixels(tmp_path: Path, height: int, width: int, c
     )
     for index, image in enumerate(pixels):
         assert torch.equal(torch.from_numpy(image.copy()).permute(2, 0, 1) / 255, transform(data.picture(index)))
+
+
+def test_training_images_are_turned_where_the_models_are(tmp_path: Path) -> None:
+    """Images with an orientation are trained on as those that were turned before."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    marked: list[bytes] = []
+    turned: list[bytes] = []
+    for index in range(8):
+        picture = Image.open(io.BytesIO(picture_bytes(index, (20, 40))))
+        for raws, image, options in ((marked, picture, {"exif": exif}), (turned, picture.rotate(-90, expand=True), {})):
+            image.save(buffer := io.BytesIO(), "PNG", **options)
+            raws.append(buffer.getvalue())
+    first, second = (open_labelled(npz(tmp_path / f"{n}.npz", raws)) for n, raws in enumerate((marked, turned)))
+    apply = replace(SPEC, orientation="apply")
+    settings = {"batch": 8, "seed": 3, "augment": EVERYTHING}
+    expected = list(Batches(second, SPEC, **settings).epoch(0))  # type: ignore[arg-type]
+    assert same(list(Batches(first, apply, **settings).epoch(0)), expected)  # type: ignore[arg-type]
+    assert not same(list(Batches(first, SPEC, **settings).epoch(0)), expected)  # type: ignore[arg-type]
 
 
 def test_stopping_in_the_middle_of_an_epoch_leaves_no_worker_behind(data: LabelledSet) -> None:

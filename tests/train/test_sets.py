@@ -83,6 +83,21 @@ def test_a_set_with_named_splits_and_one_without(tmp_path: Path) -> None:
         open_data(text, "val")
 
 
+def test_torchvisions_folders_are_read_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grey of 16 bits is scaled, and no EPS that is called .png reaches Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    folder = class_folders(tmp_path / "set", ("a", "b"), 2)
+    Image.fromarray(np.full((9, 9), 25700, np.uint16)).save(folder / "a" / "0.png")
+    Image.new("RGB", (9, 9)).save(folder / "a" / "1.png", "EPS")
+    data = open_data(f"torchvision:ImageFolder:{folder}")
+    assert data.picture(0).getpixel((0, 0)) == (100, 100, 100)
+    with pytest.raises(UnreadableImage, match="not an image of these formats"):
+        data.picture(1)
+    assert EpsImagePlugin.gs_binary is False, "for sets that open files themselves"
+
+
 def test_a_damaged_image_is_unreadable_and_keeps_its_label(tmp_path: Path) -> None:
     class_folders(tmp_path / "eurosat" / "2750")
     (tmp_path / "eurosat" / "2750" / "cat" / "0.png").write_bytes(b"no image")

@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_predictions() -> None:
     assert (result.top1.hits, result.float_top1.hits, result.agreement.hits) == (170, 180, 190)
     assert result.drop.value == pytest.approx(0.05)
     assert result.cosine_min == 0.0 and result.cosine_mean == pytest.approx(0.95)
-    assert result.summary.startswith("agrees with float on 95.0% (91.0% to 97.3%, n = 200); top-1 85.0% (")
+    assert result.summary.startswith("agrees with the float model on 95.0% (91.0% to 97.3%, n = 200); top-1 85.0% (")
     assert to_data(result)["agreement"]["low"] == result.agreement.low
 
 
@@ -57,12 +57,15 @@ def test_without_labels_only_agreement_is_judged() -> None:
 
 
 def test_low_agreement_fails() -> None:
-    with pytest.raises(AccuracyError, match=r"agreement .* is 80\.0% \(73\.\d% to 85\.\d%, n = 200\), at least 95\.0%"):
+    said = r"float model that was quantized is 80\.0% \(73\.\d% to 85\.\d%, n = 200\), at least 95\.0%"
+    with pytest.raises(AccuracyError, match=said):
         check_accuracy(model(wrong(40)), model(TRUTH), images(200), min_agreement=0.95, max_top1_drop=1.0)
 
 
 def test_lost_top1_fails_although_agreement_is_not_asked() -> None:
-    with pytest.raises(AccuracyError, match=r"top-1 drops by 10\.0% \(5\.\d% to 14\.\d%, n = 200\), at most 0\.8%"):
+    with pytest.raises(
+        AccuracyError, match=r"quantization drops top-1 by 10\.0% \(5\.\d% to 14\.\d%, n = 200\), at most 0\.8%"
+    ):
         check_accuracy(model(wrong(20)), model(TRUTH), images(200), TRUTH, min_agreement=0.0, max_top1_drop=0.008)
 
 

@@ -1,7 +1,8 @@
 """TVM: kernels and an emitter of our own, from a Program to one shared library per device.
 
-A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with) and, in
-`runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a device needs.
+A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with, and the two's
+hashes) and, in `runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a
+device needs.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.backends.tvm.bytecode import Memory, bound
-from edgevit.backends.tvm.canary import require
+from edgevit.backends.tvm.canary import INSTALL, require
 from edgevit.backends.tvm.canary import versions as installed
 from edgevit.backends.tvm.process import ProcessRunner, command, foreign
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
 from edgevit.backends.tvm.runner import load as load_here
-from edgevit.backends.tvm.runtime import runtime
+from edgevit.backends.tvm.runtime import compiles_for, runtime
 from edgevit.backends.tvm.shipped import read
-from edgevit.errors import BundleError, DeviceError, TargetError
+from edgevit.backends.tvm.toolchain import linker
+from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
+from edgevit.resources import usable_cache
 from edgevit.serial import dumps, write_atomic
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 NAME = "tvm"
 FORMATS = ("so",)
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
-NATIVE, SOURCES = "runner/native", "runner/source"
+NATIVE, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{NATIVE}/runner"
 
 
@@ -69,8 +72,37 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     native.build_runner(source.target.arch, folder / NATIVE)
     for path in native.SOURCES:
         write_atomic(folder / SOURCES / path.name, path.read_bytes())
-    written = sorted(path for part in (NATIVE, SOURCES) for path in (folder / part).iterdir())
+    for name, text in native.licences().items():
+        (folder / LICENCES / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / LICENCES / name, text)
+    parts = (NATIVE, SOURCES, LICENCES)
+    written = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return (*names, *(path.relative_to(folder).as_posix() for path in written))
+
+
+def require_tools(target: Target, tune_s: float = 0.0) -> None:
+    """Refuse at once what `build` would refuse in the end: all that it needs beside the Program is looked at.
+
+    Another architecture's runtime libraries are fetched where they are not there yet.
+
+    Raises:
+        OutputError: no cache folder where one is needed.
+        RuntimeMissingError: see `build`.
+        TargetError: see `build`.
+    """
+    require()
+    from edgevit.backends.tvm import native, tune
+
+    isa, arch = isa_of(target), target.arch
+    linker(arch)
+    known = compiles_for()
+    if arch not in known:
+        only = ", ".join(known) or "nothing"
+        raise RuntimeMissingError(f"the installed TVM cannot compile for {arch}, only for: {only}; install: {INSTALL}")
+    native.libraries(arch, native.cache_for(arch))
+    if tune_s:
+        tune.require_here(isa)
+        usable_cache()
 
 
 def isa_of(target: Target) -> Isa:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import tvm
 from tvm import relax
 
 from edgevit import serial
+from edgevit.atomic import scratch
 from edgevit.backends.tvm.canary import INSTALL, versions
 from edgevit.backends.tvm.emit import Lowered
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, SCHEMA, WEIGHTS, Manifest, Parameter, TvmRunner, aligned
 from edgevit.backends.tvm.runtime import llvm_architectures
 from edgevit.backends.tvm.toolchain import MACHINES, linker
+from edgevit.bundlespec import BundleFile
 from edgevit.errors import OutputError, RuntimeMissingError
 
 # Nothing in the file that depends on when or where it was linked.
@@ -80,16 +83,24 @@ def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, 
     tool = linker(architecture(lowered))
     executable = executable or build(lowered)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tvm.") as temporary:
-            path = Path(temporary) / LIBRARY
+        with scratch(folder) as temporary:
+            path = temporary / LIBRARY
             compiler = tvm.support.cc.cross_compiler(tool)
             executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
-            serial.write_atomic(folder / LIBRARY, path.read_bytes())
-        serial.write_atomic(folder / WEIGHTS, b"".join(values.tobytes() for _, values in lowered.weights))
-        serial.write_atomic(folder / MANIFEST, serial.dumps(manifest(lowered)))
+            code = path.read_bytes()
+        weights = b"".join(values.tobytes() for _, values in lowered.weights)
+        files = (listed(LIBRARY, code), listed(WEIGHTS, weights))
+        serial.write_atomic(folder / LIBRARY, code)
+        serial.write_atomic(folder / WEIGHTS, weights)
+        serial.write_atomic(folder / MANIFEST, serial.seal(replace(manifest(lowered), files=files)))
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return LIBRARY, WEIGHTS, MANIFEST
+
+
+def listed(name: str, content: bytes) -> BundleFile:
+    """A file as `model.json` lists it."""
+    return BundleFile(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def _require_llvm(architecture: str) -> None:

@@ -3,6 +3,7 @@
 #define EDGEVIT_MACHINE_H_
 
 #include <elf.h>
+#include <link.h>
 #include <tvm/ffi/c_api.h>
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
@@ -10,13 +11,13 @@
 #endif
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "file.h"
 #include "manifest.h"
 
 #ifndef EDGEVIT_TVM
@@ -83,16 +84,38 @@ inline void check_machine(const Manifest& manifest) {
     fail(kRuntime, "libtvm_ffi.so is not the one that this runner was compiled with; copy the runner's folder again");
 }
 
-inline void check_library(const std::string& path) {
+inline void check_library(const File& file) {
   Elf64_Ehdr header{};
-  std::ifstream file(path, std::ios::binary);
-  if (!file) fail(kModel, "cannot read " + path + ": " + std::strerror(errno) + "; unpack the bundle again");
-  file.read(reinterpret_cast<char*>(&header), sizeof(header));
-  if (!file || std::memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_type != ET_DYN)
-    fail(kModel, path + " is not a shared library; unpack the bundle again");
+  file.read(&header, std::min<int64_t>(sizeof header, file.size()), 0);
+  if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_type != ET_DYN)
+    fail(kModel, file.path() + " is not a shared library; unpack the bundle again");
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != kElfMachine)
-    fail(kModel, path + " is for another architecture (ELF machine " + std::to_string(header.e_machine) +
+    fail(kModel, file.path() + " is for another architecture (ELF machine " + std::to_string(header.e_machine) +
                      "), this runner is for " + kMachine);
+}
+
+// The two libraries of TVM that this runner was linked with, where the compiler was told: NAME SHA256 NAME SHA256. The
+// system has mapped them, and run what they begin with, before this program can look: who starts it should look too, as
+// run.py does. A damaged one is found here before it computes anything.
+inline void check_linked() {
+#ifdef EDGEVIT_LINKED
+  std::vector<std::string> loaded;
+  dl_iterate_phdr(
+      [](dl_phdr_info* object, size_t, void* names) {
+        if (object->dlpi_name) static_cast<std::vector<std::string>*>(names)->push_back(object->dlpi_name);
+        return 0;
+      },
+      &loaded);
+  std::istringstream linked(EDGEVIT_LINKED);
+  for (std::string name, digest; linked >> name >> digest;) {
+    const std::string ending = "/" + name;
+    const auto found = std::find_if(loaded.begin(), loaded.end(), [&ending](const std::string& path) {
+      return path.size() >= ending.size() && !path.compare(path.size() - ending.size(), ending.size(), ending);
+    });
+    if (found == loaded.end() || File(*found, kRuntime).sha256() != digest)
+      fail(kRuntime, name + " is not the one that this runner was linked with; copy the runner's folder again");
+  }
+#endif
 }
 
 }  // namespace edgevit

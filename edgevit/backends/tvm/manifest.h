@@ -1,38 +1,25 @@
-// What a model says about itself: model.json, read and checked. And how everything that fails is told.
+// What a model says about itself: model.json, read and checked.
 #ifndef EDGEVIT_MANIFEST_H_
 #define EDGEVIT_MANIFEST_H_
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "error.h"
+#include "file.h"
+
 namespace edgevit {
 
-enum Exit { kDone = 0, kFault = 1, kUsage = 2, kImage = 15, kRuntime = 18, kModel = 19 };
-
-struct Failure {
-  Exit code;
-  std::string message;
-};
-
-[[noreturn]] inline void fail(Exit code, const std::string& message) { throw Failure{code, message}; }
-
-constexpr int64_t kSchema = 1;
-constexpr size_t kAlign = 64;                  // The runtime crashes on data that is not aligned, and does not say why.
+constexpr int64_t kSchema = 2;
+constexpr int64_t kAlign = 64;                 // The runtime crashes on data that is not aligned, and does not say why.
 constexpr int64_t kLargest = int64_t{1} << 40; // No size in a manifest is larger: products of three of them are checked.
-
-inline std::string read_file(const std::string& path, Exit code) {
-  std::ifstream file(path, std::ios::binary);
-  std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file || (content.empty() && file.bad())) fail(code, "cannot read " + path + ": " + std::strerror(errno));
-  return content;
-}
+constexpr int64_t kLargestManifest = 2 << 20;   // bytes
+constexpr size_t kMostKeys = 64;                // of an object
+constexpr int64_t kMostThreads = 64;
 
 // ---- model.json: objects, lists, strings without escapes, whole numbers ----
 
@@ -103,6 +90,7 @@ class JsonReader {
     if (skip() != '"') bad("no name");
     std::string key = read_text();
     if (std::find(keys.begin(), keys.end(), key) != keys.end()) bad(key + " twice");
+    if (keys.size() == kMostKeys) bad("more than " + std::to_string(kMostKeys) + " names");
     keys.push_back(std::move(key));
     expect(':');
   }
@@ -110,7 +98,7 @@ class JsonReader {
   std::string read_text() {
     const size_t start = ++at_;
     while (at_ < text_.size() && text_[at_] != '"') {
-      if (text_[at_] == '\\' || static_cast<unsigned char>(text_[at_]) < 0x20) bad("an escape or a control character");
+      if (text_[at_] == '\\' || text_[at_] < ' ' || text_[at_] > '~') bad("an escape, or no character of ASCII");
       ++at_;
     }
     if (at_ == text_.size()) bad("a string without an end");
@@ -138,11 +126,22 @@ struct Parameter {
   int64_t offset, elements;
 };
 
+struct Listed {  // a file beside model.json
+  std::string path;
+  int64_t bytes;
+  std::string sha256;
+};
+
 struct Manifest {
   std::string tvm;
   std::vector<std::string> machines, flags;
   int64_t height, width, classes, branches, arena, threads;
   std::vector<Parameter> weights;
+  std::vector<Listed> files;
+
+  int64_t image_bytes() const { return 3 * height * width; }
+
+  int64_t weights_bytes() const { return weights.empty() ? 0 : weights.back().offset + 4 * weights.back().elements; }
 };
 
 class Fields {
@@ -166,10 +165,19 @@ class Fields {
     return value;
   }
 
-  int64_t number(const std::string& name, int64_t least) const {
+  int64_t number(const std::string& name, int64_t least, int64_t most = kLargest) const {
     const int64_t value = get(name, Json::kNumber).number;
-    if (value < least) bad("has " + name + " = " + std::to_string(value));
+    if (value < least || value > most)
+      bad("has " + name + " = " + std::to_string(value) + ", allowed: " + std::to_string(least) + " to " +
+          std::to_string(most));
     return value;
+  }
+
+  std::string digest(const std::string& name) const {
+    const std::string& text = get(name, Json::kText).text;
+    if (text.size() != 64 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
+      bad("has " + name + " that is no SHA-256");
+    return text;
   }
 
   std::vector<std::string> texts(const std::string& name) const {
@@ -188,27 +196,17 @@ class Fields {
   const Json& map_;
 };
 
-inline Manifest read_manifest(const std::string& path) {
-  const Json data = JsonReader(path, read_file(path, kModel)).read();
-  for (size_t i = 0; i < data.keys.size(); ++i)
-    if (data.keys[i] == "schema" && data.items[i].number != kSchema)
-      fail(kModel, path + " has schema " + std::to_string(data.items[i].number) + ", this runner reads " +
-                       std::to_string(kSchema) + "; build again");
-  const Fields fields(path, data,
-                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "arena",
-                       "threads", "weights"});
-  fields.get("isa", Json::kText);
-  Manifest found{fields.get("tvm", Json::kText).text,
-                 fields.texts("machines"),
-                 fields.texts("flags"),
-                 fields.number("height", 1),
-                 fields.number("width", 1),
-                 fields.number("classes", 1),
-                 fields.number("branches", 0),
-                 fields.number("arena", 1),
-                 fields.number("threads", 1),
-                 {}};
-  if (found.height > 1 << 16 || found.width > 1 << 16) fail(kModel, path + " has too large an image; build again");
+// The file's own digest is of all its bytes without it.
+inline void check_own_digest(const std::string& path, std::string text, const std::string& digest) {
+  text.erase(text.find(digest), digest.size());
+  Sha256 hash;
+  hash.add(text.data(), text.size());
+  if (hash.hex() != digest)
+    fail(kModel, path + " was changed since it was written: its sha256 is another; unpack the bundle again");
+}
+
+inline std::vector<Parameter> read_weights(const std::string& path, const Fields& fields) {
+  std::vector<Parameter> found;
   int64_t end = 0;
   for (const Json& item : fields.get("weights", Json::kList).items) {
     const Fields part(path + ", weights", item, {"name", "offset_bytes", "elements"});
@@ -217,9 +215,58 @@ inline Manifest read_manifest(const std::string& path) {
     if (parameter.offset != end || parameter.offset % kAlign)
       fail(kModel, path + " has weights that do not follow each other at 64 bytes; build again");
     end = parameter.offset + 4 * parameter.elements;
-    found.weights.push_back(parameter);
+    found.push_back(parameter);
   }
   return found;
+}
+
+inline std::vector<Listed> read_files(const std::string& path, const Fields& fields) {
+  std::vector<Listed> found;
+  for (const Json& item : fields.get("files", Json::kList).items) {
+    const Fields part(path + ", files", item, {"path", "bytes", "sha256"});
+    found.push_back({part.get("path", Json::kText).text, part.number("bytes", 0), part.digest("sha256")});
+  }
+  return found;
+}
+
+inline Manifest read_manifest(const std::string& path) {
+  const std::string text = File(path, kModel).text(kLargestManifest);
+  const Json data = JsonReader(path, text).read();
+  for (size_t i = 0; i < data.keys.size(); ++i)
+    if (data.keys[i] == "schema" && data.items[i].number != kSchema)
+      fail(kModel, path + " has schema " + std::to_string(data.items[i].number) + ", this runner reads " +
+                       std::to_string(kSchema) + "; build again");
+  const Fields fields(path, data,
+                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "arena",
+                       "threads", "weights", "files", "sha256"});
+  check_own_digest(path, text, fields.digest("sha256"));
+  fields.get("isa", Json::kText);
+  return {fields.get("tvm", Json::kText).text,
+          fields.texts("machines"),
+          fields.texts("flags"),
+          fields.number("height", 1, 1 << 16),
+          fields.number("width", 1, 1 << 16),
+          fields.number("classes", 1),
+          fields.number("branches", 0),
+          fields.number("arena", 1),
+          fields.number("threads", 1, kMostThreads),
+          read_weights(path, fields),
+          read_files(path, fields)};
+}
+
+// Hold a file against what model.json lists: all of it is hashed before any of it is mapped, loaded or run.
+inline void check_listed(const File& file, const Manifest& manifest) {
+  const std::string name = file.path().substr(file.path().rfind('/') + 1);
+  for (const Listed& listed : manifest.files) {
+    if (listed.path != name) continue;
+    if (file.size() != listed.bytes)
+      fail(kModel, file.path() + " has " + std::to_string(file.size()) + " bytes, model.json says " +
+                       std::to_string(listed.bytes) + "; unpack the bundle again");
+    if (file.sha256() != listed.sha256)
+      fail(kModel, file.path() + " was changed since it was written: its sha256 is another; unpack the bundle again");
+    return;
+  }
+  fail(kModel, "model.json lists no " + name + "; build again");
 }
 
 }  // namespace edgevit

@@ -10,20 +10,24 @@ import hashlib
 import platform
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 from edgevit import serial
+from edgevit.atomic import scratch, sweep
 from edgevit.backends.tvm.canary import INSTALL, PINNED, versions
 from edgevit.backends.tvm.runtime import package
 from edgevit.backends.tvm.toolchain import MACHINES, linker
 from edgevit.errors import OutputError, RuntimeMissingError
-from edgevit.resources import user_cache
+from edgevit.resources import usable_cache
 
-HEADERS = ("image.h", "machine.h", "manifest.h", "options.h", "process.h", "threads.h")
+HEADERS = (
+    *("error.h", "file.h", "image.h", "machine.h", "manifest.h", "memory.h", "number.h", "options.h", "process.h"),
+    *("sha256.h", "threads.h"),
+)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("runner.cc", *HEADERS))
 SOURCE = SOURCES[0]
 RUNNER = "runner"
@@ -61,6 +65,16 @@ LIBRARIES = (
         aarch64="673d816bd962daddb55d8b0f8ae137e797500307951d0f721227731df0c13e24",
     ),
 )
+# What their packages say about the licences of the two libraries and of what is linked into them: (package, text in it,
+# its name in a bundle). Those of what is in other libraries of the packages, for GPUs, are left out.
+LICENCES = (
+    ("apache-tvm", "tvm/LICENSE", "apache-tvm/LICENSE"),
+    ("apache-tvm", "tvm/NOTICE", "apache-tvm/NOTICE"),
+    ("apache-tvm", "tvm/licenses/LICENSE.builtin_fp16.txt", "apache-tvm/LICENSE.builtin_fp16.txt"),
+    ("apache-tvm-ffi", "licenses/LICENSE", "apache-tvm-ffi/LICENSE"),
+    ("apache-tvm-ffi", "licenses/NOTICE", "apache-tvm-ffi/NOTICE"),
+    ("apache-tvm-ffi", "tvm_ffi/3rdparty/libbacktrace/LICENSE", "apache-tvm-ffi/LICENSE.libbacktrace.txt"),
+)
 PLATFORM = ("--platform", "manylinux_2_28_aarch64", "--python-version", "3.11", "--only-binary=:all:", "--no-deps")
 
 
@@ -71,42 +85,63 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
         architecture: `x86_64` or `aarch64`.
         folder: where the three files go.
         options: further ones for the compiler.
-        cache: where compiled runners and another architecture's libraries are kept.
+        cache: where compiled runners and another architecture's libraries are kept (default: the user's, if it can
+            be written; what was fetched for another architecture must have a place).
 
     Raises:
         RuntimeMissingError: no compiler for the architecture, no TVM, or its libraries cannot be downloaded.
-        OutputError: the disk refuses, or the compiler fails; says why.
+        OutputError: the disk refuses, the compiler fails, or there is no cache for another architecture; says why.
     """
-    compiler, found, cache = linker(architecture), versions(), cache or user_cache()
+    compiler, found, cache = linker(architecture), versions(), cache or cache_for(architecture)
     shared = libraries(architecture, cache)
     try:
         made_of = [path.read_bytes() for path in (*SOURCES, *shared)]
         banner = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
         key = _digest(repr((found, options)).encode() + banner + b"".join(made_of))
-        kept = cache / f"tvm-runner-{architecture}-{key[:32]}"
+        kept = None if cache is None else cache / f"tvm-runner-{architecture}-{key[:32]}"
         for path, content in zip(shared, made_of[len(SOURCES) :], strict=True):
             serial.write_atomic(folder / path.name, content)
-        if not kept.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            serial.write_atomic(kept, _compile(compiler, found["apache-tvm"], options, folder, shared))
-        serial.write_atomic(folder / RUNNER, kept.read_bytes())
+        program = kept.read_bytes() if kept is not None and kept.is_file() else None
+        if program is None:
+            program = _compile(compiler, found["apache-tvm"], options, folder, shared)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                sweep(kept.parent)
+                serial.write_atomic(kept, program)
+        serial.write_atomic(folder / RUNNER, program)
         (folder / RUNNER).chmod(0o755)
     except OSError as error:
         raise OutputError(f"cannot write the runner into {folder}: {error.strerror or error}") from error
     return folder / RUNNER
 
 
+def cache_for(architecture: str) -> Path | None:
+    """The user's cache; None where it cannot be used and this machine's own architecture can do without.
+
+    Raises:
+        OutputError: another architecture's libraries would be downloaded for every build.
+    """
+    try:
+        return usable_cache()
+    except OutputError:
+        if platform.machine() in MACHINES[architecture]:
+            return None
+        raise
+
+
 def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, shared: Sequence[Path]) -> bytes:
     """Link the runner with the libraries in `folder`."""
     include = package("tvm_ffi") / "include"
     names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
-    command = [compiler, "-std=c++17", "-O2", "-s", f'-DEDGEVIT_TVM="{version}"', *options]
+    linked = " ".join(f"{path.name} {_digest(path.read_bytes())}" for path in shared)
+    macros = (f'-DEDGEVIT_TVM="{version}"', f'-DEDGEVIT_LINKED="{linked}"')
+    command = [compiler, "-std=c++17", "-O2", "-s", *macros, *options]
     # No path of this machine in the file, and nothing that depends on when it was linked.
     command += ["-Wl,--build-id=none", f"-ffile-prefix-map={include}=.", f"-ffile-prefix-map={SOURCE.parent}=."]
     # Beside the program, wherever it is copied; both stay needed, though only one is named in the source.
     libraries = [f"-L{folder}", "-Wl,--no-as-needed", *names, "-Wl,-rpath,$ORIGIN"]
-    with tempfile.TemporaryDirectory() as temporary:
-        output = Path(temporary) / RUNNER
+    with scratch() as temporary:
+        output = temporary / RUNNER
         command += ["-isystem", str(include), str(SOURCE), "-o", str(output), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -114,7 +149,7 @@ def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, 
         return output.read_bytes()
 
 
-def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
+def libraries(architecture: str, cache: Path | None) -> tuple[Path, ...]:
     """The two runtime libraries for an architecture; another one's are downloaded once.
 
     Raises:
@@ -129,7 +164,7 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
             f"runtime libraries for {architecture} are known for aarch64 and {PINNED} only, installed is {found}; "
             f"install those: {INSTALL}"
         )
-    folder = cache / f"tvm-{PINNED['apache-tvm']}-{architecture}"
+    folder = (cache or usable_cache()) / f"tvm-{PINNED['apache-tvm']}-{architecture}"
     for shared in LIBRARIES:
         path = folder / shared.name
         if not path.is_file() or _digest(path.read_bytes()) != shared.aarch64:
@@ -137,20 +172,42 @@ def libraries(architecture: str, cache: Path) -> tuple[Path, ...]:
     return tuple(folder / shared.name for shared in LIBRARIES)
 
 
+def licences() -> dict[str, str]:
+    """Licence and notice texts that go where the two libraries go, by path.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, or without a text.
+    """
+    versions()
+    found = {}
+    for name, place, target in LICENCES:
+        package = distribution(name)
+        text = package.read_text(place) if place.startswith("licenses/") else None
+        path = Path(str(package.locate_file(place)))
+        if text is None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+        if not text:
+            raise RuntimeMissingError(
+                f"{name} is installed without {place}, which goes along with its libraries; install it again: {INSTALL}"
+            )
+        found[target] = text
+    return found
+
+
 def _download(shared: Shared, target: Path) -> None:
     """Take one library out of its wheel; pip checks the wheel, the library is checked here."""
     requirement = f"{shared.package}=={PINNED[shared.package]}"
     problem = f"cannot download {requirement} for aarch64, whose wheel holds {shared.name}"
-    with tempfile.TemporaryDirectory() as temporary:
-        listed = Path(temporary) / "requirements.txt"
+    with scratch() as temporary:
+        listed = temporary / "requirements.txt"
         listed.write_text(f"{requirement} --hash=sha256:{shared.wheel}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *PLATFORM]
-        command += ["--require-hashes", "--requirement", str(listed), "--dest", temporary]
+        command += ["--require-hashes", "--requirement", str(listed), "--dest", str(temporary)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise RuntimeMissingError(f"{problem}: {reason}")
-        (wheel,) = Path(temporary).glob("*.whl")
+        (wheel,) = temporary.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(shared.place)
     if _digest(content) != shared.aarch64:

@@ -15,16 +15,29 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <vector>
 
-#include "manifest.h"
+#include "error.h"
 
 namespace edgevit {
 
-inline bool emulated() {  // qemu fakes /proc/self/exe, but not this one.
+inline std::string link_of(const std::string& path) {  // empty where there is none
+  char target[4096];
+  const ssize_t length = readlink(path.c_str(), target, sizeof target);
+  return length > 0 ? std::string(target, static_cast<size_t>(length)) : "";
+}
+
+// Whether the program that the kernel runs is another one than the program it is told to be: an emulator names its guest
+// at /proc/self/exe, and is named itself under a thread of it. No name is looked at, for a user chooses those.
+inline bool emulated() {
   static const bool found = [] {
-    char path[4096];
-    const ssize_t length = readlink("/proc/thread-self/exe", path, sizeof(path));
-    return length > 0 && std::string(path, length).find("qemu") != std::string::npos;
+    const std::string shown = link_of("/proc/self/exe");
+    for (const std::string& path : {std::string("/proc/thread-self/exe"),
+                                    "/proc/self/task/" + std::to_string(getpid()) + "/exe"}) {
+      const std::string run = link_of(path);
+      if (!run.empty() && !shown.empty() && run != shown) return true;
+    }
+    return false;
   }();
   return found;
 }
@@ -106,20 +119,24 @@ inline Time now() {
   return {wall.tv_sec * 1e3 + wall.tv_nsec * 1e-6, cpu.tv_sec * 1e3 + cpu.tv_nsec * 1e-6};
 }
 
-inline void hold_to(const std::string& cpus) {  // numbers with commas between them
+inline cpu_set_t usable_cpus() {
+  cpu_set_t held;
+  if (sched_getaffinity(0, sizeof held, &held)) fail(kRuntime, "the system does not tell which CPUs may be used");
+  return held;
+}
+
+inline void hold_to(const std::vector<int>& cpus) {
+  const cpu_set_t usable = usable_cpus();
   cpu_set_t chosen;
   CPU_ZERO(&chosen);
-  const char* at = cpus.c_str();
-  do {
-    char* end = nullptr;
-    const long cpu = std::strtol(at, &end, 10);
-    if (end == at || cpu < 0 || cpu >= CPU_SETSIZE || (*end && *end != ','))
-      fail(kUsage, "--cpus must be numbers with commas between them, got " + cpus);
+  for (const int cpu : cpus) {
+    if (!CPU_ISSET(cpu, &usable))  // The system would leave it out without a word.
+      fail(kUsage, "this process may not use CPU " + std::to_string(cpu) + ", which --cpus names; it may use " +
+                       std::to_string(CPU_COUNT(&usable)) + " of them");
     CPU_SET(cpu, &chosen);
-    at = *end ? end + 1 : end;
-  } while (*at);
-  if (sched_setaffinity(0, sizeof(chosen), &chosen))
-    fail(kUsage, "this machine offers none of the CPUs " + cpus + ": " + std::strerror(errno));
+  }
+  if (sched_setaffinity(0, sizeof chosen, &chosen))
+    fail(kUsage, std::string("the system does not hold this process to --cpus: ") + std::strerror(errno));
 }
 
 }  // namespace edgevit

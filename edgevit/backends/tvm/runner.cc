@@ -3,6 +3,7 @@
 //   runner FOLDER IMAGE [--effort X] [--runs N] [--top K] [--threads N]
 //   runner FOLDER - [--top K] [--trace]
 //   runner FOLDER IMAGES --plan FILE [--top K] [--trace]
+//   runner --help
 //
 // FOLDER holds model.so, model.weights and model.json. IMAGE is raw uint8 RGB, row by row, of exactly the model's size,
 // or a binary PPM named *.ppm; it is resized and cropped already. Prints one line of JSON. With - the images come over
@@ -10,41 +11,46 @@
 // every call inside the run to it: how deep, its name, whose weights it was given (their index, or -1), its time, and in
 // the first run, by how many bytes the process had grown after it. With --plan, IMAGES is raw images one behind the
 // other, and FILE has a line per run, `INDEX EFFORT`; the first line of the answer tells of loading, and one follows per
-// run. --cpus 0,2 holds the process to CPUs; --threads takes fewer threads than the library was compiled for. Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing
-// else. Everything that can be checked is checked before the library is loaded, since loading already executes code
-// from it.
+// run. --cpus 0,2 holds the process to CPUs; --threads takes fewer threads than the library was compiled for.
+//
+// What is checked: size and SHA-256 of model.so and model.weights against model.json, and model.json against a digest
+// in itself, all before anything is mapped or loaded; and everything else that can be, since loading already executes
+// code. This finds damage and files that were exchanged. It does not find somebody who writes all of them anew: whether
+// model.json is the one that was built, manifest.json of the bundle tells, which a bundle's receiver has to trust.
+//
+// Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing else.
 //
 // To compile: g++ -std=c++17 -O2 -DEDGEVIT_TVM='"VERSION"' -isystem TVM_FFI/include runner.cc libtvm_runtime.so
 // libtvm_ffi.so -o runner
 //
-// Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image, 18 the runtime, 19 the model's files or
-// this machine.
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
+// With -DEDGEVIT_LINKED='"libtvm_runtime.so SHA256 libtvm_ffi.so SHA256"' it refuses other ones when it starts.
+//
+// Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image or plan, 16 the answer cannot be written,
+// 18 the runtime, 19 the model's files or this machine.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <map>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "file.h"
 #include "image.h"
 #include "machine.h"
 #include "manifest.h"
+#include "memory.h"
+#include "number.h"
 #include "options.h"
 #include "process.h"
 #include "threads.h"
@@ -54,44 +60,7 @@ namespace edgevit {
 namespace ffi = tvm::ffi;
 
 constexpr int kAllocator = 1;  // Never asked for anything: the model allocates nothing.
-
-// ---- Tensors ----
-
-struct Borrowed {  // A tensor over memory that outlives it.
-  void AllocData(DLTensor* tensor, const void* data) { tensor->data = const_cast<void*>(data); }
-  void FreeData(DLTensor*) {}
-};
-
-ffi::Tensor tensor(const void* data, std::vector<int64_t> shape, DLDataTypeCode code, int bits) {
-  if (reinterpret_cast<uintptr_t>(data) % kAlign) fail(kFault, "data is not aligned to 64 bytes");
-  const DLDataType kind{static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1};
-  return ffi::Tensor::FromNDAlloc(Borrowed(), ffi::ShapeView(shape.data(), shape.size()), kind, DLDevice{kDLCPU, 0},
-                                  data);
-}
-
-void* allocate(int64_t bytes) {
-  const size_t size = (static_cast<size_t>(bytes) + kAlign) / kAlign * kAlign;
-  void* data = std::aligned_alloc(kAlign, size);
-  if (!data) fail(kRuntime, "no memory for " + std::to_string(bytes) + " bytes");
-  return data;
-}
-
-const char* map_weights(const std::string& path, const Manifest& manifest) {
-  const int64_t expected =
-      manifest.weights.empty() ? 0 : manifest.weights.back().offset + 4 * manifest.weights.back().elements;
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat status {};
-  if (file < 0 || fstat(file, &status))
-    fail(kModel, "cannot read the weights " + path + ": " + std::strerror(errno) + "; unpack the bundle again");
-  if (status.st_size != expected)
-    fail(kModel, path + " has " + std::to_string(status.st_size) + " bytes, the manifest says " +
-                     std::to_string(expected) + "; unpack the bundle again");
-  if (!expected) return nullptr;
-  void* mapped = mmap(nullptr, expected, PROT_READ, MAP_PRIVATE, file, 0);
-  close(file);
-  if (mapped == MAP_FAILED) fail(kModel, "cannot map " + path + ": " + std::strerror(errno));
-  return static_cast<const char*>(mapped);
-}
+constexpr int64_t kLargestPlan = 16 << 20;  // bytes
 
 // ---- One process ----
 
@@ -100,15 +69,16 @@ struct Model {
   ffi::Function main;
 };
 
-Model load_model(const std::string& path) {
+Model load_model(const File& file) {
   try {
-    ffi::Module library = ffi::Module::LoadFromFile(path);
+    const auto open = ffi::Function::GetGlobalRequired("ffi.Module.load_from_file.so");
+    ffi::Module library = open(file.alias(), "so").cast<ffi::Module>();
     ffi::Module machine = library->GetFunction("vm_load_executable", true).value()().cast<ffi::Module>();
     machine->GetFunction("vm_initialization", false).value()(static_cast<int>(kDLCPU), 0, kAllocator);
     ffi::Function main = machine->GetFunction("main", false).value();
     return Model{library, machine, main};
   } catch (const std::exception& error) {
-    fail(kModel, "TVM " EDGEVIT_TVM " cannot load " + path + ": " + error.what() + "; unpack the bundle again");
+    fail(kModel, "TVM " EDGEVIT_TVM " cannot load " + file.path() + ": " + error.what() + "; unpack the bundle again");
   }
 }
 
@@ -121,7 +91,7 @@ struct Call {  // of a kernel, or of a function of kernels
 
 struct Costs {
   std::vector<Time> times;
-  int64_t started, load_peak, grown;
+  int64_t threads, started, load_peak, grown;
   double load_ms;
   Resident loaded;
   std::vector<Call> calls;
@@ -131,6 +101,17 @@ struct Costs {
 void print_times(const char* name, std::vector<Time> times, double Time::*kind) {
   std::sort(times.begin(), times.end(), [kind](const Time& a, const Time& b) { return a.*kind < b.*kind; });
   std::printf("\"%s\": {\"min\": %.4f, \"median\": %.4f}, ", name, times.front().*kind, times[times.size() / 2].*kind);
+}
+
+void print_calls(const std::vector<Call>& calls) {
+  std::printf("\"calls\": [");
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const Call& call = calls[i];
+    std::printf("%s[%d, \"%s\", %d, %.6f", i ? ", " : "", call.depth, call.name.c_str(), call.weights, call.ms);
+    if (call.grown >= 0) std::printf(", %lld", static_cast<long long>(call.grown));
+    std::printf("]");
+  }
+  std::printf("], ");
 }
 
 void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
@@ -144,17 +125,8 @@ void print(const Options& options, const Manifest& manifest, const float* logits
     std::printf("%s[%lld, %.9g]", i ? ", " : "", static_cast<long long>(order[i]), logits[order[i]]);
   std::printf("], \"gates\": [");
   for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", gates[i]);
-  std::printf("], \"runs\": %zu, ", costs.times.size());
-  if (options.trace) {
-    std::printf("\"calls\": [");
-    for (size_t i = 0; i < costs.calls.size(); ++i) {
-      const Call& call = costs.calls[i];
-      std::printf("%s[%d, \"%s\", %d, %.6f", i ? ", " : "", call.depth, call.name.c_str(), call.weights, call.ms);
-      if (call.grown >= 0) std::printf(", %lld", static_cast<long long>(call.grown));
-      std::printf("]");
-    }
-    std::printf("], ");
-  }
+  std::printf("], \"runs\": %zu, \"threads\": %lld, ", costs.times.size(), static_cast<long long>(costs.threads));
+  if (options.trace) print_calls(costs.calls);
   for (size_t i = 0; accountant() && i < costs.heap.size(); ++i)
     std::printf("%s%lld%s", i ? ", " : "\"heap_bytes\": [", static_cast<long long>(costs.heap[i]),
                 i + 1 < costs.heap.size() ? "" : "], ");
@@ -177,32 +149,59 @@ void print(const Options& options, const Manifest& manifest, const float* logits
       static_cast<long long>(costs.grown), static_cast<long long>(resident_bytes()));
 }
 
-// A loaded model with the memory that it runs in.
+Manifest checked(const Options& options) {
+  Manifest manifest = read_manifest(options.folder + "/model.json");
+  check_machine(manifest);
+  check_linked();
+  return manifest;
+}
+
+// A loaded model with the memory that it runs in; all of it is freed, the model first.
 class Session {
+  std::vector<int64_t> heap_{heap_bytes(kBeginAnew)};
+  const Time begun_ = now();
+
  public:
-  explicit Session(const Options& options) : manifest(read_manifest(options.folder + "/model.json")) {
-    heap_ = {heap_bytes(kBeginAnew)};
-    const std::string library = options.folder + "/model.so";
-    check_machine(manifest);
-    check_library(library);
-    threads_ = options.threads ? options.threads : manifest.threads;
-    if (threads_ > manifest.threads)
-      fail(kUsage, "the kernels are shared out among " + std::to_string(manifest.threads) + ", got --threads " +
-                       std::to_string(threads_) + "; give fewer, or build for a target with more");
-    const char* weights = map_weights(options.folder + "/model.weights", manifest);
-    image = static_cast<char*>(allocate(image_bytes()));
-    effort = static_cast<float*>(allocate(sizeof(float)));
-    void* arena = allocate(4 * manifest.arena);
-    logits = static_cast<float*>(allocate(4 * manifest.classes));
-    gates = static_cast<uint8_t*>(allocate(manifest.branches));
+  const Manifest manifest;
+
+ private:
+  const int64_t threads_;
+  const File library_;
+  const Weights weights_;
+  const Buffer image_, effort_, arena_, logits_, gates_;
+
+ public:
+  char* const image;
+  float *const effort, *const logits;
+  uint8_t* const gates;
+  int64_t load_peak = 0, started = 0, loaded = 0;
+  double load_ms = 0;
+  std::vector<Call> calls;
+
+  explicit Session(const Options& options)
+      : manifest(checked(options)),
+        threads_(count_threads(manifest.threads, options.threads)),
+        library_(options.folder + "/model.so", kModel),
+        weights_(File(options.folder + "/model.weights", kModel), manifest),
+        image_(image_bytes()),
+        effort_(sizeof(float)),
+        arena_(4 * manifest.arena),
+        logits_(4 * manifest.classes),
+        gates_(manifest.branches),
+        image(image_.as<char>()),
+        effort(effort_.as<float>()),
+        logits(logits_.as<float>()),
+        gates(gates_.as<uint8_t>()) {
+    check_library(library_);
+    check_listed(library_, manifest);
     tensors_ = {tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8), tensor(effort, {}, kDLFloat, 32),
-                tensor(arena, {manifest.arena}, kDLFloat, 32), tensor(logits, {1, manifest.classes}, kDLFloat, 32),
-                tensor(gates, {manifest.branches}, kDLUInt, 8)};
+                tensor(arena_.as<float>(), {manifest.arena}, kDLFloat, 32),
+                tensor(logits, {1, manifest.classes}, kDLFloat, 32), tensor(gates, {manifest.branches}, kDLUInt, 8)};
     for (const Parameter& p : manifest.weights) {
-      places_[weights + p.offset] = static_cast<int>(places_.size());
-      tensors_.push_back(tensor(weights + p.offset, {p.elements}, kDLFloat, 32));
+      places_[weights_.data() + p.offset] = static_cast<int>(places_.size());
+      tensors_.push_back(tensor(weights_.data() + p.offset, {p.elements}, kDLFloat, 32));
     }
-    library_ = library;
+    load_ms = now().wall_ms - begun_.wall_ms;
   }
 
   void load(bool trace) {
@@ -210,7 +209,7 @@ class Session {
     const Time begin = now();
     if (manifest.threads > 1) use_threads(threads_);
     model_.emplace(load_model(library_));
-    load_ms = now().wall_ms - begin.wall_ms;
+    load_ms += now().wall_ms - begin.wall_ms;  // what was checked before is a part of it
     for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
     if (trace) watch();
     load_peak = peak_bytes();
@@ -237,22 +236,14 @@ class Session {
   Costs costs(std::vector<Time> times) const {
     std::vector<int64_t> heap = heap_;
     heap.push_back(heap_bytes(kMost));
-    return {std::move(times), started, load_peak, grown(), load_ms, loaded_, calls, heap};
+    return {std::move(times), threads_, started, load_peak, grown(), load_ms, loaded_, calls, heap};
   }
 
   int64_t grown() const {  // bytes since loading; -1: not told
     return before_ ? anonymous_bytes() - before_ : -1;
   }
 
-  int64_t image_bytes() const { return 3 * manifest.height * manifest.width; }
-
-  const Manifest manifest;
-  char* image;
-  float *effort, *logits;
-  uint8_t* gates;
-  int64_t load_peak = 0, started = 0, loaded = 0;
-  double load_ms = 0;
-  std::vector<Call> calls;
+  int64_t image_bytes() const { return manifest.image_bytes(); }
 
  private:
   // The virtual machine tells every call before and after it: (function, its name, before, result, arguments...).
@@ -282,11 +273,9 @@ class Session {
   // Of one thread the time that it had a CPU; of several, which wait for each other, the time that went by.
   double told_ms() const { return threads_ == 1 ? now().cpu_ms : now().wall_ms; }
 
-  std::string library_;
-  int64_t before_ = 0, threads_ = 1;
+  int64_t before_ = 0;
   bool fresh_ = true;
   Resident loaded_;
-  std::vector<int64_t> heap_;
   std::map<const void*, int> places_;  // of the weights, to their index in the manifest
   std::vector<size_t> open_;           // calls that have begun and not ended
   std::vector<ffi::Tensor> tensors_;
@@ -295,8 +284,7 @@ class Session {
 };
 
 void run_one(const Options& options, Session& session) {
-  const std::string picture = pixels(options.image, session.manifest);
-  std::memcpy(session.image, picture.data(), picture.size());
+  read_pixels(options.image, session.manifest, session.image);
   *session.effort = options.effort;
   session.load(options.trace);
   std::vector<Time> times;
@@ -304,44 +292,82 @@ void run_one(const Options& options, Session& session) {
   print(options, session.manifest, session.logits, session.gates, session.costs(times));
 }
 
+void written() {  // what was printed so far, or it counts for nothing
+  if (std::fflush(stdout) || std::ferror(stdout))
+    fail(kOutput, std::string("cannot write the answer: ") + std::strerror(errno));
+}
+
 void answer(const Options& options, Session& session) {
   const Time time = session.run();
   print(options, session.manifest, session.logits, session.gates, session.costs({time}));
+  written();
 }
 
 void run_stream(const Options& options, Session& session) {
   session.load(options.trace);
-  const size_t bytes = session.image_bytes();
+  const auto bytes = static_cast<size_t>(session.image_bytes());
   while (const size_t begun = std::fread(session.effort, 1, sizeof(float), stdin)) {
     if (begun != sizeof(float) || std::fread(session.image, 1, bytes, stdin) != bytes)
       fail(kImage, "standard input ended inside an image of " + std::to_string(bytes) + " bytes");
     if (std::isnan(*session.effort)) fail(kImage, "an effort must be a number, got nan");
     answer(options, session);
-    std::fflush(stdout);
   }
+  if (std::ferror(stdin)) fail(kImage, std::string("cannot read standard input: ") + std::strerror(errno));
+}
+
+struct Step {
+  int64_t index;
+  float effort;
+};
+
+std::vector<Step> read_plan(const std::string& path, const File& images, int64_t image_bytes) {
+  if (!images.size() || images.size() % image_bytes)
+    fail(kImage, images.path() + " has " + std::to_string(images.size()) + " bytes, which are no whole images of " +
+                     std::to_string(image_bytes));
+  std::vector<Step> steps;
+  std::istringstream plan(File(path, kImage).text(kLargestPlan));
+  for (std::string line; std::getline(plan, line);) {
+    std::istringstream words(line);
+    std::string index, effort, more;
+    words >> index >> effort;
+    const auto number = whole_number(index);
+    const auto value = real_number(effort);
+    if (!number || !value || words >> more)
+      fail(kImage, path + " is no plan: line " + std::to_string(steps.size() + 1) +
+                       " must be an image's index and an effort, whole numbers from 0 on and a number, inf or -inf");
+    if (*number >= images.size() / image_bytes)
+      fail(kImage, images.path() + " has no image " + index + ", which line " + std::to_string(steps.size() + 1) + " of " +
+                       path + " names; it has " + std::to_string(images.size() / image_bytes));
+    steps.push_back({*number, *value});
+  }
+  if (steps.empty()) fail(kImage, path + " is no plan: it has no line");
+  return steps;
 }
 
 void run_plan(const Options& options, Session& session) {
-  std::istringstream plan(read_file(options.plan, kImage));
-  std::ifstream images(options.image, std::ios::binary);
+  const File images(options.image, kImage);
+  const std::vector<Step> steps = read_plan(options.plan, images, session.image_bytes());
   session.load(options.trace);
   std::printf("{\"load_ms\": %.4f, \"started_bytes\": %lld, \"loaded_bytes\": %lld}\n", session.load_ms,
               static_cast<long long>(session.started), static_cast<long long>(session.loaded));
-  for (std::string line; std::getline(plan, line);) {
-    int64_t index;
-    if (!(std::istringstream(line) >> index >> *session.effort))
-      fail(kImage, options.plan + " is no plan: a line per run, with an image's index and an effort");
-    images.seekg(index * session.image_bytes());
-    if (!images.read(session.image, session.image_bytes()))
-      fail(kImage, options.image + " has no image " + std::to_string(index));
+  for (const Step& step : steps) {
+    images.read(session.image, session.image_bytes(), step.index * session.image_bytes());
+    *session.effort = step.effort;
     answer(options, session);
   }
 }
 
 void run(const Options& options) {
+  if (options.help) {
+    std::printf("%s\n%s", kUsageLine, kHelp);
+    return written();
+  }
+  if (!options.cpus.empty()) hold_to(options.cpus);
   Session session(options);
-  if (!options.plan.empty()) return run_plan(options, session);
-  options.image == "-" ? run_stream(options, session) : run_one(options, session);
+  if (!options.plan.empty()) run_plan(options, session);
+  else if (options.image == "-") run_stream(options, session);
+  else run_one(options, session);
+  written();
 }
 
 }  // namespace edgevit
@@ -353,6 +379,9 @@ int main(int count, char** arguments) {
   } catch (const edgevit::Failure& failure) {
     std::fprintf(stderr, "error: %s\n", failure.message.c_str());
     return failure.code;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "error: no memory\n");
+    return edgevit::kRuntime;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return edgevit::kFault;

@@ -5,6 +5,7 @@ Needs numpy, tvm_ffi and libtvm_runtime.so only; the compiler is never loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -19,11 +20,15 @@ from edgevit.backends import feed
 from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.pool import Pool
 from edgevit.backends.tvm.runtime import runtime
+from edgevit.bundlespec import BundleFile
 from edgevit.errors import BundleError
 
 LIBRARY, WEIGHTS, MANIFEST = "model.so", "model.weights", "model.json"
-SCHEMA = 1
+SCHEMA = 2
+UNCHECKED_SCHEMA = 1  # before files were listed: only the bundle's own manifest tells whether they changed
 ALIGN_BYTES = 64
+MANIFEST_LIMIT_BYTES = 2 << 20
+MOST_THREADS = 64
 CPUINFO = Path("/proc/cpuinfo")
 CPU, NAIVE = 1, 1  # kDLCPU; an allocator that is never asked for anything
 
@@ -54,6 +59,8 @@ class Manifest:
         arena: float32 elements of the activation arena, every thread's own ones included.
         weights: parameters in the order in which `main` takes them.
         threads: how many the kernels are shared out among.
+        files: the library and the weights, with what they must be.
+        sha256: of this file without it.
     """
 
     schema: int
@@ -68,6 +75,8 @@ class Manifest:
     arena: int
     weights: tuple[Parameter, ...]
     threads: int = 1
+    files: tuple[BundleFile, ...] = ()
+    sha256: str = ""
 
 
 class TvmRunner:
@@ -111,6 +120,8 @@ class TvmRunner:
 def load(folder: Path, threads: int | None = None) -> TvmRunner:
     """Load what `library.write` wrote, for as many threads as it was compiled for, or fewer.
 
+    Size and hash of every file are looked at before it is mapped or loaded.
+
     Raises:
         BundleError: a file is missing or damaged, or not for this machine or this TVM.
         RuntimeMissingError: TVM is not installed.
@@ -118,8 +129,10 @@ def load(folder: Path, threads: int | None = None) -> TvmRunner:
     installed = versions()["apache-tvm"]
     manifest = read_manifest(folder / MANIFEST)
     check_machine(manifest, installed)
-    weights = map_weights(folder / WEIGHTS, manifest)
     path = folder / LIBRARY
+    check_file(path, manifest)
+    check_file(folder / WEIGHTS, manifest)
+    weights = map_weights(folder / WEIGHTS, manifest)
     try:
         library = runtime().load_module(str(path.resolve()))
     except (OSError, RuntimeError) as error:
@@ -131,19 +144,50 @@ def read_manifest(path: Path) -> Manifest:
     """Read `model.json`.
 
     Raises:
-        BundleError: missing, or not what is written there.
+        BundleError: missing, changed, or not what is written there.
     """
     faults: list[str] = []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > MANIFEST_LIMIT_BYTES:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes, allowed: {MANIFEST_LIMIT_BYTES}")
+        raw = path.read_bytes()
+        data = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {path}: {error}; unpack the bundle again") from error
-    if isinstance(data, dict) and data.get("schema") != SCHEMA:
-        raise BundleError(f"{path} has schema {data.get('schema')!r}, this version reads {SCHEMA}; build again")
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(data, dict) and schema not in (SCHEMA, UNCHECKED_SCHEMA):
+        raise BundleError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; build again")
     found = serial.from_data(Manifest, data, faults, "model")
     if found is None:
         raise BundleError(f"{path} has faults:\n  " + "\n  ".join(faults))
+    if not 1 <= found.threads <= MOST_THREADS:
+        raise BundleError(f"{path} has threads = {found.threads}, allowed: 1 to {MOST_THREADS}; build again")
+    if (schema == SCHEMA or found.files) and not serial.seal_holds(raw, found.sha256):
+        raise BundleError(f"{path} was changed since it was written: its sha256 is another; unpack the bundle again")
     return found
+
+
+def check_file(path: Path, manifest: Manifest) -> None:
+    """Hold a file against what `model.json` lists.
+
+    Raises:
+        BundleError: missing, not listed, of another size, or changed.
+    """
+    if manifest.schema == UNCHECKED_SCHEMA and not manifest.files:
+        return
+    listed = next((file for file in manifest.files if file.path == path.name), None)
+    if listed is None:
+        raise BundleError(f"model.json beside {path} does not list it; build again")
+    try:
+        size = path.stat().st_size
+        if size != listed.bytes:
+            raise BundleError(f"{path} has {size} bytes, model.json says {listed.bytes}; unpack the bundle again")
+        with path.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error}; unpack the bundle again") from error
+    if digest != listed.sha256:
+        raise BundleError(f"{path} was changed since it was written: its sha256 is another; unpack the bundle again")
 
 
 def map_weights(path: Path, manifest: Manifest) -> list[np.ndarray]:

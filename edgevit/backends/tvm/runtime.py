@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from edgevit.backends.tvm.canary import INSTALL
 from edgevit.errors import RuntimeMissingError
 
+ERROR = f"{RuntimeMissingError.__module__}.{RuntimeMissingError.__name__}: "
+ASK = (sys.executable, "-c", f"from {__name__} import llvm_architectures; print(*llvm_architectures())")
 RUNTIME, COMPILER = "lib/libtvm_runtime.so", "lib/libtvm_compiler.so"
 
 
@@ -44,6 +47,19 @@ def llvm_architectures() -> tuple[str, ...]:
         raise RuntimeMissingError(f"TVM's compiler cannot be loaded ({error}); install it: {INSTALL}") from error
     listed = ffi.get_global_func("target.llvm_get_targets", allow_missing=True)
     return tuple(sorted(str(name) for name in listed())) if listed else ()
+
+
+def compiles_for() -> tuple[str, ...]:
+    """The same, asked in a process of its own: whatever else this one loads later must not meet LLVM's symbols.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, its libraries cannot be loaded, or the process ended otherwise.
+    """
+    done = subprocess.run(ASK, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        raise RuntimeMissingError(f"TVM's compiler cannot be used: {reason.removeprefix(ERROR)}")
+    return tuple(done.stdout.split())
 
 
 def package(name: str) -> Path:

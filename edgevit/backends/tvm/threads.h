@@ -7,12 +7,14 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/string.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
 
-#include "manifest.h"
+#include "error.h"
+#include "process.h"
 
 // Of libtvm_runtime.so too: runs a function once in every thread of the pool.
 extern "C" int TVMBackendParallelLaunch(int (*work)(int task, void* group, void* data), void* data, int tasks);
@@ -30,14 +32,27 @@ inline int touch_stack(int, void*, void*) {
   return 0;
 }
 
+// How many threads a run has, of those that the library was compiled for: as many as are asked for, else at most one for
+// every CPU that this process may use, for threads that wait for each other look for work all the time.
+inline int64_t count_threads(int64_t compiled, int64_t asked) {
+  const cpu_set_t usable = usable_cpus();
+  const int64_t cpus = CPU_COUNT(&usable);
+  if (asked > compiled)
+    fail(kUsage, "the kernels are shared out among " + std::to_string(compiled) + ", got --threads " +
+                     std::to_string(asked) + "; give fewer, or build for a target with more");
+  if (asked > cpus)
+    fail(kUsage, "this process may use " + std::to_string(cpus) + (cpus == 1 ? " CPU" : " CPUs") + ", got --threads " +
+                     std::to_string(asked) + "; give fewer");
+  return asked ? asked : std::min(compiled, cpus);
+}
+
 // Let kernels use so many threads; for one the runtime starts none and computes the parts of a kernel in turn.
 inline void use_threads(int64_t count) {
   tvm::runtime::threading::SetMaxConcurrency(static_cast<int>(count));
   if (count == 1) return;
   // Idle threads look for work about a millisecond long before they sleep; by default they do for a tenth of a second.
   setenv("TVM_THREAD_POOL_SPIN_COUNT", "3000", 0);
-  cpu_set_t held;
-  if (sched_getaffinity(0, sizeof held, &held)) fail(kRuntime, "the system does not tell which CPUs may be used");
+  const cpu_set_t held = usable_cpus();
   tvm::ffi::Array<tvm::ffi::String> cpus;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
     if (CPU_ISSET(cpu, &held)) cpus.push_back(std::to_string(cpu));

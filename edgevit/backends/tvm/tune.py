@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import __version__, serial
+from edgevit import __version__, atomic, serial
 from edgevit.backends.tvm import int8
 from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.dots import Dot
@@ -70,7 +70,7 @@ def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *,
         TargetError: this machine does not run such code.
         OutputError: the disk refuses.
     """
-    _require_here(isa)
+    require_here(isa)
     path = _path(isa, cache)
     wanted = products(program, isa, plan)
     table = _read(path, isa, wanted)
@@ -79,6 +79,7 @@ def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *,
     if found:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.sweep(path.parent)
             labelled = {_label(product): [tile.rows, tile.vectors] for product, tile in found.items()}
             serial.write_atomic(path, json.dumps({**_content(path), **labelled}, indent=1))
         except OSError as error:
@@ -95,7 +96,12 @@ def _path(isa: Isa, cache: Path | None) -> Path:
     return (cache or user_cache()) / f"tvm-tiles-{_machine_key(isa)}.json"
 
 
-def _require_here(isa: Isa) -> None:
+def require_here(isa: Isa) -> None:
+    """Refuse to search tiles for an instruction set that this machine does not run.
+
+    Raises:
+        TargetError: it does not.
+    """
     machines, present = MACHINES[isa.target["mtriple"].split("-")[0]], set(_cpuinfo().split())
     lacking = [flag for flag in isa.flags if present and flag not in present]
     if platform.machine() not in machines or lacking:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgevit.backends.tvm import library
+from edgevit.backends.tvm.emit import lower
 from edgevit.backends.tvm.native import build_runner
 from edgevit.backends.tvm.process import SYSROOT, emulator_path
-from edgevit.errors import RuntimeMissingError
+from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS
+from edgevit.backends.tvm.schedules import Isa
+from edgevit.errors import OutputError, RuntimeMissingError
+from edgevit.models.program import Program
 from tests.absent import unavailable
+from tests.tiny import tiny_images
 
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+# What the sanitizers find ends a process with this code, which is none of the runner's own.
+FOUND = 99
+SANITIZERS = {
+    "ASAN_OPTIONS": f"exitcode={FOUND}:allocator_may_return_null=1:detect_leaks=1",
+    "UBSAN_OPTIONS": f"exitcode={FOUND}",
+    "LSAN_OPTIONS": f"exitcode={FOUND}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +42,18 @@ class Native:
 
     path: Path
     before: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
 
     def on(self, cpu: str) -> Native:
         """The same under an emulator of `cpu`."""
         return Native(path=self.path, before=(*self.before[:1], "-cpu", cpu, *self.before[3:]))
 
-    def start(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def start(self, *arguments: object, sent: str | None = None) -> subprocess.CompletedProcess[str]:
         command = [*self.before, str(self.path), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        environment = {**os.environ, **(self.environment or {})}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, input=sent, env=environment
+        )
 
     def run(self, folder: Path, image: Path, *, effort: float = 0.0, runs: int = 1, top: int = 1000) -> dict[str, Any]:
         done = self.start(folder, image, "--effort", effort, "--runs", runs, "--top", top)
@@ -44,6 +66,48 @@ def here(folder: Path) -> Native:
         return Native(path=build_runner("x86_64", folder, options=WARNINGS))
     except RuntimeMissingError as error:
         unavailable(str(error))
+
+
+def sanitized(folder: Path) -> Native:
+    """Watched by the compiler's sanitizers of memory and of what the language leaves undefined."""
+    try:
+        path = build_runner("x86_64", folder, options=(*WARNINGS, *SANITIZED))
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+    except OutputError as error:
+        if "asan" not in str(error):
+            raise
+        unavailable(f"g++ has no sanitizers; on Debian: apt install libgcc-12-dev ({str(error)[-200:]})")
+    return Native(path=path, environment=SANITIZERS)
+
+
+def written(program: Program, isa: Isa, folder: Path) -> Path:
+    """The model's folder, with its first image as `image.raw`."""
+    library.write(lower(program, isa), folder)
+    (folder / "image.raw").write_bytes(tiny_images(program.spec, 1).tobytes())
+    return folder
+
+
+def copied(folder: Path, target: Path) -> Path:
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def resign(folder: Path) -> None:
+    """Let `model.json` say what the files beside it are now, as whoever changes a model on purpose would."""
+    path = folder / MANIFEST
+    text = path.read_bytes()
+    for name in (LIBRARY, WEIGHTS):
+        content = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        entry = rb'("path": "%s",\s+"bytes": )\d+(,\s+"sha256": ")[0-9a-f]{64}' % re.escape(name.encode())
+        told = rb"\g<1>%d\g<2>%s" % (len(content), hashlib.sha256(content).hexdigest().encode())
+        text = re.sub(entry, told, text)
+    own = re.search(rb'"sha256": "([0-9a-f]{64})"\s*}[^]]*$', text)
+    if own:
+        blank = text[: own.start(1)] + text[own.end(1) :]
+        text = text[: own.start(1)] + hashlib.sha256(blank).hexdigest().encode() + text[own.end(1) :]
+    path.write_bytes(text)
 
 
 def emulated(folder: Path) -> Native:

@@ -21,6 +21,7 @@ from edgevit.backends.tvm import library, runner  # noqa: E402
 from edgevit.backends.tvm.emit import Lowered, lower  # noqa: E402
 from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS  # noqa: E402
 from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from tests.backends.tvm.native_runner import resign  # noqa: E402
 
 PROGRAM = tiny_program(gated=True, skip=True)
 
@@ -84,10 +85,12 @@ def test_missing_and_damaged_files_are_refused(folder: Path, tmp_path: Path) -> 
         (MANIFEST, b"{", "cannot read"),
         (MANIFEST, b'{"schema": 99}', "schema 99"),
         (MANIFEST, b'{"schema": 1}', "faults"),
-        (WEIGHTS, None, "cannot read the weights"),
+        (MANIFEST, b'{"schema": 2}', "faults"),
+        (MANIFEST, bytes(3 << 20), "has 3145728 bytes, allowed: 2097152"),
+        (WEIGHTS, None, "cannot read"),
         (WEIGHTS, b"1234", "has 4 bytes"),
-        (LIBRARY, None, "cannot load"),
-        (LIBRARY, b"no library", "cannot load"),
+        (LIBRARY, None, "cannot read"),
+        (LIBRARY, b"no library", "has 10 bytes"),
     ):
         copy(folder, tmp_path)
         if damage is None:
@@ -98,6 +101,57 @@ def test_missing_and_damaged_files_are_refused(folder: Path, tmp_path: Path) -> 
             runner.load(tmp_path)
 
 
+def test_what_is_listed_with_its_hash_is_still_checked(folder: Path, tmp_path: Path) -> None:
+    """Where somebody made the hashes fit, the loader tells what is no library, and their size short weights."""
+    for name, content, told in ((LIBRARY, b"no library", "cannot load"), (WEIGHTS, b"1234", "has 4 bytes")):
+        (copy(folder, tmp_path) / name).write_bytes(content)
+        resign(tmp_path)
+        with pytest.raises(BundleError, match=told):
+            runner.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("files", [], "does not list it"),
+        ("threads", 300, "threads = 300, allowed: 1 to 64"),
+        ("threads", 0, "threads = 0, allowed: 1 to 64"),
+    ],
+)
+def test_what_nobody_writes_is_refused(folder: Path, tmp_path: Path, key: str, value: object, told: str) -> None:
+    data = json.loads((copy(folder, tmp_path) / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**data, key: value}))
+    resign(tmp_path)
+    with pytest.raises(BundleError, match=told):
+        runner.load(tmp_path)
+
+
+def test_a_changed_file_is_neither_mapped_nor_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "runtime", lambda: pytest.fail("the library was loaded"))
+    monkeypatch.setattr(runner, "map_weights", lambda *_: pytest.fail("the weights were mapped"))
+    for name in (LIBRARY, WEIGHTS, MANIFEST):
+        raw = bytearray((copy(folder, tmp_path) / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(BundleError):
+            runner.load(tmp_path)
+
+
+def test_a_model_of_before_files_were_listed_runs(folder: Path, tmp_path: Path) -> None:
+    data = json.loads((copy(folder, tmp_path) / MANIFEST).read_text())
+    data |= {"schema": 1}
+    del data["files"], data["sha256"]
+    (tmp_path / MANIFEST).write_text(json.dumps(data))
+    image = tiny_images(PROGRAM.spec, 1)
+    np.testing.assert_array_equal(runner.load(tmp_path).run(image)[0], runner.load(folder).run(image)[0])
+    data |= {"schema": 2}  # leaving the hashes away is no way around them
+    (tmp_path / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="was changed since it was written"):
+        runner.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [('"offset_bytes": 0', '"offset_bytes": 4'), ('"elements": ', '"elements": -')]
 )
@@ -106,6 +160,7 @@ def test_weights_at_a_wrong_place_are_refused(folder: Path, tmp_path: Path, old:
     text = (tmp_path / MANIFEST).read_text()
     assert old in text
     (tmp_path / MANIFEST).write_text(text.replace(old, new, 1))
+    resign(tmp_path)
     with pytest.raises(BundleError, match="puts stem at a wrong place"):
         runner.load(tmp_path)
 
@@ -124,6 +179,7 @@ def test_a_library_for_another_machine_is_refused(
     copy(folder, tmp_path)
     data = json.loads((tmp_path / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps({**data, key: value}))
+    resign(tmp_path)
     with pytest.raises(BundleError, match=told):
         runner.load(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -21,15 +22,23 @@ from tests.tiny import tiny_images, tiny_program
 import_or_skip()
 
 from edgevit.backends.reference import reference_with_margins  # noqa: E402
-from edgevit.backends.tvm import canary, library, native, runner  # noqa: E402
-from edgevit.backends.tvm.emit import lower  # noqa: E402
+from edgevit.backends.tvm import canary, native, runner  # noqa: E402
 from edgevit.backends.tvm.runtime import package  # noqa: E402
-from edgevit.backends.tvm.schedules import Isa, isa, tuned  # noqa: E402
+from edgevit.backends.tvm.schedules import isa, tuned  # noqa: E402
 from edgevit.bound import tvm as tvm_bound  # noqa: E402
 from edgevit.lower.assemble import assemble  # noqa: E402
 from edgevit.models.program import Program  # noqa: E402
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED  # noqa: E402
-from tests.backends.tvm.native_runner import Native, emulated, here, outputs  # noqa: E402
+from tests.backends.tvm.native_runner import (  # noqa: E402
+    Native,
+    copied,
+    emulated,
+    here,
+    outputs,
+    read,
+    resign,
+    written,
+)
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
 AVX2, NEON = isa("avx2"), isa("neon")
@@ -47,13 +56,6 @@ def x86(tmp_path_factory: pytest.TempPathFactory) -> Native:
 @pytest.fixture(scope="module")
 def arm(tmp_path_factory: pytest.TempPathFactory) -> Native:
     return emulated(tmp_path_factory.mktemp("runner"))
-
-
-def written(program: Program, isa: Isa, folder: Path) -> Path:
-    """The model's folder, with its first image as `image.raw`."""
-    library.write(lower(program, isa), folder)
-    (folder / "image.raw").write_bytes(tiny_images(program.spec, 1).tobytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -135,25 +137,13 @@ def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path:
     assert {len(call) for told in runs[1:] for call in told["calls"]} == {4}
 
 
-@pytest.mark.parametrize(
-    ("plan", "cpus", "code", "told"),
-    [
-        ("0 1\nfirst 0\n", "0", 15, "is no plan: a line per run"),
-        ("0\n", "0", 15, "is no plan"),
-        ("7 0\n", "0", 15, "has no image 7"),
-        ("-1 0\n", "0", 15, "has no image -1"),
-        (None, "0", 15, "cannot read"),
-        ("0 0\n", "0-1", 2, "numbers with commas between them, got 0-1"),
-        ("0 0\n", "1000", 2, "offers none of the CPUs 1000"),
-    ],
-)
-def test_wrong_plans_are_refused(
-    x86: Native, folder: Path, tmp_path: Path, plan: str | None, cpus: str, code: int, told: str
-) -> None:
-    if plan is not None:
-        (tmp_path / "plan").write_text(plan)
-    done = x86.start(folder, folder / "image.raw", "--plan", tmp_path / "plan", "--cpus", cpus)
-    assert done.returncode == code and told in done.stderr
+def test_a_plan_needs_whole_images_and_takes_infinite_efforts(x86: Native, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_text("0 inf\n0 -inf\n0 -1e30")
+    done = x86.start(folder, folder / "image.raw", "--plan", tmp_path / "plan")
+    assert [set(json.loads(line)["gates"]) for line in done.stdout.splitlines()[1:]] == [{1}, {0}, {0}]
+    (tmp_path / "images").write_bytes((folder / "image.raw").read_bytes() + b"1")
+    done = x86.start(folder, tmp_path / "images", "--plan", tmp_path / "plan")
+    assert done.returncode == 15 and "has 3073 bytes, which are no whole images of 3072" in done.stderr
 
 
 def test_a_ppm_file_is_the_same_image(x86: Native, folder: Path, tmp_path: Path) -> None:
@@ -163,109 +153,52 @@ def test_a_ppm_file_is_the_same_image(x86: Native, folder: Path, tmp_path: Path)
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("gone.raw", None, "cannot read"),
-        ("short.raw", bytes(3071), "has 3071 bytes; the model takes uint8 RGB, 32 x 32: 3072 bytes"),
-        ("float.raw", bytes(4 * 3072), "is this float32?"),
-        ("empty.raw", b"", "has 0 bytes"),
-        ("small.ppm", b"P6 16 16 255 " + bytes(768), "takes an image of 32 x 32, "),
-        ("deep.ppm", b"P6 32 32 65535 " + bytes(6144), "values up to 65535"),
-        ("cut.ppm", b"P6 32 32 255 " + bytes(3000), "3072 bytes behind the header"),
-        ("text.ppm", b"P3 32 32 255 1 2 3", "no"),
-        ("header.ppm", b"P6 32 # no end", "damaged PPM"),
-    ],
-)
-def test_bad_images_are_refused(
-    x86: Native, folder: Path, tmp_path: Path, name: str, content: bytes | None, told: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    done = x86.start(folder, tmp_path / name)
-    assert done.returncode == 15 and told in done.stderr and not done.stdout
+def test_help_is_given_and_a_full_disk_is_told(x86: Native, folder: Path) -> None:
+    for arguments in (("--help",), ("-h",), (folder, "--help")):
+        done = x86.start(*arguments)
+        assert done.returncode == 0 and not done.stderr and done.stdout.startswith("usage: runner FOLDER")
+        assert "Exit codes: 0 done" in done.stdout and "--cpus LIST" in done.stdout
+    with Path("/dev/full").open("wb") as full:
+        for command in ((x86.path, folder, folder / "image.raw"), (x86.path, "--help")):
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert done.returncode == 16 and "cannot write the answer: No space left" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ((), "usage"),
-        (("a",), "usage"),
-        (("a", "b", "--effort"), "--effort needs a value"),
-        (("a", "b", "--effort", "nan"), "got nan"),
-        (("a", "b", "--runs", "0"), "from 1 to 1000000, got 0"),
-        (("a", "b", "--speed", "9"), "unknown option --speed"),
-    ],
-)
-def test_wrong_usage_is_refused(x86: Native, arguments: tuple[str, ...], told: str) -> None:
-    done = x86.start(*arguments)
-    assert done.returncode == 2 and told in done.stderr
+def test_a_name_makes_no_emulator(x86: Native, folder: Path, tmp_path: Path) -> None:
+    """Neither the folder's nor the program's; times are told."""
+    place = tmp_path / "qemu"
+    shutil.copytree(x86.path.parent, place)
+    (place / "runner").rename(place / "qemu-aarch64")
+    copied(folder, place)
+    printed = replace(x86, path=place / "qemu-aarch64").run(place, place / "image.raw")
+    assert not printed["emulated"] and printed["cpu_ms"]["min"] > 0
 
 
-def copied(folder: Path, target: Path) -> Path:
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
+def test_an_emulator_is_known_whatever_its_name(arm: Native, tmp_path: Path) -> None:
+    written(PROGRAM, tuned(NEON, "cortex-a53"), tmp_path)
+    shutil.copy(Path(arm.before[0]).resolve(), tmp_path / "player")
+    played = replace(arm, before=(str(tmp_path / "player"), *arm.before[1:]))
+    printed = played.run(tmp_path, tmp_path / "image.raw")
+    assert printed["emulated"] and "cpu_ms" not in printed
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
-    [
-        ("model.json", None, None, "cannot read"),
-        ("model.json", None, b"{", "is not what edgevit writes"),
-        ("model.json", b"\n}\n", b"\n} more", "more after its end"),
-        ("model.json", b'"classes": 10', b'"classes": 10, "classes": 10', "classes twice"),
-        ("model.json", b'"classes": 10', b'"classes": -10', "no whole number"),
-        ("model.json", b'"classes": 10', b'"classes": 0', "has classes = 0"),
-        ("model.json", b'"classes": 10', b'"classes": "10"', "of another type"),
-        ("model.json", b'"classes": 10', b'"classes": 99999999999999999999', "too large a number"),
-        ("model.json", b'"classes": 10,', b"", "has no field classes"),
-        ("model.json", b'"classes": 10', b'"classes": 10, "colour": 1', "unknown field colour"),
-        ("model.json", b'"schema": 1', b'"schema": 99', "schema 99"),
-        ("model.json", b'"offset_bytes": 0', b'"offset_bytes": 4', "do not follow each other"),
-        ("model.json", b'"x86_64",', b'"riscv64",', "is for riscv64"),
-        ("model.json", b'"fma"', b'"amx_fp64"', "a CPU with amx_fp64"),
-        ("model.json", b'"tvm": "0.', b'"tvm": "9.', "compiled by apache-tvm 9."),
-        ("model.weights", None, None, "cannot read the weights"),
-        ("model.weights", None, b"1234", "has 4 bytes"),
-        ("model.so", None, None, "cannot read"),
-        ("model.so", None, b"no library", "is not a shared library"),
-        ("model.so", None, b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\3\0\xb7\0" + bytes(99), "another architecture"),
-        ("model.so", None, b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\3\0\x3e\0" + bytes(99), "cannot load"),
-    ],
-)
-def test_damaged_models_are_refused(
-    x86: Native, folder: Path, tmp_path: Path, file: str, old: bytes | None, new: bytes | None, told: str
-) -> None:
-    path = copied(folder, tmp_path) / file
-    if new is None:
-        path.unlink()
-    else:
-        content = path.read_bytes()
-        assert old is None or old in content
-        path.write_bytes(content.replace(old, new, 1) if old is not None else new)
-    done = x86.start(tmp_path, tmp_path / "image.raw")
-    assert done.returncode == 19 and told in done.stderr and not done.stdout
+def test_threads_are_at_most_one_per_cpu(x86: Native, tmp_path: Path) -> None:
+    written(PROGRAM, replace(AVX2, threads=4), tmp_path)
+    cpu = min(os.sched_getaffinity(0))
+    printed = read(x86.start(tmp_path, tmp_path / "image.raw", "--cpus", cpu))
+    assert printed["threads"] == 1
+    done = x86.start(tmp_path, tmp_path / "image.raw", "--cpus", cpu, "--threads", 2)
+    assert done.returncode == 2 and "this process may use 1 CPU, got --threads 2; give fewer" in done.stderr
+    done = x86.start(tmp_path, tmp_path / "image.raw", "--threads", 300)
+    assert done.returncode == 2 and "shared out among 4, got --threads 300" in done.stderr
 
 
 def test_a_library_for_another_architecture_is_refused(x86: Native, folder: Path, tmp_path: Path) -> None:
     text = (copied(folder, tmp_path) / "model.json").read_text().replace("x86_64", "aarch64")
     (tmp_path / "model.json").write_text(text)
+    resign(tmp_path)
     done = x86.start(tmp_path, tmp_path / "image.raw")
     assert done.returncode == 19 and "is for aarch64 or AMD64, this runner is for x86_64" in done.stderr
-
-
-def test_nothing_of_a_library_runs_before_the_checks(x86: Native, folder: Path, tmp_path: Path) -> None:
-    """A library that ends the process as soon as it is loaded: seen when checks pass, not when one of them fails."""
-    copied(folder, tmp_path)
-    source = tmp_path / "exit.cc"
-    source.write_text("#include <unistd.h>\n__attribute__((constructor)) void loaded() { _exit(77); }\n")
-    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "model.so")], check=True)
-    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 77
-    (tmp_path / "image.raw").write_bytes(b"")
-    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 15
-    (tmp_path / "model.json").write_text((tmp_path / "model.json").read_text().replace('"fma"', '"amx_fp64"'))
-    assert x86.start(tmp_path, tmp_path / "image.raw").returncode == 19
 
 
 def test_no_compiler_and_no_folder_are_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
