@@ -35,6 +35,7 @@ from edgevit.usdc import Budgets, split_budget, with_crop
 
 __all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
 
+ROOM = 0.1  # of a memory budget: less than so much below is near
 PACKAGES = ("torch", "timm", "numpy")
 
 
@@ -131,6 +132,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     if not world.main:
         return None
     result = _result(work, program, say)
+    _compare_memory(result, say)
     _write(work.training.folder / "recipe.toml", to_toml(work.training.recipe))
     _write(work.training.folder / "result.json", serial.dumps(result))
     return result
@@ -161,7 +163,7 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
         data=data,
-        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes),
+        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes, say),
         recipe=recipe,
         folder=_folder(job),
         device=device,
@@ -263,11 +265,13 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec) -> Labelle
 
 
 def _budgets(
-    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None
+    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None, say: Say
 ) -> Budgets:
     if limit_bytes is None:
         return split_budget(job.macs, job.static, recipe.static_share)
     static = static_for(spec, target, limit_bytes)
+    if static == 1:
+        say(f"warning: all of {spec.name} fits into {limit_bytes} bytes on {target.name}: nothing is pruned for memory")
     if job.static is not None:
         static = min(static, job.static)
     within = partial(fits, target=target, limit_bytes=limit_bytes)
@@ -304,6 +308,19 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
         data=training.data.source,
         data_sha256=training.data.digest,
         versions={"edgevit": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+    )
+
+
+def _compare_memory(result: Compressed, say: Say) -> None:
+    """Hold the bound against a memory budget from below: pruning was planned for an evenly scaled model."""
+    limit, bound = result.memory_budget_bytes, result.compressed.bound_bytes
+    if limit is None or bound is None or result.static_budget == 1 or bound >= (1 - ROOM) * limit:
+        return
+    kept = result.compressed.all_open_macs / result.dense.all_open_macs
+    say(
+        f"warning: the memory bound is {bound} of {limit} bytes, and {kept:.1%} of the MACs are left: more of the model "
+        "would fit. Where pruning takes other units than an even part of each branch, its size is hard to foresee; "
+        f"give --static with more than {result.static_budget:.3f} instead of --memory"
     )
 
 
