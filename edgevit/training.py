@@ -318,8 +318,8 @@ def _compare_memory(result: Compressed, say: Say) -> None:
         return
     kept = result.compressed.all_open_macs / result.dense.all_open_macs
     say(
-        f"warning: the memory bound is {bound} of {limit} bytes, and {kept:.1%} of the MACs are left: more of the model "
-        "would fit. Where pruning takes other units than an even part of each branch, its size is hard to foresee; "
+        f"warning: the memory bound is {bound} of {limit} bytes, and {kept:.1%} of the MACs are left: more of the "
+        "model would fit. Where pruning takes uneven parts of the branches, the size is hard to foresee; "
         f"give --static with more than {result.static_budget:.3f} instead of --memory"
     )
 
