@@ -264,9 +264,5 @@ def _named(program: Program, path: Path, names: tuple[str, ...]) -> Program:
 
 def _evaluation(source: Path, program: Program, say: Say) -> ImageSet:
     """Labelled images numbered as the model's classes; a source with splits gives its test images."""
-    head = program.spec.head
-    if not head.linear or head.classes == 1:
-        gives = "one score" if head.linear else "features, no classes"
-        raise ImagesError(f"{program.spec.name} gives {gives}, so labels say nothing about it; leave --eval away")
     loaded = load_images(source, program.spec.image, labelled=True, splits=TESTED)
     return number_labels(loaded, program.spec, say)

@@ -126,7 +126,7 @@ def compare(program: Program, original: Program, judged: ImageSet, *, both: bool
 
 
 def _logits(program: Program, images: np.ndarray, description: str) -> np.ndarray:
-    runner = reference(assemble(program))
+    runner = reference(*detached(program))
     return np.concatenate([runner.run(image[None])[0] for image in track(images, description)])
 
 

@@ -39,6 +39,7 @@ from edgevit.usdc import Budgets, split_budget, with_crop
 
 __all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
 
+ROOM = 0.1  # of a memory budget: less than so much below is near
 PACKAGES = ("torch", "timm", "numpy")
 
 
@@ -138,6 +139,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     if not world.main:
         return None
     result = _result(work, program, say)
+    _compare_memory(result, say)
     _write(work.training.folder / RECIPE, to_toml(work.training.recipe))
     _write(work.training.folder / RESULT, serial.dumps(result))
     return result
@@ -172,7 +174,7 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
         data=data,
-        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes),
+        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes, say),
         recipe=recipe,
         folder=_folder(job),
         device=device,
@@ -287,11 +289,13 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec, say: Say) 
 
 
 def _budgets(
-    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None
+    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None, say: Say
 ) -> Budgets:
     if limit_bytes is None:
         return split_budget(job.macs, job.static, recipe.static_share)
     static = static_for(spec, target, limit_bytes)
+    if static == 1:
+        say(f"warning: all of {spec.name} fits into {limit_bytes} bytes on {target.name}: nothing is pruned for memory")
     if job.static is not None:
         static = min(static, job.static)
     within = partial(fits, target=target, limit_bytes=limit_bytes)
@@ -346,6 +350,19 @@ def _keep(program: Program, folder: Path, said: OriginalEvaluation) -> None:
     known = program.spec.original
     if known is not None:
         save_program(with_original(program, known, said), folder / "program", force=True)
+
+
+def _compare_memory(result: Compressed, say: Say) -> None:
+    """Hold the bound against a memory budget from below: pruning was planned for an evenly scaled model."""
+    limit, bound = result.memory_budget_bytes, result.compressed.bound_bytes
+    if limit is None or bound is None or result.static_budget == 1 or bound >= (1 - ROOM) * limit:
+        return
+    kept = result.compressed.all_open_macs / result.dense.all_open_macs
+    say(
+        f"warning: the memory bound is {bound} of {limit} bytes, and {kept:.1%} of the MACs are left: more of the "
+        "model would fit. Where pruning takes uneven parts of the branches, the size is hard to foresee; "
+        f"give --static with more than {result.static_budget:.3f} instead of --memory"
+    )
 
 
 def _figures(spec: ProgramSpec, found: Answers | None, labels: np.ndarray, target: Target) -> Figures:

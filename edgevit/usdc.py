@@ -131,7 +131,7 @@ class Together:
         if self.gates is not None:
             self.gates.begin(step, micro, done, size, self.expected_now(done))
         if self.masks is not None:
-            self.masks.begin(step)
+            self.masks.begin(step, size)
 
     def penalty(self) -> Any:
         return None if self.gates is None else self.gates.penalty()

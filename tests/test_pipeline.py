@@ -245,15 +245,16 @@ def test_a_wrong_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
 @pytest.mark.parametrize("classes", [1, 2])
-def test_one_and_two_classes_build_and_ship_a_tolerance(tmp_path: Path, classes: int, target: str) -> None:
-    """One logit has no deviation from others of its image: parity failed, and golden outputs had to be exact."""
-    program = tiny_program(classes=classes)
+@pytest.mark.parametrize("gated", [False, True])
+def test_one_and_two_classes_build_and_ship_a_tolerance(tmp_path: Path, classes: int, gated: bool, target: str) -> None:
+    """One logit has no deviation from others of its image, and where all is skipped none between images either."""
+    program = tiny_program(classes=classes, gated=gated)
     built = build(program, tmp_path / "bundle", target)
     assert all(c.held for c in built.manifest.claims)
     assert built.manifest.golden_tolerance >= 0.25 * GOLDEN_PART * head_deviation(program) * 0.999
     with open_bundle(tmp_path / "bundle") as bundle:
         loaded = backend(bundle.manifest.backend).load(bundle.folder, weight_bits=8)
-        assert [g.held for g in verify_bundle(bundle, loaded)] == [True]
+        assert [g.held for g in verify_bundle(bundle, loaded)] == [True] * (3 if gated else 1)
 
 
 def test_a_wrong_weight_of_a_two_class_model_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class MaskSettings:
         measure_every: steps from one measurement to the next, once importance may be used.
         replans: plans on the way down.
         memory: weight of past measurements.
-        fewest_images: a process has to have measured so many before importance is used.
+        fewest_images: so many have to be measured, all processes together, before importance is used.
         returning: what the importance of a unit that is out counts; below 1, so that equals do not swap places.
     """
 
@@ -63,15 +63,16 @@ class MaskControl:
         self.whole = {b.name: 0.0 for b in branches}
         self.measured = self.images = 0
         self._leaves: dict[str, Tensor] = {}
-        self._measuring = False
+        self._measuring, self._size = False, 0
 
     @property
     def ready(self) -> bool:
         """Whether importance was measured on enough images to choose by it."""
         return self.images >= self.settings.fewest_images
 
-    def begin(self, step: int) -> None:
-        """Start a micro-batch of optimiser step `step`."""
+    def begin(self, step: int, size: int) -> None:
+        """Start a micro-batch of optimiser step `step`, of `size` samples over all processes."""
+        self._size = size
         self._leaves = {}
         self._measuring = not self.ready or step % self.settings.measure_every == 0
 
@@ -92,13 +93,12 @@ class MaskControl:
 
     def observe(self) -> None:
         """Take the importance from the gradients of the micro-batch just run backwards."""
-        found, count = {}, 0
+        found = {}
         for name, leaf in self._leaves.items():
             if leaf.grad is None:
                 continue
             # The loss is a mean over the batch: times its length the derivative is per sample.
-            count = len(leaf)
-            derivative = leaf.grad.double() * count
+            derivative = leaf.grad.double() * len(leaf)
             units = self.mean((derivative**2).mean(dim=0).cpu().numpy())
             joint = (derivative * self.masks[name].to(leaf.device)).sum(dim=1)
             found[name] = units, float(self.mean((joint**2).mean().cpu().numpy()))
@@ -115,7 +115,7 @@ class MaskControl:
             self.units[name] = kept * self.units[name] + (1 - kept) * units
             self.whole[name] = kept * self.whole[name] + (1 - kept) * whole
         self.measured += 1
-        self.images += count
+        self.images += self._size
 
     def replan(self, fraction: float, *, returns: bool = True) -> PrunePlan:
         """Choose the units to keep when `fraction` of the all-open MACs has to go, and mask the others.

@@ -186,7 +186,10 @@ def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice]
     """
     if not all(menu):
         return None
-    exact, most = _resolution(menu), sum(max(c.uneven for c in row) for row in menu) or 1.0
+    exact, most = (
+        _resolution([[c.loss for c in row] for row in menu]),
+        sum(max(c.uneven for c in row) for row in menu) or 1.0,
+    )
     macs = worth = np.zeros(1, dtype=np.int64)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     rest = [min(c.macs for c in row) for row in menu]
@@ -226,8 +229,8 @@ def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: i
 
 
 def _worth(choices: Sequence[Choice]) -> tuple[float, float]:
-    """What compares plans of different menus: loss, to nine digits, then unevenness."""
-    return float(f"{math.fsum(c.loss for c in choices):.9g}"), math.fsum(c.uneven for c in choices)
+    """What compares plans of different menus; their losses are rounded alike, so that sums are exact."""
+    return sum(c.loss for c in choices), sum(c.uneven for c in choices)
 
 
 def _last_mhsa_candidates(spec: ProgramSpec) -> list[int | None]:
@@ -243,12 +246,14 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
     if last is not None:
         branches = [_emptied(b) if b.kind == "mhsa" and i > last else b for i, b in enumerate(branches)]
     shaped = replace(spec, branches=tuple(branches))
-    whole, menu = macs_by_branch(spec, full_rows=True), list[list[Choice]]()
+    whole, exact = macs_by_branch(spec, full_rows=True), _resolution([s.loss for s in scores])
+    menu = []
     for i, (branch, score) in enumerate(zip(branches, scores, strict=True)):
         rows, rows_read = rows_out(shaped)[i], rows_in(shaped)[i]
         full = spec.branches[i]
         levels = offered_levels(full)
         losses = np.interp(levels, score.units[::-1], score.loss[::-1]).clip(0)
+        losses = np.rint(losses / exact) * exact
         losses = np.maximum.accumulate(losses[::-1])[::-1]  # from all units to none
         row = []
         for units, loss in zip(levels, losses.tolist(), strict=True):
@@ -264,9 +269,9 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
     return total_macs(nothing), menu
 
 
-def _resolution(menu: Sequence[Sequence[Choice]]) -> float:
-    """The unit that losses are rounded to, a power of two."""
-    most = sum(max(c.loss for c in row) for row in menu)
+def _resolution(losses: Sequence[Sequence[float]]) -> float:
+    """The unit that the branches' losses are rounded to, a power of two."""
+    most = sum(max(row) for row in losses)
     return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
 
 

@@ -3,7 +3,7 @@
 The float model here is the one that was quantized, and the target's limits are of what quantization costs; what
 compression cost before that is for `edgevit.verify.original` to say.
 Agreement is that of decisions. The largest of one score is always the first, and features are no classes: there two
-models agree where their scores are near, in what these deviate by, and on which other image is nearest.
+models agree on an image where what they give is near, measured in what images deviate by.
 
 A limit is broken when even the near end of the interval lies beyond it: few images excuse a build less than many
 would, but never fail it by chance alone.
@@ -20,16 +20,16 @@ import numpy as np
 
 from edgevit.errors import AccuracyError
 from edgevit.progress import track
-from edgevit.verify.parity import deviation
+from edgevit.verify.parity import deviation_over_images
 
 Z = 1.959964  # 95 %, two-sided
-NEAR = 0.5  # of their deviation: scores that say the same
+NEAR = 0.5  # of the deviation over images: scores and features that say the same
 Run = Callable[[np.ndarray], np.ndarray]
-Decides = Literal["class", "score", "nearest"]
+Decides = Literal["class", "score", "features"]
 AGREES: dict[Decides, str] = {
-    "class": "agrees with float on",
+    "class": "agrees with the float model on",
     "score": "its one score is within half a deviation of float's on",
-    "nearest": "its features find the same image nearest as float's on",
+    "features": "its features are within half a deviation of float's on",
 }
 
 
@@ -123,10 +123,11 @@ def name_classes(
         cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
         if features or want.size == 1:
             kept.append((got, want))
-    decides: Decides = "nearest" if features else "score" if kept else "class"
+    decides: Decides = "features" if features else "score" if kept else "class"
     if kept:
-        both = (np.stack(side) for side in zip(*kept, strict=True))
-        predicted, expected = decisions(*both, decides=decides, least_deviation=least_deviation)
+        got, want = (np.stack(side) for side in zip(*kept, strict=True))
+        away = np.sqrt(((got - want) ** 2).mean(axis=1)) / deviation_over_images(want, least_deviation)
+        predicted, expected = (away > NEAR).astype(np.int64), np.zeros(len(images), np.int64)
     return Named(build=predicted, floats=expected, cosines=cosines, decides=decides)
 
 
@@ -166,7 +167,7 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
     if labels is not None and len(labels) != count:
         raise AccuracyError(f"got {len(labels)} labels for {count} images; every image needs one")
     if labels is not None and named.decides != "class":
-        what = "features" if named.decides == "nearest" else "one score"
+        what = "features" if named.decides == "features" else "one score"
         raise AccuracyError(f"a model with {what} has no top-1: give no labels")
     right, float_right = (None, None) if labels is None else (named.build == labels, named.floats == labels)
     result = AccuracyResult(
@@ -182,28 +183,6 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
     )
     _check_limits(result)
     return result
-
-
-def decisions(
-    got: np.ndarray, want: np.ndarray, *, decides: Decides, least_deviation: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a build and the float model make of `[n, classes]` each: numbers `[n]`, to be compared one by one."""
-    if decides == "score":
-        steps = np.abs(got - want)[:, 0] / (NEAR * deviation(want, least_deviation))
-        return steps.astype(np.int64), np.zeros(len(want), np.int64)
-    if decides == "nearest" and len(want) > 1:
-        return _nearest(got), _nearest(want)
-    return got.argmax(axis=1), want.argmax(axis=1)
-
-
-def _nearest(features: np.ndarray) -> np.ndarray:
-    """The other image whose features point most the same way, from the mean of all images on."""
-    centred = features - features.mean(axis=0)
-    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    likeness = directions @ directions.T
-    np.fill_diagonal(likeness, -np.inf)
-    found: np.ndarray = likeness.argmax(axis=1)
-    return found
 
 
 def fraction(hits: np.ndarray) -> Fraction:

@@ -170,9 +170,14 @@ def deviation(logits: np.ndarray, least: float = 0.0) -> float:
         least: what no choice of images can take away, known from the weights; 0 = not known.
     """
     values = logits.astype(np.float64)
-    over_classes = float(values.std(axis=1).min())
-    over_images = float(np.sqrt(values.var(axis=0, ddof=1).mean())) if len(values) > 1 else 0.0
-    return max(over_classes, over_images, _flat(values, least))
+    return max(float(values.std(axis=1).min()), deviation_over_images(values, least))
+
+
+def deviation_over_images(logits: np.ndarray, least: float = 0.0) -> float:
+    """How far the logits `[images, classes]` of images lie apart, each class from its own mean; at least `least`."""
+    values = logits.astype(np.float64)
+    apart = float(np.sqrt(values.var(axis=0, ddof=1).mean())) if len(values) > 1 else 0.0
+    return max(apart, _flat(values, least))
 
 
 def centred_cosine(expected: np.ndarray, got: np.ndarray, mean: np.ndarray, least: float = 0.0) -> float:

@@ -334,5 +334,5 @@ def test_labels_for_a_model_with_one_score_are_refused_before_it_is_built(
     ]
     assert main(command) == errors.ImagesError.exit_code
     said = capsys.readouterr().err
-    assert "tiny gives one score, so labels say nothing about it; leave --eval away" in said
+    assert "--eval is for top-1, and tiny does not decide between classes; leave --eval away" in said
     assert "Quantizing" not in said and not (tmp_path / "o").exists()

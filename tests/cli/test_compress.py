@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import errors
+from edgevit import errors, serial
 from edgevit.cli import main
 from edgevit.models.macs import total_macs
 from edgevit.models.original import weights_digest
 from edgevit.models.program import load_program
 from edgevit.train.checkpoint import load
 from edgevit.train.recipe import load_recipe
+from edgevit.training import Compressed, _compare_memory
 from tests.compressing import dense, ended, files, metrics, photos, recipe, saved, started, steps_logged, wait_for
 
 
@@ -305,15 +307,33 @@ def test_memory_is_paid_by_pruning(
 ) -> None:
     program = saved(dense(depth=3, dim=64, heads=4, hidden=256), tmp_path / "wide")
     options = ["--data", images, "--recipe", short, "--json"]
-    status, out, _ = run(capsys, program, *options, "--memory", "150KB", "--macs", "0.35", "-o", tmp_path / "out")
+    status, out, told = run(capsys, program, *options, "--memory", "150KB", "--macs", "0.35", "-o", tmp_path / "out")
     assert status == 0
     answer = json.loads(out)
     assert answer["dense"]["bound_bytes"] > 150_000 >= answer["compressed"]["bound_bytes"] > 100_000
     assert answer["memory_budget_bytes"] == 150_000
     assert answer["expected_budget"] == 0.35 < answer["static_budget"] < 1
+    assert ("more of the model would fit" in told) == (answer["compressed"]["bound_bytes"] < 135_000)
     made = load_program(tmp_path / "out" / "program").spec
     assert made.gated
     assert made.origin["compressed_memory"] == "150000 bytes on x86-64-onnxruntime"
+
+
+def test_memory_is_held_from_below_too(
+    program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A budget that asks for nothing is told, and so is a bound far below what was allowed."""
+    options = ["--data", images, "--recipe", short, "--json", "-o", tmp_path / "out"]
+    status, out, told = run(capsys, program, *options, "--memory", "100MB")
+    assert status == 0
+    assert "all of tiny fits into 100000000 bytes on x86-64-onnxruntime: nothing is pruned for memory" in told
+    result, said = serial.from_data(Compressed, json.loads(out), []), list[str]()
+    assert result is not None
+    for bound, expected in ((95, 0), (89, 1)):
+        small = replace(result.compressed, bound_bytes=bound)
+        _compare_memory(replace(result, compressed=small, memory_budget_bytes=100, static_budget=0.5), said.append)
+        assert len(said) == expected
+    assert "the memory bound is 89 of 100 bytes" in said[0] and "--static with more than 0.500" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def measure(program: Program, steps: int = 4, size: int = 8, masks: MaskControl 
     for step in range(steps):
         images = batches(program.spec, tiny_images(program.spec, size, seed=step), size)[0]
         labels = torch.arange(size) % program.spec.head.classes
-        control.begin(step)
+        control.begin(step, size)
         torch.autograd.backward(F.cross_entropy(model(images, None, control.tap), labels))
         control.observe()
     return control
@@ -209,7 +209,7 @@ def test_derivatives_that_are_all_zero_are_no_measurement() -> None:
     assert (masks.measured, masks.images, masks.ready) == (4, 32, True)
     known = {n: u.copy() for n, u in masks.units.items()}
     model = Vit(zero)
-    masks.begin(0)
+    masks.begin(0, 4)
     torch.autograd.backward(model(batches(program.spec, tiny_images(program.spec), 4)[0], None, masks.tap).sum())
     masks.observe()
     assert masks.measured == 4
@@ -221,7 +221,7 @@ def test_a_branch_behind_a_gate_that_is_closed_for_good_keeps_what_it_was_worth(
     masks, model = measure(program), Vit(program)
     masks.masks["b01_ffn"] = torch.zeros(64)
     known, live = masks.units["b01_ffn"].copy(), masks.units["b00_ffn"].copy()
-    masks.begin(0)
+    masks.begin(0, 8)
     images = batches(program.spec, tiny_images(program.spec, 8, seed=9), 8)[0]
     torch.autograd.backward(
         F.cross_entropy(model(images, lambda i, x: torch.full((len(x),), float(i != 3)), masks.tap), torch.arange(8))
