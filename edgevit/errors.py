@@ -116,6 +116,6 @@ class BoundError(VerificationError):
 
 
 class AccuracyError(VerificationError):
-    """Top-1 or agreement with the float model is below the limit."""
+    """Top-1 or agreement is below the target's limit, or more was lost against the original than `--max-drop`."""
 
     exit_code = 35

@@ -15,6 +15,7 @@ from edgevit import job, training
 from edgevit.backends.reference import reference
 from edgevit.bundle import runner
 from edgevit.cli import main
+from edgevit.data.calibration_checks import split_calibration
 from edgevit.data.images import load_images
 from edgevit.errors import ImagesError, ProgramError
 from edgevit.lower.assemble import assemble
@@ -70,7 +71,7 @@ def test_a_build_prepares_calibrates_and_tells_as_it_was_asked(
     assert {name: contract[name] for name in WANTED} == WANTED
     image = ImageSpec(**{**contract, "mean": tuple(contract["mean"]), "std": tuple(contract["std"])})
     loaded = load_images(folder, image)
-    assert manifest["recipe"]["calibration_sha256"] == loaded.digest
+    assert manifest["recipe"]["calibration_sha256"] == split_calibration(loaded)[0].digest
     np.testing.assert_array_equal(runner.read_image(folder / "kind0" / "0.png", asdict(image))[0], loaded.images[0])
 
 
