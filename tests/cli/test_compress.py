@@ -23,6 +23,7 @@ from edgevit.train.checkpoint import load
 from edgevit.train.recipe import load_recipe
 from edgevit.training import Compressed, _compare_memory
 from tests.compressing import dense, ended, files, metrics, photos, recipe, saved, started, steps_logged, wait_for
+from tests.pictures import npz, picture_bytes
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,15 @@ def test_following_the_model_alone_is_no_measurement_at_first(
     got = total_macs(made) / total_macs(was)
     assert got <= 0.55
     assert got > 0.53 or f"warning: pruning leaves {got:.1%} of the MACs where 55.0% were asked for" in told
+
+
+def test_a_new_head_for_one_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = saved(dense(classes=10), tmp_path / "ten")
+    one = npz(tmp_path / "one.npz", [picture_bytes(i) for i in range(12)], label=np.zeros(12, np.int64))
+    options = ["--data", one, "--new-head", "--macs", "0.5", "-o", tmp_path / "out"]
+    status, _, told = run(capsys, program, *options)
+    assert status == errors.ImagesError.exit_code
+    assert "shows images of 1 class, from which a new head learns to tell nothing apart" in told
 
 
 def test_classes_with_gaps_in_their_numbers_keep_them(
