@@ -6,7 +6,7 @@ preprocessing, class names, licence. Two kinds of config.json are known: transfo
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevit import limits, serial
 from edgevit.errors import UnsupportedModelError, WeightsError
 from edgevit.spec import CropMode
 
@@ -306,8 +307,8 @@ def _name(folder: Path) -> str:
 def _license(folder: Path) -> str:
     """The licence in the head of the folder's README.md, '' where it states none."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = limits.read_regular(folder / "README.md", limits.TEXT_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError):
         return ""
     head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     found = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", head[1], re.MULTILINE) if head else None
@@ -316,7 +317,7 @@ def _license(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = serial.parse(limits.read_regular(path, limits.DOCUMENT_BYTES).removeprefix(codecs.BOM_UTF8))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as JSON ({error}); get the file again") from error
     if not isinstance(data, dict):

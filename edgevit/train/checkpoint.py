@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import OutputError, TrainingError
+from edgevit.models.torch_file import check_torch
 from edgevit.train.signals import signals_wait
 
 VERSION = 1
@@ -65,6 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingError(f"there is no checkpoint {path} to go on from; {advice}")
     try:
+        check_torch(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
@@ -83,6 +85,15 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"{path} is no checkpoint of edgevit's training: it holds no state; {advice}")
     return state
+
+
+def count_numbers(state: Any) -> int:
+    """How many numbers the tensors of a state hold."""
+    if isinstance(state, Tensor):
+        return state.numel()
+    if isinstance(state, dict):
+        return sum(map(count_numbers, state.values()))
+    return sum(map(count_numbers, state)) if isinstance(state, list | tuple) else 0
 
 
 class _Remembering:
