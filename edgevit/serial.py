@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from edgevit.limits import (
 )
 
 T = TypeVar("T")
+_LONG_NUMBER = re.compile(rb"\d{19}|\d[eE]\+?\d{3}")  # an integer beyond 64 bits, or a float beyond 1e308, has these
 _ENOUGH_FAULTS = 100
 _SHOWN_CHARACTERS = 80
 
@@ -74,9 +76,12 @@ def parse(raw: bytes | str) -> Any:
     values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
     if values > DOCUMENT_VALUES.value:
         raise LimitError(f"it has {values} values or more, allowed for {DOCUMENT_VALUES.said}")
+    # A call for every number takes most of the time: only where some text, perhaps no number, has so many digits.
+    long = _LONG_NUMBER.search(raw) is not None
+    integer, number = (_integer, _number) if long else (None, None)
     try:
         data = json.loads(
-            raw.decode(), object_pairs_hook=_table, parse_int=_integer, parse_float=_number, parse_constant=_number
+            raw.decode(), object_pairs_hook=_table, parse_constant=_number, parse_int=integer, parse_float=number
         )
     except RecursionError:
         raise LimitError(f"it nests too deep, allowed for {DOCUMENT_DEPTH.said}") from None

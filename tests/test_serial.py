@@ -26,6 +26,8 @@ HOSTILE = {
     "millions of digits": (b"9" * 15_000_000, "an integer of 15000000 digits"),
     "one past 64 bits": (str(2**63).encode(), "an integer of 19 digits"),
     "an infinite float": (b"[1e999]", "no finite number"),
+    "an infinite float in capitals": (b"[-10.5E+309]", "no finite number"),
+    "an infinite float of many digits": (b"[" + b"9" * 400 + b".5]", "no finite number"),
     "NaN": (b"[NaN]", "no finite number"),
     "Infinity": (b"[-Infinity]", "no finite number"),
     "nested 100,000 deep": (b"[" * 100_000, "nests too deep"),

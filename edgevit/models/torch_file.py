@@ -10,6 +10,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def read_torch(path: Path) -> Any:
     """
     kinds = check_torch(path)
     try:
-        with torch.serialization.safe_globals(_stand_ins(kinds)):
+        # torch warns of what it will not read for ever; whatever is not understood becomes an error below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_stand_ins(kinds)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, kinds)) from error
