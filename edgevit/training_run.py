@@ -370,7 +370,9 @@ def _found(job: Training, resume: bool) -> dict[str, Any] | None:
         return None
     state = checkpoint.load(path)
     before, now = state.get("facts"), _facts(job)
-    if not isinstance(before, dict) or state.get("stage") not in STAGES:
+    stage, inner = state.get("stage"), state.get("state")
+    known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
+    if not known or not isinstance(before, dict) or not isinstance(inner, dict) or type(inner.get("step")) is not int:
         raise TrainingError(f"{path} is no checkpoint of `edgevit compress`; choose another folder with -o")
     changed = [
         f"{k} was {before.get(k, 'not given')}, is now {now.get(k, 'not given')}"
@@ -445,7 +447,7 @@ def _program_of(state: Mapping[str, Any]) -> Program:
     faults: list[str] = []
     try:
         spec = serial.from_data(ProgramSpec, serial.parse(state["spec"]), faults, "checkpoint")
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise TrainingError(f"the checkpoint's model cannot be read: {error}; train anew without --resume") from error
     if spec is None:
         raise TrainingError("the checkpoint's model cannot be read:\n  " + "\n  ".join(faults))

@@ -88,12 +88,20 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def count_numbers(state: Any) -> int:
-    """How many numbers the tensors of a state hold."""
-    if isinstance(state, Tensor):
-        return state.numel()
-    if isinstance(state, dict):
-        return sum(map(count_numbers, state.values()))
-    return sum(map(count_numbers, state)) if isinstance(state, list | tuple) else 0
+    """How many numbers the tensors of a state hold; what is in it several times counts once."""
+    waiting, seen, count = [state], set[int](), 0
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            count += value.untyped_storage().nbytes() // value.element_size() if value.layout is torch.strided else 0
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+    return count
 
 
 class _Remembering:
