@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,12 @@ import numpy as np
 
 from edgevit import __version__, atomic, serial
 from edgevit.data.labelled import LabelledSet, check_labels, hold_out, subset
-from edgevit.errors import OutputError, TrainingError
+from edgevit.errors import OutputError, ProgramError, TrainingError
 from edgevit.gate.fold import fold_constant
 from edgevit.gate.threshold import calibrate_thresholds, check_spent
 from edgevit.models.macs import total_macs
 from edgevit.models.original import original_of, weights_digest, with_original
-from edgevit.models.program import Program, expected_shapes, save_program
+from edgevit.models.program import Program, check_spec, expected_shapes, save_program
 from edgevit.models.vit import Vit
 from edgevit.ours import Kind
 from edgevit.pipeline import Say
@@ -370,7 +370,9 @@ def _found(job: Training, resume: bool) -> dict[str, Any] | None:
         return None
     state = checkpoint.load(path)
     before, now = state.get("facts"), _facts(job)
-    if not isinstance(before, dict) or state.get("stage") not in STAGES:
+    stage, inner = state.get("stage"), state.get("state")
+    known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
+    if not known or not isinstance(before, dict) or not isinstance(inner, dict) or type(inner.get("step")) is not int:
         raise TrainingError(f"{path} is no checkpoint of `edgevit compress`; choose another folder with -o")
     changed = [
         f"{k} was {before.get(k, 'not given')}, is now {now.get(k, 'not given')}"
@@ -443,8 +445,18 @@ def _step(job: Training) -> str:
 def _program_of(state: Mapping[str, Any]) -> Program:
     """A Program of the right shape for a state's model; its arrays are filled when the state is restored."""
     faults: list[str] = []
-    spec = serial.from_data(ProgramSpec, json.loads(state["spec"]), faults, "checkpoint")
+    try:
+        spec = serial.from_data(ProgramSpec, serial.parse(state["spec"]), faults, "checkpoint")
+    except ValueError as error:
+        raise TrainingError(f"the checkpoint's model cannot be read: {error}; train anew without --resume") from error
     if spec is None:
         raise TrainingError("the checkpoint's model cannot be read:\n  " + "\n  ".join(faults))
-    arrays = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
-    return Program(spec=spec, weights=arrays)
+    try:
+        check_spec(spec)
+    except ProgramError as error:
+        raise TrainingError(f"the checkpoint's model is none: {error}; train anew without --resume") from error
+    shapes = expected_shapes(spec)
+    needed, held = sum(map(math.prod, shapes.values())), checkpoint.count_numbers(state)
+    if needed > max(1 << 20, 2 * held):  # before they are allocated
+        raise TrainingError(f"the checkpoint's model has {needed} weights, and it holds {held}; it is damaged")
+    return Program(spec=spec, weights={n: np.zeros(s, dtype=np.float32) for n, s in shapes.items()})

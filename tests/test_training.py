@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from edgevit import serial
 from edgevit.data.labelled import LabelledSet, open_labelled
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.gate.judge import answers
@@ -20,7 +22,7 @@ from edgevit.models.program import Program, expected_shapes, load_program
 from edgevit.ours import LOG
 from edgevit.train.recipe import TrainRecipe, to_toml
 from edgevit.training import Training, train
-from edgevit.training_run import COLUMNS, _refuse_foreign, split_data
+from edgevit.training_run import COLUMNS, _program_of, _refuse_foreign, split_data
 from edgevit.usdc import Budgets
 from tests.compressing import (
     CLASSES,
@@ -321,3 +323,18 @@ def test_a_distilled_model_trains_with_both_tokens(data: LabelledSet, tmp_path: 
 def test_without_class_token_gates_read_the_mean(data: LabelledSet, tmp_path: Path) -> None:
     found = train(job(data, tmp_path / "run", dense(prefix=0)))
     assert {b.gate.pool for b in found.spec.branches if b.gate} == {"mean"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (serial.dumps(tiny_spec(dim=60_000, heads=2, hidden=60_000)), "weights, and it holds 8; it is damaged"),
+        (serial.dumps(tiny_spec(classes=10**9)), "head.classes is 1000000000"),
+        ("[" * 100_000, "nests too deep"),
+        ('{"name": 1' + "0" * 400 + "}", "an integer of 401 digits"),
+        ("{}", "missing key 'name'"),
+    ],
+)
+def test_a_checkpoint_of_a_model_that_it_does_not_hold_is_refused(spec: str, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        _program_of({"spec": spec, "state": {"w": torch.zeros(8)}})

@@ -9,9 +9,9 @@ manifest. So run what came from a stranger only where you would run his program,
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +21,15 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import serial
+from edgevit import limits, serial
 from edgevit.atomic import scratch
 from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import BundleError, ParityError
+from edgevit.limits import LimitError
 
 MANIFEST = "manifest.json"
-MANIFEST_LIMIT_BYTES = 16 << 20
-MEMBERS_LIMIT = 10_000
-# Bundles store their members uncompressed; whoever packs one again cannot gain more than this on real weights.
-UNPACKED_LIMIT_RATIO = 20
+# Bundles store their members uncompressed; whoever packs one again uses deflate, and cannot gain much on real weights.
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CHUNK_BYTES = 1 << 20
 
 G = TypeVar("G", bound=np.generic)
@@ -112,6 +111,11 @@ def _rerun(bundle: Bundle, case: GoldenCase, runner: Runner) -> GoldenResult:
     names = tuple(branch.name for branch in bundle.manifest.branches)
     image, logits, gates = load_golden(bundle, case)
     got_logits, got_gates = runner.run(image, effort=case.effort)
+    if got_logits.shape != logits.shape or got_gates.shape != gates.shape:
+        raise BundleError(
+            f"{case.path}: the model gives logits {list(got_logits.shape)} and gates {list(got_gates.shape)}, the "
+            f"golden ones are {list(logits.shape)} and {list(gates.shape)}; build the bundle again"
+        )
     changed = tuple(n for n, a, b in zip(names, gates, got_gates, strict=True) if a != b)
     error = float(np.abs(got_logits - logits).max())
     held = error <= bundle.manifest.golden_tolerance and not changed
@@ -126,8 +130,15 @@ def _golden_fault(result: GoldenResult, tolerance: float) -> str:
 def _array(bundle: Bundle, name: str, dtype: type[G], shape: tuple[int, ...]) -> NDArray[G]:
     try:
         # Mapped first: a header that claims more than the file holds is then a fault, not an allocation.
-        array = np.load(bundle.folder / name, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(
+            bundle.folder / name,
+            allow_pickle=False,
+            mmap_mode="r",
+            max_header_size=limits.ARRAY_HEADER_BYTES.value,
+        )
+        if not isinstance(array, np.ndarray):  # of an archive of arrays
+            raise ValueError("it is an archive")
+    except Exception as error:  # numpy raises many kinds on damaged headers: TokenError, OverflowError, ...
         raise BundleError(f"{name} in the bundle is not a readable .npy file ({error}); build it again") from error
     if array.dtype != dtype or array.shape != shape:
         want = f"{np.dtype(dtype)} {list(shape)}"
@@ -140,9 +151,10 @@ def _check(folder: Path, shown: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
         raise BundleError(f"{shown} is not a bundle: it holds no {MANIFEST}; `edgevit build` writes one")
-    if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{shown}: {MANIFEST} has {path.stat().st_size} bytes, allowed: {MANIFEST_LIMIT_BYTES}")
-    raw = path.read_bytes()
+    try:
+        raw = limits.read_regular(path, limits.DOCUMENT_BYTES)
+    except (OSError, LimitError) as error:
+        raise BundleError(f"{shown}: {MANIFEST} cannot be read: {error}") from error
     manifest = _parse(raw, shown)
     faults = [fault for file in manifest.files if (fault := _file_fault(folder, file))]
     listed = {file.path for file in manifest.files}
@@ -156,12 +168,17 @@ def _check(folder: Path, shown: Path) -> Bundle:
 
 def _parse(raw: bytes, shown: Path) -> Manifest:
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{shown}: {MANIFEST} is not JSON ({error}); copy or build the bundle again") from None
+        data = serial.parse(raw)
+    except ValueError as error:
+        raise BundleError(
+            f"{shown}: {MANIFEST} is not JSON that can be read ({error}); copy or build the bundle again"
+        ) from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != MANIFEST_SCHEMA:
-        raise BundleError(f"{shown} has schema {schema!r}; this edgevit reads schema {MANIFEST_SCHEMA}")
+        raise BundleError(f"{shown} has schema {serial.shown(schema)}; this edgevit reads schema {MANIFEST_SCHEMA}")
+    files = data.get("files")
+    if isinstance(files, list) and len(files) > limits.ARCHIVE_MEMBERS.value:
+        raise BundleError(f"{shown}: {MANIFEST} lists {len(files)} files, allowed: {limits.ARCHIVE_MEMBERS}")
     faults: list[str] = []
     manifest = serial.from_data(Manifest, data, faults, "manifest")
     if manifest is None:
@@ -212,7 +229,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise BundleError(_listed(f"{path} is not a bundle to be trusted:", faults))
             for member in members:
                 _extract(archive, member, folder / member.filename)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as a bundle's zip ({error}); copy or build it again") from error
 
 
@@ -222,12 +239,17 @@ def _member_faults(members: list[zipfile.ZipInfo], zip_bytes: int) -> list[str]:
     faults += [f"{m.filename!r} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
     if len({m.filename.casefold() for m in members}) != len(members):
         faults.append("a member is there twice")
-    if len(members) > MEMBERS_LIMIT:
-        faults.append(f"it has {len(members)} members, allowed: {MEMBERS_LIMIT}")
-    unpacked, allowed = sum(m.file_size for m in members), UNPACKED_LIMIT_RATIO * zip_bytes
+    if len(members) > limits.ARCHIVE_MEMBERS.value:
+        faults.append(f"it has {len(members)} members, allowed: {limits.ARCHIVE_MEMBERS}")
+    faults += [f"{m.filename!r} is packed in a way that bundles never are" for m in members if not _known(m)]
+    unpacked, allowed = sum(m.file_size for m in members), limits.BUNDLE_EXPANSION.value * zip_bytes
     if unpacked > allowed:
-        faults.append(f"it would unpack to {unpacked} bytes, allowed: {allowed} ({UNPACKED_LIMIT_RATIO} x the zip)")
+        faults.append(f"it would unpack to {unpacked} bytes, allowed: {allowed} ({limits.BUNDLE_EXPANSION})")
     return faults
+
+
+def _known(member: zipfile.ZipInfo) -> bool:
+    return member.compress_type in COMPRESSIONS and not member.flag_bits & 1  # bit 0: encrypted
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

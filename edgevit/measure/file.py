@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from edgevit import atomic, serial
@@ -31,17 +30,17 @@ def read_measurement(path: Path) -> Measurement:
         BundleError: missing, not a measurement, or of another schema version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = serial.read_json(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BundleError(f"{path} cannot be read as a measurement: {reason}; `edgevit profile` writes one") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != MEASUREMENT_SCHEMA:
         raise BundleError(
-            f"{path} has schema {schema!r}; this edgevit reads measurements of schema {MEASUREMENT_SCHEMA}"
+            f"{path} has schema {serial.shown(schema)}; this edgevit reads measurements of schema {MEASUREMENT_SCHEMA}"
         )
     faults: list[str] = []
     measurement = serial.from_data(Measurement, data, faults, "measurement")
     if measurement is None:
-        raise BundleError(f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in faults[:20]))
+        raise BundleError(f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in serial.first(faults, 20)))
     return measurement

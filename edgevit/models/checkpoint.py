@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edgevit.errors import WeightsError
 from edgevit.models.hub_folder import INDEX, indexed_names, weight_files
+from edgevit.models.intake import check_safetensors, unpacked_allowed
 from edgevit.models.jax_names import read_jax
 from edgevit.models.naming import Copies, Say, hint, plain_names, shorten, tensors, unwrap
 from edgevit.models.torch_file import read_torch
@@ -119,7 +120,8 @@ def _read_all(path: Path, copies: Copies) -> dict[str, Tensor]:
     missing = indexed_names(path) - set(content) if isinstance(content, Mapping) else set()
     if missing:
         raise WeightsError(f"{path} promises {shorten(sorted(missing))}, which no shard holds; get the files again")
-    state = plain_names(tensors(unwrap(content, copies), copies.where), copies)
+    most = unpacked_allowed(sum(file.stat().st_size for file in files))
+    state = plain_names(tensors(unwrap(content, copies), copies.where, most), copies)
     return to_timm_names(state, copies.where, copies.say)
 
 
@@ -127,6 +129,7 @@ def _read(path: Path) -> Any:
     if path.suffix.lower() != ".safetensors":
         return read_torch(path)
     try:
+        check_safetensors(path)
         return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); get the file again") from error

@@ -6,7 +6,7 @@ preprocessing, class names, licence. Two kinds of config.json are known: transfo
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevit import limits, serial
 from edgevit.errors import UnsupportedModelError, WeightsError
 from edgevit.spec import CropMode
 
@@ -25,6 +26,16 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+# Sizes that a module would be built of before its weights are held against it, in transformers' names and timm's.
+_SIZES: Mapping[str, limits.Limit] = {
+    **dict.fromkeys(("num_hidden_layers", "depth"), limits.BRANCHES),
+    **dict.fromkeys(("image_size", "img_size", "patch_size"), limits.IMAGE_SIDE),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_channels"), limits.WIDTH),
+    **dict.fromkeys(("embed_dim", "num_heads", "in_chans", "reg_tokens"), limits.WIDTH),
+    "num_classes": limits.CLASSES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +139,8 @@ def read_hub(path: Path) -> HubFolder | None:
     if isinstance(config.get("architecture"), str):
         inner = config.get("pretrained_cfg")
         facts = inner if isinstance(inner, dict) else config
+        arguments = config.get("model_args")
+        _check_sizes(arguments if isinstance(arguments, dict) else {}, folder)
         return HubFolder(
             name=name,
             kind="timm",
@@ -148,6 +161,7 @@ def read_hub(path: Path) -> HubFolder | None:
     if kind == "clip":
         inner = config.get("vision_config")
         tower = {**config, **inner} if isinstance(inner, dict) else config
+    _check_sizes(tower, folder)
     size = _pair(tower.get("image_size", 224), folder / "config.json")
     return HubFolder(
         name=name,
@@ -158,6 +172,23 @@ def read_hub(path: Path) -> HubFolder | None:
         labels=_labels(config),
         license=licence,
     )
+
+
+def _check_sizes(config: Mapping[str, Any], folder: Path) -> None:
+    for key, limit in _SIZES.items():
+        stated = config.get(key)
+        values = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated]
+        for value in values:
+            if stated is not None and not (type(value) is int and 0 <= value <= limit.value):
+                raise WeightsError(
+                    f"{folder / 'config.json'} states {key} {serial.shown(value)}, allowed: 0 to {limit} ({limit.of})"
+                )
+    for key, most in (("mlp_ratio", 64), ("layer_norm_eps", 1)):
+        stated = config.get(key)
+        if stated is not None and not (isinstance(stated, int | float) and 0 < stated <= most):
+            raise WeightsError(
+                f"{folder / 'config.json'} states {key} {serial.shown(stated)}, allowed: above 0, to {most}"
+            )
 
 
 def _preprocessing(folder: Path, kind: str, size: tuple[int, int]) -> Preprocessing:
@@ -261,7 +292,7 @@ def _normalisation(
 def _three(value: Any, name: str, file: Path) -> tuple[float, float, float]:
     fits = isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
     if not fits:
-        raise WeightsError(f"{file} states {name} {value!r}, expected three numbers")
+        raise WeightsError(f"{file} states {name} {serial.shown(value)}, expected three numbers")
     return float(value[0]), float(value[1]), float(value[2])
 
 
@@ -274,8 +305,8 @@ def _pair(value: Any, file: Path) -> tuple[int, int]:
 
 
 def _whole(value: Any, file: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise WeightsError(f"{file} states the size {value!r}, expected a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limits.IMAGE_SIDE.value:
+        raise WeightsError(f"{file} states the size {serial.shown(value)}, expected 1 to {limits.IMAGE_SIDE}")
     return value
 
 
@@ -306,8 +337,8 @@ def _name(folder: Path) -> str:
 def _license(folder: Path) -> str:
     """The licence in the head of the folder's README.md, '' where it states none."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = limits.read_regular(folder / "README.md", limits.TEXT_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError):
         return ""
     head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     found = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", head[1], re.MULTILINE) if head else None
@@ -316,7 +347,7 @@ def _license(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = serial.parse(limits.read_regular(path, limits.DOCUMENT_BYTES).removeprefix(codecs.BOM_UTF8))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as JSON ({error}); get the file again") from error
     if not isinstance(data, dict):

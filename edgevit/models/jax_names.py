@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import WeightsError
+from edgevit.models.intake import ZIP_ERRORS, check_arrays
 
 _ROOTS = ("", "opt/target/", "params/", "params/img/")
 _BLOCK = r"Transformer/encoderblock_(\d+)/"
@@ -41,6 +41,7 @@ def read_jax(path: Path) -> dict[str, Tensor]:
         WeightsError: unreadable, no such release, or arrays of another kind than float32 and float16.
     """
     try:
+        check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             root = next((r for r in _ROOTS if f"{r}embedding/kernel" in file.files), None)
             if root is None:
@@ -50,7 +51,7 @@ def read_jax(path: Path) -> dict[str, Tensor]:
                 )
             inside = [n for n in file.files if n.startswith(root) and not n.startswith("opt/state/")]
             arrays = {name.removeprefix(root): file[name] for name in inside}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (*ZIP_ERRORS, KeyError) as error:
         raise WeightsError(f"{path} is not a readable .npz file ({error}); get the file again") from error
     return {timm: value for name, array in arrays.items() for timm, value in [_converted(name, array, path)]}
 

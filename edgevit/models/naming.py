@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import WeightsError
+from edgevit.limits import TENSOR_DIMENSIONS, TENSOR_NAME, WEIGHTS_DEPTH, WEIGHTS_EXPANSION, WEIGHTS_TENSORS
 from edgevit.models.torch_file import StandIn, whole_module
+from edgevit.serial import shown
 
 Say = Callable[[str], None]
 State = Mapping[str, Tensor]
@@ -33,6 +35,7 @@ AVERAGED: Mapping[str, tuple[bool, str]] = {
     "teacher": (True, "DINO evaluates the teacher, the average of its student"),
     "target_encoder": (True, "I-JEPA evaluates the target encoder, the average of its encoder"),
 }
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WRAPPERS = (*PLAIN, *AVERAGED)
 PREFIXES = (*WRAPPERS, "backbone", "trunk", "vision_encoder", "image_encoder", "base_model")
 # The first layer of the Vision Transformers that are known here, under the names of their sources.
@@ -109,11 +112,17 @@ def unwrap(content: Any, copies: Copies) -> Mapping[Any, Any]:
     Raises:
         WeightsError: no tensors, a network stored as an object, or several state dicts with nothing to choose by.
     """
-    while isinstance(content, Mapping):
+    for _ in range(WEIGHTS_DEPTH.value + 1):
+        if not isinstance(content, Mapping):
+            break
         inside = [k for k in content if k in WRAPPERS and _holds_tensors(content[k])]
         if not inside:
             break
         content = content[copies.choose(inside)]
+    else:  # one inside itself is what has no end
+        raise WeightsError(
+            f"{copies.where} nests its dictionaries too deep, allowed for {WEIGHTS_DEPTH.said}; save model.state_dict()"
+        )
     stored = [content, *(content.get(k) for k in WRAPPERS)] if isinstance(content, Mapping) else [content]
     for value in stored:
         if isinstance(value, StandIn):
@@ -124,29 +133,56 @@ def unwrap(content: Any, copies: Copies) -> Mapping[Any, Any]:
     return content
 
 
-def tensors(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
+def tensors(content: Mapping[Any, Any], where: str, most_bytes: int | None = None) -> dict[str, Tensor]:
     """The tensors of a state dict as float32; numbers and settings beside them are passed over.
 
     Raises:
-        WeightsError: there are none, or some are not dense and real.
+        WeightsError: there are none, some are not dense, real and whole in the file, or all together would take more
+            than `most_bytes`.
     """
     found = {n: v for n, v in content.items() if isinstance(v, Tensor) and isinstance(n, str)}
     if not found:
         strangers = shorten(str(n) for n in content)
         raise WeightsError(f"{where} is not a state dict: not tensors are {strangers}; save model.state_dict()")
+    if len(found) > WEIGHTS_TENSORS.value:
+        raise WeightsError(f"{where} holds {len(found)} tensors, allowed for {WEIGHTS_TENSORS.said}")
     state: dict[str, Tensor] = {}
+    used = 0
     for name, value in found.items():
+        if len(name) > TENSOR_NAME.value:
+            raise WeightsError(f"{where}: a name of {len(name)} characters, allowed for {TENSOR_NAME.said}")
         if _BUFFERS.search(name):
             continue
-        if value.layout is not torch.strided or value.is_complex():
-            raise WeightsError(f"{where}: {name} is {value.dtype}, {value.layout}; dense real tensors are expected")
-        if not value.is_floating_point():
+        _check_tensor(f"{where}: {shown(name)}", value)
+        used += 4 * value.numel()
+        if most_bytes is not None and used > most_bytes:
             raise WeightsError(
-                f"{where}: {name} holds {value.dtype}, as files of quantized models do; give the float weights, "
-                "edgevit quantizes them itself"
+                f"{where}: its tensors take more than {most_bytes} bytes as float32, allowed for "
+                f"{WEIGHTS_EXPANSION.said}; save model.state_dict() of independent tensors"
             )
         state[name] = value.detach().float()
     return state
+
+
+def _check_tensor(where: str, value: Tensor) -> None:
+    """Only plain floating-point numbers, each of them in the file, have one meaning."""
+    if value.is_meta:
+        raise WeightsError(f"{where} is a meta tensor: the file holds its shape and none of its numbers; save them")
+    if value.is_nested or value.layout is not torch.strided or value.is_complex():
+        layout = "nested" if value.is_nested else value.layout
+        raise WeightsError(f"{where} is {value.dtype}, {layout}; dense real tensors are expected")
+    if value.dtype not in FLOATS:
+        raise WeightsError(
+            f"{where} holds {value.dtype}, as files of quantized models do; give the float weights, edgevit quantizes "
+            "them itself"
+        )
+    if value.ndim > TENSOR_DIMENSIONS.value:
+        raise WeightsError(f"{where} has {value.ndim} dimensions, allowed for {TENSOR_DIMENSIONS.said}")
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise WeightsError(
+            f"{where} repeats numbers: shape {list(value.shape)} of {value.untyped_storage().nbytes()} bytes; save it "
+            "with .contiguous()"
+        )
 
 
 def plain_names(state: State, copies: Copies) -> dict[str, Tensor]:
@@ -193,7 +229,16 @@ def shorten(names: Iterable[str]) -> str:
 
 
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor) or _holds_tensors(v) for v in value.values())
+    """Whether there is a tensor in these dictionaries inside each other, each of which is looked at once."""
+    waiting, seen = [value], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            if any(isinstance(v, Tensor) for v in value.values()):
+                return True
+            waiting.extend(value.values())
+    return False
 
 
 def _without_infixes(state: State, where: str) -> dict[str, Tensor]:
@@ -209,9 +254,9 @@ def _without_infixes(state: State, where: str) -> dict[str, Tensor]:
 def _without(state: State, companions: Iterable[tuple[str, str]], say: Say) -> State:
     """The state without what is known to have no part in the network's output."""
     for pattern, what in companions:
-        left = [n for n in state if re.match(pattern, n)]
+        left = {n: None for n in state if re.match(pattern, n)}
         if left and len(left) < len(state):
-            say(f"weights: left out {what} ({shorten(left[:2])}{', ...' if len(left) > 2 else ''})")
+            say(f"weights: left out {what} ({shorten(list(left)[:2])}{', ...' if len(left) > 2 else ''})")
             state = {n: v for n, v in state.items() if n not in left}
     return state
 
@@ -235,7 +280,8 @@ def _wrapping(groups: Mapping[str, State], copies: Copies) -> str | None:
         if one == two:
             return copies.choose(groups)
     if "module" in groups:
-        both = [n for n in groups["module"] if n in groups.get("", {}) or n in _joined(groups)]
+        others = groups.get("", {}).keys() | _joined(groups)
+        both = [n for n in groups["module"] if n in others]
         if both:
             raise WeightsError(f"{copies.where} holds {both[0]!r} twice, with and without the prefix 'module.'")
     return None

@@ -7,7 +7,6 @@ On disk: `program.json` and `weights.safetensors` (float32 or, if asked for, flo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from edgevit import atomic, serial
+from edgevit import atomic, limits, serial
 from edgevit.errors import OutputError, ProgramError
-from edgevit.spec import BranchSpec, ProgramSpec
+from edgevit.models.intake import check_safetensors
+from edgevit.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec
 
 SCHEMA = 1
+STORED = ("F32", "F16", "F64")  # types of arrays in a Program's safetensors
 Storage = Literal["float32", "float16"]
 
 
@@ -35,6 +36,7 @@ class Program:
     weights: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
+        check_spec(self.spec)
         arrays = {}
         for name, value in self.weights.items():
             array = np.ascontiguousarray(value, dtype=np.float32)
@@ -42,9 +44,11 @@ class Program:
                 array = array.view()
             array.flags.writeable = False
             arrays[name] = array
-        faults = _spec_faults(self.spec) or _shape_faults(self.spec, arrays)
+        faults = _shape_faults(self.spec, arrays)
         if faults:
-            raise ProgramError(f"Program {self.spec.name!r} is inconsistent:\n  " + "\n  ".join(faults))
+            raise ProgramError(
+                f"Program {serial.shown(self.spec.name)} is inconsistent:\n  " + "\n  ".join(serial.first(faults))
+            )
         object.__setattr__(self, "weights", MappingProxyType(arrays))
 
     def with_weights(self, changed: Mapping[str, np.ndarray], spec: ProgramSpec | None = None) -> Program:
@@ -53,6 +57,15 @@ class Program:
         names = expected_shapes(spec)
         merged = {**self.weights, **changed}
         return Program(spec=spec, weights={n: merged[n] for n in names if n in merged})
+
+
+def check_spec(spec: ProgramSpec) -> None:
+    """Raise ProgramError for a spec that no arrays could fit: impossible by itself, or beyond a limit."""
+    faults = _spec_faults(spec)
+    if faults:
+        raise ProgramError(
+            f"Program {serial.shown(spec.name)} is inconsistent:\n  " + "\n  ".join(serial.first(faults))
+        )
 
 
 def expected_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
@@ -138,14 +151,9 @@ def _spec_faults(spec: ProgramSpec) -> list[str]:
     """What is impossible in a spec by itself, whatever the arrays."""
     image, stem, head = spec.image, spec.stem, spec.head
     checks = [
+        *_range_checks(spec),
         (stem.patch >= 1 and (stem.kind == "patch" or stem.patch == 16), f"stem.patch {stem.patch} is not possible"),
-        (spec.dim >= 1, f"dim is {spec.dim}, expected 1 or more"),
-        (spec.norm_eps > 0 and spec.qk_norm_eps > 0, f"eps are {spec.norm_eps}, {spec.qk_norm_eps}, expected above 0"),
-        (stem.prefix >= 0, f"stem.prefix is {stem.prefix}, expected 0 or more"),
         (stem.kind == "patch" or (stem.token_dim >= 2 and stem.token_dim % 2 == 0), "stem.token_dim must be even"),
-        (all(s > 0 for s in image.std), f"image.std is {list(image.std)}, expected above 0"),
-        (image.crop_pct > 0, f"image.crop_pct is {image.crop_pct}, expected above 0"),
-        (head.classes >= 1, f"head.classes is {head.classes}, expected 1 or more"),
         (
             head.linear or head.classes == spec.dim * _pooled_tokens(spec),
             "classes of a headless model are its pooled row",
@@ -159,7 +167,7 @@ def _spec_faults(spec: ProgramSpec) -> list[str]:
         sizes = (image.height, image.width)
         fits = all(s >= stem.patch and s % stem.patch == 0 for s in sizes)
         checks.append((fits, f"image {sizes[0]} x {sizes[1]} is no multiple of the patch size {stem.patch}"))
-    faults = [text for holds, text in checks if not holds]
+    faults = [text for holds, text in checks if not holds] + _origin_faults(spec)
     for branch in spec.branches:
         faults += _branch_faults(spec, branch)
     if len({b.name for b in spec.branches}) != len(spec.branches):
@@ -167,14 +175,66 @@ def _spec_faults(spec: ProgramSpec) -> list[str]:
     return faults
 
 
+def _range_checks(spec: ProgramSpec) -> list[tuple[bool, str]]:
+    """Whether each number of a spec is one that a model can have, and what to say if not."""
+    image, stem, head = spec.image, spec.stem, spec.head
+    counts = [
+        ("dim", spec.dim, 1, limits.WIDTH),
+        ("stem.patch", stem.patch, 1, limits.IMAGE_SIDE),
+        ("stem.prefix", stem.prefix, 0, limits.WIDTH),
+        ("stem.token_dim", stem.token_dim, 0, limits.WIDTH),
+        ("head.prefix", head.prefix, 0, limits.WIDTH),
+        ("head.classes", head.classes, 1, limits.CLASSES),
+        ("image.height", image.height, 1, limits.IMAGE_SIDE),
+        ("image.width", image.width, 1, limits.IMAGE_SIDE),
+        ("branches", len(spec.branches), 0, limits.BRANCHES),
+    ]
+    numbers = [
+        ("norm_eps", spec.norm_eps, limits.EPS),
+        ("qk_norm_eps", spec.qk_norm_eps, limits.EPS),
+        ("image.crop_pct", image.crop_pct, limits.CROP),
+        *((f"image.mean[{i}]", mean, limits.MEAN) for i, mean in enumerate(image.mean)),
+        *((f"image.std[{i}]", std, limits.STD) for i, std in enumerate(image.std)),
+    ]
+    for branch in spec.branches:
+        name = f"branch {serial.shown(branch.name)}: "
+        counts += [
+            (f"{name}units_total", branch.units_total, 0, limits.WIDTH),
+            (f"{name}head_dim", branch.head_dim, 1 if branch.kind == "mhsa" else 0, limits.WIDTH),
+            (f"{name}heads x head_dim", branch.width, 0, limits.WIDTH),
+        ]
+        numbers += [(f"{name}scale", branch.scale, limits.SCALE)] if branch.kind == "mhsa" else []
+        numbers += [(f"{name}threshold", branch.gate.threshold, limits.THRESHOLD)] if branch.gate else []
+    checks = [
+        (low <= value <= most.value, f"{what} is {value}, allowed: {low} to {most} ({most.of})")
+        for what, value, low, most in counts
+    ]
+    checks += [(value in allowed, f"{what} is {value:g}, allowed: {allowed}") for what, value, allowed in numbers]
+    if image.crop_pct in limits.CROP:
+        resized = max(image.height, image.width) / image.crop_pct
+        said = f"image.crop_pct {image.crop_pct:g} asks for {resized:.0f} pixels before the crop"
+        checks.append((resized <= limits.IMAGE_SIDE.value, f"{said}, allowed for {limits.IMAGE_SIDE.said}"))
+    return checks
+
+
+def _origin_faults(spec: ProgramSpec) -> list[str]:
+    """Texts that are read as numbers where they are used: class numbers, and the original's answers."""
+    texts = [("class_numbers", spec.origin[CLASS_NUMBERS], spec.head.classes)] if CLASS_NUMBERS in spec.origin else []
+    evaluations = spec.original.evaluations if spec.original else ()
+    texts += [(f"answers of {serial.shown(e.source)}", e.answers, e.images) for e in evaluations if e.answers]
+    return [
+        f"{what} is {serial.shown(text)}, expected {count} whole numbers"
+        for what, text, count in texts
+        if len(text.split()) != count or not re.fullmatch(r"\d{1,9}(?: \d{1,9})*", text, re.ASCII)
+    ]
+
+
 def _branch_faults(spec: ProgramSpec, branch: BranchSpec) -> list[str]:
     faults = []
     if not re.fullmatch(r"\w+", branch.name, re.ASCII):
-        faults.append(f"branch name {branch.name!r} must be letters, digits and underscores")
+        faults.append(f"branch name {serial.shown(branch.name)} must be letters, digits and underscores")
     if list(branch.kept) != sorted(set(branch.kept)) or any(not 0 <= k < branch.units_total for k in branch.kept):
         faults.append(f"{branch.name}: kept units must be increasing and below {branch.units_total}")
-    if branch.kind == "mhsa" and (branch.head_dim < 1 or branch.scale <= 0):
-        faults.append(f"{branch.name}: head_dim {branch.head_dim} and scale {branch.scale} must be above 0")
     if branch.gate is not None and branch.removed:
         faults.append(f"{branch.name} is removed and cannot have a gate")
     if branch.gate is not None and branch.gate.pool == "prefix" and spec.stem.prefix == 0:
@@ -228,19 +288,20 @@ def load_program(folder: Path) -> Program:
         ProgramError: no such folder, unreadable or inconsistent files, or another schema version.
     """
     try:
-        document = json.loads((folder / "program.json").read_text(encoding="utf-8"))
+        document = serial.read_json(folder / "program.json")
+        check_safetensors(folder / "weights.safetensors", STORED)
         arrays = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ProgramError(
             f"{folder} is not a readable Program ({error}); it needs program.json and weights.safetensors"
         ) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         got = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise ProgramError(f"{folder}/program.json has schema {got!r}; this edgevit reads schema {SCHEMA}")
+        raise ProgramError(f"{folder}/program.json has schema {serial.shown(got)}; this edgevit reads schema {SCHEMA}")
     faults: list[str] = []
     spec = serial.from_data(ProgramSpec, document.get("spec"), faults, "spec")
     if spec is None:
-        raise ProgramError(f"{folder}/program.json has faults:\n  " + "\n  ".join(faults))
+        raise ProgramError(f"{folder}/program.json has faults:\n  " + "\n  ".join(serial.first(faults)))
     return Program(spec=spec, weights=arrays)
 
 

@@ -10,6 +10,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 from edgevit.errors import WeightsError
+from edgevit.limits import PICKLE_STEPS, LimitError
+from edgevit.models.intake import check_file, check_zip
 
 # First parts of the names of types that hold settings and figures, never a network.
 BESIDE = (
@@ -72,10 +75,10 @@ def read_torch(path: Path) -> Any:
     Raises:
         WeightsError: TorchScript or an exported program, a whole module, other objects, or a damaged file.
     """
-    _refuse_archives(path)
-    kinds = _kinds(path)
+    kinds = check_torch(path)
     try:
-        with torch.serialization.safe_globals(_stand_ins(kinds)):
+        # torch warns of what it will not read for ever; whatever is not understood becomes an error below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_stand_ins(kinds)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refusal(path, kinds)) from error
@@ -95,14 +98,28 @@ def whole_module(where: object, kind: str) -> str:
     )
 
 
-def _refuse_archives(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
+def check_torch(path: Path) -> tuple[str, ...]:
+    """Look at a torch file before torch does: sizes, what it is, and the kinds of objects that it names.
+
+    Raises:
+        WeightsError: no regular file, beyond a limit, a program, or something that would be built without limit.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return  # torch tells what is damaged
+        check_file(path)
+        if zipfile.is_zipfile(path):
+            check_zip(path)
+            _refuse_archives(path)
+        kinds = _kinds(path)
+    except (OSError, LimitError) as error:
+        raise WeightsError(f"{path} is not a readable torch checkpoint ({error}); get the file again") from error
+    if "builtins.bytearray" in kinds:  # which torch would make of any size that the file names
+        raise WeightsError(_refusal(path, kinds))
+    return kinds
+
+
+def _refuse_archives(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(f"{path} is a TorchScript program, not named tensors; in torch, load it and {ADVICE}")
     if any("/models/" in name and name.endswith(".json") for name in names):
@@ -123,13 +140,17 @@ def _kinds(path: Path) -> tuple[str, ...]:
             with path.open("rb") as file:
                 for _ in range(_PICKLES):
                     _note_kinds(file, found)
+    except LimitError:
+        raise
     except Exception:  # pickletools raises many kinds on what is no pickle; torch tells what is damaged
         pass
     return tuple(found)
 
 
 def _note_kinds(stream: Any, found: dict[str, None]) -> None:
-    for opcode, argument, _ in pickletools.genops(stream):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if step > PICKLE_STEPS.value:
+            raise LimitError(f"it has more than {PICKLE_STEPS.value} steps, allowed for {PICKLE_STEPS.said}")
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".")  # "module name"; pickles of protocol 2 say __builtin__
             found[re.sub(r"^__builtin__\.", "builtins.", name)] = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgevit.errors import UnsupportedModelError
 from edgevit.models.hub_folder import HubFolder
 from edgevit.models.ops import timm
+from edgevit.serial import shown
 
 SEED = 0
 _ACTIVATIONS = {
@@ -55,9 +56,11 @@ def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any
         raise UnsupportedModelError(
             f"{hub.name} does not fit: its FFN is gated (SwiGLU); `edgevit models` lists what fits"
         )
-    if config["hidden_act"] not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"{hub.name} does not fit: it has the activation {config['hidden_act']!r}")
-    dim = config["hidden_size"]
+    activation, dim = config["hidden_act"], config["hidden_size"]
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise UnsupportedModelError(f"{hub.name} does not fit: it has the activation {shown(activation)}")
+    if not dim:
+        raise UnsupportedModelError(f"{hub.name} does not fit: its hidden_size is {dim}, expected 1 or more")
     neurons = int(dim * config["mlp_ratio"]) if "mlp_ratio" in config else config["intermediate_size"]
     arguments: dict[str, Any] = {
         "img_size": config["image_size"],
@@ -69,7 +72,7 @@ def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any
         "mlp_ratio": (neurons + 0.5) / dim,  # timm takes the whole part of dim * mlp_ratio
         "qkv_bias": bool(config.get("qkv_bias", True)),
         "norm_layer": partial(nn.LayerNorm, eps=config["layer_norm_eps"]),
-        "act_layer": _ACTIVATIONS[config["hidden_act"]],
+        "act_layer": _ACTIVATIONS[activation],
         "num_classes": 0,
         **_traits(kind, state),
         **options,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import OutputError, TrainingError
+from edgevit.models.torch_file import check_torch
 from edgevit.train.signals import signals_wait
 
 VERSION = 1
@@ -65,6 +66,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingError(f"there is no checkpoint {path} to go on from; {advice}")
     try:
+        check_torch(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
@@ -83,6 +85,23 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"{path} is no checkpoint of edgevit's training: it holds no state; {advice}")
     return state
+
+
+def count_numbers(state: Any) -> int:
+    """How many numbers the tensors of a state hold; what is in it several times counts once."""
+    waiting, seen, count = [state], set[int](), 0
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            count += value.untyped_storage().nbytes() // value.element_size() if value.layout is torch.strided else 0
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+    return count
 
 
 class _Remembering:

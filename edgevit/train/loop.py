@@ -303,11 +303,23 @@ def _state(step: int, model: Vit, optimiser: torch.optim.Optimizer, ema: Ema, ho
 
 
 def _restore(state: Mapping[str, Any], model: Vit, optimiser: torch.optim.Optimizer, ema: Ema, hooks: Hooks) -> int:
-    """Put a saved state back; the step to go on with."""
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    ema.restore(state["ema"])
-    hooks.restore(state["hooks"])
-    step = state["step"]
-    assert isinstance(step, int)
+    """Put a saved state back; the step to go on with.
+
+    Raises:
+        TrainingError: it lacks something, or something in it is not what this run saves.
+    """
+    try:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        ema.restore(state["ema"])
+        hooks.restore(state["hooks"])
+        step = state["step"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TrainingError(
+            f"the checkpoint does not fit this run ({type(error).__name__}: {reason}); take another, or train anew "
+            "without --resume"
+        ) from error
+    if not isinstance(step, int) or step < 0:
+        raise TrainingError(f"the checkpoint is of step {step!r}, expected a whole number; train anew without --resume")
     return step

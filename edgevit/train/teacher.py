@@ -93,7 +93,9 @@ def _write(path: Path, values: Tensor) -> None:
 def _read(path: Path, kind: type, shape: tuple[int, ...]) -> Tensor | None:
     """Kept values; None if there are none, or the file is not whole."""
     try:
-        kept = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        # Mapped first: a header that claims more than the file holds is then a fault, not an allocation.
+        kept = np.load(path, allow_pickle=False, mmap_mode="r")
+    except Exception:  # numpy raises many kinds on damaged headers
         return None
-    return torch.from_numpy(kept) if kept.dtype == kind and kept.shape == shape else None
+    fits = isinstance(kept, np.ndarray) and kept.dtype == kind and kept.shape == shape
+    return torch.from_numpy(np.array(kept)) if fits else None

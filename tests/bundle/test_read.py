@@ -2,20 +2,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgevit.backends import backend
-from edgevit.bundle.read import load_golden, open_bundle, verify_bundle
+from edgevit.bundle import read
+from edgevit.bundle.read import load_golden, open_bundle, rerun_golden, verify_bundle
+from edgevit.bundlespec import Bundle
 from edgevit.errors import BundleError, ParityError
-from tests.bundles import FixedRunner, rewrite, sample_bundle
+from tests.bundles import FixedRunner, rehash, rewrite, sample_bundle
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +186,149 @@ def test_a_golden_array_of_another_shape_is_refused(folder: Path) -> None:
     edit(folder, lambda m: m["outputs"][0].update(shape=[1, 11]))
     with open_bundle(folder) as bundle, pytest.raises(BundleError, match=r"is float32 \[1, 10\], expected .*\[1, 11\]"):
         load_golden(bundle, bundle.manifest.golden[0])
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header)) + header.encode("latin1") + data
+
+
+def float_npy(shape: str, data: bytes = bytes(40), kind: str = "'<f4'") -> bytes:
+    return npy(f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}}}\n", data)
+
+
+ODD_ARRAYS = {
+    "nothing": b"",
+    "text": b"logits",
+    "a pickle": pickle.dumps([1.0]),
+    "an archive of arrays": b"PK\x05\x06" + bytes(18),
+    "objects": float_npy("(1, 10)", bytes(80), kind="'|O'"),
+    "records": float_npy("(1, 10)", kind="[('a', '<f4')]"),
+    "more than the file holds": float_npy("(1, 1000000000000)"),
+    "more than can be counted": float_npy(f"(1, {10**30})"),
+    "a negative shape": float_npy("(-1, 10)"),
+    "a shape that is text": float_npy("'10'"),
+    "70 dimensions": float_npy(str((1,) * 69 + (10,))),
+    "a header of 20,000 bytes": npy(" " * 20_000),
+    "a header that nests": npy("(" * 3000),
+    "a header that never ends": b"\x93NUMPY\x01\x00\x10\x00'''" + b"x" * 13,
+    "a header that is code": npy("__import__('os').abort()\n"),
+    "a type that is none": float_npy("(1, 10)", kind="'<z9'"),
+    "another version": b"\x93NUMPY\x09\x00" + bytes(100),
+    "half floats": float_npy("(1, 10)", bytes(20), kind="'<f2'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ARRAYS)
+def test_an_odd_golden_array_is_refused(folder: Path, name: str) -> None:
+    with open_bundle(folder) as bundle:
+        case = bundle.manifest.golden[0]
+    (folder / case.logits).write_bytes(ODD_ARRAYS[name])
+    rehash(folder)
+    with open_bundle(folder) as bundle, pytest.raises(BundleError, match=r"logits\S* in the bundle is "):
+        load_golden(bundle, case)
+
+
+@pytest.mark.parametrize(("logits", "gates"), [((1, 11), (4,)), ((10,), (4,)), ((1, 1), (4,)), ((1, 10), (3,))])
+def test_a_model_that_gives_other_shapes_is_no_question_of_parity(
+    shared: Path, logits: tuple[int, ...], gates: tuple[int, ...]
+) -> None:
+    with open_bundle(shared) as bundle, pytest.raises(BundleError, match="the model gives logits"):
+        verify_bundle(bundle, FixedRunner(np.zeros(logits, np.float32), np.zeros(gates, np.uint8)))
+
+
+TOLERANCE = b'"golden_tolerance": 0.001'
+HOSTILE_MANIFESTS = {
+    "a float of 401 digits": (TOLERANCE, b'"golden_tolerance": 1' + b"0" * 400),
+    "an integer of 5000 digits": (b'"schema": 1', b'"schema": 1' + b"0" * 5000),
+    "nested 100,000 deep": (b'"schema": 1', b'"schema": ' + b"[" * 100_000),
+    "half a surrogate pair": (b'"name": "', rb'"name": "\ud800'),
+    "a key twice": (b'"schema": 1', b'"schema": 1, "schema": 1'),
+    "NaN": (TOLERANCE, b'"golden_tolerance": NaN'),
+    "an infinite tolerance": (TOLERANCE, b'"golden_tolerance": 1e999'),
+    "60,000 empty entries": (b'"claims": [', b'"claims": [' + b"{}," * 60_000),
+    "60,000 empty files": (b'"files": [', b'"files": [' + b"{}," * 60_000),
+    "5,000,000 empty entries": (b'"claims": [', b'"claims": [' + b"{}," * 5_000_000),
+    "17 MB": (b"{", b"{" + b" " * (17 << 20)),
+    "no UTF-8": (b'"name": "', b'"name": "\xff'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_MANIFESTS)
+def test_a_hostile_manifest_is_one_short_error(folder: Path, name: str) -> None:
+    old, new = HOSTILE_MANIFESTS[name]
+    path = folder / "manifest.json"
+    raw = path.read_bytes()
+    assert old in raw
+    path.write_bytes(raw.replace(old, new, 1))
+    with pytest.raises(BundleError) as caught, open_bundle(folder):
+        pass
+    assert len(str(caught.value)) < 4000 and caught.value.exit_code == 19
+
+
+def test_a_manifest_that_is_a_pipe_or_a_device_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError), open_bundle(folder):
+        pass
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(BundleError), open_bundle(folder):
+        pass
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_packed_in_another_way_is_refused_before_unpacking(tmp_path: Path, compression: int) -> None:
+    path = pack(tmp_path / "b.zip", {"manifest.json": b"{}"}, compression=compression)
+    with pytest.raises(BundleError, match="packed in a way that bundles never are"), open_bundle(path):
+        pass
+
+
+def test_a_zip_whose_content_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path / "b.zip", {"manifest.json": b'{"a": 1}' * 50}, compression=zipfile.ZIP_DEFLATED)
+    raw = bytearray(path.read_bytes())
+    start = 30 + len("manifest.json")
+    raw[start : start + 4] = b"\xff" * 4
+    path.write_bytes(raw)
+    with pytest.raises(BundleError, match="cannot be read as a bundle's zip"), open_bundle(path):
+        pass
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**12)
+    | st.sampled_from((2**63, 10**400))
+    | st.floats()
+    | st.text(max_size=5)
+    | st.characters(categories=("Cs", "Cc")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_value_in_a_manifest_is_a_bundle_error_or_opens(data: st.DataObject, shared: Path) -> None:
+    """Values anywhere replaced by any JSON value: never another exception, not from the golden arrays either."""
+    document = json.loads((shared / "manifest.json").read_text())
+    document["sha256"] = ""
+    for _ in range(data.draw(st.integers(1, 2))):
+        places: list[tuple[Any, Any]] = []
+        waiting: list[Any] = [document]
+        while waiting:
+            value = waiting.pop()
+            for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+                places.append((value, key))
+                waiting.append(value[key])
+        container, key = places[data.draw(st.integers(0, len(places) - 1))]
+        container[key] = data.draw(VALUES)
+    try:
+        manifest = read._parse(json.dumps(document).encode(), shared)
+        bundle = Bundle(folder=shared, manifest=manifest, sha256="")
+        rerun_golden(bundle, FixedRunner(np.zeros((1, 10), np.float32), np.zeros(4, np.uint8)))
+    except BundleError as error:
+        assert str(error)
 
 
 def test_reading_needs_no_torch_timm_onnx_or_safetensors(shared: Path) -> None:

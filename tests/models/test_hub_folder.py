@@ -136,3 +136,47 @@ def test_a_folder_with_nothing_to_choose_by(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(WeightsError, match=r"got a.pth, b.pth"):
         weight_files(tmp_path)
+
+
+CONFIG = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000, allowed: 0 to 1024 branches"),
+        ({"hidden_size": 10**12}, "hidden_size 1000000000000"),
+        ({"hidden_size": "32"}, "hidden_size '32'"),
+        ({"hidden_size": True}, "hidden_size True"),
+        ({"intermediate_size": -1}, "intermediate_size -1"),
+        ({"image_size": 10**9}, "image_size 1000000000"),
+        ({"image_size": [32, 10**9]}, "image_size 1000000000"),
+        ({"patch_size": 1.5}, "patch_size 1.5"),
+        ({"mlp_ratio": 1e300}, "mlp_ratio 1e.300"),
+        ({"mlp_ratio": "4"}, "mlp_ratio '4'"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps 0"),
+        ({"layer_norm_eps": []}, "layer_norm_eps a list of 0"),
+        ({"hidden_size": 10**400}, "an integer of 401 digits"),
+        ({"x": "\ud800"}, "half a surrogate"),
+    ],
+)
+def test_a_config_of_sizes_that_no_model_has_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
+    with pytest.raises(WeightsError, match=words):
+        read_hub(tmp_path)
+
+
+def test_arguments_of_timm_are_held_against_the_same_limits(tmp_path: Path) -> None:
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="depth 1000000000, allowed: 0 to 1024 branches"):
+        read_hub(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a": 1, "a": 2}', b'{"a": NaN}', b"[" + b"{}," * 5_000_000 + b"1]"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "preprocessor_config.json"])
+def test_hostile_json_in_a_folder_is_a_weights_error(raw: bytes, file: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / file).write_bytes(raw)
+    with pytest.raises(WeightsError, match="cannot be read as JSON"):
+        weight_files(tmp_path) if "index" in file else read_hub(tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgevit import atomic
 from edgevit.errors import OutputError, ProgramError
 from edgevit.models.program import Program, expected_shapes, is_program, load_program, save_program
-from edgevit.spec import GateSpec, ProgramSpec
+from edgevit.spec import GateSpec, OriginalEvaluation, OriginalSpec, ProgramSpec
 from tests.tiny import tiny_program
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -163,6 +163,69 @@ def test_an_inconsistent_program_is_refused(change: Any, reason: str) -> None:
     spec, weights = broken(change)
     with pytest.raises(ProgramError, match=reason):
         Program(spec=spec, weights=weights)
+
+
+OUT_OF_RANGE = [
+    *(("image", {"crop_pct": v}, "crop_pct") for v in (0.0, -1.0, 1e308, 1e-300)),
+    ("image", {"height": 1024, "crop_pct": 0.1}, "asks for 10240 pixels before the crop"),
+    *(("image", {side: v}, rf"image\.{side} is") for side in ("height", "width") for v in (0, -32, 10**9, 2**62)),
+    *(("image", {"mean": (v, 0.0, 0.0)}, "mean") for v in (1e308, -1e7)),
+    *(("image", {"std": (1.0, v, 1.0)}, "std") for v in (0.0, -1.0, 1e-300, 1e300)),
+    *(("stem", {"patch": v}, "patch") for v in (0, -1, 10**9)),
+    *(("stem", {"prefix": v}, "stem.prefix") for v in (-1, 10**12)),
+    ("stem", {"token_dim": 10**12}, "token_dim"),
+    *(("head", {"classes": v}, "head.classes") for v in (0, -1, 10**12)),
+    *(("head", {"prefix": v}, "head.prefix") for v in (-1, 10**12)),
+    *(("branch", {"units_total": v}, "units_total") for v in (-1, 10**12)),
+    *(("branch", {"head_dim": v}, "head_dim") for v in (-1, 0, 10**9)),
+    *(("branch", {"scale": v}, "scale") for v in (0.0, -1.0, 1e300, 1e-300)),
+    *(("branch", {"gate": GateSpec(pool="mean", threshold=v)}, "threshold") for v in (1e308, -1e308, 1e21)),
+    *(("", {"dim": v}, "dim") for v in (0, -1, 10**9)),
+    *(("", {key: v}, "eps") for key in ("norm_eps", "qk_norm_eps") for v in (0.0, -1.0, 1e300, 1e-300)),
+    *(("", {"origin": {"class_numbers": v}}, "class_numbers") for v in ("a b", "1", "-1 " * 10, "9" * 5000, "١ " * 10)),
+]
+
+
+@pytest.mark.parametrize(("part", "changes", "reason"), OUT_OF_RANGE)
+def test_a_number_out_of_range_is_refused_before_anything_is_built(
+    part: str, changes: dict[str, Any], reason: str
+) -> None:
+    program = tiny_program()
+    spec = program.spec
+    if part == "branch":
+        spec = branch_with(spec, 0, **changes)
+    elif part:
+        spec = dataclasses.replace(spec, **{part: dataclasses.replace(getattr(spec, part), **changes)})
+    else:
+        spec = dataclasses.replace(spec, **changes)
+    with pytest.raises(ProgramError, match=reason) as caught:
+        Program(spec=spec, weights=program.weights)
+    assert "array" not in str(caught.value), "the arrays were looked at first"
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("answers", ["a b", "1 2", "1 2 3 4", "1  2 3", "1 2 -3", "1 2 " + "9" * 5000])
+def test_answers_of_the_original_are_as_many_numbers_as_images(answers: str) -> None:
+    program = tiny_program()
+
+    def with_answers(text: str) -> Program:
+        evaluation = OriginalEvaluation(source="s", images=3, classes=10, answers=text)
+        original = OriginalSpec(name="o", weights_sha256="", macs=1, parameters=1, evaluations=(evaluation,))
+        return Program(spec=dataclasses.replace(program.spec, original=original), weights=program.weights)
+
+    assert with_answers("1 2 3").spec.original
+    with pytest.raises(ProgramError, match="answers of 's' is .*, expected 3 whole numbers"):
+        with_answers(answers)
+
+
+def test_very_many_faults_are_shortened(tmp_path: Path) -> None:
+    save_program(tiny_program(), tmp_path / "p")
+    document = json.loads((tmp_path / "p" / "program.json").read_text())
+    document["spec"]["branches"] = [{}] * 60_000
+    (tmp_path / "p" / "program.json").write_text(json.dumps(document))
+    with pytest.raises(ProgramError, match=r"\.\.\. and \d+ more$") as caught:
+        load_program(tmp_path / "p")
+    assert str(caught.value).count("\n") == 41
 
 
 def test_all_faults_are_listed_at_once() -> None:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,27 @@ def test_kill_9_at_any_moment_leaves_a_whole_one(tmp_path: Path) -> None:
     assert not done.returncode, done.stderr
     step, *left = done.stdout.split()
     assert int(step) > 10 and left == ["last.pt"]
+
+
+def test_a_checkpoint_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    torch.save({checkpoint._VERSION_KEY: 1, "state": {"w": torch.zeros(10 << 20)}}, tmp_path / "stored.pt")
+    path = tmp_path / "last.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(TrainingError, match="it unpacks to 419"):
+        load(path)
+    torch.save({checkpoint._VERSION_KEY: 1, "state": {"w": bytearray(10)}}, path)
+    with pytest.raises(TrainingError, match="builtins.bytearray"):
+        load(path)
+
+
+def test_numbers_are_counted_once_and_a_state_inside_itself_ends() -> None:
+    whole = torch.zeros(10)
+    state: dict[str, Any] = {"a": whole, "b": [whole, (torch.zeros(2, 3), whole)], "c": {"d": 1}}
+    state["c"]["itself"] = state
+    assert checkpoint.count_numbers(state) == 16
+    assert checkpoint.count_numbers({"meta": torch.empty(10**9, device="meta").expand(10**9)}) <= 10**9

@@ -139,6 +139,25 @@ def test_a_remainder_of_an_epoch_is_left_out() -> None:
     assert source.given <= 15
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in ("model", "optimiser", "ema", "step")),
+        ("model", {}),
+        ("model", {"a": torch.zeros(1)}),
+        ("optimiser", {"state": {}, "param_groups": []}),
+        ("ema", {}),
+        ("step", -1),
+        ("step", "x"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(key: str, value: object) -> None:
+    program, settings = tiny_program(), stage(checkpoint_seconds=0.0)
+    state = Run(program, settings).saved[1]
+    error = Run(program, settings, resume={**state, key: value}).error
+    assert error is not None and "train anew without --resume" in str(error)
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 14])
 def test_going_on_from_any_step_is_as_if_nothing_happened(stop: int) -> None:
     program = tiny_program()

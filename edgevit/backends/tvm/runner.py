@@ -6,7 +6,6 @@ Needs numpy, tvm_ffi and libtvm_runtime.so only; the compiler is never loaded.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import serial
+from edgevit import limits, serial
 from edgevit.backends import feed
 from edgevit.backends.tvm.canary import versions
 from edgevit.backends.tvm.pool import Pool
@@ -27,7 +26,6 @@ LIBRARY, WEIGHTS, MANIFEST = "model.so", "model.weights", "model.json"
 SCHEMA = 2
 UNCHECKED_SCHEMA = 1  # before files were listed: only the bundle's own manifest tells whether they changed
 ALIGN_BYTES = 64
-MANIFEST_LIMIT_BYTES = 2 << 20
 MOST_THREADS = 64
 CPUINFO = Path("/proc/cpuinfo")
 CPU, NAIVE = 1, 1  # kDLCPU; an allocator that is never asked for anything
@@ -148,20 +146,28 @@ def read_manifest(path: Path) -> Manifest:
     """
     faults: list[str] = []
     try:
-        if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, allowed: {MANIFEST_LIMIT_BYTES}")
-        raw = path.read_bytes()
-        data = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
+        raw = limits.read_regular(path, limits.MODEL_JSON_BYTES)
+        data = serial.parse(raw)
+    except (OSError, ValueError) as error:
         raise BundleError(f"cannot read {path}: {error}; unpack the bundle again") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(data, dict) and schema not in (SCHEMA, UNCHECKED_SCHEMA):
-        raise BundleError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; build again")
+        raise BundleError(f"{path} has schema {serial.shown(schema)}, this version reads {SCHEMA}; build again")
     found = serial.from_data(Manifest, data, faults, "model")
     if found is None:
-        raise BundleError(f"{path} has faults:\n  " + "\n  ".join(faults))
+        raise BundleError(f"{path} has faults:\n  " + "\n  ".join(serial.first(faults)))
     if not 1 <= found.threads <= MOST_THREADS:
         raise BundleError(f"{path} has threads = {found.threads}, allowed: 1 to {MOST_THREADS}; build again")
+    sizes = [
+        ("height", found.height, 1, limits.IMAGE_SIDE),
+        ("width", found.width, 1, limits.IMAGE_SIDE),
+        ("classes", found.classes, 1, limits.CLASSES),
+        ("branches", found.branches, 0, limits.BRANCHES),
+        ("arena in bytes", 4 * found.arena, 0, limits.ARENA_BYTES),
+    ]
+    wrong = [f"{what} {value} ({low} to {most})" for what, value, low, most in sizes if not low <= value <= most.value]
+    if wrong:
+        raise BundleError(f"{path} claims what no model has: {', '.join(wrong)}; unpack the bundle again")
     if (schema == SCHEMA or found.files) and not serial.seal_holds(raw, found.sha256):
         raise BundleError(f"{path} was changed since it was written: its sha256 is another; unpack the bundle again")
     return found

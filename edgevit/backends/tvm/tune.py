@@ -133,7 +133,7 @@ def _label(product: Product) -> str:
 def _content(path: Path) -> dict[str, Any]:
     """What a cache file holds; nothing where it is damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = serial.read_json(path)
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
