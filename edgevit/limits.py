@@ -1,0 +1,100 @@
+"""How much of a file edgevit takes in: one table, which errors name and docs/limits.md shows; and how files are opened.
+
+Whoever wrote a file may have meant harm. So only regular files are read (a pipe would wait for ever, a device never
+end), a size is checked before anything is read or unpacked, and counts and ranges before anything is built of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most of something that is taken in: `value` in `unit`; `of` says of what."""
+
+    of: str
+    value: int
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.unit}"
+
+
+DOCUMENT_BYTES = Limit(of="a JSON document (program.json, manifest.json, a measurement)", value=16 * _MIB, unit="bytes")
+DOCUMENT_DEPTH = Limit(of="lists and tables inside each other in a document", value=64, unit="levels")
+DOCUMENT_VALUES = Limit(of="values in a JSON document (commas and brackets count)", value=1_000_000, unit="values")
+INTEGER_BITS = Limit(of="an integer in a document, with its sign", value=64, unit="bits")
+TEXT_BYTES = Limit(of="a text file (recipes, targets, labels, image lists)", value=16 * _MIB, unit="bytes")
+LINE_CHARACTERS = Limit(of="a line of a text file", value=65_536, unit="characters")
+IMAGE_BYTES = Limit(of="an image file", value=256 * _MIB, unit="bytes")
+ARRAY_HEADER_BYTES = Limit(of="the header of a NumPy array", value=10_000, unit="bytes")
+ARCHIVE_MEMBERS = Limit(of="members of a bundle's zip", value=10_000, unit="members")
+BUNDLE_EXPANSION = Limit(of="a bundle's zip, unpacked", value=20, unit="times its size")
+WEIGHTS_BYTES = Limit(of="a weights file, and what it unpacks to", value=64 * 1024 * _MIB, unit="bytes")
+WEIGHTS_EXPANSION = Limit(of="a weights file, unpacked, beyond 1 MiB", value=4, unit="times its size")
+WEIGHTS_TENSORS = Limit(of="tensors in a weights file", value=100_000, unit="tensors")
+WEIGHTS_DEPTH = Limit(of="dictionaries inside each other in a weights file", value=16, unit="levels")
+TENSOR_DIMENSIONS = Limit(of="dimensions of a tensor", value=8, unit="dimensions")
+THREADS = Limit(of="threads of a runtime", value=1024, unit="threads")
+
+
+class LimitError(ValueError):
+    """A file that is no regular file, or more than its limit; callers turn it into the error of their kind."""
+
+
+@contextmanager
+def open_regular(path: Path, limit: Limit) -> Iterator[BinaryIO]:
+    """Open a regular file of no more bytes than `limit` for reading; nothing is read yet.
+
+    Raises:
+        LimitError: a folder, pipe, socket or device (also by a link), or more bytes than allowed.
+        OSError: missing, or not to be read.
+    """
+    check_regular(path.stat(), limit)
+    # Not blocking: should the file have become a pipe since, opening it must not wait for a writer.
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(number, "rb") as file:
+        check_regular(os.fstat(file.fileno()), limit)
+        yield file
+
+
+def check_regular(status: os.stat_result, limit: Limit) -> None:
+    """Raise LimitError for what is no regular file, or has more bytes than `limit`."""
+    if not stat.S_ISREG(status.st_mode):
+        raise LimitError(f"it is {_kind(status.st_mode)}, and only regular files are read")
+    if status.st_size > limit.value:
+        raise LimitError(f"it has {status.st_size} bytes, allowed for {limit.of}: {limit}")
+
+
+def read_regular(path: Path, limit: Limit) -> bytes:
+    """All bytes of a regular file, checked before and while reading: files under /proc say 0 bytes and have more.
+
+    Raises:
+        LimitError: no regular file, or more bytes than allowed.
+        OSError: missing, or not to be read.
+    """
+    with open_regular(path, limit) as file:
+        content = file.read(limit.value + 1)
+    if len(content) > limit.value:
+        raise LimitError(f"it has more than {limit.value} bytes, allowed for {limit.of}: {limit}")
+    return content
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no file")
