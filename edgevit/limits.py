@@ -83,10 +83,12 @@ def read_regular(path: Path, limit: Limit) -> bytes:
         OSError: missing, or not to be read.
     """
     with open_regular(path, limit) as file:
-        content = file.read(limit.value + 1)
-    if len(content) > limit.value:
-        raise LimitError(f"it has more than {limit.value} bytes, allowed for {limit.of}: {limit}")
-    return content
+        content = bytearray()
+        while block := file.read(_MIB):
+            content += block
+            if len(content) > limit.value:
+                raise LimitError(f"it has more than {limit.value} bytes, allowed for {limit.of}: {limit}")
+    return bytes(content)
 
 
 def _kind(mode: int) -> str:
