@@ -108,8 +108,8 @@ TOML_VALUES = Limit(of="values in a TOML file (commas, brackets and = count)", v
 TEXT_LINES = Limit(of="lines of a text file", value=1_000_000, unit="lines")
 TABLE_COLUMNS = Limit(of="columns of a labels.csv", value=100, unit="columns")
 IMAGE_PIXELS = Limit(of="an image", value=89_478_485, unit="pixels")  # from where on Pillow warns of a bomb
-IMAGE_SIDE = Limit(of="a side of an image", value=65_535, unit="pixels")  # what a JPEG can have
-IMAGE_SCANS = Limit(of="scans of a JPEG", value=50, unit="scans")  # each passes over all pixels; usual: 1 to 12
+PICTURE_SIDE = Limit(of="a side of an image", value=65_535, unit="pixels")  # what a JPEG can have
+IMAGE_SCANS = Limit(of="scans of a JPEG", value=32, unit="scans")  # each passes over all pixels; usual: 1 to 12
 SOURCE_BYTES = Limit(of="an archive of images", value=1 << 40, unit="bytes")
 SOURCE_MEMBERS = Limit(of="members of an archive of images", value=200_000, unit="members")
 SOURCE_HEADER_BYTES = Limit(of="a header of a tar", value=_MIB, unit="bytes")
@@ -121,4 +121,4 @@ PACKED_IMAGES = Limit(of="images in an .npz", value=1_000_000, unit="images")
 TVM_THREADS = Limit(of="threads that TVM's kernels are shared out among", value=64, unit="threads")
 RUNS = Limit(of="timed runs per path", value=1_000_000, unit="runs")
 SECONDS = Limit(of="a time to wait or to search", value=30 * 86_400, unit="seconds")
-SEED = Limit(of="a seed", value=2**63 - 1, unit="")
+SEED = Limit(of="a seed", value=2**63 - 1, unit="(2^63 - 1)")

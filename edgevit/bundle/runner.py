@@ -32,13 +32,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
-IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 50  # the most that are taken in
+IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 32  # the most that are taken in
 RESIZED_PIXELS = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 MOST_THREADS = 1024
 # C0, DEL, C1, and what changes the direction of writing: no name steers the terminal.
@@ -137,7 +137,11 @@ def intact(path: Path, listed: dict[str, Any]) -> bool:
 def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
     """An image file as the model's input."""
     raw = read_bytes(path)
-    with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
+    try:
+        opened = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify it as an image of these formats: {', '.join(FORMATS)}") from None
+    with opened as file:
         if file.width * file.height > IMAGE_PIXELS or max(file.size) > IMAGE_SIDE:
             raise ValueError(f"{file.width} x {file.height} pixels, allowed: {IMAGE_PIXELS}, {IMAGE_SIDE} a side")
         if file.format in ("JPEG", "MPO") and raw.count(b"\xff\xda") > IMAGE_SCANS:
@@ -147,14 +151,15 @@ def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
 
 def read_bytes(path: Path) -> bytes:
     """A regular file of bounded size; a pipe would wait for ever, a device never end."""
-    # Not blocking: opening a pipe must not wait for a writer.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is a folder, pipe or device, and only regular files are read")
+    # Not blocking: should it have become a pipe since, opening it must not wait for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("only regular files are read")
-        raw = file.read(IMAGE_BYTES + 1)
-    if len(raw) > IMAGE_BYTES:
-        raise ValueError(f"more than {IMAGE_BYTES} bytes, which no image is allowed")
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > IMAGE_BYTES else file.read(IMAGE_BYTES + 1)
+    if max(size, len(raw)) > IMAGE_BYTES:
+        raise ValueError(f"it has {max(size, len(raw))} bytes, allowed: {IMAGE_BYTES}")
     return raw
 
 

@@ -22,7 +22,7 @@ from edgevit.data.match import Labelling, place_labels
 from edgevit.data.packed import READ_FAULTS
 from edgevit.data.sources import Entry, labelling, list_images
 from edgevit.errors import ImagesError
-from edgevit.limits import IMAGE_PIXELS, IMAGE_SCANS, IMAGE_SIDE
+from edgevit.limits import IMAGE_PIXELS, IMAGE_SCANS, PICTURE_SIDE
 from edgevit.progress import track
 from edgevit.spec import ImageSpec, ProgramSpec
 
@@ -186,8 +186,8 @@ def decode(raw: bytes) -> Image.Image:
 def _check_size(file: Image.Image, raw: bytes) -> None:
     """What its header says an image will take, before it is decoded."""
     width, height = file.size
-    if width * height > IMAGE_PIXELS.value or max(width, height) > IMAGE_SIDE.value:
-        raise UnreadableImage(f"{width} x {height} pixels, allowed: {IMAGE_PIXELS}, {IMAGE_SIDE.value} a side")
+    if width * height > IMAGE_PIXELS.value or max(width, height) > PICTURE_SIDE.value:
+        raise UnreadableImage(f"{width} x {height} pixels, allowed: {IMAGE_PIXELS}, {PICTURE_SIDE.value} a side")
     scans = raw.count(SCAN) if raw.startswith(JPEG) else 0
     if scans > IMAGE_SCANS.value:
         raise UnreadableImage(f"{scans} scans, allowed: {IMAGE_SCANS}")

@@ -34,6 +34,7 @@ from edgevit.limits import (
     TABLE_COLUMNS,
     Limit,
     LimitError,
+    check_regular,
     open_regular,
     read_regular,
 )
@@ -81,13 +82,15 @@ def list_images(source: Path) -> tuple[Entry, ...]:
     Raises:
         ImagesError: nothing there, not one of the kinds above, no image in it, or a member that leaves the archive.
     """
+    suffix = source.suffix.lower()
     try:
-        kind = source.stat().st_mode
+        status = source.stat()
+        if suffix in SUFFIXES and not stat.S_ISDIR(status.st_mode):
+            check_regular(status, IMAGE_BYTES)
     except (OSError, ValueError) as error:
         what = "no such file or folder" if isinstance(error, FileNotFoundError) else error
         raise ImagesError(f"no images at {source}: {what}. Give {KINDS}") from None
-    suffix = source.suffix.lower()
-    if stat.S_ISDIR(kind):
+    if stat.S_ISDIR(status.st_mode):
         return _entries(source, _folder(source))
     if suffix == ".toml":
         return _manifest(source)
