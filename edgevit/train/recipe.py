@@ -26,7 +26,7 @@ MOST: dict[str, float] = {
     "threshold_images": 10_000_000,
     "workers": THREADS.value,
     "seed": SEED.value,
-    **dict.fromkeys(("rate_joint", "rate_recover", "gate_weight_rate", "gate_bias_rate", "skip_rate"), 1e3),
+    **dict.fromkeys(("rate_joint", "rate_recover", "gate_weight_rate", "gate_bias_rate", "skip_rate"), 1e30),
     **dict.fromkeys(("weight_decay", "temperature", "gate_noise", "gate_bias"), 1e3),
     **dict.fromkeys(("clip", "stiffness", "price_rate", "price_limit", "checkpoint_seconds"), 1e9),
 }
