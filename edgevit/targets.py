@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ Format = Literal["onnx", "ort", "ir", "so"]
 
 # Choices that a target file must give a reason for: a reader should learn why, not only what.
 EXPLAINED = ("backend", "weight_bits", "activations", "inference_precision", "range_method", "smoothing", "threads")
+CPU_NAME = "[A-Za-z0-9._+-]{1,64}"  # it becomes a part of what the compiler is told
 FORMATS: dict[Backend, tuple[Format, ...]] = {"onnxruntime": ("onnx", "ort"), "openvino": ("ir",), "tvm": ("so",)}
 
 
@@ -142,6 +144,10 @@ def _faults(target: Target, path: Path) -> list[str]:
         (
             (target.cpu is not None) == (target.backend == "tvm"),
             f"cpu: got {target.cpu!r}; tvm needs one and no other backend takes one",
+        ),
+        (
+            target.cpu is None or re.fullmatch(CPU_NAME, target.cpu) is not None,
+            f"cpu: got {target.cpu!r}, allowed: a name as LLVM has them, of letters, digits and . _ + -",
         ),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),

@@ -129,6 +129,16 @@ def test_a_tvm_target_has_no_more_threads_than_its_runner_takes(tmp_path: Path) 
         load_target(path)
 
 
+@pytest.mark.parametrize("cpu", ["generic -libs=x", "", "a" * 65, "x86-64\\n", "-mcpu='a b'"])
+def test_a_cpu_is_one_name(cpu: str, tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text()
+    (tmp_path / "x86-64-v3-tvm.toml").write_text(
+        re.sub("^cpu = .*$", lambda _: f'cpu = "{cpu}"', text, count=1, flags=re.M)
+    )
+    with pytest.raises(TargetError, match="1 fault:\n  - cpu: got"):
+        load_target(tmp_path / "x86-64-v3-tvm.toml")
+
+
 def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:
     line = next(line for line in TEXT.splitlines() if line.startswith('smoothing = "'))
     with pytest.raises(TargetError, match="missing the reason of 'smoothing'"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from edgevit.progress import track
 from edgevit.spec import ImageSpec, ProgramSpec
 
 T = TypeVar("T")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what the errors say, too
 UNREADABLE_LIMIT = 0.1
 TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
 # Of Pillow's formats only these are opened, whatever a file is called: an EPS named .jpg would start Ghostscript.

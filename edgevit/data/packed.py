@@ -101,7 +101,9 @@ def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
                     raise LimitError(f"it has the keys {names or 'none'}; needed, each once: {NPZ_KEYS}")
                 return {key: _read_array(archive, member, most) for key, member in kept.items()}
     except zipfile.BadZipFile as error:
-        raise ImagesError(f"{source} is no .npz, or a damaged one ({error}); needed: {NPZ_KEYS}") from None
+        raise ImagesError(
+            f"{source} cannot be read as an .npz of plain arrays: it is no .npz, or damaged ({error}); needed: {NPZ_KEYS}"
+        ) from None
     except Exception as error:  # a hostile header can raise nearly anything
         raise ImagesError(
             f"{source} cannot be read as an .npz of plain arrays: {error or type(error).__name__}"
