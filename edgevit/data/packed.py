@@ -102,7 +102,7 @@ def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
                 return {key: _read_array(archive, member, most) for key, member in kept.items()}
     except zipfile.BadZipFile as error:
         raise ImagesError(
-            f"{source} cannot be read as an .npz of plain arrays: it is no .npz, or damaged ({error}); needed: {NPZ_KEYS}"
+            f"{source} cannot be read as an .npz of plain arrays: it is no .npz ({error}); needed: {NPZ_KEYS}"
         ) from None
     except Exception as error:  # a hostile header can raise nearly anything
         raise ImagesError(
