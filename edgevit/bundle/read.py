@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import serial
+from edgevit import limits, serial
 from edgevit.atomic import scratch
 from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import BundleError, ParityError
@@ -174,6 +174,9 @@ def _parse(raw: bytes, shown: Path) -> Manifest:
     faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
     if len(listed) != len(manifest.files):
         faults.append("a file is listed twice")
+    threads = manifest.target.get("threads", 1)
+    if not isinstance(threads, int) or not 1 <= threads <= limits.THREADS.value:
+        faults.append(f"target: threads is {threads!r}, allowed: 1 to {limits.THREADS.value}")
     if manifest.sha256 and not serial.seal_holds(raw, manifest.sha256):
         faults.append("it was changed since it was written: its sha256 is another")
     if faults:
