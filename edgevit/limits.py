@@ -141,3 +141,25 @@ def _kind(mode: int) -> str:
         stat.S_IFBLK: "a device",
     }
     return kinds.get(stat.S_IFMT(mode), "no file")
+
+
+# Of targets, recipes, lists of text, and images.
+SETTINGS_BYTES = Limit(of="a target or a recipe", value=_MIB // 4, unit="bytes")
+TOML_VALUES = Limit(of="values in a TOML file (commas, brackets and = count)", value=500_000, unit="values")
+TEXT_LINES = Limit(of="lines of a text file", value=1_000_000, unit="lines")
+TABLE_COLUMNS = Limit(of="columns of a labels.csv", value=100, unit="columns")
+IMAGE_PIXELS = Limit(of="an image", value=89_478_485, unit="pixels")  # from where on Pillow warns of a bomb
+PICTURE_SIDE = Limit(of="a side of an image", value=65_535, unit="pixels")  # what a JPEG can have
+IMAGE_SCANS = Limit(of="scans of a JPEG", value=32, unit="scans")  # each passes over all pixels; usual: 1 to 12
+SOURCE_BYTES = Limit(of="an archive of images", value=1 << 40, unit="bytes")
+SOURCE_MEMBERS = Limit(of="members of an archive of images", value=200_000, unit="members")
+SOURCE_HEADER_BYTES = Limit(of="a header of a tar", value=_MIB, unit="bytes")
+SOURCE_DIRECTORY_BYTES = Limit(of="the directory of a zip of images", value=16 * _MIB, unit="bytes")
+SOURCE_NAME = Limit(of="the name of a member", value=4096, unit="characters")
+PACKED_BYTES = Limit(of="an array in an .npz of images", value=8 * 1024 * _MIB, unit="bytes")
+PACKED_EXPANSION = Limit(of="an array in an .npz of images, beyond 64 MiB", value=4, unit="times the size of the file")
+PACKED_IMAGES = Limit(of="images in an .npz", value=1_000_000, unit="images")
+TVM_THREADS = Limit(of="threads that TVM's kernels are shared out among", value=64, unit="threads")
+RUNS = Limit(of="timed runs per path", value=1_000_000, unit="runs")
+SECONDS = Limit(of="a time to wait or to search", value=30 * 86_400, unit="seconds")
+SEED = Limit(of="a seed", value=2**63 - 1, unit="(2^63 - 1)")

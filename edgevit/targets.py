@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from edgevit import serial
-from edgevit.data.text import read_text
+from edgevit.data.text import listed, read_toml
 from edgevit.errors import TargetError
+from edgevit.limits import SETTINGS_BYTES, THREADS, TVM_THREADS
 from edgevit.resources import shipped
 
 Backend = Literal["onnxruntime", "openvino", "tvm"]
@@ -19,6 +20,7 @@ Format = Literal["onnx", "ort", "ir", "so"]
 
 # Choices that a target file must give a reason for: a reader should learn why, not only what.
 EXPLAINED = ("backend", "weight_bits", "activations", "inference_precision", "range_method", "smoothing", "threads")
+CPU_NAME = "[A-Za-z0-9._+-]{1,64}"  # it becomes a part of what the compiler is told
 FORMATS: dict[Backend, tuple[Format, ...]] = {"onnxruntime": ("onnx", "ort"), "openvino": ("ir",), "tvm": ("so",)}
 
 
@@ -101,7 +103,7 @@ def missing_flags(target: Target, cpu_flags: Collection[str]) -> tuple[str, ...]
 
 def _read(path: Path) -> Target:
     try:
-        data = tomllib.loads(read_text(path))
+        data = read_toml(path, SETTINGS_BYTES)
     except FileNotFoundError:
         raise TargetError(f"target file {path} does not exist; `edgevit targets` lists the shipped names") from None
     except (OSError, ValueError) as error:
@@ -111,8 +113,7 @@ def _read(path: Path) -> Target:
     if target is not None:
         faults = _faults(target, path)
     if target is None or faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise TargetError(f"target file {path} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n{listed}")
+        raise TargetError(f"target file {path} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n{listed(faults)}")
     return target
 
 
@@ -120,13 +121,14 @@ def _faults(target: Target, path: Path) -> list[str]:
     """What types cannot say: ranges, and choices that contradict each other."""
     allowed = FORMATS[target.backend]
     known = {f.name for f in fields(Target)}
+    most = (TVM_THREADS if target.backend == "tvm" else THREADS).value
     checks = (
         (target.name == path.stem, f"name: got {target.name!r}, must be the file's stem {path.stem!r}"),
         (50 <= target.percentile <= 100, f"percentile: got {target.percentile}, allowed: 50 to 100"),
         (0 <= target.smoothing <= 1, f"smoothing: got {target.smoothing}, allowed: 0 (off) to 1"),
         (0 <= target.min_agreement <= 1, f"min_agreement: got {target.min_agreement}, allowed: 0 to 1"),
         (0 <= target.max_top1_drop <= 1, f"max_top1_drop: got {target.max_top1_drop}, allowed: 0 to 1"),
-        (target.threads >= 1, f"threads: got {target.threads}, allowed: 1 or more"),
+        (1 <= target.threads <= most, f"threads: got {target.threads}, allowed for {target.backend}: 1 to {most}"),
         (
             bool(target.formats) and set(target.formats) <= set(allowed),
             f"formats: got {list(target.formats)}, allowed for {target.backend}: {list(allowed)}, at least one",
@@ -142,6 +144,10 @@ def _faults(target: Target, path: Path) -> list[str]:
         (
             (target.cpu is not None) == (target.backend == "tvm"),
             f"cpu: got {target.cpu!r}; tvm needs one and no other backend takes one",
+        ),
+        (
+            target.cpu is None or re.fullmatch(CPU_NAME, target.cpu) is not None,
+            f"cpu: got {target.cpu!r}, allowed: a name as LLVM has them, of letters, digits and . _ + -",
         ),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),

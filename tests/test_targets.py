@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgevit.backends import tvm
+from edgevit.backends.tvm.runner import MOST_THREADS
 from edgevit.errors import TargetError
+from edgevit.limits import TVM_THREADS
 from edgevit.resources import shipped
 from edgevit.targets import EXPLAINED, list_targets, load_target, missing_flags
 
@@ -73,6 +77,8 @@ def test_contradictions_are_faults(tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("threads", "0"),
+        ("threads", "1025"),
+        ("threads", "1000000"),
         ("percentile", "49.9"),
         ("smoothing", "1.1"),
         ("min_agreement", "95.0"),
@@ -110,6 +116,27 @@ def test_a_tvm_target_may_have_threads(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace("threads = 1\n", "threads = 2\n"))
     assert load_target(path).threads == 2
+
+
+def test_a_tvm_target_has_no_more_threads_than_its_runner_takes(tmp_path: Path) -> None:
+    manifest = (Path(tvm.__file__).parent / "manifest.h").read_text(encoding="utf-8")
+    assert f"kMostThreads = {TVM_THREADS.value};" in manifest
+    assert TVM_THREADS.value == MOST_THREADS
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text()
+    path = tmp_path / "x86-64-v3-tvm.toml"
+    path.write_text(re.sub("^threads = .*$", "threads = 65", text, count=1, flags=re.MULTILINE))
+    with pytest.raises(TargetError, match="threads: got 65, allowed for tvm: 1 to 64"):
+        load_target(path)
+
+
+@pytest.mark.parametrize("cpu", ["generic -libs=x", "", "a" * 65, "x86-64\\n", "-mcpu='a b'"])
+def test_a_cpu_is_one_name(cpu: str, tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text()
+    (tmp_path / "x86-64-v3-tvm.toml").write_text(
+        re.sub("^cpu = .*$", lambda _: f'cpu = "{cpu}"', text, count=1, flags=re.M)
+    )
+    with pytest.raises(TargetError, match="1 fault:\n  - cpu: got"):
+        load_target(tmp_path / "x86-64-v3-tvm.toml")
 
 
 def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:

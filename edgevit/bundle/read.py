@@ -191,6 +191,9 @@ def _parse(raw: bytes, shown: Path) -> Manifest:
     faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
     if len(listed) != len(manifest.files):
         faults.append("a file is listed twice")
+    threads = manifest.target.get("threads", 1)
+    if not isinstance(threads, int) or not 1 <= threads <= limits.THREADS.value:
+        faults.append(f"target: threads is {threads!r}, allowed: 1 to {limits.THREADS.value}")
     if manifest.sha256 and not serial.seal_holds(raw, manifest.sha256):
         faults.append("it was changed since it was written: its sha256 is another")
     if faults:

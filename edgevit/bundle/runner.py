@@ -22,6 +22,8 @@ import json
 import math
 import os
 import platform
+import re
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -30,12 +32,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 32  # the most that are taken in
+RESIZED_PIXELS = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
+MOST_THREADS = 1024
+# C0, DEL, C1, and what changes the direction of writing: no name steers the terminal.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 WRONG_IMAGE = 15  # exit code, the native runner's too
 DAMAGED = 19  # exit code, the native runner's too
 Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
@@ -55,11 +62,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.images and not arguments.check:
         parser.error("give at least one image, or --check")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS or arguments.top < 1:
+        parser.error(f"--threads is 1 to {MOST_THREADS}, --top 1 or more")
     manifest = read_manifest()
     changed = changed_files(manifest, ("",) if arguments.check else used_files(manifest))
     if changed:
         refuse(f"{', '.join(changed)} differ from manifest.json")
     threads = arguments.threads or manifest["target"]["threads"]
+    if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        refuse(f"its target has {threads!r} threads, allowed: 1 to {MOST_THREADS}")
     loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tvm": load_tvm}
     run = loaders[manifest["backend"]](manifest, threads)
     if arguments.check:
@@ -69,7 +80,7 @@ def main() -> int:
         try:
             image = read_image(path, manifest["input"]["preprocessing"])
         except Exception as error:  # Pillow raises nearly anything for a damaged file
-            print(f"{path}: {error or type(error).__name__}", file=sys.stderr)
+            print(escaped(f"{path}: {error or type(error).__name__}"), file=sys.stderr)
             status = WRONG_IMAGE
         else:
             classify(manifest, run, path, image, arguments)
@@ -78,7 +89,7 @@ def main() -> int:
 
 def refuse(reason: str) -> NoReturn:
     """End for a bundle that is not what it was."""
-    print(f"this bundle is damaged: {reason}; copy it again", file=sys.stderr)
+    print(escaped(f"this bundle is damaged: {reason}; copy it again"), file=sys.stderr)
     sys.exit(DAMAGED)
 
 
@@ -125,8 +136,36 @@ def intact(path: Path, listed: dict[str, Any]) -> bool:
 
 def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
     """An image file as the model's input."""
-    with Image.open(path, formats=FORMATS) as file:
+    raw = read_bytes(path)
+    try:
+        opened = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify it as an image of these formats: {', '.join(FORMATS)}") from None
+    with opened as file:
+        if file.width * file.height > IMAGE_PIXELS or max(file.size) > IMAGE_SIDE:
+            raise ValueError(f"{file.width} x {file.height} pixels, allowed: {IMAGE_PIXELS}, {IMAGE_SIDE} a side")
+        if file.format in ("JPEG", "MPO") and raw.count(b"\xff\xda") > IMAGE_SCANS:
+            raise ValueError(f"{raw.count(bytes((0xFF, 0xDA)))} scans, allowed: {IMAGE_SCANS}")
         return prepare(to_rgb(file), contract)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A regular file of bounded size; a pipe would wait for ever, a device never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is a folder, pipe or device, and only regular files are read")
+    # Not blocking: should it have become a pipe since, opening it must not wait for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > IMAGE_BYTES else file.read(IMAGE_BYTES + 1)
+    if max(size, len(raw)) > IMAGE_BYTES:
+        raise ValueError(f"it has {max(size, len(raw))} bytes, allowed: {IMAGE_BYTES}")
+    return raw
+
+
+def escaped(text: str) -> str:
+    """The text with control characters written out."""
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def to_rgb(file: Image.Image) -> Image.Image:
@@ -140,9 +179,12 @@ def to_rgb(file: Image.Image) -> Image.Image:
     if bits > 16 or tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
         raise ValueError(f"integers of {bits} bits, whose range the file does not say; scale to 0..255, save 8 bits")
     most = (1 << bits) - 1
-    values = np.asarray(file).astype(np.uint32)
-    levels = ((most - values if tags.get(PHOTOMETRIC) == 0 else values) * 255 + most // 2) // most
-    picture = Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    values = np.asarray(file)
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for first in range(0, len(values), 64):  # rows at a time, so that no copies of a large image pile up
+        rows = values[first : first + 64].astype(np.uint32)
+        levels[first : first + 64] = ((most - rows if tags.get(PHOTOMETRIC) == 0 else rows) * 255 + most // 2) // most
+    picture = Image.fromarray(levels).convert("RGB")
     picture.info.update(file.info)
     return picture
 
@@ -166,6 +208,8 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
     else:
         ratio = max(ratios) if mode == "border" else min(ratios)
         size = (round(picture.width / ratio), round(picture.height / ratio))
+    if not 0 < size[0] * size[1] <= RESIZED_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels is no shape to crop a square from")
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling[contract["interpolation"].upper()])
     left, top = (
@@ -291,12 +335,12 @@ def classify(
     if arguments.json:
         print(json.dumps({"image": str(path), **answer, "gates": gates.tolist(), "milliseconds": milliseconds}))
         return
-    print(f"{path}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
+    print(f"{escaped(str(path))}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
     if features:
         print(f"  {logits.size} features, no classes, length {np.linalg.norm(logits):.4g}; --json prints them")
     for row in answer.get("top", ()):
         likely = f"{row['score']:8.3f}" if row["probability"] is None else f"{row['probability']:6.1%}"
-        print(f"  {likely}  {row['class']:>4}  {row['label'] or ''}")
+        print(f"  {likely}  {row['class']:>4}  {escaped(row['label'] or '')}")
     shown = "".join("x" if gate else "." for gate in gates)
     print(f"  gates [{shown}]  x = ran, . = skipped, in the order of the manifest's branches")
 

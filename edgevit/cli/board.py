@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from edgevit.cli.ranges import RUNS, SECONDS, THREADS
+
 MOST = 4096
 
 
@@ -34,12 +36,12 @@ class Cpus(click.ParamType[tuple[int, ...]]):
 RUN = (
     click.option(
         "--runs",
-        type=click.IntRange(min=1),
+        type=RUNS,
         default=200,
         show_default=True,
         help="Timed runs per path. p90 needs 64, p95 130, p99 662.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads of a run (default: the target's)."),
+    click.option("--threads", type=THREADS, help="Threads of a run (default: the target's)."),
     click.option("--cpus", type=Cpus(), help="Hold the run to these CPUs of the device, for example 2-3 or 0,2."),
 )
 BOARD = (
@@ -51,9 +53,7 @@ BOARD = (
     click.option(
         "--python", default="python3", show_default=True, help="Python on the board, a name or path; TVM needs none."
     ),
-    click.option(
-        "--timeout", type=click.IntRange(min=1), default=1800, show_default=True, help="Seconds the device may take."
-    ),
+    click.option("--timeout", type=SECONDS, default=1800, show_default=True, help="Seconds the device may take."),
 )
 
 

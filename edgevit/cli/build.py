@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit import limits
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+from edgevit.cli.ranges import SEED, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -37,13 +39,13 @@ Examples:
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: text file, one per line, or imagenet-1k.")
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
-@click.option("--prune", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
-@click.option("--gate", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of gate training.")
+@click.option("--prune", type=Number(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
+@click.option("--gate", type=Number(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of gate training.")
 @click.option(
     "--tune",
     "tune_s",
-    type=click.FloatRange(min=0),
+    type=Number(0, limits.SECONDS.value),
     default=0.0,
     metavar="SECONDS",
     help="CPU time to search for TVM's tiles on this machine; what is found is kept.",
@@ -56,7 +58,7 @@ Examples:
 @click.option("--original-weights", type=click.Path(path_type=Path), help="Checkpoint of --original.")
 @click.option(
     "--max-drop",
-    type=click.FloatRange(min=0, max=100),
+    type=Number(min=0, max=100),
     metavar="POINTS",
     help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
+from edgevit.cli.ranges import SEED, THREADS, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Example: fine-tune on your classes, then halve the expected MACs, then build.
   edgevit build out/small/program --target x86-64-onnxruntime
 Several processes: torchrun --nproc-per-node 2 -m edgevit compress ...
 """
-SHARE = click.FloatRange(0, 1, min_open=True)
+SHARE = Number(0, 1, min_open=True)
 DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 
 
@@ -39,9 +40,9 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("--new-head", is_flag=True, help="Start a new classifier for the data's classes.")
 @click.option("--unlabelled", is_flag=True, help="Use no labels: follow the given model.")
 @click.option("--groups", help="Samples that share a gate decision: batch, 'random 1 64', recursive, sample, ...")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of everything random.")
+@click.option("--seed", type=SEED, help="Seed of everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads on the processor.")
+@click.option("--threads", type=THREADS, help="Threads on the processor.")
 @click.option("--teacher-cache", type=click.Path(path_type=Path), help="Folder that keeps the given model's outputs.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (default: out/MODEL-compressed).")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgevit.cli.ranges import Number
+
 if TYPE_CHECKING:
     from edgevit.models.preprocessing import Preprocessing
 
@@ -40,7 +42,7 @@ def preprocessing_options(command: F) -> F:
         click.option("--std", callback=_colour, metavar="R,G,B", help="Deviation of a named model's images, 0..1."),
         click.option(
             "--crop",
-            type=click.FloatRange(0, 1, min_open=True),
+            type=Number(0, 1, min_open=True),
             help="Part of a resized image that a named model sees (crop_pct).",
         ),
         click.option("--crop-mode", type=click.Choice(["center", "squash", "border"]), help="As timm's crop_mode."),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgevit.cli.ranges import THREADS
+
 EPILOG = """\b
 Examples:
   edgevit verify out/deit.zip
@@ -16,7 +18,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--run", is_flag=True, help="Run its golden inputs too; only for bundles whose makers you trust.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a run, with --run (default: the target's).")
+@click.option("--threads", type=THREADS, help="Threads of a run, with --run (default: the target's).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None:
     """Check every file of BUNDLE (folder or zip) against its manifest, in size and sha256; nothing of it is executed.

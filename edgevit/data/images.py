@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +23,17 @@ from edgevit.data.match import Labelling, place_labels
 from edgevit.data.packed import READ_FAULTS
 from edgevit.data.sources import Entry, labelling, list_images
 from edgevit.errors import ImagesError
+from edgevit.limits import IMAGE_PIXELS, IMAGE_SCANS, PICTURE_SIDE
 from edgevit.progress import track
 from edgevit.spec import ImageSpec, ProgramSpec
 
 T = TypeVar("T")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what the errors say, too
 UNREADABLE_LIMIT = 0.1
 TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
 # Of Pillow's formats only these are opened, whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
+JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # how a JPEG begins, and each scan in it
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 RESIZED_PIXELS_LIMIT = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 FILTERS = {
@@ -170,13 +173,26 @@ def decode(raw: bytes) -> Image.Image:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
+                _check_size(file, raw)
                 return _to_rgb(file)
+        except UnreadableImage:
+            raise
         except UnidentifiedImageError:
             raise UnreadableImage(f"not an image of these formats: {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise UnreadableImage("too many pixels") from None
-        except (OSError, SyntaxError, ValueError, IndexError, EOFError, zlib.error) as error:  # Pillow raises them all
+            raise UnreadableImage(f"too many pixels, allowed: {IMAGE_PIXELS}") from None
+        except Exception as error:  # Pillow raises nearly anything for a damaged file
             raise UnreadableImage(str(error) or type(error).__name__) from None
+
+
+def _check_size(file: Image.Image, raw: bytes) -> None:
+    """What its header says an image will take, before it is decoded."""
+    width, height = file.size
+    if width * height > IMAGE_PIXELS.value or max(width, height) > PICTURE_SIDE.value:
+        raise UnreadableImage(f"{width} x {height} pixels, allowed: {IMAGE_PIXELS}, {PICTURE_SIDE.value} a side")
+    scans = raw.count(SCAN) if raw.startswith(JPEG) else 0
+    if scans > IMAGE_SCANS.value:
+        raise UnreadableImage(f"{scans} scans, allowed: {IMAGE_SCANS}")
 
 
 def _to_rgb(file: Image.Image) -> Image.Image:
@@ -191,9 +207,12 @@ def _to_rgb(file: Image.Image) -> Image.Image:
             f"integers of {bits} bits, whose range the file does not say; scale to 0..255 and save 8 bits"
         )
     most = (1 << bits) - 1
-    values = np.asarray(file).astype(np.uint32)
-    levels = ((most - values if tags.get(PHOTOMETRIC) == 0 else values) * 255 + most // 2) // most
-    picture = Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    values = np.asarray(file)
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for first in range(0, len(values), 64):  # rows at a time, so that no copies of a large image pile up
+        rows = values[first : first + 64].astype(np.uint32)
+        levels[first : first + 64] = ((most - rows if tags.get(PHOTOMETRIC) == 0 else rows) * 255 + most // 2) // most
+    picture = Image.fromarray(levels).convert("RGB")
     picture.info.update(file.info)
     return picture
 

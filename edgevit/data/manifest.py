@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgevit import serial
-from edgevit.data.text import read_text
+from edgevit.data.text import listed, read_toml
 from edgevit.errors import ImagesError
+from edgevit.limits import IMAGE_BYTES, TEXT_BYTES, read_regular
 
 MAX_LABEL = 10**6
 
@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> Manifest:
         ImagesError: with every fault at once: keys and types, paths that leave the folder, missing or changed files.
     """
     try:
-        data = tomllib.loads(read_text(path))
+        data = read_toml(path, TEXT_BYTES)
     except (OSError, ValueError) as error:
         raise ImagesError(f"image manifest {path} cannot be read as TOML: {error}") from None
     faults: list[str] = []
@@ -52,8 +52,7 @@ def read_manifest(path: Path) -> Manifest:
         if not manifest.image:
             faults = ["image: got no entry, at least one [[image]] is needed"]
     if manifest is None or faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise ImagesError(f"image manifest {path} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n{listed}")
+        raise ImagesError(f"image manifest {path} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n{listed(faults)}")
     return manifest
 
 
@@ -65,14 +64,16 @@ def leaves_folder(name: str) -> bool:
 
 def _faults(folder: Path, image: ManifestImage) -> list[str]:
     path = folder / image.file
-    if leaves_folder(image.file) or not path.resolve().is_relative_to(folder.resolve()):
-        return [f"{image.file}: leads outside the manifest's folder; only files beside or below it are read"]
     if image.label is not None and not 0 <= image.label <= MAX_LABEL:
         return [f"{image.file}: got label {image.label}, allowed: 0 to {MAX_LABEL}"]
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if leaves_folder(image.file) or not path.resolve().is_relative_to(folder.resolve()):
+            return [f"{image.file}: leads outside the manifest's folder; only files beside or below it are read"]
+        digest = hashlib.sha256(read_regular(path, IMAGE_BYTES)).hexdigest()
     except OSError as error:
         return [f"{image.file}: {error.strerror or error}"]
+    except (ValueError, RuntimeError) as error:  # NUL in a name, links in a loop
+        return [f"{image.file}: {error}"]
     if digest != image.sha256:
         return [f"{image.file}: changed since the manifest was written: sha256 is {digest}, expected {image.sha256}"]
     return []

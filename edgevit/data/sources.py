@@ -11,24 +11,41 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
 
+from edgevit.data.bounded import Bounded
 from edgevit.data.manifest import MAX_LABEL, leaves_folder, read_manifest
 from edgevit.data.match import Basis, Labelling, natural_key
 from edgevit.data.packed import READ_FAULTS, read_packed
 from edgevit.data.text import decode_text
 from edgevit.errors import ImagesError
+from edgevit.limits import (
+    IMAGE_BYTES,
+    SOURCE_BYTES,
+    SOURCE_DIRECTORY_BYTES,
+    SOURCE_HEADER_BYTES,
+    SOURCE_MEMBERS,
+    SOURCE_NAME,
+    TABLE_COLUMNS,
+    Limit,
+    LimitError,
+    check_regular,
+    open_regular,
+    read_regular,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 KINDS = (
     f"an image ({', '.join(SUFFIXES)}), a folder of them, a .tar or .zip of them, a .toml manifest, or an .npz of JPEG "
     "bytes"
 )
-MEMBER_LIMIT_BYTES = 64 << 20  # no photograph is larger; a longer archive member is an accident or an attack
 LABELS = "labels.csv"
+ENCRYPTED = 0x41  # flags of a zip's member: in the old way, or strongly
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -65,10 +82,15 @@ def list_images(source: Path) -> tuple[Entry, ...]:
     Raises:
         ImagesError: nothing there, not one of the kinds above, no image in it, or a member that leaves the archive.
     """
-    if not source.exists():
-        raise ImagesError(f"no images at {source}: no such file or folder. Give {KINDS}")
     suffix = source.suffix.lower()
-    if source.is_dir():
+    try:
+        status = source.stat()
+        if suffix in SUFFIXES and not stat.S_ISDIR(status.st_mode):
+            check_regular(status, IMAGE_BYTES)
+    except (OSError, ValueError) as error:
+        what = "no such file or folder" if isinstance(error, FileNotFoundError) else error
+        raise ImagesError(f"no images at {source}: {what}. Give {KINDS}") from None
+    if stat.S_ISDIR(status.st_mode):
         return _entries(source, _folder(source))
     if suffix == ".toml":
         return _manifest(source)
@@ -79,7 +101,7 @@ def list_images(source: Path) -> tuple[Entry, ...]:
     if suffix == ".npz":
         return _packed(source)
     if suffix in SUFFIXES:
-        return (Entry(name=source.name, read=source.read_bytes),)
+        return (Entry(name=source.name, read=partial(read_regular, source, IMAGE_BYTES)),)
     raise ImagesError(f"{source} is not a source of images: got a {suffix or 'suffixless'} file. Give {KINDS}")
 
 
@@ -144,25 +166,33 @@ def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[En
 def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str, _Facts]:
     try:
         reader = csv.DictReader(io.StringIO(decode_text(read()), newline=""))
-        columns, rows = reader.fieldnames or [], list(reader)
+        columns = list(reader.fieldnames or [])
+        if len(columns) > TABLE_COLUMNS.value:
+            raise LimitError(f"it has {len(columns)} columns, allowed: {TABLE_COLUMNS}")
+        column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), ""))
+        if "file" not in columns or not column:
+            got = ", ".join(columns) or "none"
+            raise ImagesError(f"{source}: {table} needs the columns 'file' and 'label', got: {got[:400]}")
+        if max(columns.count(name) for name in ("file", column, "name", "split")) > 1:
+            raise ImagesError(f"{source}: {table} has a column twice: {', '.join(columns)[:400]}; leave one")
+        facts: dict[str, _Facts] = {}
+        for number, row in enumerate(reader, start=2):
+            name, known = _row(row, column, f"{source}: {table} line {number}")
+            place = str(PurePosixPath(table).parent / name)
+            if facts.setdefault(place, known) != known:
+                raise ImagesError(f"{source}: {table} line {number}: {name[:80]!r} was told another label before")
     except (*READ_FAULTS, csv.Error, ValueError) as error:
         raise ImagesError(f"{source}: {table} cannot be read as a table: {error}") from None
-    column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), None))
-    if "file" not in columns or column is None:
-        got = ", ".join(columns) or "none"
-        raise ImagesError(f"{source}: {table} needs the columns 'file' and 'label', got: {got}")
-    facts: dict[str, _Facts] = {}
-    for number, row in enumerate(rows, start=2):
-        value = row[column] or ""
-        if not _is_label(value):
-            raise ImagesError(
-                f"{source}: {table} line {number}: got label {value[:40]!r}, "
-                f"allowed: a whole number from 0 to {MAX_LABEL}"
-            )
-        facts[str(PurePosixPath(table).parent / (row["file"] or ""))] = _Facts(
-            label=int(value), class_name=row.get("name") or "", split=split_name(row.get("split") or "")
-        )
     return facts
+
+
+def _row(row: Mapping[str, str | None], column: str, where: str) -> tuple[str, _Facts]:
+    """A file's name and what one row of a table says of it."""
+    value = row[column] or ""
+    if not _is_label(value):
+        raise ImagesError(f"{where}: got label {value[:40]!r}, allowed: a whole number from 0 to {MAX_LABEL}")
+    split = split_name(row.get("split") or "")
+    return row["file"] or "", _Facts(label=int(value), class_name=row.get("name") or "", split=split)
 
 
 def _folder_facts(names: list[str]) -> dict[str, _Facts]:
@@ -210,36 +240,62 @@ def _folder(root: Path) -> dict[str, Callable[[], bytes]]:
     files: dict[str, Callable[[], bytes]] = {}
     for path in root.rglob("*"):
         relative = path.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+        if any(part.startswith(".") for part in relative.parts) or path.is_dir():
             continue
-        if not path.resolve().is_relative_to(inside):
+        # A pipe or a broken link that is called like an image is listed: reading it fails, and that is told.
+        if not path.is_file() and path.suffix.lower() not in SUFFIXES:
+            continue
+        try:
+            outside = not path.resolve().is_relative_to(inside)
+        except (OSError, RuntimeError):  # links in a loop
+            outside = False
+        if outside:
             raise ImagesError(f"{path} is a link that leads outside {root}; only files inside the folder are read")
-        files[relative.as_posix()] = path.read_bytes
+        files[relative.as_posix()] = partial(read_regular, path, IMAGE_BYTES)
     return files
 
 
 def _manifest(path: Path) -> tuple[Entry, ...]:
     images = read_manifest(path).image
-    return tuple(Entry(name=i.file, label=i.label, read=(path.parent / i.file).read_bytes) for i in images)
+    return tuple(
+        Entry(name=i.file, label=i.label, read=partial(read_regular, path.parent / i.file, IMAGE_BYTES)) for i in images
+    )
 
 
 def _tar(source: Path) -> dict[str, Callable[[], bytes]]:
-    try:
-        with tarfile.open(source, "r:") as archive:
-            members = archive.getmembers()
-    except (OSError, tarfile.TarError) as error:
-        raise ImagesError(f"{source} cannot be read as an uncompressed tar: {error}") from None
     files: dict[str, Callable[[], bytes]] = {}
-    for member in members:
-        plain = (member.isfile() and not member.issparse()) or member.isdir()
-        _check_member(source, member.name, "" if plain else "a link or a special file", member.size)
-        if member.isfile() and not _hidden(member.name):
-            files[_tidy(member.name)] = partial(_read_range, source, member.offset_data, member.size)
+    with (
+        _archive(source, "an uncompressed tar", SOURCE_HEADER_BYTES) as raw,
+        tarfile.open(fileobj=raw, mode="r:") as tar,
+    ):
+        count, end = 0, 0
+        while (member := tar.next()) is not None:
+            cast(Any, tar).members.clear()  # which would hold all of them
+            count += 1
+            if member.size < 0 or member.offset_data <= end:
+                raise LimitError("its headers do not follow each other")
+            end = member.offset_data
+            plain = (member.isfile() and not member.issparse()) or member.isdir()
+            _check_member(source, member.name, "" if plain else "a link or a special file", member.size, count)
+            if member.isfile():
+                _add(source, files, member.name, partial(_read_range, source, member.offset_data, member.size))
     return files
 
 
+@contextmanager
+def _archive(source: Path, kind: str, limit: Limit) -> Iterator[BinaryIO]:
+    """The bytes of an archive to list its members from; whatever is wrong with it is one error."""
+    try:
+        with open_regular(source, SOURCE_BYTES) as file:
+            yield cast(BinaryIO, Bounded(file, limit))
+    except ImagesError:
+        raise
+    except Exception as error:  # a hostile header can raise nearly anything
+        raise ImagesError(f"{source} cannot be read as {kind}: {error or type(error).__name__}") from None
+
+
 def _read_range(source: Path, offset: int, size_bytes: int) -> bytes:
-    with source.open("rb") as file:
+    with open_regular(source, SOURCE_BYTES) as file:
         file.seek(offset)
         raw = file.read(size_bytes)
     if len(raw) != size_bytes:
@@ -248,17 +304,19 @@ def _read_range(source: Path, offset: int, size_bytes: int) -> bytes:
 
 
 def _zip(source: Path) -> dict[str, Callable[[], bytes]]:
-    try:
-        archive = zipfile.ZipFile(source)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ImagesError(f"{source} cannot be read as a zip: {error}") from None
     files: dict[str, Callable[[], bytes]] = {}
-    with archive:
-        for member in archive.infolist():
-            odd = "a link" if stat.S_ISLNK(member.external_attr >> 16) else "encrypted" if member.flag_bits & 1 else ""
-            _check_member(source, member.filename, odd, member.file_size)
-            if not member.is_dir() and not _hidden(member.filename):
-                files[_tidy(member.filename)] = partial(_read_zip, source, member.filename)
+    with _archive(source, "a zip", SOURCE_DIRECTORY_BYTES) as raw, zipfile.ZipFile(raw) as archive:
+        for count, member in enumerate(archive.infolist(), start=1):
+            odd = ""
+            if stat.S_ISLNK(member.external_attr >> 16):
+                odd = "a link"
+            elif member.flag_bits & ENCRYPTED:
+                odd = "encrypted"
+            elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                odd = f"compressed by method {member.compress_type}, neither stored nor deflated"
+            _check_member(source, member.filename, odd, member.file_size, count)
+            if not member.is_dir():
+                _add(source, files, member.filename, partial(_read_zip, source, member.filename))
     return files
 
 
@@ -270,21 +328,38 @@ def _opened_zip(source: Path, process: int, modified_ns: int) -> zipfile.ZipFile
 
 def _read_zip(source: Path, name: str) -> bytes:
     with _opened_zip(source, os.getpid(), source.stat().st_mtime_ns).open(name) as file:
-        raw = file.read(MEMBER_LIMIT_BYTES + 1)  # the size in the directory may lie
-    if len(raw) > MEMBER_LIMIT_BYTES:
+        raw = file.read(IMAGE_BYTES.value + 1)  # the size in the directory may lie
+    if len(raw) > IMAGE_BYTES.value:
         raise zipfile.BadZipFile(f"{name} is larger than the archive says")
     return raw
 
 
-def _check_member(source: Path, name: str, odd: str, size_bytes: int) -> None:
-    if leaves_folder(name):
-        raise ImagesError(f"{source} refused: its member {name!r} points outside the archive")
-    if odd:
-        raise ImagesError(f"{source} refused: its member {name!r} is {odd}; only plain files and folders are read")
-    if size_bytes > MEMBER_LIMIT_BYTES:
+def _check_member(source: Path, name: str, odd: str, size_bytes: int, count: int) -> None:
+    shown = repr(name[:80])
+    if count > SOURCE_MEMBERS.value:
         raise ImagesError(
-            f"{source} refused: its member {name!r} has {size_bytes} bytes, allowed: {MEMBER_LIMIT_BYTES}"
+            f"{source} refused: it has more than {SOURCE_MEMBERS.value} members, allowed: {SOURCE_MEMBERS}; unpack it "
+            "and give the folder"
         )
+    if len(name) > SOURCE_NAME.value or "\0" in name:
+        raise ImagesError(
+            f"{source} refused: the name of its member {shown} is longer than {SOURCE_NAME}, or holds NUL"
+        )
+    if leaves_folder(name):
+        raise ImagesError(f"{source} refused: its member {shown} points outside the archive")
+    if odd:
+        raise ImagesError(f"{source} refused: its member {shown} is {odd}; only plain files and folders are read")
+    if size_bytes > IMAGE_BYTES.value:
+        raise ImagesError(f"{source} refused: its member {shown} has {size_bytes} bytes, allowed: {IMAGE_BYTES}")
+
+
+def _add(source: Path, files: dict[str, Callable[[], bytes]], name: str, read: Callable[[], bytes]) -> None:
+    """Add a member to those that are read, unless its name is hidden."""
+    tidy = _tidy(name)
+    if tidy in files:
+        raise ImagesError(f"{source} refused: it has {tidy[:80]!r} twice, and which one counts cannot be told")
+    if not _hidden(name):
+        files[tidy] = read
 
 
 def _tidy(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from edgevit.errors import ImagesError
 from edgevit.models.original import with_classes
 from edgevit.models.program import Program
 from edgevit.spec import CLASS_NUMBERS, ProgramSpec
+
+MOST_DIGITS = 9  # of a class number
 
 
 def read_classes(text: str, spec: ProgramSpec) -> tuple[int, ...]:
@@ -24,12 +27,18 @@ def read_classes(text: str, spec: ProgramSpec) -> tuple[int, ...]:
     items = [item.strip() for item in _items(text)]
     names = {name.casefold(): number for name, number in zip(spec.labels, spec.class_numbers, strict=False) if name}
     known = set(spec.class_numbers)
-    found = [int(item) if item.isdecimal() else names.get(item.casefold(), -1) for item in items if item]
+    found = [_number(item) if item.isdecimal() else names.get(item.casefold(), -1) for item in items if item]
     wrong = [item for item, number in zip(filter(None, items), found, strict=True) if number not in known]
-    twice = sorted({n for n in found if found.count(n) > 1} - {-1})
+    twice = sorted(n for n, count in Counter(found).items() if count > 1 and n in known)
     if wrong or twice or not found:
         named = "or its classes' names" if names else "and its Program holds no names"
-        got = f"got {', '.join(map(repr, wrong[:5]))}" if wrong else f"got {twice} twice" if twice else "got none"
+        got = (
+            f"got {', '.join(repr(w[:80]) for w in wrong[:5])}"
+            if wrong
+            else f"got {twice[:5]} twice"
+            if twice
+            else "got none"
+        )
         raise ImagesError(
             f"--classes: {got}; allowed: class numbers of {spec.name}, {min(known)} to {max(known)}, {named}, "
             "separated by commas, or a text file with one per line"
@@ -54,10 +63,18 @@ def keep_classes(program: Program, numbers: Sequence[int]) -> Program:
     return program.with_weights(kept, fewer)
 
 
+def _number(digits: str) -> int:
+    return int(digits) if len(digits) <= MOST_DIGITS else -1
+
+
 def _items(text: str) -> list[str]:
     path = Path(text)
     try:
-        if path.is_file():
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a name: a list
+        there = False
+    try:
+        if there:
             return read_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise ImagesError(f"{path} cannot be read as classes ({error}); give a text file, one per line") from error

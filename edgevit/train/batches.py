@@ -204,7 +204,7 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
         for name, value, good, allowed in (
             ("scale_min", augment.scale_min, 0 < augment.scale_min <= 1, "above 0, at most 1"),
             ("hflip", augment.hflip, 0 <= augment.hflip <= 1, "0 to 1"),
-            ("color_jitter", augment.color_jitter, augment.color_jitter >= 0, "0 or more"),
+            ("color_jitter", augment.color_jitter, 0 <= augment.color_jitter <= 100, "0 to 100"),
             ("erase", augment.erase, 0 <= augment.erase <= 1, "0 to 1"),
         )
         if not good

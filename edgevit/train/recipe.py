@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgevit import serial
-from edgevit.data.text import read_text
+from edgevit.data.text import listed, read_toml
 from edgevit.errors import TrainingError
+from edgevit.limits import PICTURE_SIDE, SEED, SETTINGS_BYTES, THREADS
 from edgevit.train.batches import Augment
 
 Precision = Literal["auto", "float32", "bfloat16"]
+# The most that a number may be: beyond is a slip of the hand, and would fail late, in memory or in time.
+MOST: dict[str, float] = {
+    "epochs_joint": 100_000,
+    "epochs_recover": 100_000,
+    "full_epochs": 100_000,
+    "views": 100_000,
+    "small": PICTURE_SIDE.value,
+    "batch": 1_000_000,
+    "accumulate": 1_000_000,
+    "threshold_images": 10_000_000,
+    "workers": THREADS.value,
+    "seed": SEED.value,
+    **dict.fromkeys(("rate_joint", "rate_recover", "gate_weight_rate", "gate_bias_rate", "skip_rate"), 1e30),
+    **dict.fromkeys(("weight_decay", "temperature", "gate_noise", "gate_bias"), 1e3),
+    **dict.fromkeys(("clip", "stiffness", "price_rate", "price_limit", "checkpoint_seconds"), 1e9),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +124,14 @@ def load_recipe(path: Path | None) -> TrainRecipe:
     if path is None:
         return TrainRecipe()
     try:
-        data = tomllib.loads(read_text(path))
+        data = read_toml(path, SETTINGS_BYTES)
     except (OSError, ValueError) as error:
         raise TrainingError(f"recipe {path} cannot be read as TOML: {error}") from None
     faults: list[str] = []
     recipe = serial.from_data(TrainRecipe, data, faults, "recipe")
     faults += [] if recipe is None else check(recipe)
     if recipe is None or faults:
-        raise TrainingError(f"recipe {path} has faults:\n" + "\n".join(f"  - {fault}" for fault in faults))
+        raise TrainingError(f"recipe {path} has faults:\n{listed(faults)}")
     return recipe
 
 
@@ -141,10 +157,13 @@ def check(recipe: TrainRecipe) -> list[str]:
     faults += [f"{n}: got {v}, allowed: 1 or more" for n, v in counts.items() if v < 1]
     positive = {n: getattr(r, n) for n in ("rate_joint", "rate_recover", "temperature", "clip")}
     faults += [f"{n}: got {v:g}, allowed: above 0" for n, v in positive.items() if not v > 0]
-    natural = {
-        n: getattr(r, n) for n in ("epochs_joint", "epochs_recover", "small", "full_epochs", "views", "workers", "seed")
-    }
-    faults += [f"{n}: got {v}, allowed: 0 or more" for n, v in natural.items() if v < 0]
+    natural = {n: getattr(r, n) for n in MOST if n not in counts and n not in positive and n != "gate_bias"}
+    faults += [f"{n}: got {v}, allowed: 0 or more" for n, v in natural.items() if not v >= 0]
+    faults += [
+        f"{n}: got {getattr(r, n)}, allowed: at most {most:g}" for n, most in MOST.items() if getattr(r, n) > most
+    ]
+    if not r.gate_bias >= -MOST["gate_bias"]:
+        faults.append(f"gate_bias: got {r.gate_bias:g}, allowed: at least {-MOST['gate_bias']:g}")
     if r.tokens and not r.teacher:
         faults.append(f"tokens: got {r.tokens:g}, allowed without a teacher (teacher is 0): 0")
     if r.accumulate >= 1 and r.batch % r.accumulate:

@@ -22,6 +22,7 @@ from edgevit.data.labelled import LabelledSet, labelled_set, open_labelled
 from edgevit.data.match import UNLABELLED
 from edgevit.data.sources import split_name
 from edgevit.errors import ImagesError
+from edgevit.limits import IMAGE_BYTES, LimitError, read_regular
 from edgevit.models.ops import declare_ops
 from edgevit.progress import track
 
@@ -134,7 +135,10 @@ def _construct(text: str, kind: Any, folder: str, attempts: Iterator[dict[str, A
 
 
 def _load(path: str) -> Image.Image:
-    return decode(Path(path).read_bytes())
+    try:
+        return decode(read_regular(Path(path), IMAGE_BYTES))
+    except LimitError as error:
+        raise UnreadableImage(str(error)) from None
 
 
 @dataclass(frozen=True)

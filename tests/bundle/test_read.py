@@ -131,6 +131,8 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, folder: Path) -> N
         (lambda m: m.update(model="model/other.onnx"), "'model/other.onnx' is used but not among the files"),
         (lambda m: m["files"].append(m["files"][0]), "listed twice"),
         (lambda m: m["outputs"].pop(0), "no output 'logits'"),
+        (lambda m: m["target"].update(threads=10**6), "target: threads is 1000000, allowed: 1 to 1024"),
+        (lambda m: m["target"].update(threads=0), "target: threads is 0, allowed: 1 to 1024"),
     ],
 )
 def test_a_manifest_with_faults_is_refused(folder: Path, change: Callable[[dict], None], said: str) -> None:  # type: ignore[type-arg]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgevit import limits
 from edgevit.bundle import runner
 from edgevit.bundlespec import OutputContract
-from edgevit.data.images import prepare
+from edgevit.data.images import RESIZED_PIXELS_LIMIT, prepare
 from edgevit.spec import ImageSpec
 from tests.bundles import rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
@@ -114,6 +115,55 @@ def test_files_that_are_no_images_are_named_and_the_others_run(folder: Path, pho
     said = done.stderr.splitlines()
     assert len(said) == 3 and "No such file" in said[0] and "cannot identify" in said[1] and "float values" in said[2]
     assert f"{photo}  " in done.stdout
+
+
+def test_only_files_of_images_that_fit_are_read(folder: Path, photo: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    with (tmp_path / "big.jpg").open("wb") as file:
+        file.truncate(3 << 30)
+    Image.new("L", (70_000, 9)).save(tmp_path / "wide.png")
+    Image.new("L", (1, 65_000)).save(tmp_path / "strip.png")
+    odd = tmp_path / "\x1b[31m\x9b.jpg"
+    odd.write_bytes(b"")
+    names = ("pipe.jpg", "zero.jpg", "big.jpg", "wide.png", "strip.png", odd.name, photo.name)
+    done = run(folder, *(str(tmp_path / name) for name in names))
+    assert done.returncode == 15
+    said = done.stderr.splitlines()
+    told = ("only regular", "only regular", "allowed: 268435456", "70000 x 9", "no shape", "identify")
+    for line, part in zip(said, told, strict=True):
+        assert part in line
+    assert "\\u001b[31m\\u009b.jpg" in said[-1] and "\x1b" not in done.stderr
+    assert f"{photo}  " in done.stdout
+
+
+def test_limits_are_the_builds_own() -> None:
+    known = runner.IMAGE_BYTES, runner.IMAGE_PIXELS, runner.IMAGE_SIDE, runner.IMAGE_SCANS, runner.MOST_THREADS
+    table = limits.IMAGE_BYTES, limits.IMAGE_PIXELS, limits.PICTURE_SIDE, limits.IMAGE_SCANS, limits.THREADS
+    assert known == tuple(limit.value for limit in table)
+    assert runner.RESIZED_PIXELS == RESIZED_PIXELS_LIMIT
+
+
+def test_labels_do_not_steer_the_terminal(photo: Path, tmp_path: Path) -> None:
+    labels = ["\x1b]0;owned\x07\x9b2J\n\u202e"] * 10
+    bundle = sample_bundle(tmp_path / "odd", runtime="onnxruntime", labels=labels)
+    text = run(bundle, str(photo)).stdout
+    assert "\\u001b]0;owned\\u0007\\u009b2J\\u000a\\u202e" in text
+    assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e"}
+
+
+@pytest.mark.parametrize("arguments", ["--threads 1000000", "--threads 0", "--threads -1", "--top 0"])
+def test_numbers_out_of_range_are_refused(arguments: str, folder: Path, photo: Path) -> None:
+    done = run(folder, str(photo), *arguments.split())
+    assert done.returncode == 2 and "--threads is 1 to 1024, --top 1 or more" in done.stderr
+
+
+def test_a_manifest_of_too_many_threads_is_refused(photo: Path, tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "odd", runtime="onnxruntime")
+    data = json.loads((bundle / "manifest.json").read_text())
+    rewrite(bundle, {**data, "target": {**data["target"], "threads": 10**6}})
+    done = run(bundle, str(photo))
+    assert done.returncode == 19 and "1000000 threads, allowed: 1 to 1024" in done.stderr
 
 
 def test_the_contract_says_what_is_taken_of_a_picture(folder: Path) -> None:

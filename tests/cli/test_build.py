@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from edgevit import errors
 from edgevit.cli import main
 from edgevit.models.program import save_program
 from tests.tiny import tiny_images, tiny_program
+
+TARGET = "x86-64-onnxruntime"
 
 
 @pytest.fixture
@@ -149,6 +152,41 @@ def test_wrong_input_is_one_message_and_an_exit_code(
     assert said in said_all
     assert "Traceback" not in said_all
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["build", "{program}", "--target", "{tmp}/pipe.toml"], 14, "it is a pipe"),
+        (["build", "{program}", "--target", "{tmp}/deep.toml"], 14, "nested 100000 deep, allowed: 64 levels"),
+        (["build", "{program}", "--target", TARGET, "--calibration", "{tmp}/zero.jpg"], 15, "it is a device"),
+        (["build", "{program}", "--target", TARGET, "--calibration", "{tmp}/" + "n" * 300], 15, "File name too long"),
+        (["build", "{program}", "--target", TARGET, "--eval", "{tmp}/bad.tar"], 15, "cannot be read as an"),
+        (["build", "{program}", "--target", TARGET, "--labels", "{tmp}/pipe.toml"], 15, "it is a pipe"),
+        (["build", "{program}", "--target", TARGET, "--classes", "9" * 5000], 15, "allowed: class numbers"),
+        (["build", "{program}", "--target", TARGET, "--seed", "-1"], 2, "0<=x<="),
+        (["build", "{program}", "--target", TARGET, "--prune", "nan"], 2, "no finite number"),
+        (["compress", "{program}", "--data", "{tmp}/zero.jpg"], 15, "it is a device"),
+        (["compress", "{program}", "--data", "{tmp}/bad.tar", "--recipe", "{tmp}/deep.toml"], 20, "nested 100000"),
+        (["compress", "{program}", "--data", "{tmp}/bad.tar", "--recipe", "{tmp}/pipe.toml"], 20, "it is a pipe"),
+        (["compress", "{program}", "--data", "{tmp}/bad.tar", "--threads", "1000000"], 2, "1<=x<=1024"),
+        (["profile", "{tmp}/none", "--threads", "1000000"], 2, "1<=x<=1024"),
+        (["profile", "{tmp}/none", "--runs", "1" * 30], 2, "1<=x<=1000000"),
+        (["profile", "{tmp}/none", "--timeout", "1" * 30], 2, "1<=x<=2592000"),
+        (["verify", "{tmp}/none", "--run", "--threads", "0"], 2, "1<=x<=1024"),
+    ],
+)
+def test_hostile_input_is_one_message_of_its_kind(
+    arguments: list[str], code: int, said: str, program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    (tmp_path / "bad.tar").write_bytes(b"x" * 600)
+    assert main([a.format(program=program, tmp=tmp_path) for a in arguments]) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told) < 8000 and "Traceback" not in told
 
 
 def test_labels_beyond_the_classes_are_refused(

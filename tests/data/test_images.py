@@ -17,6 +17,7 @@ from PIL import Image
 from edgevit.data import sources
 from edgevit.data.images import TESTED, load_images, number_labels, prepare
 from edgevit.errors import ImagesError
+from edgevit.limits import Limit
 from edgevit.resources import shipped
 from edgevit.spec import ImageSpec
 from tests.pictures import class_folders
@@ -123,7 +124,7 @@ def test_members_that_leave_an_archive_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_member_too_large_for_a_photograph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MEMBER_LIMIT_BYTES", 100)
+    monkeypatch.setattr(sources, "IMAGE_BYTES", Limit(of="an image", value=100, unit="bytes"))
     with zipfile.ZipFile(tmp_path / "big.zip", "w") as archive:
         archive.writestr("in.png", picture())
     with pytest.raises(ImagesError, match="allowed: 100"):

@@ -25,6 +25,16 @@ from edgevit.train.recipe import TrainRecipe, check, load_recipe, to_toml
         ({"temperature": 0.0}, "temperature: got 0, allowed: above 0"),
         ({"clip": float("nan")}, "clip: got nan, allowed: above 0"),
         ({"epochs_joint": -1}, "epochs_joint: got -1, allowed: 0 or more"),
+        ({"epochs_joint": 10**9}, "epochs_joint: got 1000000000, allowed: at most 100000"),
+        ({"views": 10**9}, "views: got 1000000000, allowed: at most 100000"),
+        ({"batch": 10**12}, "batch: got 1000000000000, allowed: at most 1e+06"),
+        ({"workers": 10**6}, "workers: got 1000000, allowed: at most 1024"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808, allowed: at most 9.22337e+18"),
+        ({"threshold_images": 10**18}, "threshold_images: got 1000000000000000000, allowed: at most 1e+07"),
+        ({"rate_joint": 1e308}, "rate_joint: got 1e+308, allowed: at most 1e+30"),
+        ({"stiffness": float("nan")}, "stiffness: got nan, allowed: 0 or more"),
+        ({"weight_decay": -1.0}, "weight_decay: got -1.0, allowed: 0 or more"),
+        ({"gate_bias": -1e300}, "gate_bias: got -1e+300, allowed: at least -1000"),
     ],
 )
 def test_what_is_impossible_is_named(changed: dict[str, Any], said: str) -> None:
