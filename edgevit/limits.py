@@ -40,7 +40,7 @@ ARENA_BYTES = Limit(of="the arena of a compiled model", value=16 * 1024 * _MIB, 
 DOCUMENT_DEPTH = Limit(of="lists and tables inside each other in a document", value=64, unit="levels")
 DOCUMENT_VALUES = Limit(of="values in a JSON document (commas and brackets count)", value=1_000_000, unit="values")
 INTEGER_BITS = Limit(of="a whole number in a document", value=64, unit="bits")
-TEXT_BYTES = Limit(of="a text file (recipes, targets, labels, image lists)", value=16 * _MIB, unit="bytes")
+TEXT_BYTES = Limit(of="a text file (labels, class lists, image lists)", value=16 * _MIB, unit="bytes")
 LINE_CHARACTERS = Limit(of="a line of a text file", value=65_536, unit="characters")
 IMAGE_BYTES = Limit(of="an image file", value=256 * _MIB, unit="bytes")
 ARRAY_HEADER_BYTES = Limit(of="the header of a NumPy array", value=10_000, unit="bytes")

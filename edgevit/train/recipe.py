@@ -10,7 +10,7 @@ from typing import Literal
 from edgevit import serial
 from edgevit.data.text import listed, read_toml
 from edgevit.errors import TrainingError
-from edgevit.limits import PICTURE_SIDE, SEED, SETTINGS_BYTES, THREADS
+from edgevit.limits import IMAGE_SIDE, SEED, SETTINGS_BYTES, THREADS
 from edgevit.train.batches import Augment
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -20,7 +20,7 @@ MOST: dict[str, float] = {
     "epochs_recover": 100_000,
     "full_epochs": 100_000,
     "views": 100_000,
-    "small": PICTURE_SIDE.value,
+    "small": IMAGE_SIDE.value,
     "batch": 1_000_000,
     "accumulate": 1_000_000,
     "threshold_images": 10_000_000,
