@@ -66,6 +66,8 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         yield _check(path, path)
         return
     if not path.is_file():
+        if path.exists():
+            raise BundleError(f"{path} is a pipe or a device, and only regular files are read")
         raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
     with scratch() as folder:
         _unpack(path, folder)

@@ -104,6 +104,9 @@ class Terminal:
         with self._guarded():
             self._inner.flush()
 
+    def close(self) -> None:
+        """Nothing: the stream stays its owner's. Libraries that log close what they once took for standard error."""
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """End at once, and without a word, when nobody reads any more; refuse in our words what a disk refuses."""

@@ -49,6 +49,8 @@ def load_checkpoint(path: Path, *, ema: bool | None = None, say: Say = lambda _:
             "or a folder of Hugging Face's hub"
         )
     if not path.is_file() and not (path.is_dir() and path.suffix.lower() not in SUFFIXES):
+        if path.exists() and not path.is_dir():
+            raise WeightsError(f"weights file {path} is a pipe or a device, and only regular files are read")
         raise WeightsError(f"weights file {path} does not exist; pass --weights with an existing file")
     copies = Copies(where=str(path), ema=ema, say=say)
     state = _read_all(path, copies)

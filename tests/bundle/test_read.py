@@ -279,6 +279,14 @@ def test_a_manifest_that_is_a_pipe_or_a_device_is_refused(folder: Path) -> None:
         pass
 
 
+def test_a_bundle_that_is_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "b.zip")
+    (tmp_path / "z.zip").symlink_to("/dev/zero")
+    for name in ("b.zip", "z.zip"):
+        with pytest.raises(BundleError, match="is a pipe or a device"), open_bundle(tmp_path / name):
+            pass
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_a_zip_packed_in_another_way_is_refused_before_unpacking(tmp_path: Path, compression: int) -> None:
     path = pack(tmp_path / "b.zip", {"manifest.json": b"{}"}, compression=compression)

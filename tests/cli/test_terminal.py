@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -180,3 +181,11 @@ def test_main_gives_the_streams_back(capsys: pytest.CaptureFixture[str]) -> None
     before = sys.stdout, sys.stderr
     assert main(["targets", "none"]) == 14
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_library_that_closes_its_stream_leaves_ours_open() -> None:
+    inner = io.StringIO()
+    terminal = Terminal(inner, None)
+    terminal.close()
+    terminal.write("after")
+    assert inner.getvalue() == "after"

@@ -248,7 +248,7 @@ def test_pipes_and_devices_are_no_weights(suffix: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"pipe{suffix}")
     (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
     for name in ("pipe", "zero"):
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match="is a pipe or a device, and only regular files are read"):
             load_checkpoint(tmp_path / f"{name}{suffix}")
 
 
