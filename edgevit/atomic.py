@@ -76,7 +76,7 @@ def write_file(path: Path, content: bytes, *, sync: bool = True, replace: bool =
             temporary.unlink(missing_ok=True)
             raise
     if sync:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def install(staging: Path, moves: Mapping[str, tuple[Path, Kind]], *, replace: b
                 _undo(staging, step)
             (staging / PLAN).unlink()
             raise
-        _sync_folder(staging.parent)
+        sync_folder(staging.parent)
 
 
 def refuse_foreign(path: Path, kind: Kind) -> None:
@@ -273,7 +273,7 @@ def _write_plan(staging: Path, steps: list[Step]) -> None:
         json.dump([asdict(step) for step in steps], file)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(staging)
+    sync_folder(staging)
 
 
 def _finish(staging: Path) -> None:
@@ -363,11 +363,11 @@ def _sync_tree(path: Path) -> None:
     for child in path.iterdir():
         if not child.is_symlink():
             _sync_tree(child)
-    _sync_folder(path)
+    sync_folder(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last, where its file system can."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a loss of power, where its file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

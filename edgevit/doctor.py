@@ -39,10 +39,10 @@ INSTALL = {
     **dict.fromkeys(("apache-tvm", "apache-tvm-ffi"), "pip install 'edgevit[tvm]'"),
     "openvino": "pip install 'edgevit[openvino]'",
 }
-# From the fastest to the slowest wherever a CPU has what they need. Measured side by side in reports/reference/peers.md
-# (x86-64); for ARM by executed instructions in reports/reference/arm.md. Targets for a board's own CPU come last.
+# From the fastest to the slowest wherever a CPU has what they need. Measured side by side in reports/reference/: with
+# VNNI in peers-vnni.md, with AVX2 in backends.md, for ARM by executed instructions in arm.md and arm-tvm.md.
 FASTEST = (
-    *("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm", "x86-64-openvino", "x86-64-v4-tvm", "x86-64-onnxruntime"),
+    *("x86-64-avx512vnni-tvm", "x86-64-openvino", "x86-64-avxvnni-tvm", "x86-64-onnxruntime", "x86-64-v4-tvm"),
     *("x86-64-v3-tvm", "x86-64-avx2-onnxruntime"),
     *("armv8.6-i8mm-tvm", "cortex-a76-tvm", "armv8.6-i8mm-onnxruntime", "rpi5-onnxruntime"),
     *("cortex-a72-tvm", "cortex-a53-tvm", "rpi4-onnxruntime"),
@@ -121,10 +121,7 @@ def host_target(machine: str | None = None) -> tuple[Target, str]:
         remarks = _target(target, flags, versions).remarks
         if not remarks:
             rest = f"; faster, but not here: {'; '.join(passed)}" if passed else ""
-            return (
-                target,
-                f"{target.name}: the fastest that this machine can build and run ({target.description}){rest}",
-            )
+            return target, f"{name}: the fastest that this machine can build and run ({target.description}){rest}"
         passed.append(f"{name} ({remarks[0]})")
     possible = "".join(f"\n  - {line}" for line in passed) or f" there are none for the architecture {arch}"
     raise TargetError(

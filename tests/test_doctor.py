@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 
@@ -141,6 +142,23 @@ def test_an_unknown_host_is_told_what_is_missing(
 def test_every_target_for_a_cpu_at_hand_is_ranked() -> None:
     left = {name for name in list_targets() if load_target(name).backend != "openvino"} - set(doctor.FASTEST)
     assert not left, "--target host never takes these"
+
+
+def test_the_ranking_is_what_was_measured() -> None:
+    """With VNNI by the means over both models; what needs none of it stands behind, as measured with AVX2."""
+    root = Path(__file__).parents[1] / "reports/reference"
+    rows = json.loads((root / "peers-vnni.json").read_text(encoding="utf-8"))["rows"]
+    ranked = [name for name in doctor.FASTEST if name.startswith("x86")]
+    measured = {
+        name: sum(row["to_float"]["value"] for row in rows if row["name"] == f"edgevit {name}") for name in ranked
+    }
+    ahead = ranked[: ranked.index("x86-64-v4-tvm") + 1]
+    assert ahead == sorted(ahead, key=measured.__getitem__)
+    rows = json.loads((root / "backends.json").read_text(encoding="utf-8"))["rows"]
+    behind = ranked[len(ahead) :]
+    for model in ("deit_tiny", "vit_tiny"):
+        times = {r["target"]: r["paths"][0]["cpu_median_ms"] for r in rows if r["model"] == model and r["int8"]}
+        assert behind == sorted(behind, key=times.__getitem__)
 
 
 def test_build_takes_the_host_and_says_which_target_that_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ from edgevit.models.t2t import t2t_program
 from edgevit.proof import GOLDEN_PART, head_deviation
 from edgevit.recipe import Recipe
 from edgevit.targets import Target, load_target
+from edgevit.verify.accuracy import Named
 from tests.tiny import tiny_images, tiny_program
 
 RECIPE = Recipe(
@@ -175,6 +176,17 @@ def test_max_drop_needs_the_original_before_anything_slow(
     program = tiny_program(gated=True)
     with pytest.raises(ProgramError, match="--original" if judged else "--eval"):
         build(program, tmp_path / "bundle", evaluation=image_set(program) if judged else None, max_drop=1.0)
+
+
+def test_max_drop_counts_classes_and_is_refused_where_there_are_none() -> None:
+    """Even where the original is at hand: of one score only its class could be compared, which is always the first."""
+    program = tiny_program(gated=True, classes=1)
+    with pytest.raises(ProgramError, match="tiny decides between none"):
+        pipeline.check_limit(program, lenient("x86-64-onnxruntime"), image_set(program), 1.0, given=True)
+    named = Named(build=np.ones(3, np.int64), floats=np.zeros(3, np.int64), cosines=np.ones(3), decides="score")
+    assert proof._answers(program.spec, named, image_set(program).images) is None
+    dense = tiny_program(classes=1).spec
+    assert proof._answers(dense, named, image_set(program).images) is named.floats
 
 
 def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from edgevit.atomic import sync_folder
 from edgevit.errors import OutputError, TrainingError
 from edgevit.models.torch_file import check_torch
 from edgevit.train.signals import signals_wait
@@ -44,7 +45,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             _write({_VERSION_KEY: VERSION, _STATE_KEY: dict(state)}, raw)
             os.fsync(raw.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         kept = "the previous one is intact" if path.exists() else "there was none before"
         raise OutputError(
@@ -129,16 +130,6 @@ def _write(content: dict[str, Any], raw: IO[bytes]) -> None:
     except RuntimeError as error:
         raise file.error or error from error
     raw.flush()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last through a loss of power, where the file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _check_plain(value: Any, where: str) -> None:
