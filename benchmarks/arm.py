@@ -22,19 +22,19 @@ import numpy as np
 
 from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
-from edgevit import emulated
+from edgevit.api.build import DEFAULT_PROGRAM
 from edgevit.bundle.read import open_bundle
-from edgevit.data.images import load_images
-from edgevit.device.cores import CORES
-from edgevit.device.emulator import CPUS
-from edgevit.job import DEFAULT_PROGRAM
-from edgevit.measure.file import read_measurement, write_measurement
-from edgevit.measurespec import CycleEstimate, HeapPeaks, Measurement
-from edgevit.models.program import Program, expected_shapes
-from edgevit.models.resolve import resolve
-from edgevit.resources import shipped
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import load_target
+from edgevit.devices.qemu import emulate
+from edgevit.devices.qemu.cores import CORES
+from edgevit.devices.qemu.emulator import CPUS
+from edgevit.frontends.resolve import resolve
+from edgevit.images.image_set import load_images
+from edgevit.program.program import Program, expected_shapes
+from edgevit.schema.measurement import CycleEstimate, HeapPeaks, Measurement
+from edgevit.schema.measurement_file import read_measurement, write_measurement
+from edgevit.schema.target import load_target
+from edgevit.util.resources import shipped
+from edgevit.util.strict_json import dumps, write_atomic
 
 # Processor to what boards with it are called in target names.
 BOARDS = {"cortex-a72": "rpi4", "cortex-a76": "rpi5", "armv8.6-i8mm": "armv8.6-i8mm"}
@@ -111,7 +111,7 @@ def measure(work: Path, model: str, backend: str, cpu: str, images: int, *, int8
     if not kept.exists() or read_measurement(kept).bundle_sha256 != digest:
         source = shipped("calibration") / "shipped.toml" if model == GATED else None
         write_measurement(
-            emulated.profile(folder, source, f"qemu:{cpu}", runs=images if source else 1, timeout_s=TIMEOUT_S), kept
+            emulate.profile(folder, source, f"qemu:{cpu}", runs=images if source else 1, timeout_s=TIMEOUT_S), kept
         )
     return row(read_measurement(kept), model, backend, cpu, int8=int8)
 

@@ -19,12 +19,12 @@ import click
 
 from benchmarks.arm import CALIBRATION, DENSE, TIMEOUT_S, dense_blocks
 from benchmarks.bundles import build_bundle
-from edgevit import emulated
-from edgevit.data.images import load_images
-from edgevit.measure.file import read_measurement, write_measurement
-from edgevit.resources import shipped
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, load_target
+from edgevit.devices.qemu import emulate
+from edgevit.images.image_set import load_images
+from edgevit.schema.measurement_file import read_measurement, write_measurement
+from edgevit.schema.target import Target, load_target
+from edgevit.util.resources import shipped
+from edgevit.util.strict_json import dumps, write_atomic
 
 CPUS = ("cortex-a72", "cortex-a76")
 INT8 = "cortex-a76-tvm"  # how a target for dense int8 quantizes
@@ -71,7 +71,7 @@ def measure(work: Path, cpu: str, onnxruntime: float, *, int8: bool) -> Row:
     """Count one inference, or read what was counted before."""
     kept = work / f"{cpu}-{'int8' if int8 else 'float'}.json"
     if not kept.exists():
-        found = emulated.profile(build(work, cpu, int8=int8), None, f"qemu:{cpu}", runs=1, timeout_s=TIMEOUT_S)
+        found = emulate.profile(build(work, cpu, int8=int8), None, f"qemu:{cpu}", runs=1, timeout_s=TIMEOUT_S)
         write_measurement(found, kept)
     emulation = read_measurement(kept).emulation
     assert emulation and emulation.instructions, "instructions were not counted"

@@ -22,23 +22,23 @@ import edgevit
 from benchmarks.backends_report import Memory, PathTime, Report, Row, table
 from benchmarks.peers import MODELS, data_folder, take_turn
 from benchmarks.timing import Times, interleave, ratio
-from edgevit import serial
 from edgevit.backends import MODULES, Runner, Source, backend, tvm
 from edgevit.backends import onnxruntime as ort
-from edgevit.bound import arena
-from edgevit.bound import onnxruntime as ort_bound
-from edgevit.bound import openvino as ov_bound
-from edgevit.bound import tvm as tvm_bound
-from edgevit.data.images import ImageSet, load_images
-from edgevit.lower.assemble import assemble
-from edgevit.measure.device import probe_local
-from edgevit.measure.host import environment, snapshot
-from edgevit.models.program import Program, is_program, load_program, save_program
+from edgevit.backends.onnxruntime import arena
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.backends.openvino import memory_bound as ov_bound
+from edgevit.backends.tvm import memory_bound as tvm_bound
+from edgevit.images.image_set import ImageSet, load_images
+from edgevit.measure.environment import environment, snapshot
+from edgevit.measure.fresh_process import probe_local
+from edgevit.onnx_form.assemble import assemble
 from edgevit.pipeline import quantize
-from edgevit.progress import track
-from edgevit.quantspec import QuantPlan, attention_names
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, load_target
+from edgevit.program.program import Program, is_program, load_program, save_program
+from edgevit.schema.quant_plan import QuantPlan, attention_names
+from edgevit.schema.target import Target, load_target
+from edgevit.util import strict_json
+from edgevit.util.progress import track
+from edgevit.util.strict_json import dumps, write_atomic
 from edgevit.verify.accuracy import fraction
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED
 
@@ -121,8 +121,8 @@ def cases(keys: tuple[str, ...], work: Path, calibration: int, images: int) -> I
 def _program(key: str, data: Path) -> Program:
     if key == SHIPPED:
         return load_program(Path(edgevit.__file__).parent / "programs" / "vit_tiny_gated")
-    from edgevit.models.from_timm import from_timm
-    from edgevit.models.t2t import t2t_program
+    from edgevit.frontends.from_timm import from_timm
+    from edgevit.frontends.t2t import t2t_program
 
     return t2t_program(T2T) if key == T2T else from_timm(MODELS[key], weights=data / f"{MODELS[key]}.safetensors")
 
@@ -159,7 +159,7 @@ def quantized(case: Case, target: Target) -> tuple[Program, QuantPlan | None]:
         save_program(program, rounded, force=True)
         write_atomic(path, dumps(made))
     faults: list[str] = []
-    plan = serial.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
+    plan = strict_json.from_data(QuantPlan, json.loads(path.read_text(encoding="utf-8")), faults, "plan")
     assert plan is not None, faults
     return load_program(rounded), replace(plan, attentions=_attentions(case, target))
 
@@ -197,7 +197,7 @@ def memory(case: Case, candidate: Candidate) -> Memory:
         found = Memory(bound_bytes=bound, measured_bytes=measured, python_bytes=grown, runner_bytes=runner)
         write_atomic(path, dumps(found))
     faults: list[str] = []
-    read = serial.from_data(Memory, json.loads(path.read_text(encoding="utf-8")), faults, "memory")
+    read = strict_json.from_data(Memory, json.loads(path.read_text(encoding="utf-8")), faults, "memory")
     assert read is not None, faults
     return read
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.timing import Ratio
-from edgevit.measurespec import Environment
+from edgevit.schema.measurement import Environment
 from edgevit.verify.accuracy import Fraction
 
 NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tvm": "TVM"}

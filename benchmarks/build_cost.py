@@ -23,17 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgevit import serial
 from edgevit.backends import backend
-from edgevit.data.images import load_images
-from edgevit.measure.host import cpu_flags
-from edgevit.models.from_timm import from_timm
-from edgevit.models.program import Program
+from edgevit.build.prediction import predict
+from edgevit.frontends.from_timm import from_timm
+from edgevit.images.image_set import load_images
+from edgevit.measure.environment import cpu_flags
 from edgevit.pipeline import build
-from edgevit.predict import predict
-from edgevit.recipe import Recipe
-from edgevit.resources import shipped
-from edgevit.targets import load_target
+from edgevit.program.program import Program
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import load_target
+from edgevit.util import strict_json
+from edgevit.util.resources import shipped
 
 MODELS = tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 TARGET = "x86-64-onnxruntime"
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(serial.dumps(build_one(arguments.one, arguments.target)))
+        print(strict_json.dumps(build_one(arguments.one, arguments.target)))
         return
     rows = []
     for name in arguments.models.split(","):
@@ -78,10 +78,10 @@ def main() -> None:
         rows.append(measure(command))
         print(f"{name}: {rows[-1].cpu_s:.0f} s CPU, {rows[-1].peak_bytes / 1e9:.2f} GB", file=sys.stderr)
     conditions = machine(arguments.target)
-    document = {"command": "python -m benchmarks.build_cost", **conditions, "builds": serial.to_data(rows)}
+    document = {"command": "python -m benchmarks.build_cost", **conditions, "builds": strict_json.to_data(rows)}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    serial.write_atomic(arguments.out / "build-cost.json", json.dumps(document, indent=2) + "\n")
-    serial.write_atomic(arguments.out / "build-cost.md", markdown(rows, conditions))
+    strict_json.write_atomic(arguments.out / "build-cost.json", json.dumps(document, indent=2) + "\n")
+    strict_json.write_atomic(arguments.out / "build-cost.md", markdown(rows, conditions))
 
 
 def measure(command: Sequence[str]) -> Cost:
@@ -95,7 +95,7 @@ def measure(command: Sequence[str]) -> Cost:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
         answer.seek(0)
         faults: list[str] = []
-        found = serial.from_data(Cost, json.load(answer), faults, "cost")
+        found = strict_json.from_data(Cost, json.load(answer), faults, "cost")
     if found is None:
         raise SystemExit("; ".join(faults))
     return replace(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevit.data.images import ImageSet
-from edgevit.models.original import weights_digest
-from edgevit.models.program import Program
+from edgevit.images.image_set import ImageSet
 from edgevit.pipeline import Built, build
-from edgevit.recipe import Recipe
-from edgevit.targets import Target
+from edgevit.program.original import weights_digest
+from edgevit.program.program import Program
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target
 
 
 def build_bundle(

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgevit.models.ops import timm
+from edgevit.frontends.timm_import import timm
 
 State = dict[str, Tensor]
 

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.checkpoint_forms import FORMS, Made, Subject
-from edgevit import serial
 from edgevit.errors import EdgevitError
-from edgevit.models.ops import timm
-from edgevit.models.own_weights import own_program
-from edgevit.models.vit import Vit, normalise
-from edgevit.spec import ImageSpec
+from edgevit.frontends.own_weights import own_program
+from edgevit.frontends.timm_import import timm
+from edgevit.program.spec import ImageSpec
+from edgevit.torch_form.vit import Vit, normalise
+from edgevit.util import strict_json
 
 # Float32 on both sides, summed in different orders: of the largest output, or of 1 where that is smaller.
 TOLERANCE = 1e-5
@@ -130,7 +130,7 @@ def _difference(made: Made, vit: Vit, image: ImageSpec, data: Path | None) -> fl
 def _images(image: ImageSpec, data: Path | None) -> np.ndarray:
     if data is None:
         return np.random.default_rng(0).integers(0, 256, (IMAGES, image.height, image.width, 3), dtype=np.uint8)
-    from edgevit.data.images import load_images
+    from edgevit.images.image_set import load_images
 
     return load_images(data / "imagenet-val-1000.tar", image, limit=IMAGES).images
 
@@ -188,8 +188,8 @@ def main() -> None:
     data = Path(os.environ["EDGEVIT_DATA"]) if os.environ.get("EDGEVIT_DATA") else None
     table = make_table(data)
     folder.mkdir(parents=True, exist_ok=True)
-    serial.write_atomic(folder / "checkpoints.json", serial.dumps(table))
-    serial.write_atomic(folder / "checkpoints.md", to_markdown(table))
+    strict_json.write_atomic(folder / "checkpoints.json", strict_json.dumps(table))
+    strict_json.write_atomic(folder / "checkpoints.md", to_markdown(table))
     print(to_markdown(table))
 
 

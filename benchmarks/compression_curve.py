@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevit.data.images import load_images
-from edgevit.gate.threshold import expected_macs
-from edgevit.gate.train import train_gates
-from edgevit.models.from_timm import from_timm
-from edgevit.models.macs import total_macs
-from edgevit.models.program import Program, load_program, save_program
-from edgevit.models.stream import batches
-from edgevit.models.vit import Vit
-from edgevit.prune.observe import collect
-from edgevit.prune.plan import plan_prune
-from edgevit.prune.refit import refit
-from edgevit.prune.score import score
-from edgevit.prune.shrink import shrink
-from edgevit.serial import dumps, write_atomic
+from edgevit.compress.gate.threshold import expected_macs
+from edgevit.compress.gate.train import train_gates
+from edgevit.compress.prune.observe import collect
+from edgevit.compress.prune.plan import plan_prune
+from edgevit.compress.prune.refit import refit
+from edgevit.compress.prune.score import score
+from edgevit.compress.prune.shrink import shrink
+from edgevit.frontends.from_timm import from_timm
+from edgevit.images.image_set import load_images
+from edgevit.program.macs import total_macs
+from edgevit.program.program import Program, load_program, save_program
+from edgevit.torch_form.stream import batches
+from edgevit.torch_form.vit import Vit
+from edgevit.util.strict_json import dumps, write_atomic
 
 MODELS = {"vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny": "deit_tiny_patch16_224.fb_in1k"}
 PRUNE = (0.1, 0.2, 0.3, 0.4)

@@ -26,13 +26,20 @@ from typing import Any
 import click
 import numpy as np
 
-from edgevit import emulatework, serial
 from edgevit.bundle.read import open_bundle
-from edgevit.device import packages
-from edgevit.device.cores import Cache, Core
-from edgevit.device.estimate import Cycles, cycles_of, find_mca, mean, missing, read_blocks
-from edgevit.ondevice import prepare_images
-from edgevit.serial import dumps, write_atomic
+from edgevit.devices.local import prepare_images
+from edgevit.devices.qemu import guest_program, packages
+from edgevit.devices.qemu.cores import Cache, Core
+from edgevit.devices.qemu.estimate import (
+    Cycles,
+    cycles_of,
+    find_mca,
+    mean,
+    missing,
+    read_blocks,
+)
+from edgevit.util import strict_json
+from edgevit.util.strict_json import dumps, write_atomic
 
 # Cache sizes and latencies: AMD's Software Optimization Guide for family 19h (56665, 57647), sections on the caches.
 ZEN_3_L1, ZEN_3_L2 = Cache(bytes=32 << 10, ways=8, cycles=4), Cache(bytes=512 << 10, ways=8, cycles=12)
@@ -104,8 +111,20 @@ def counted(folder: Path, core: Core, work: Path) -> tuple[Cycles, tuple[int, ..
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", plugin, packages.HERE / "count.c"], check=True)
     request = {"bundle": str(folder.resolve()), "runs": [[0, 1e30]] * 3, "between": 0, "threads": 1}
     option = f"{plugin},out={out},blocks={blocks},caches={core.geometry},misses=0+1+2"
-    command = [qemu, "-cpu", "max", "-plugin", option, sys.executable, "-m", "edgevit.emulatework", json.dumps(request)]
-    paths = os.pathsep.join([str(Path(emulatework.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [
+        qemu,
+        "-cpu",
+        "max",
+        "-plugin",
+        option,
+        sys.executable,
+        "-m",
+        "edgevit.devices.qemu.guest_program",
+        json.dumps(request),
+    ]
+    paths = os.pathsep.join(
+        [str(Path(guest_program.__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     subprocess.run(command, cwd=work, env=environment, check=True)
     runs = read_blocks(blocks)[1:]
@@ -125,7 +144,7 @@ def timed(folder: Path, pixels: Any, work: Path) -> tuple[float, float, float]:
     chain = ctypes.CDLL(str(library)).chain
     chain.argtypes = [ctypes.c_ulong]
     manifest = json.loads((folder / "manifest.json").read_text())
-    run = getattr(emulatework._runner(folder), f"load_{manifest['backend']}")(manifest, 1)
+    run = getattr(guest_program._runner(folder), f"load_{manifest['backend']}")(manifest, 1)
     cycles, clocks = [], []
     for _ in range(RUNS):
         turn = _seconds(lambda: chain(CHAIN))
@@ -149,7 +168,7 @@ def check(folder: Path) -> Checked:
     with tempfile.TemporaryDirectory() as temporary, open_bundle(folder) as bundle:
         work = Path(temporary)
         pixels, _ = prepare_images(bundle, None, 1)
-        np.save(work / emulatework.IMAGES, pixels, allow_pickle=False)
+        np.save(work / guest_program.IMAGES, pixels, allow_pickle=False)
         cycles, misses, covered, instructions = counted(bundle.folder, core, work)
         least, median, clock = timed(bundle.folder, pixels, work)
     return Checked(
@@ -172,7 +191,7 @@ def read_errors(path: Path) -> list[Checked]:
     """What `main` wrote; nothing if it was never run."""
     faults: list[str] = []
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    rows = [serial.from_data(Checked, row, faults) for row in data]
+    rows = [strict_json.from_data(Checked, row, faults) for row in data]
     if faults:
         raise click.ClickException(f"{path} is of another version: {faults[0]}")
     return [row for row in rows if row is not None]

@@ -20,17 +20,17 @@ import numpy as np
 from benchmarks.peers import MODELS, RUNTIMES, backend_versions, data_folder, take_turn
 from benchmarks.timing import Ratio, Times, interleave, ratio
 from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
-from edgevit.data.images import load_images
-from edgevit.lower.assemble import assemble
-from edgevit.measure.host import cpu_flags, environment, snapshot
-from edgevit.measurespec import Environment
-from edgevit.models.from_timm import from_timm
-from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
-from edgevit.models.program import Program
+from edgevit.frontends.from_timm import from_timm
+from edgevit.images.image_set import load_images
+from edgevit.measure.environment import cpu_flags, environment, snapshot
+from edgevit.onnx_form.assemble import assemble
 from edgevit.pipeline import quantize
-from edgevit.serial import dumps, write_atomic
-from edgevit.spec import GateSpec, ProgramSpec
-from edgevit.targets import Target, list_targets, load_target, missing_flags
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.program.program import Program
+from edgevit.program.spec import GateSpec, ProgramSpec
+from edgevit.schema.measurement import Environment
+from edgevit.schema.target import Target, list_targets, load_target, missing_flags
+from edgevit.util.strict_json import dumps, write_atomic
 
 OPEN = (24, 18, 12, 6, 0)
 ASKED_POINTS = 6.0

@@ -25,22 +25,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgevit import ortmemory, serial
 from edgevit.backends import onnxruntime as ort_backend
 from edgevit.backends import openvino as ov_backend
+from edgevit.backends.onnxruntime import memory
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.backends.onnxruntime.arena import measure_arena, run_capped
+from edgevit.backends.openvino import memory_bound as ov_bound
 from edgevit.backends.reference import taps
-from edgevit.bound import onnxruntime as ort_bound
-from edgevit.bound import openvino as ov_bound
-from edgevit.bound.arena import measure_arena, run_capped
-from edgevit.bound.result import Bound, CappedRun, check_bound
-from edgevit.data.images import load_images
-from edgevit.lower.assemble import assemble
-from edgevit.measure.device import probe_local
-from edgevit.models.program import Program, expected_shapes
-from edgevit.models.resolve import resolve
+from edgevit.frontends.resolve import resolve
+from edgevit.images.image_set import load_images
+from edgevit.measure.fresh_process import probe_local
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program, expected_shapes
+from edgevit.program.spec import BranchSpec, GateSpec
 from edgevit.quantize.observe import observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.spec import BranchSpec, GateSpec
+from edgevit.schema.memory_bound import Bound, CappedRun, check_bound
+from edgevit.util import strict_json
 
 MODELS = {
     "deit_tiny": ("deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k.safetensors"),
@@ -101,12 +102,12 @@ def main() -> None:
     document = {
         "command": "EDGEVIT_DATA=... python benchmarks/memory.py",
         "machine": _machine(),
-        "onnxruntime": [{**serial.to_data(r), "bound": _short(r.bound)} for r in ort_rows],
-        "openvino": [{**serial.to_data(r), "bound": _short(r.bound)} for r in ov_rows],
+        "onnxruntime": [{**strict_json.to_data(r), "bound": _short(r.bound)} for r in ort_rows],
+        "openvino": [{**strict_json.to_data(r), "bound": _short(r.bound)} for r in ov_rows],
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    serial.write_atomic(arguments.out / "memory.json", json.dumps(document, indent=2) + "\n")
-    serial.write_atomic(arguments.out / "memory.md", _markdown(ort_rows, ov_rows))
+    strict_json.write_atomic(arguments.out / "memory.json", json.dumps(document, indent=2) + "\n")
+    strict_json.write_atomic(arguments.out / "memory.md", _markdown(ort_rows, ov_rows))
 
 
 def _candidates() -> Iterator[tuple[str, str, Program, onnx.ModelProto, np.ndarray]]:
@@ -232,10 +233,10 @@ def _self(file: Path, *more: str) -> str:
 
 
 def _session(file: Path, ours: bool, folder: str) -> object:
-    ort = ortmemory.runtime()
+    ort = memory.runtime()
     options = ort_backend.options(1)
     if ours:
-        ortmemory.configure(options)
+        memory.configure(options)
     if folder:
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
@@ -276,7 +277,7 @@ def _cpu_ratio(file: Path) -> float:
 
 
 def _short(made: Bound) -> dict[str, int]:
-    return {key: value for key, value in serial.to_data(made).items() if key.endswith("_bytes")}
+    return {key: value for key, value in strict_json.to_data(made).items() if key.endswith("_bytes")}
 
 
 def _machine() -> dict[str, str]:

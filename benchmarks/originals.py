@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgevit import pipeline, serial
-from edgevit.data.calibration_checks import split_calibration
-from edgevit.data.images import load_images, number_labels
-from edgevit.models.macs import total_macs
-from edgevit.models.original import as_original, parameters, uncompressed, with_original
-from edgevit.models.program import Program
-from edgevit.models.resolve import SHIPPED, resolve
-from edgevit.resources import shipped
-from edgevit.spec import OriginalEvaluation, OriginalSpec
+from edgevit import pipeline
+from edgevit.frontends.resolve import SHIPPED, resolve
+from edgevit.images.calibration_checks import split_calibration
+from edgevit.images.image_set import load_images, number_labels
+from edgevit.program.macs import total_macs
+from edgevit.program.original import as_original, parameters, uncompressed, with_original
+from edgevit.program.program import Program
+from edgevit.program.spec import OriginalEvaluation, OriginalSpec
+from edgevit.util import strict_json
+from edgevit.util.resources import shipped
 
 DENSE = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 GATED_STEPS = (
@@ -81,8 +82,8 @@ def _trained(program: Program) -> OriginalSpec:
 def _write(name: str, original: OriginalSpec) -> None:
     path = SHIPPED / name / "program.json"
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    document["spec"]["original"] = serial.to_data(original)
-    serial.write_atomic(path, serial.dumps(document))
+    document["spec"]["original"] = strict_json.to_data(original)
+    strict_json.write_atomic(path, strict_json.dumps(document))
     for said in original.evaluations:
         print(name, said.images, said.source, said.original_top1, said.top1, said.agreement)
 

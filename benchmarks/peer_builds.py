@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgevit.spec import ImageSpec
+from edgevit.program.spec import ImageSpec
 
 OPSET = 20  # the first with Gelu as one operator
 INPUT = "x"
@@ -34,7 +34,7 @@ def export(name: str, weights: Path, path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from edgevit.models.ops import timm
+    from edgevit.frontends.timm_import import timm
 
     model: Any = timm.create_model(name, pretrained=False).eval()
     model.load_state_dict(load_file(weights))

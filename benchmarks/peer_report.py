@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.peer_builds import OPSET
 from benchmarks.timing import Ratio
-from edgevit.measurespec import Environment
+from edgevit.schema.measurement import Environment
 from edgevit.verify.accuracy import Drop, Fraction
 
 FLOAT = "ORT fp32"

@@ -27,16 +27,16 @@ from benchmarks import peer_builds
 from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
 from edgevit.backends import Source, backend, onnx_backend
-from edgevit.data.images import ImageSet, load_images
-from edgevit.lower.assemble import assemble
-from edgevit.measure.host import cpu_flags, environment, snapshot
-from edgevit.models.from_timm import from_timm
-from edgevit.models.program import Program
+from edgevit.frontends.from_timm import from_timm
+from edgevit.images.image_set import ImageSet, load_images
+from edgevit.measure.environment import cpu_flags, environment, snapshot
+from edgevit.onnx_form.assemble import assemble
 from edgevit.pipeline import quantize
-from edgevit.progress import track
-from edgevit.quantspec import QuantPlan
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, list_targets, load_target, missing_flags
+from edgevit.program.program import Program
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.schema.target import Target, list_targets, load_target, missing_flags
+from edgevit.util.progress import track
+from edgevit.util.strict_json import dumps, write_atomic
 from edgevit.verify.accuracy import fraction, paired_drop
 
 MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}

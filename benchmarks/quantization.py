@@ -31,19 +31,19 @@ import openvino
 
 from edgevit.backends import onnxruntime as ort_backend
 from edgevit.backends.reference import taps
-from edgevit.data.images import load_images
-from edgevit.lower.assemble import assemble
-from edgevit.models.from_timm import from_timm
-from edgevit.models.program import Program
-from edgevit.progress import track
+from edgevit.frontends.from_timm import from_timm
+from edgevit.images.image_set import load_images
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.ranges import Method
 from edgevit.quantize.round import rounder
-from edgevit.quantize.sensitivity import Evaluate, drift, sensitivity
 from edgevit.quantize.smooth import smooth
-from edgevit.quantspec import LinearPlan, QuantPlan
-from edgevit.serial import write_atomic
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+from edgevit.tasks.sensitivity import Evaluate, drift, sensitivity
+from edgevit.util.progress import track
+from edgevit.util.strict_json import write_atomic
 
 MODELS = {
     "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",

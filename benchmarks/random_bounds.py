@@ -21,19 +21,27 @@ import numpy as np
 
 from edgevit.backends import Source, tvm
 from edgevit.backends import onnxruntime as ort
-from edgevit.bound import onnxruntime as ort_bound
-from edgevit.bound import tvm as tvm_bound
-from edgevit.bound.arena import measure_arena, run_capped
-from edgevit.bound.result import check_bound
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.backends.onnxruntime.arena import measure_arena, run_capped
+from edgevit.backends.tvm import memory_bound as tvm_bound
 from edgevit.errors import BoundError, EdgevitError
-from edgevit.lower.assemble import assemble
-from edgevit.measure.host import cpu_flags, cpu_name
-from edgevit.models.program import Program, expected_shapes
-from edgevit.progress import track
-from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
-from edgevit.serial import dumps, write_atomic
-from edgevit.spec import BranchSpec, GateSpec, HeadSpec, ImageSpec, PoolKind, ProgramSpec, StemSpec
-from edgevit.targets import Target, load_target, missing_flags
+from edgevit.measure.environment import cpu_flags, cpu_name
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program, expected_shapes
+from edgevit.program.spec import (
+    BranchSpec,
+    GateSpec,
+    HeadSpec,
+    ImageSpec,
+    PoolKind,
+    ProgramSpec,
+    StemSpec,
+)
+from edgevit.schema.memory_bound import check_bound
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
+from edgevit.schema.target import Target, load_target, missing_flags
+from edgevit.util.progress import track
+from edgevit.util.strict_json import dumps, write_atomic
 
 EFFORTS = {"all_open": 1e9, "all_skipped": -1e9, "real": 0.0, "more": 1.0, "less": -1.0}
 HALF = (0.5, 0.5, 0.5)

@@ -24,14 +24,14 @@ from benchmarks.timing import Ratio, median_interval
 from benchmarks.tvm_tuning import Tuning, tuning
 from benchmarks.tvm_tuning import table as tuning_table
 from edgevit.backends import tvm
-from edgevit.backends.tvm.schedules import Isa, Product, Tile, default_tile
-from edgevit.measure.host import environment, snapshot
-from edgevit.measurespec import Environment
-from edgevit.models.program import Program, expected_shapes
-from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
-from edgevit.serial import dumps, write_atomic
-from edgevit.spec import BranchSpec, ProgramSpec
-from edgevit.targets import Target, load_target
+from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, default_tile
+from edgevit.measure.environment import environment, snapshot
+from edgevit.program.program import Program, expected_shapes
+from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.schema.measurement import Environment
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
+from edgevit.schema.target import Target, load_target
+from edgevit.util.strict_json import dumps, write_atomic
 from edgevit.verify.parity import ALL_OPEN
 
 TARGET = "x86-64-v3-tvm"
@@ -108,7 +108,7 @@ class Report:
 
 def peak_function(isa: Isa, how: Any) -> tuple[Any, int]:
     """A loop that only multiplies and adds in registers, and its multiply-adds; `how` is a Dot, or None for float."""
-    from edgevit.backends.tvm.code import Code, bits, buffer, load_vector
+    from edgevit.backends.tvm.codegen.code import Code, bits, buffer, load_vector
 
     code, lanes = Code(), isa.lanes
     memory = buffer("memory", 3 * lanes)
@@ -134,7 +134,7 @@ def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
     import tvm as compiler
     import tvm_ffi
 
-    from edgevit.backends.tvm.runner import aligned
+    from edgevit.backends.tvm.run.runner import aligned
 
     function, macs = peak_function(isa, how)
     module = compiler.IRModule({"peak": function.with_attr("global_symbol", "peak")})
@@ -147,7 +147,7 @@ def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
 
 def shares(isa: Isa, kinds: dict[str, Any], rounds: int) -> tuple[dict[str, float], tuple[Share, ...]]:
     """Peaks by kind, and every product's share of its own."""
-    from edgevit.backends.tvm import tune
+    from edgevit.backends.tvm.compile import tune
 
     peaks, found = {}, []
     for kind, how in kinds.items():
@@ -218,8 +218,8 @@ def generated(spec: ProgramSpec, *, dim: int, heads: int) -> Program:
 
 def compile_base(spec: ProgramSpec, target: Target, *, int8: bool) -> Compiled:
     """Compile a DeiT-Base of random weights; a plan's numbers do not change what there is to compile."""
-    from edgevit.backends.tvm import library
-    from edgevit.backends.tvm.emit import lower
+    from edgevit.backends.tvm.compile import library
+    from edgevit.backends.tvm.compile.emit import lower
 
     program = generated(spec, dim=768, heads=12)
     plan = QuantPlan(
@@ -332,7 +332,7 @@ def _peaks(report: Report) -> str:
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(work: Path, name: str, rounds: int, calibration: int, tune_s: float, out: Path) -> None:
     """Write tvm.json and tvm.md, on x86-64."""
-    from edgevit.backends.tvm.dots import dot
+    from edgevit.backends.tvm.codegen.dots import dot
 
     before, target = snapshot(), load_target(name)
     if not target.int8:

@@ -23,11 +23,11 @@ from benchmarks.backends import Case, build, cases
 from benchmarks.timing import WARMUP_ROUNDS, Ratio, median_interval
 from benchmarks.tvm_figures import TARGET
 from edgevit.backends import tvm
-from edgevit.backends.tvm.process import ProcessRunner
-from edgevit.measure.host import environment, snapshot
-from edgevit.measurespec import Environment
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, load_target
+from edgevit.backends.tvm.run.process import ProcessRunner
+from edgevit.measure.environment import environment, snapshot
+from edgevit.schema.measurement import Environment
+from edgevit.schema.target import Target, load_target
+from edgevit.util.strict_json import dumps, write_atomic
 from edgevit.verify.parity import ALL_OPEN
 
 ASKED = 1.7

@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.backends import Case, cpu_s, quantized
 from benchmarks.timing import Ratio, interleave, ratio
 from edgevit.backends import tvm
-from edgevit.backends.tvm.runner import TvmRunner
-from edgevit.targets import Target
+from edgevit.backends.tvm.run.runner import TvmRunner
+from edgevit.schema.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Tuning:
 
 def tuning(case: Case, target: Target, seconds: float, rounds: int) -> Tuning:
     """Search, search again, and time both models in turn on real images."""
-    from edgevit.backends.tvm import library, tune
-    from edgevit.backends.tvm.emit import lower
-    from edgevit.backends.tvm.schedules import default_tile
+    from edgevit.backends.tvm.codegen.schedules import default_tile
+    from edgevit.backends.tvm.compile import library, tune
+    from edgevit.backends.tvm.compile.emit import lower
 
     (program, plan), isa = quantized(case, target), tvm.isa_of(target)
     with tempfile.TemporaryDirectory() as folder:

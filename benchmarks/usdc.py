@@ -27,19 +27,19 @@ import numpy as np
 import torch
 
 from benchmarks.usdc_report import draw, table
-from edgevit import serial
-from edgevit.data.labelled import open_labelled
-from edgevit.gate.judge import answers
-from edgevit.models.macs import total_macs
-from edgevit.models.program import Program, load_program
-from edgevit.models.resolve import resolve
-from edgevit.predict import predict
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import load_target
-from edgevit.train.batches import evaluation
-from edgevit.train.recipe import TrainRecipe
-from edgevit.training_run import Training, train
-from edgevit.usdc import split_budget, with_crop
+from edgevit.build.prediction import predict
+from edgevit.compress.gate.judge import answers
+from edgevit.compress.training.batches import evaluation
+from edgevit.compress.training.recipe import TrainRecipe
+from edgevit.compress.training_run import Training, train
+from edgevit.compress.usdc import split_budget, with_crop
+from edgevit.frontends.resolve import resolve
+from edgevit.images.labelled import open_labelled
+from edgevit.program.macs import total_macs
+from edgevit.program.program import Program, load_program
+from edgevit.schema.target import load_target
+from edgevit.util import strict_json
+from edgevit.util.strict_json import dumps, write_atomic
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SIZE = 48
@@ -127,7 +127,7 @@ def run_one(work: Path, experiment: Experiment | None) -> None:
     used = {
         "cpu_seconds": time.process_time() - began,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "recipe": serial.to_data(recipe),
+        "recipe": strict_json.to_data(recipe),
     }
     write_atomic(folder / "done.json", dumps(used))
 

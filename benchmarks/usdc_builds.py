@@ -23,15 +23,15 @@ from benchmarks.gating import chosen_targets
 from benchmarks.peers import backend_versions, take_turn
 from benchmarks.timing import Ratio, interleave, median_interval
 from edgevit.backends import Runner, backend
-from edgevit.bundlespec import Manifest
-from edgevit.data.images import TESTED, ImageSet, load_images, number_labels
-from edgevit.measure.host import environment, snapshot
-from edgevit.measurespec import Environment
-from edgevit.models.classes import keep_classes, read_classes
-from edgevit.models.program import Program, load_program
-from edgevit.models.resolve import resolve
-from edgevit.serial import dumps, write_atomic
-from edgevit.targets import Target, load_target
+from edgevit.frontends.resolve import resolve
+from edgevit.images.image_set import TESTED, ImageSet, load_images, number_labels
+from edgevit.measure.environment import environment, snapshot
+from edgevit.program.program import Program, load_program
+from edgevit.schema.manifest import Manifest
+from edgevit.schema.measurement import Environment
+from edgevit.schema.target import Target, load_target
+from edgevit.tasks.classes import keep_classes, read_classes
+from edgevit.util.strict_json import dumps, write_atomic
 
 TVM = "x86-64-v3-tvm"
 ALWAYS, NEVER = 1e4, -1e4

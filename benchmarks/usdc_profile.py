@@ -19,14 +19,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import interleave, ratio
 from benchmarks.usdc import COMPRESSED, SIZE, data
-from edgevit.data.labelled import open_labelled
-from edgevit.models.program import Program, load_program
-from edgevit.models.vit import Vit
-from edgevit.serial import dumps, write_atomic
-from edgevit.train.batches import Batches
-from edgevit.train.distributed import World
-from edgevit.train.loss import task_loss
-from edgevit.usdc import Together, prepare, split_budget
+from edgevit.compress.training.batches import Batches
+from edgevit.compress.training.distributed import World
+from edgevit.compress.training.loss import task_loss
+from edgevit.compress.usdc import Together, prepare, split_budget
+from edgevit.images.labelled import open_labelled
+from edgevit.program.program import Program, load_program
+from edgevit.torch_form.vit import Vit
+from edgevit.util.strict_json import dumps, write_atomic
 
 SHOWN = 8
 

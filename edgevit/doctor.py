@@ -11,13 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 from edgevit import __version__
-from edgevit.backends.tvm.process import INSTALL_EMULATOR, emulator_path
-from edgevit.backends.tvm.runtime import llvm_architectures
-from edgevit.backends.tvm.toolchain import MACHINES, linker
-from edgevit.device import estimate, userland
+from edgevit.backends.tvm.compile.toolchain import MACHINES, linker
+from edgevit.backends.tvm.run.process import INSTALL_EMULATOR, emulator_path
+from edgevit.backends.tvm.run.runtime import llvm_architectures
+from edgevit.devices.qemu import estimate, userland
 from edgevit.errors import DeviceError, RuntimeMissingError, TargetError
-from edgevit.measure.host import cpu_flags
-from edgevit.targets import Target, list_targets, load_target, missing_flags
+from edgevit.measure.environment import cpu_flags
+from edgevit.schema.target import Target, list_targets, load_target, missing_flags
 
 PACKAGES = (
     "numpy",

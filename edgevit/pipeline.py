@@ -14,31 +14,31 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
-from edgevit.atomic import scratch
 from edgevit.backends import Runner, Source, backend
 from edgevit.backends.reference import reference, taps
+from edgevit.build.describe import Facts, describe, golden_runs
+from edgevit.build.verify_build import Case, Place, prove
 from edgevit.bundle.write import refuse_existing, write_bundle
-from edgevit.bundlespec import Manifest
-from edgevit.data.images import ImageSet
 from edgevit.errors import ProgramError, TargetError
-from edgevit.facts import Facts, describe, golden_runs
-from edgevit.lower.assemble import assemble, detached
-from edgevit.lower.check import check_model, check_size
-from edgevit.models.macs import total_macs
-from edgevit.models.original import evaluate, kept_answers, original_of, told, with_original
-from edgevit.models.program import Program
-from edgevit.progress import track
-from edgevit.proof import Case, Place, prove
+from edgevit.images.image_set import ImageSet
+from edgevit.onnx_form.assemble import assemble, detached
+from edgevit.onnx_form.check import check_model, check_size
+from edgevit.program.macs import total_macs
+from edgevit.program.original import evaluate, kept_answers, original_of, told, with_original
+from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import rounder
 from edgevit.quantize.smooth import smooth
-from edgevit.quantspec import QuantPlan, attention_names
-from edgevit.recipe import Recipe
 from edgevit.report import html as report_html
 from edgevit.report import json as report_json
 from edgevit.report.view import make_report
-from edgevit.targets import Target
+from edgevit.schema.manifest import Manifest
+from edgevit.schema.quant_plan import QuantPlan, attention_names
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target
+from edgevit.util.atomic import scratch
+from edgevit.util.progress import track
 
 Say = Callable[[str], None]
 SCORED_IMAGES = 64
@@ -86,15 +86,15 @@ def compress(
     steps = [f"pruned by {prune:.0%} of its MACs {on}"] if prune > 0.0 else []
     steps += [f"gated to {gate:.0%} of the MACs left {on}"] if gate < 1.0 else []
     original = original_of(dense, *steps)
-    from edgevit.torchside import require_torch
+    from edgevit.util.optional import require_torch
 
     require_torch("pruning and gating")
-    from edgevit.gate.train import train_gates
-    from edgevit.prune.observe import collect
-    from edgevit.prune.plan import check_reached, plan_prune, planned_spec
-    from edgevit.prune.refit import refit
-    from edgevit.prune.score import score
-    from edgevit.prune.shrink import shrink
+    from edgevit.compress.gate.train import train_gates
+    from edgevit.compress.prune.observe import collect
+    from edgevit.compress.prune.plan import check_reached, plan_prune, planned_spec
+    from edgevit.compress.prune.refit import refit
+    from edgevit.compress.prune.score import score
+    from edgevit.compress.prune.shrink import shrink
 
     program = dense
     if prune > 0.0:

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from edgevit import serial
 from edgevit.backends import onnx_backend
 from edgevit.bundle.write import GoldenRun, write_bundle
-from edgevit.bundlespec import (
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.program.program import Program
+from edgevit.program.spec import ProgramSpec
+from edgevit.schema.manifest import (
     EFFORT_ALL_OPEN,
     EFFORT_ALL_SKIPPED,
     AccuracyRow,
@@ -30,12 +33,9 @@ from edgevit.bundlespec import (
     PathName,
     Sizes,
 )
-from edgevit.lower.assemble import assemble
-from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
-from edgevit.models.program import Program
-from edgevit.serial import to_data
-from edgevit.spec import ProgramSpec
-from edgevit.targets import load_target
+from edgevit.schema.target import load_target
+from edgevit.util import strict_json
+from edgevit.util.strict_json import to_data
 from tests.tiny import tiny_images, tiny_program
 
 MODEL = {"onnxruntime": "model/model.onnx", "openvino": "model/model.xml"}
@@ -77,7 +77,7 @@ def sample_bundle(
 
 def rewrite(folder: Path, data: dict[str, Any]) -> None:
     """Put a changed manifest into a bundle, sealed anew, as whoever changes it on purpose would."""
-    (folder / "manifest.json").write_text(serial.seal({**data, "sha256": ""}), encoding="utf-8")
+    (folder / "manifest.json").write_text(strict_json.seal({**data, "sha256": ""}), encoding="utf-8")
 
 
 def rehash(folder: Path) -> None:

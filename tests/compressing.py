@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgevit.models.program import Program, save_program
-from edgevit.train.log import CSV_NAME
+from edgevit.compress.training.log import CSV_NAME
+from edgevit.program.program import Program, save_program
 from tests.tiny import tiny_program
 
 CLASSES = 4

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.device import userland
-from edgevit.device.emulator import Userland
+from edgevit.devices.qemu import userland
+from edgevit.devices.qemu.emulator import Userland
 from edgevit.errors import DeviceError
 from tests.absent import unavailable
 

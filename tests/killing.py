@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgevit import atomic, serial
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import refuse_existing, write_bundle
-from edgevit.models.program import load_program, save_program
+from edgevit.program.program import load_program, save_program
+from edgevit.util import atomic, strict_json
 from tests.bundles import MODEL, sample_manifest
 from tests.tiny import tiny_program
 
@@ -53,7 +53,7 @@ def versions_of_program(path: Path) -> list[int]:
 
 
 def file(path: Path, version: int) -> None:
-    serial.write_atomic(path, bytes([version]) * 100_000)
+    strict_json.write_atomic(path, bytes([version]) * 100_000)
 
 
 def versions_of_file(path: Path) -> list[int]:

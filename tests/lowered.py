@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program
-from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
 from tests.tiny import tiny_images
 
 

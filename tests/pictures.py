@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgevit.spec import ImageSpec
+from edgevit.program.spec import ImageSpec
 
 SPEC = ImageSpec(height=16, width=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), crop_pct=0.9, interpolation="bicubic")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgevit import doctor
-from edgevit.backends.tvm import toolchain
+from edgevit.backends.tvm.compile import toolchain
 from edgevit.cli import main
-from edgevit.device import estimate
+from edgevit.devices.qemu import estimate
 from edgevit.errors import RuntimeMissingError, TargetError
-from edgevit.targets import list_targets, load_target
+from edgevit.schema.target import list_targets, load_target
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
 

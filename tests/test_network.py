@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit.models.program import save_program
-from edgevit.resources import shipped
+from edgevit.program.program import save_program
+from edgevit.util.resources import shipped
 from tests.tiny import tiny_program
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit import pipeline, proof
+from edgevit import pipeline
 from edgevit.backends import backend
-from edgevit.bound import onnxruntime as ort_bound
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.build import verify_build
+from edgevit.build.verify_build import GOLDEN_PART, head_deviation
 from edgevit.bundle.read import open_bundle, verify_bundle
-from edgevit.data.images import ImageSet
 from edgevit.errors import (
     AccuracyError,
     BoundError,
@@ -25,15 +26,15 @@ from edgevit.errors import (
     SkipError,
     TargetError,
 )
-from edgevit.lower import assemble as assembling
-from edgevit.lower.linear import quantize_weight
-from edgevit.models.macs import total_macs
-from edgevit.models.original import weights_digest
-from edgevit.models.program import Program
-from edgevit.models.t2t import t2t_program
-from edgevit.proof import GOLDEN_PART, head_deviation
-from edgevit.recipe import Recipe
-from edgevit.targets import Target, load_target
+from edgevit.frontends.t2t import t2t_program
+from edgevit.images.image_set import ImageSet
+from edgevit.onnx_form import assemble as assembling
+from edgevit.onnx_form.linear import quantize_weight
+from edgevit.program.macs import total_macs
+from edgevit.program.original import weights_digest
+from edgevit.program.program import Program
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target, load_target
 from edgevit.verify.accuracy import Named
 from tests.tiny import tiny_images, tiny_program
 
@@ -184,13 +185,13 @@ def test_max_drop_counts_classes_and_is_refused_where_there_are_none() -> None:
     with pytest.raises(ProgramError, match="tiny decides between none"):
         pipeline.check_limit(program, lenient("x86-64-onnxruntime"), image_set(program), 1.0, given=True)
     named = Named(build=np.ones(3, np.int64), floats=np.zeros(3, np.int64), cosines=np.ones(3), decides="score")
-    assert proof._answers(program.spec, named, image_set(program).images) is None
+    assert verify_build._answers(program.spec, named, image_set(program).images) is None
     dense = tiny_program(classes=1).spec
-    assert proof._answers(dense, named, image_set(program).images) is named.floats
+    assert verify_build._answers(dense, named, image_set(program).images) is named.floats
 
 
 def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "emulator_path", lambda: None)
+    monkeypatch.setattr(verify_build, "emulator_path", lambda: None)
     monkeypatch.setattr("platform.machine", lambda: "s390x")
     program = tiny_program()
     with pytest.raises(TargetError, match="--max-drop cannot be judged here: machine code for aarch64"):
@@ -294,7 +295,7 @@ def test_what_the_head_deviates_by_is_that_of_features_in_all_directions() -> No
 def test_a_float_target_refuses_what_no_file_can_hold_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgevit.lower.check.MAX_BYTES", 10_000)
+    monkeypatch.setattr("edgevit.onnx_form.check.MAX_BYTES", 10_000)
     said: list[str] = []
     with pytest.raises(ProgramError, match="at most 10000 fit into one ONNX file"):
         build(tiny_program(), tmp_path / "bundle", say=said.append)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from edgevit import ondevice, pipeline
+from edgevit import pipeline
+from edgevit.build.prediction import predict
+from edgevit.devices import local
 from edgevit.errors import DeviceError
-from edgevit.predict import predict
-from edgevit.resources import shipped
-from edgevit.targets import Target, load_target
+from edgevit.schema.target import Target, load_target
+from edgevit.util.resources import shipped
 from tests.backends.tvm.available import import_or_skip
 from tests.test_pipeline import RECIPE, image_set
 
 import_or_skip()
 
-from edgevit.backends.tvm import threads  # noqa: E402
+from edgevit.backends.tvm.codegen import threads  # noqa: E402
 from tests.test_pipeline_tvm import HERE, PROGRAM, run, summaries  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
@@ -63,12 +64,12 @@ def test_every_claim_holds_with_two_threads(built: pipeline.Built) -> None:
 
 def test_it_verifies_and_profiles_on_as_many_threads_and_on_fewer(built: pipeline.Built) -> None:
     for asked, used in ((None, 2), (2, 2), (1, 1)):
-        assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive, threads=asked).golden)
-        measured = ondevice.profile(built.folder, None, runs=8, threads=asked)
+        assert all(golden.logit_error == 0 for golden in local.verify(built.archive, threads=asked).golden)
+        measured = local.profile(built.folder, None, runs=8, threads=asked)
         assert measured.environment.threads == used
         assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
         assert all((b.open_time_ms or 0) > 0 for b in measured.branches)
-    for command in (ondevice.verify, lambda *a, **b: ondevice.profile(a[0], None, **b)):
+    for command in (local.verify, lambda *a, **b: local.profile(a[0], None, **b)):
         with pytest.raises(DeviceError, match=r"compiled for 2 threads, got 3; leave --threads away, or build for"):
             command(built.archive, threads=3)
 

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import ondevice, pipeline, proof
+from edgevit import pipeline
+from edgevit.build import verify_build
+from edgevit.build.prediction import predict
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import Claim
+from edgevit.devices import local
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
-from edgevit.predict import predict
-from edgevit.targets import Target, load_target
+from edgevit.schema.manifest import Claim
+from edgevit.schema.target import Target, load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
 from tests.bundles import rehash
@@ -32,7 +34,10 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
-from edgevit.backends.tvm import canary, counts, emit, library, process, stages, toolchain  # noqa: E402
+from edgevit.backends.tvm.compile import emit, library, toolchain  # noqa: E402
+from edgevit.backends.tvm.inspect import counts  # noqa: E402
+from edgevit.backends.tvm.parts import stages  # noqa: E402
+from edgevit.backends.tvm.run import canary, process  # noqa: E402
 from tests.backends.tvm.native_runner import resign  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
@@ -40,7 +45,7 @@ HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
-CODE = (path.name for path in Path(backend.__file__).parent.iterdir() if path.suffix in (".cc", ".h"))
+CODE = (path.name for path in (Path(backend.__file__).parent / "cxx").iterdir() if path.suffix in (".cc", ".h"))
 SOURCES = {f"runner/source/{name}" for name in CODE}
 LICENCES = {
     *(f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.builtin_fp16.txt")),
@@ -122,8 +127,8 @@ def test_equal_inputs_give_equal_bundles(built: pipeline.Built, tmp_path: Path) 
 
 
 def test_it_verifies_and_profiles_branch_by_branch(built: pipeline.Built) -> None:
-    assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive).golden)
-    measured = ondevice.profile(built.folder, None, runs=8)
+    assert all(golden.logit_error == 0 for golden in local.verify(built.archive).golden)
+    measured = local.profile(built.folder, None, runs=8)
     assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
     assert measured.environment.runtime_version == canary.PINNED["apache-tvm"]
     assert all((b.open_time_ms or 0) > 0 and b.skipped_time_ms is not None for b in measured.branches)
@@ -173,13 +178,13 @@ def test_aarch64_is_verified_in_an_emulator(crossed: pipeline.Built) -> None:
     assert set(held) == {"parity", "skip", "bound", "accuracy"}
     assert held["parity"].startswith("3 paths") and "13 with 4 open" in held["skip"] and "emulator" in held["skip"]
     assert crossed.manifest.bound.proven and crossed.manifest.bound.measured_peak_bytes is None
-    assert all(golden.logit_error == 0 for golden in ondevice.verify(crossed.archive).golden)
+    assert all(golden.logit_error == 0 for golden in local.verify(crossed.archive).golden)
     with pytest.raises(DeviceError, match=r"machine code for aarch64, this machine is x86_64.* --device ssh"):
-        ondevice.profile(crossed.folder, None)
+        local.profile(crossed.folder, None)
 
 
 def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "emulator_path", lambda: None)
+    monkeypatch.setattr(verify_build, "emulator_path", lambda: None)
     manifest = board(tmp_path / "bundle").manifest
     assert set(summaries(manifest)) == {"bound"} and not manifest.accuracy
     open_claims: list[Claim] = [claim for claim in manifest.claims if claim.held is None]
@@ -190,7 +195,7 @@ def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, m
 def test_a_cpu_without_the_instructions_builds_what_it_cannot_check(
     built: pipeline.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "cpu_flags", lambda: ("avx2",))
+    monkeypatch.setattr(verify_build, "cpu_flags", lambda: ("avx2",))
     manifest = build(tmp_path / "bundle").manifest
     claims = {claim.name: claim.summary for claim in manifest.claims if claim.held is None}
     assert set(claims) == {"parity", "skip", "accuracy"} and set(summaries(manifest)) == {"coverage", "bound"}
@@ -214,7 +219,7 @@ def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ParityError):
         build(tmp_path / "bundle")
     # Where its result is thrown away, so that only its work is left:
-    monkeypatch.setattr(proof, "_parity", lambda case, runner: Claim(name="parity", held=True, summary=""))
+    monkeypatch.setattr(verify_build, "_parity", lambda case, runner: Claim(name="parity", held=True, summary=""))
     with pytest.raises(SkipError, match="b00_mhsa is closed .* still runs 4 nodes: b00_mhsa/norm, b00_mhsa/qkv"):
         build(tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
@@ -303,7 +308,7 @@ def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path) -> None:
         held["coverage"] == "10 of 10 Gemm int8, 2 of 2 attentions"
         and "against the lowered graph: 3 paths" in held["parity"]
     )
-    assert all(golden.logit_error == 0 for golden in ondevice.verify(built.archive).golden)
+    assert all(golden.logit_error == 0 for golden in local.verify(built.archive).golden)
 
 
 def absent(name: str) -> str:

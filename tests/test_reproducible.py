@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevit import pipeline, proof
-from edgevit.data.images import ImageSet
-from edgevit.recipe import Recipe
-from edgevit.serial import from_data, to_data
-from edgevit.targets import Target, load_target
+from edgevit import pipeline
+from edgevit.build import verify_build
+from edgevit.images.image_set import ImageSet
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target, load_target
+from edgevit.util.strict_json import from_data, to_data
 from edgevit.verify.skip import SkipTimeResult, check_skip_time
 from tests.tiny import tiny_images, tiny_program
 
@@ -50,7 +51,7 @@ def test_equal_inputs_make_equal_bundles(tmp_path: Path, name: str, monkeypatch:
         built = pipeline.build(program, target, images, tmp_path / where, recipe=RECIPE, evaluation=images)
         archives.append(built.archive)
         # As on a machine that is busy during the second build: other times, and more runs before they are believed.
-        monkeypatch.setattr(proof, "check_skip_time", _disturbed)
+        monkeypatch.setattr(verify_build, "check_skip_time", _disturbed)
     files = [
         {p.relative_to(tmp_path / where): p.read_bytes() for p in (tmp_path / where).rglob("*") if p.is_file()}
         for where in ("one", "two")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from edgevit import ondevice
+from edgevit.api.build import DEFAULT_PROGRAM, Job, run_build
 from edgevit.backends.reference import reference
-from edgevit.data.images import load_images
-from edgevit.job import DEFAULT_PROGRAM, Job, run_build
-from edgevit.lower.assemble import assemble
-from edgevit.models.original import kept_answers, weights_digest
-from edgevit.models.program import Program
-from edgevit.models.resolve import SHIPPED, resolve, shipped_programs
+from edgevit.devices import local
+from edgevit.frontends.resolve import SHIPPED, resolve, shipped_programs
+from edgevit.images.image_set import load_images
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.original import kept_answers, weights_digest
+from edgevit.program.program import Program
 
 TRAINED = "vit_tiny_cifar10"
 LIMIT_BYTES = {DEFAULT_PROGRAM: 12_000_000, TRAINED: 6_000_000}
@@ -86,7 +86,7 @@ def test_it_builds_verifies_and_takes_different_paths(tmp_path: Path, target: st
     assert {claim.name for claim in built.manifest.claims} == {"coverage", "parity", "skip", "bound", "accuracy"}
     macs = built.manifest.macs
     assert macs.all_skipped < macs.expected < macs.all_open < macs.dense
-    verified = ondevice.verify(built.archive)
+    verified = local.verify(built.archive)
     assert {g.path for g in verified.golden} == {"all_open", "all_skipped", "real"}
 
 

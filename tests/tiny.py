@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.models.program import Program, expected_shapes
-from edgevit.spec import Activation, BranchSpec, GateSpec, HeadSpec, ImageSpec, PoolKind, ProgramSpec, StemSpec
+from edgevit.program.program import Program, expected_shapes
+from edgevit.program.spec import (
+    Activation,
+    BranchSpec,
+    GateSpec,
+    HeadSpec,
+    ImageSpec,
+    PoolKind,
+    ProgramSpec,
+    StemSpec,
+)
 
 
 def tiny_spec(

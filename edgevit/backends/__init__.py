@@ -22,9 +22,9 @@ from edgevit.errors import ImagesError, RuntimeMissingError
 if TYPE_CHECKING:
     import onnx
 
-    from edgevit.models.program import Program
-    from edgevit.quantspec import QuantPlan
-    from edgevit.targets import Target
+    from edgevit.program.program import Program
+    from edgevit.schema.quant_plan import QuantPlan
+    from edgevit.schema.target import Target
 
 ONNX_MODULES = MappingProxyType(
     {"onnxruntime": "edgevit.backends.onnxruntime", "openvino": "edgevit.backends.openvino"},

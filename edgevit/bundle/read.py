@@ -21,11 +21,18 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import limits, serial
-from edgevit.atomic import scratch
-from edgevit.bundlespec import MANIFEST_SCHEMA, Bundle, BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import BundleError, ParityError
-from edgevit.limits import LimitError
+from edgevit.schema.manifest import (
+    MANIFEST_SCHEMA,
+    Bundle,
+    BundleFile,
+    GoldenCase,
+    Manifest,
+    PathName,
+)
+from edgevit.util import limits, strict_json
+from edgevit.util.atomic import scratch
+from edgevit.util.limits import LimitError
 
 MANIFEST = "manifest.json"
 # Bundles store their members uncompressed; whoever packs one again uses deflate, and cannot gain much on real weights.
@@ -170,19 +177,21 @@ def _check(folder: Path, shown: Path) -> Bundle:
 
 def _parse(raw: bytes, shown: Path) -> Manifest:
     try:
-        data = serial.parse(raw)
+        data = strict_json.parse(raw)
     except ValueError as error:
         raise BundleError(
             f"{shown}: {MANIFEST} is not JSON that can be read ({error}); copy or build the bundle again"
         ) from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != MANIFEST_SCHEMA:
-        raise BundleError(f"{shown} has schema {serial.shown(schema)}; this edgevit reads schema {MANIFEST_SCHEMA}")
+        raise BundleError(
+            f"{shown} has schema {strict_json.shown(schema)}; this edgevit reads schema {MANIFEST_SCHEMA}"
+        )
     files = data.get("files")
     if isinstance(files, list) and len(files) > limits.ARCHIVE_MEMBERS.value:
         raise BundleError(f"{shown}: {MANIFEST} lists {len(files)} files, allowed: {limits.ARCHIVE_MEMBERS}")
     faults: list[str] = []
-    manifest = serial.from_data(Manifest, data, faults, "manifest")
+    manifest = strict_json.from_data(Manifest, data, faults, "manifest")
     if manifest is None:
         raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
     faults = [f"{file.path!r} leads out of the bundle" for file in manifest.files if not _plain(file.path)]
@@ -196,7 +205,7 @@ def _parse(raw: bytes, shown: Path) -> Manifest:
     threads = manifest.target.get("threads", 1)
     if not isinstance(threads, int) or not 1 <= threads <= limits.THREADS.value:
         faults.append(f"target: threads is {threads!r}, allowed: 1 to {limits.THREADS.value}")
-    if manifest.sha256 and not serial.seal_holds(raw, manifest.sha256):
+    if manifest.sha256 and not strict_json.seal_holds(raw, manifest.sha256):
         faults.append("it was changed since it was written: its sha256 is another")
     if faults:
         raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))

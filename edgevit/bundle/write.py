@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit import atomic, serial
-from edgevit.bundlespec import BundleFile, GoldenCase, Manifest, PathName
 from edgevit.errors import OutputError
-from edgevit.ours import Kind
+from edgevit.schema.manifest import BundleFile, GoldenCase, Manifest, PathName
+from edgevit.util import atomic, strict_json
+from edgevit.util.ownership import Kind
 
 MANIFEST = "manifest.json"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
@@ -125,7 +125,7 @@ def _fill(
         every |= {case.image: _npy(run.image), case.logits: _npy(run.logits), case.gates: _npy(run.gates)}
         cases.append(case)
     if labels:
-        every["labels.json"] = serial.dumps(list(labels))
+        every["labels.json"] = strict_json.dumps(list(labels))
     listed = tuple(_put(content, name, every[name]) for name in sorted(every))
     manifest = dataclasses.replace(
         manifest, golden=tuple(cases), labels="labels.json" if labels else None, files=listed
@@ -133,7 +133,7 @@ def _fill(
     missing = {manifest.model, *manifest.models.values()} - set(every)
     if missing:
         raise OutputError(f"the manifest names model files that were not given: {', '.join(sorted(missing))}")
-    _put(content, MANIFEST, serial.seal(manifest))
+    _put(content, MANIFEST, strict_json.seal(manifest))
 
 
 def _flatten(files: Mapping[str, Content]) -> dict[str, Content]:

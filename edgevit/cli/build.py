@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevit import limits
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
 from edgevit.cli.ranges import SEED, Number
 from edgevit.cli.sizes import IMAGE_SIZE
+from edgevit.util import limits
 
 if TYPE_CHECKING:
-    from edgevit.bundlespec import AccuracyRow
+    from edgevit.build.prediction import Prediction
     from edgevit.pipeline import Built
-    from edgevit.predict import Prediction
+    from edgevit.schema.manifest import AccuracyRow
 
 EPILOG = """\b
 Examples:
@@ -71,13 +71,13 @@ Examples:
 @preprocessing_options
 def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Compile MODEL (a Program or hub folder, or a name; default: vit_tiny_gated, which ships) for a target."""
-    from edgevit import serial
-    from edgevit.job import Job, predict_build, run_build
+    from edgevit.api.build import Job, predict_build, run_build
+    from edgevit.util import strict_json
 
     job = Job(model=model, target=target_name, preprocessing=take_preprocessing(options), **options)
     if dry_run:
         prediction = predict_build(job, say=_quiet if as_json else _say)
-        click.echo(serial.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
+        click.echo(strict_json.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
         return
     built = run_build(job, say=_quiet if as_json else _say)
     if as_json:
@@ -86,7 +86,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
             "archive": str(built.archive),
             "manifest": built.manifest,
         }
-        click.echo(serial.dumps(answer), nl=False)
+        click.echo(strict_json.dumps(answer), nl=False)
         return
     _show(built)
 

@@ -12,7 +12,7 @@ from edgevit.cli.ranges import SEED, THREADS, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from edgevit.training import Compressed
+    from edgevit.api.compress import Compressed
 
 EPILOG = """\b
 Example: fine-tune on your classes, then halve the expected MACs, then build.
@@ -51,16 +51,16 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @preprocessing_options
 def command(as_json: bool, **options: Any) -> None:
     """Train MODEL (a Program or hub folder, or a name) to cost less: smaller, and less for easy images."""
-    from edgevit import serial
-    from edgevit.torchside import require_torch
+    from edgevit.util import strict_json
+    from edgevit.util.optional import require_torch
 
     require_torch("compressing")
-    from edgevit.training import CompressJob, run_compress
+    from edgevit.api.compress import CompressJob, run_compress
 
     job = CompressJob(preprocessing=take_preprocessing(options), **options)
     result = run_compress(job, say=_say)
     if result is not None:
-        click.echo(serial.dumps(result) if as_json else _summary(result), nl=not as_json)
+        click.echo(strict_json.dumps(result) if as_json else _summary(result), nl=not as_json)
 
 
 def _say(line: str) -> None:

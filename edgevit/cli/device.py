@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from edgevit.device.emulator import CPUS
-from edgevit.device.userland import DEFAULT_CPUS, NAME, RUNTIMES
+from edgevit.devices.qemu.emulator import CPUS
+from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
 
 EPILOG = """\b
 Example:
@@ -39,8 +39,8 @@ def command() -> None:
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
-    from edgevit.device import userland
-    from edgevit.progress import say
+    from edgevit.devices.qemu import userland
+    from edgevit.util.progress import say
 
     made = userland.setup(runtimes or ("onnxruntime",), cpus or DEFAULT_CPUS, say=say)
     click.echo(f"{made.emulator_version} with {_contents(made.packages)} in {made.folder}")
@@ -53,9 +53,9 @@ def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_devices(as_json: bool) -> None:
     """What is set up, and the processors it can play."""
-    from edgevit import serial
-    from edgevit.device import userland
+    from edgevit.devices.qemu import userland
     from edgevit.errors import DeviceError
+    from edgevit.util import strict_json
 
     try:
         made, why = userland.installed(), ""
@@ -64,7 +64,10 @@ def list_devices(as_json: bool) -> None:
     size = userland.size_bytes(made.folder) if made else 0
     if as_json:
         click.echo(
-            serial.dumps({"device": _plain(serial.to_data(made)), "bytes": size, "cpus": list(CPUS.values())}), nl=False
+            strict_json.dumps(
+                {"device": _plain(strict_json.to_data(made)), "bytes": size, "cpus": list(CPUS.values())}
+            ),
+            nl=False,
         )
         return
     click.echo(
@@ -80,7 +83,7 @@ def list_devices(as_json: bool) -> None:
 @KIND
 def remove(kind: str) -> None:
     """Remove what `setup` made."""
-    from edgevit.device import userland
+    from edgevit.devices.qemu import userland
 
     click.echo("removed" if userland.remove() else "nothing was set up")
 

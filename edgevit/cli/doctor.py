@@ -14,12 +14,12 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> None:
     """Say what this machine can build and run, what is missing, and the command that installs it."""
-    from edgevit import serial
     from edgevit.doctor import diagnose
+    from edgevit.util import strict_json
 
     health = diagnose()
     if as_json:
-        click.echo(serial.dumps(health), nl=False)
+        click.echo(strict_json.dumps(health), nl=False)
         return
     memory = f"{health.memory_bytes / 1e9:.1f} GB memory" if health.memory_bytes else "memory unknown"
     click.echo(f"edgevit {health.edgevit}, Python {health.python}, {health.arch} ({', '.join(health.cpu_flags)})")

@@ -23,13 +23,13 @@ def command(part: str, refused: bool, as_json: bool) -> None:
     """
     import difflib
 
-    from edgevit import serial
-    from edgevit.models.catalogue import Catalogue, read_catalogue
+    from edgevit.frontends.catalogue import Catalogue, read_catalogue
+    from edgevit.util import strict_json
 
     catalogue = read_catalogue()
     rows = tuple(e for e in catalogue.models if part.lower() in e.name and (e.fits or refused))
     if as_json:
-        click.echo(serial.dumps(Catalogue(timm=catalogue.timm, models=rows)), nl=False)
+        click.echo(strict_json.dumps(Catalogue(timm=catalogue.timm, models=rows)), nl=False)
         return
     width = max((len(e.name) for e in rows), default=4)
     if any(e.fits for e in rows):

@@ -58,10 +58,10 @@ def command(
     **settings: Any,
 ) -> None:
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
-    from edgevit import atomic, serial
-    from edgevit.cli.measured import lines
-    from edgevit.measure.file import write_measurement
-    from edgevit.ready import Output, ready
+    from edgevit.build.preflight import Output, ready
+    from edgevit.report.lines import lines
+    from edgevit.schema.measurement_file import write_measurement
+    from edgevit.util import atomic, strict_json
 
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
@@ -78,7 +78,7 @@ def command(
     for warning in measurement.warnings:
         click.echo(f"edgevit: warning: {warning}", err=True)
     if as_json:
-        click.echo(serial.dumps(measurement), nl=False)
+        click.echo(strict_json.dumps(measurement), nl=False)
         return
     click.echo("\n".join(lines(measurement)))
     click.echo(f"Written to {target}; see it with: edgevit report {bundle} {target}")
@@ -89,15 +89,15 @@ def _profile(
 ) -> Any:
     """Here, on an emulated processor, or on a board."""
     if device is None:
-        from edgevit import ondevice
+        from edgevit.devices import local
 
-        return ondevice.profile(bundle, images, **settings)
+        return local.profile(bundle, images, **settings)
     if device.startswith("qemu:"):
-        from edgevit import emulated
+        from edgevit.devices.qemu import emulate
 
         if settings.pop("cpus") is not None:
             raise click.UsageError("--cpus is for real processors; an emulated device has one")
-        return emulated.profile(bundle, images, device, timeout_s=timeout, **settings)
-    from edgevit import onboard
+        return emulate.profile(bundle, images, device, timeout_s=timeout, **settings)
+    from edgevit.devices.ssh import python_board
 
-    return onboard.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)
+    return python_board.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgevit import limits
+from edgevit.util import limits
 
 
 class Number(click.FloatRange):

@@ -28,14 +28,14 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
     """Report on BUNDLE (folder or zip) and on MEASUREMENTs of it, the files that `edgevit profile` writes."""
     from contextlib import ExitStack
 
-    from edgevit import atomic, serial
+    from edgevit.build.preflight import Output, ready
     from edgevit.bundle.read import open_bundle
     from edgevit.errors import OutputError
-    from edgevit.measure.file import read_measurement
-    from edgevit.ready import Output, ready
     from edgevit.report.devices import assign
     from edgevit.report.differences import bundle_names
     from edgevit.report.view import make_report
+    from edgevit.schema.measurement_file import read_measurement
+    from edgevit.util import atomic, strict_json
 
     if html:
         ready([Output(path=html, option="--html", folder=False)])
@@ -56,7 +56,7 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
 
         try:
             html.parent.mkdir(parents=True, exist_ok=True)
-            serial.write_atomic(html, render_html(report), replace=force)
+            strict_json.write_atomic(html, render_html(report), replace=force)
         except OSError as error:
             raise OutputError(f"cannot write {html}: {error.strerror or error}") from error
     if as_json:

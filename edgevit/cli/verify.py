@@ -26,11 +26,12 @@ def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None
     That finds damage, not a maker with bad intentions, who writes his own manifest: compare the sha256 that is printed
     with one that came another way. With --run its golden inputs are run again too, which executes what it holds.
     """
-    from edgevit import ondevice, serial
+    from edgevit.devices import local
+    from edgevit.util import strict_json
 
     if threads and not run:
         raise click.UsageError("--threads is for --run: without it nothing is run.")
-    verified = ondevice.verify(bundle, threads=threads) if run else ondevice.inspect(bundle)
+    verified = local.verify(bundle, threads=threads) if run else local.inspect(bundle)
     manifest = verified.manifest
     if as_json:
         answer = {
@@ -42,7 +43,7 @@ def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None
             "golden_tolerance": manifest.golden_tolerance,
             "missing_cpu_flags": verified.missing_flags,
         }
-        click.echo(serial.dumps(answer), nl=False)
+        click.echo(strict_json.dumps(answer), nl=False)
         return
     if run and verified.missing_flags:
         click.echo(

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import __version__
-from edgevit.bundlespec import Bundle, Manifest, PathName
-from edgevit.measure.device import Probe, probe_local, probe_runner, trace_local
-from edgevit.measure.doubts import doubts, parity_doubts
-from edgevit.measure.host import emulator, environment, snapshot
-from edgevit.measure.stats import latency
-from edgevit.measure.trace import Trace
-from edgevit.measurespec import (
+from edgevit.measure.branch_times import Trace
+from edgevit.measure.environment import emulator, environment, snapshot
+from edgevit.measure.fresh_process import Probe, probe_local, probe_runner, trace_local
+from edgevit.measure.percentiles import latency
+from edgevit.measure.warnings import doubts, parity_doubts
+from edgevit.schema.manifest import Bundle, Manifest, PathName
+from edgevit.schema.measurement import (
     BranchMeasurement,
     GoldenParity,
     ImagesUsed,
@@ -30,7 +30,7 @@ from edgevit.measurespec import (
     PathLatency,
     not_the_device,
 )
-from edgevit.progress import track
+from edgevit.util.progress import track
 
 WARM_UP_ROUNDS = 3
 RUNS_PER_IMAGE = 4  # so that an image's median outlives one run that something else held up

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevit.errors import ImagesError, ProgramError
-from edgevit.spec import ProgramSpec
+from edgevit.program.spec import ProgramSpec
 
 TAP = "tap:"
 BINS = 65536

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from edgevit.models.program import Program
+from edgevit.program.program import Program
+from edgevit.program.spec import ProgramSpec
 from edgevit.quantize.observe import Ranges, TensorRange
 from edgevit.quantize.ranges import Activations, Method, kept_range, output_error, quantizer
-from edgevit.quantize.sensitivity import Evaluate, drift, with_linear
-from edgevit.quantspec import LinearPlan, QuantPlan, linear_names
-from edgevit.spec import ProgramSpec
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
+from edgevit.tasks.sensitivity import Evaluate, drift, with_linear
 
 # A column leaves the int8 product when it buys 3 dB, half the error: the cost is 0.1 % of the model's time or less.
 OUTLIER_GAIN_DB = 3.0

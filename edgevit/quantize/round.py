@@ -16,10 +16,10 @@ from functools import cache
 
 import numpy as np
 
-from edgevit.models.program import Program
-from edgevit.progress import track
+from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges
-from edgevit.quantspec import LinearPlan, QuantPlan
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+from edgevit.util.progress import track
 
 # Added to every moment, of their mean: how far the images that were seen are believed. GPTQ's own value.
 DAMPING = 0.01

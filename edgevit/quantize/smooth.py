@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgevit.models.program import Program
+from edgevit.program.program import Program
+from edgevit.program.spec import BranchSpec
 from edgevit.quantize.observe import Ranges
-from edgevit.spec import BranchSpec
 
 
 def smooth(program: Program, ranges: Ranges, alpha: float) -> Program:

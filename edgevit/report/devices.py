@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgevit.bundlespec import Bundle, Manifest, PathName
 from edgevit.errors import BundleError
-from edgevit.measurespec import Measurement, not_the_device
 from edgevit.report import text as say
+from edgevit.schema.manifest import Bundle, Manifest, PathName
+from edgevit.schema.measurement import Measurement, not_the_device
 
 PATHS: tuple[PathName, ...] = ("all_open", "all_skipped", "real")
 HEAD = ("device", "built for", "all open", "all skipped", "real images", "memory", "of bound", "golden outputs")

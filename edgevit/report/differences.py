@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevit.bundlespec import Manifest
 from edgevit.report import text as say
+from edgevit.schema.manifest import Manifest
 
 MEANING = "Everything below this table is of the first bundle, except the rows of devices."
 SAME = "They were built alike: nothing in how they were made differs."

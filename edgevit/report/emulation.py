@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgevit.measurespec import Emulation, Measurement
 from edgevit.report import text as say
+from edgevit.schema.measurement import Emulation, Measurement
 
 # Narrow enough for a terminal of 80 columns; loads, stores and branches are in the JSON.
 HEAD = ("processor", "path", "open", "total", "float", "dot", "matrix", "widen")

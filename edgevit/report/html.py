@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from edgevit.measurespec import Environment, Latency, Measurement, not_the_device
 from edgevit.report import devices, differences, emulation, original, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
+from edgevit.schema.measurement import Environment, Latency, Measurement, not_the_device
 
 STYLE = Path(__file__).with_name("style.css")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgevit import serial
 from edgevit.report.view import Report, without_samples
+from edgevit.util import strict_json
 
 
 def render(report: Report) -> str:
     """Stable JSON text; single runs and memory points stay in the measurement's own file."""
-    return serial.dumps(without_samples(report))
+    return strict_json.dumps(without_samples(report))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgevit.models.original import best_known
+from edgevit.program.original import best_known
 from edgevit.report import text as say
 from edgevit.report.view import Report
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevit.bundlespec import AccuracyRow, MemoryBound
-from edgevit.measurespec import MemoryPoint, PathLatency
 from edgevit.report import text as say
 from edgevit.report.svg import Scale, element, line, picture, rect, text
 from edgevit.report.view import BranchRow, MemoryView, Report
+from edgevit.schema.manifest import AccuracyRow, MemoryBound
+from edgevit.schema.measurement import MemoryPoint, PathLatency
 
 SCRATCH = {"tvm": "the virtual machine"}  # what its scratch is for, by runtime
 WIDE = 920.0

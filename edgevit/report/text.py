@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgevit.bundlespec import AccuracyRow
-from edgevit.measurespec import Latency
+from edgevit.schema.manifest import AccuracyRow
+from edgevit.schema.measurement import Latency
 
 UNKNOWN = "–"
 PATH_NAMES = {"all_open": "all open", "all_skipped": "all skipped", "real": "real images"}

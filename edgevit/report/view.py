@@ -10,13 +10,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from edgevit.bundlespec import AccuracyRow, BranchFacts, Claim, Macs, Manifest, MemoryBound, Sizes
 from edgevit.errors import BundleError
-from edgevit.measurespec import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
-from edgevit.models.original import told, when_compressed
+from edgevit.program.original import told, when_compressed
+from edgevit.program.spec import OriginalSpec
 from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.report.differences import Difference, differences
-from edgevit.spec import OriginalSpec
+from edgevit.schema.manifest import (
+    AccuracyRow,
+    BranchFacts,
+    Claim,
+    Macs,
+    Manifest,
+    MemoryBound,
+    Sizes,
+)
+from edgevit.schema.measurement import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
 
 REPORT_SCHEMA = 1
 DISTURBED_RATIO = 1.2

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from edgevit.errors import AccuracyError
-from edgevit.progress import track
+from edgevit.util.progress import track
 from edgevit.verify.parity import deviation_over_images
 
 Z = 1.959964  # 95 %, two-sided

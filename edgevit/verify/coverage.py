@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevit.errors import CoverageError
-from edgevit.quantspec import QuantPlan
+from edgevit.schema.quant_plan import QuantPlan
 
 
 @dataclass(frozen=True, kw_only=True)

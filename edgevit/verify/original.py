@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgevit.bundlespec import AccuracyRow
 from edgevit.errors import AccuracyError
+from edgevit.schema.manifest import AccuracyRow
 from edgevit.verify.accuracy import AccuracyResult, Drop, Fraction, Named, fraction, paired_drop
 
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from edgevit.errors import SkipError
-from edgevit.models.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
-from edgevit.spec import ProgramSpec
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.program.spec import ProgramSpec
 
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 MATRIX_OPS = ("Gemm", "MatMul")

@@ -13,7 +13,7 @@ import pytest
 from edgevit.backends import ONNX_MODULES, OnnxBackend, backend, onnx_backend, onnxruntime
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import BundleError, ImagesError, OutputError, RuntimeMissingError
-from edgevit.lower.assemble import assemble, detached
+from edgevit.onnx_form.assemble import assemble, detached
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 

@@ -12,7 +12,7 @@ import pytest
 from edgevit.backends import lacks_vnni, onnx_backend, onnxruntime, openvino
 from edgevit.backends.reference import reference
 from edgevit.bundle import runner
-from edgevit.lower.assemble import assemble
+from edgevit.onnx_form.assemble import assemble
 from tests.bundles import sample_bundle
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program

@@ -9,17 +9,17 @@ import pytest
 
 from benchmarks.arm import BOARDS, BUILDS, DENSE, RUNTIMES, Row, int8_pays, render
 from benchmarks.estimate_error import ERRORS, read_errors
-from edgevit import serial
-from edgevit.device.cores import CHECKED
-from edgevit.resources import shipped
-from edgevit.targets import load_target
+from edgevit.devices.qemu.cores import CHECKED
+from edgevit.schema.target import load_target
+from edgevit.util import strict_json
+from edgevit.util.resources import shipped
 
 RECORDED = shipped("targets").parent / "reports/reference/arm.json"
 
 
 def recorded() -> list[Row]:
     faults: list[str] = []
-    rows = [serial.from_data(Row, row, faults) for row in json.loads(RECORDED.read_text())]
+    rows = [strict_json.from_data(Row, row, faults) for row in json.loads(RECORDED.read_text())]
     assert not faults
     return [row for row in rows if row is not None]
 

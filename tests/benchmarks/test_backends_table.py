@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks import backends
 from benchmarks.backends_report import Report, Row, table
-from edgevit.data.images import ImageSet
-from edgevit.measure.host import environment, snapshot
-from edgevit.models.program import Program
-from edgevit.targets import load_target
+from edgevit.images.image_set import ImageSet
+from edgevit.measure.environment import environment, snapshot
+from edgevit.program.program import Program
+from edgevit.schema.target import load_target
 from edgevit.verify.accuracy import fraction
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.build_cost import Cost, markdown, measure, stages
-from edgevit.serial import to_data
+from edgevit.util.strict_json import to_data
 
 COST = Cost(
     model="vit",

@@ -16,9 +16,9 @@ from benchmarks.gating import (
 )
 from benchmarks.timing import Ratio
 from edgevit.backends import onnx_backend
-from edgevit.lower.assemble import assemble
-from edgevit.measure.host import environment, snapshot
-from edgevit.models.macs import total_macs
+from edgevit.measure.environment import environment, snapshot
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.macs import total_macs
 from tests.tiny import tiny_images, tiny_program
 
 

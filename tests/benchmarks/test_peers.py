@@ -7,7 +7,7 @@ import pytest
 from benchmarks.peer_builds import normalise
 from benchmarks.peer_report import Accuracy, Report, Row, table
 from benchmarks.timing import Ratio
-from edgevit.measure.host import environment, snapshot
+from edgevit.measure.environment import environment, snapshot
 from edgevit.verify.accuracy import fraction, paired_drop
 from tests.tiny import tiny_images, tiny_program
 

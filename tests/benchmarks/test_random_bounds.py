@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import random_bounds
-from edgevit.bound import onnxruntime as ort_bound
-from edgevit.bound.result import Bound
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.schema.memory_bound import Bound
 from tests.backends.tvm.available import needs_tvm
 
 

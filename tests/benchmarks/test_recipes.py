@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.train.recipe import load_recipe
+from edgevit.compress.training.recipe import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "benchmarks" / "recipes").glob("*.toml"))
 

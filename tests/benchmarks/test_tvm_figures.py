@@ -10,8 +10,8 @@ import pytest
 from benchmarks.timing import Ratio
 from benchmarks.tvm_figures import OPERANDS, Compiled, Process, Report, Share, generated, peak_function, render
 from benchmarks.tvm_tuning import Tuning
-from edgevit.measure.host import environment, snapshot
-from edgevit.models.program import expected_shapes
+from edgevit.measure.environment import environment, snapshot
+from edgevit.program.program import expected_shapes
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_program
 
@@ -19,9 +19,9 @@ import_or_skip()
 
 import tvm  # noqa: E402
 
-from edgevit.backends.tvm.counts import count  # noqa: E402
-from edgevit.backends.tvm.dots import dot  # noqa: E402
-from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.codegen.dots import dot  # noqa: E402
+from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
 
 
 @pytest.mark.parametrize(

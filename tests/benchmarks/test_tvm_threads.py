@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import tvm_threads
 from benchmarks.tvm_threads import FEWER, ONE, TWO, Kernels, Report, render, speedups
-from edgevit.measure.host import environment, snapshot
+from edgevit.measure.environment import environment, snapshot
 
 
 def test_a_speedup_is_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

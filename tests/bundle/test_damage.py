@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import ondevice
 from edgevit.bundle import runner
 from edgevit.cli import main
+from edgevit.devices import local
 from edgevit.errors import BundleError, RuntimeMissingError
 from tests.absent import unavailable
 from tests.backends.tvm.available import needs_tvm
@@ -163,7 +163,7 @@ def test_a_strangers_library_is_executed_by_nothing_but_run(tvm: Path, tmp_path:
     resign(folder)
     rehash(folder)
     assert main(["verify", str(folder)]) == 0
-    assert ondevice.inspect(folder).manifest.name == ondevice.inspect(tvm).manifest.name
+    assert local.inspect(folder).manifest.name == local.inspect(tvm).manifest.name
     assert main(["report", str(folder), "--json"]) == 0
     assert not trace.exists()
     code = f"import sys; from edgevit.cli import main; sys.exit(main(['verify', {str(folder)!r}, '--run']))"

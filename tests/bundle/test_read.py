@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from edgevit.backends import backend
 from edgevit.bundle import read
 from edgevit.bundle.read import load_golden, open_bundle, rerun_golden, verify_bundle
-from edgevit.bundlespec import Bundle
 from edgevit.errors import BundleError, ParityError
+from edgevit.schema.manifest import Bundle
 from tests.bundles import FixedRunner, rehash, rewrite, sample_bundle
 
 

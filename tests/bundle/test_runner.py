@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import limits
 from edgevit.bundle import runner
-from edgevit.bundlespec import OutputContract
-from edgevit.data.images import RESIZED_PIXELS_LIMIT, prepare
-from edgevit.spec import ImageSpec
+from edgevit.images.image_set import RESIZED_PIXELS_LIMIT, prepare
+from edgevit.program.spec import ImageSpec
+from edgevit.schema.manifest import OutputContract
+from edgevit.util import limits
 from tests.bundles import rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 

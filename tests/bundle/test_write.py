@@ -10,7 +10,7 @@ import pytest
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import write_bundle
 from edgevit.errors import OutputError
-from edgevit.spec import OriginalSpec
+from edgevit.program.spec import OriginalSpec
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
 

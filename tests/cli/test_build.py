@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgevit import errors
 from edgevit.cli import main
-from edgevit.models.program import save_program
+from edgevit.program.program import save_program
 from tests.tiny import tiny_images, tiny_program
 
 TARGET = "x86-64-onnxruntime"
@@ -29,7 +29,7 @@ def program(tmp_path: Path) -> Path:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """The ONNX Runtime target without accuracy limits: a random model's logits are near ties."""
-    from edgevit.resources import shipped
+    from edgevit.util.resources import shipped
 
     text = (shipped("targets") / "x86-64-onnxruntime.toml").read_text()
     lines = [

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import errors, serial
+from edgevit import errors
+from edgevit.api.compress import Compressed, _compare_memory
 from edgevit.cli import main
-from edgevit.models.macs import total_macs
-from edgevit.models.original import weights_digest
-from edgevit.models.program import load_program
-from edgevit.train.checkpoint import load
-from edgevit.train.recipe import load_recipe
-from edgevit.training import Compressed, _compare_memory
+from edgevit.compress.training.checkpoint import load
+from edgevit.compress.training.recipe import load_recipe
+from edgevit.program.macs import total_macs
+from edgevit.program.original import weights_digest
+from edgevit.program.program import load_program
+from edgevit.util import strict_json
 from tests.compressing import dense, ended, files, metrics, photos, recipe, saved, started, steps_logged, wait_for
 from tests.pictures import npz, picture_bytes
 
@@ -94,7 +95,7 @@ def test_what_was_compressed_builds(
 ) -> None:
     out, bundle, target = tmp_path / "out", tmp_path / "bundle", tmp_path / "lenient.toml"
     assert run(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)[0] == 0
-    from edgevit.resources import shipped
+    from edgevit.util.resources import shipped
 
     kept = (shipped("targets") / "x86-64-onnxruntime.toml").read_text().splitlines()
     kept = [line for line in kept if not line.startswith(("min_agreement =", "max_top1_drop =", "name ="))]
@@ -337,7 +338,7 @@ def test_memory_is_held_from_below_too(
     status, out, told = run(capsys, program, *options, "--memory", "100MB")
     assert status == 0
     assert "all of tiny fits into 100000000 bytes on x86-64-onnxruntime: nothing is pruned for memory" in told
-    result, said = serial.from_data(Compressed, json.loads(out), []), list[str]()
+    result, said = strict_json.from_data(Compressed, json.loads(out), []), list[str]()
     assert result is not None
     for bound, expected in ((95, 0), (89, 1)):
         small = replace(result.compressed, bound_bytes=bound)

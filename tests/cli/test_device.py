@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgevit.cli import main
-from edgevit.device import userland
-from edgevit.device.emulator import CPUS
+from edgevit.devices.qemu import userland
+from edgevit.devices.qemu.emulator import CPUS
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_nothing_is_set_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 def test_what_is_asked_for_is_set_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.device.test_emulator import fake
+    from tests.devices.qemu.test_emulator import fake
 
     asked: list[object] = []
 

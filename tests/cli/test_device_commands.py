@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit import ondevice
 from edgevit.cli import main
+from edgevit.devices import local
 from tests.bundles import rehash, rewrite, sample_bundle
 
 
@@ -38,7 +38,7 @@ def test_verify_says_what_it_checked(bundle: Path, capsys: pytest.CaptureFixture
 def test_verify_runs_nothing_unless_it_is_told_to(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ondevice, "loaded", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(local, "loaded", lambda *_: pytest.fail("the model was loaded"))
     assert main(["verify", str(bundle)]) == 0
     text = capsys.readouterr().out
     assert "files intact, sha256 " in text and "gates equal" not in text

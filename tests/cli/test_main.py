@@ -12,7 +12,7 @@ import pytest
 from edgevit import errors
 from edgevit.cli import COMMANDS, main
 from edgevit.cli.exit_codes import exit_codes, markdown_table
-from edgevit.targets import list_targets
+from edgevit.schema.target import list_targets
 
 
 def test_every_command_exists_and_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import sys
 from click.testing import CliRunner
 
 from edgevit.cli import cli
-from edgevit.models.catalogue import read_catalogue
+from edgevit.frontends.catalogue import read_catalogue
 
 
 def models(*arguments: str) -> str:

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import job, training
+from edgevit.api import build, compress
 from edgevit.backends.reference import reference
 from edgevit.bundle import runner
 from edgevit.cli import main
-from edgevit.data.calibration_checks import split_calibration
-from edgevit.data.images import load_images
 from edgevit.errors import ImagesError, ProgramError
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program, load_program
-from edgevit.spec import ImageSpec
+from edgevit.images.calibration_checks import split_calibration
+from edgevit.images.image_set import load_images
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program, load_program
+from edgevit.program.spec import ImageSpec
 from tests.compressing import dense, photos, recipe
 from tests.tiny import tiny_program
 
@@ -43,7 +43,7 @@ def named(program: Program) -> Any:
 
 @pytest.fixture
 def lenient(tmp_path: Path) -> Path:
-    from edgevit.resources import shipped
+    from edgevit.util.resources import shipped
 
     lines = (shipped("targets") / "x86-64-onnxruntime.toml").read_text().splitlines()
     kept = [line for line in lines if not line.startswith(("min_agreement =", "max_top1_drop =", "name ="))]
@@ -55,7 +55,7 @@ def lenient(tmp_path: Path) -> Path:
 def test_a_build_prepares_calibrates_and_tells_as_it_was_asked(
     lenient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "resolve", named(tiny_program()))
+    monkeypatch.setattr(build, "resolve", named(tiny_program()))
     folder, out = photos(tmp_path / "photos", each=6), tmp_path / "out"
     exif = Image.Exif()
     exif[0x112] = 6
@@ -78,7 +78,7 @@ def test_a_build_prepares_calibrates_and_tells_as_it_was_asked(
 def test_a_compression_keeps_what_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "resolve", named(dense()))
+    monkeypatch.setattr(compress, "resolve", named(dense()))
     folder, out = photos(tmp_path / "photos"), tmp_path / "out"
     short = recipe(tmp_path / "short.toml", epochs_joint=1, epochs_recover=1, crop_pct=0.7)
     command = ["compress", "my_model", "--data", folder, "--recipe", short, "--macs", "0.6", "-o", out, *OPTIONS]
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for module in (job, training):
+    for module in (build, compress):
         monkeypatch.setattr(module, "resolve", named(dense()))
     more = ["--target", "x86-64-onnxruntime"] if command == "build" else ["--data", str(photos(tmp_path / "photos"))]
     assert main([command, "my_model", *more, "-o", str(tmp_path / "out"), *options]) == status
@@ -163,7 +163,7 @@ def test_class_folders_give_the_true_top1_or_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     program, truth = right
-    monkeypatch.setattr(job, "resolve", named(program))
+    monkeypatch.setattr(build, "resolve", named(program))
     for path, label in truth.items():
         if folders[label]:
             place = tmp_path / "set" / folders[label]

@@ -166,7 +166,7 @@ def test_progress_is_drawn_at_a_terminal() -> None:
     """Bars are escape sequences, and still come through."""
     master, slave = pty.openpty()
     program = (
-        "from edgevit.cli.terminal import guarded\nfrom edgevit.progress import track\n"
+        "from edgevit.cli.terminal import guarded\nfrom edgevit.util.progress import track\n"
         "with guarded():\n    list(track(range(3), 'Working'))\n"
     )
     environment = {**os.environ, "TERM": "xterm"}

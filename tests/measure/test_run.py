@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit import ondevice, serial
 from edgevit.bundle.read import open_bundle
-from edgevit.bundlespec import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
-from edgevit.measure.file import read_measurement, write_measurement
+from edgevit.devices import local
 from edgevit.measure.run import mean_of_image_medians, path_efforts, time_paths
-from edgevit.measurespec import Measurement
+from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
+from edgevit.schema.measurement import Measurement
+from edgevit.schema.measurement_file import read_measurement, write_measurement
+from edgevit.util import strict_json
 from tests.bundles import FixedRunner, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 
@@ -35,7 +36,7 @@ def measured(
     # Large enough that a branch costs clearly more than the If around it.
     size: dict[str, Any] = {"depth": 2, "dim": 64, "heads": 2, "hidden": 256, "image": (64, 64), "patch": 4}
     folder = sample_bundle(tmp_path_factory.mktemp("bundle") / "tiny", runtime=request.param, **size)
-    return folder, ondevice.profile(folder, photos, runs=8)
+    return folder, local.profile(folder, photos, runs=8)
 
 
 def test_every_path_is_timed_and_takes_the_branches_it_names(measured: tuple[Path, Measurement]) -> None:
@@ -86,7 +87,7 @@ def test_a_measurement_names_the_bundle_and_survives_its_file(
 
 def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
     folder = sample_bundle(tmp_path / "tiny", gated=False)
-    m = ondevice.profile(folder, None, runs=2)
+    m = local.profile(folder, None, runs=2)
     assert m.images.golden and m.images.count == 1
     assert [p.path for p in m.paths] == ["real"]
     assert [b.open_rate for b in m.branches] == [1.0] * 4
@@ -97,7 +98,7 @@ def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypa
     folder = sample_bundle(tmp_path / "tiny")
     for user in ("run", "host"):
         monkeypatch.setattr(f"edgevit.measure.{user}.emulator", lambda *_: "qemu-aarch64")
-    m = ondevice.profile(folder, None, runs=2)
+    m = local.profile(folder, None, runs=2)
     assert m.environment.emulated_by == "qemu-aarch64" and "times are withheld" in m.warnings[0]
     assert (m.paths, m.process, m.memory, m.images.timed) == ((), None, None, 0)
     times = [m.expected_wall_ms, m.expected_cpu_ms, m.load_ms, m.first_run_ms, m.unattributed_time_ms]
@@ -110,7 +111,7 @@ def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypa
 
 def test_a_measurement_from_before_boards_is_still_read(measured: tuple[Path, Measurement], tmp_path: Path) -> None:
     _, m = measured
-    data = serial.to_data(m)
+    data = strict_json.to_data(m)
     del data["warnings"]
     for key in ("cpu_part", "cpus", "throttling", "emulated_by"):
         del data["environment"][key]

@@ -17,7 +17,7 @@ from edgevit.quantize.observe import (
     Run,
     observe,
 )
-from edgevit.quantspec import linear_names
+from edgevit.schema.quant_plan import linear_names
 from tests.quantize.watched import watched
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from edgevit.backends.reference import taps
-from edgevit.data.images import load_images
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program
+from edgevit.images.image_set import load_images
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantize.sensitivity import drift
-from edgevit.quantspec import QuantPlan, linear_names
+from edgevit.schema.quant_plan import QuantPlan, linear_names
+from edgevit.tasks.sensitivity import drift
 from tests.quantize.watched import OUTLIER, evaluator, logits, watched, with_outlier
 from tests.tiny import tiny_images, tiny_program
 
@@ -155,7 +155,7 @@ needs_data = pytest.mark.skipif(DATA is None, reason="EDGEVIT_DATA names no fold
 
 def _vit_tiny() -> tuple[Program, Ranges, np.ndarray, np.ndarray]:
     pytest.importorskip("torch", reason="reading a timm checkpoint needs the extra `train`")
-    from edgevit.models.from_timm import from_timm
+    from edgevit.frontends.from_timm import from_timm
 
     data = Path(str(DATA))
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"

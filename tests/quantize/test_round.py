@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgevit.lower.linear import quantize_weight
+from edgevit.onnx_form.linear import quantize_weight
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import DAMPING, round_weight, rounder, shrunk
-from edgevit.quantize.sensitivity import drift
-from edgevit.quantspec import QuantPlan
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.tasks.sensitivity import drift
 from tests.quantize.watched import logits, watched, with_outlier
 from tests.tiny import tiny_images, tiny_program
 

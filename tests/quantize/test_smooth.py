@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevit.models.program import Program
+from edgevit.program.program import Program
 from edgevit.quantize.smooth import smooth
 from tests.quantize.watched import logits, watched
 from tests.tiny import tiny_images, tiny_program

@@ -7,11 +7,11 @@ import onnxruntime
 
 from edgevit.backends.onnxruntime import options
 from edgevit.backends.reference import taps
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, observe
-from edgevit.quantize.sensitivity import Evaluate
-from edgevit.quantspec import QuantPlan
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.tasks.sensitivity import Evaluate
 from tests.tiny import tiny_images
 
 OUTLIER = ("b00_ffn.fc2", 7)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.bundlespec import Manifest, PathName
-from edgevit.measure.stats import latency
-from edgevit.measurespec import (
+from edgevit.measure.percentiles import latency
+from edgevit.schema.manifest import Manifest, PathName
+from edgevit.schema.measurement import (
     BranchMeasurement,
     Environment,
     ImagesUsed,

@@ -11,14 +11,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import Manifest
 from edgevit.cli import main
 from edgevit.errors import BundleError
-from edgevit.measurespec import CycleEstimate, Emulation, GoldenParity, Measurement, PathCycles, PathInstructions
 from edgevit.report.devices import device_rows, rows
 from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
+from edgevit.schema.manifest import Manifest
+from edgevit.schema.measurement import (
+    CycleEstimate,
+    Emulation,
+    GoldenParity,
+    Measurement,
+    PathCycles,
+    PathInstructions,
+)
 from tests.bundles import rewrite, sample_bundle
 from tests.report.sample import ENVIRONMENT, SHA, manifest, measurement
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import Manifest
 from edgevit.cli import main
 from edgevit.report.differences import SAME, bundle_names, differences
 from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
+from edgevit.schema.manifest import Manifest
 from tests.bundles import sample_bundle, sample_manifest
 from tests.report.sample import SHA, manifest, measurement
 from tests.tiny import tiny_program

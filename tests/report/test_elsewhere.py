@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import Manifest
 from edgevit.cli import main
-from edgevit.measurespec import not_the_device
 from edgevit.report.devices import device_rows
 from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
-from edgevit.serial import to_data
-from edgevit.targets import load_target
+from edgevit.schema.manifest import Manifest
+from edgevit.schema.measurement import not_the_device
+from edgevit.schema.target import load_target
+from edgevit.util.strict_json import to_data
 from tests.bundles import sample_bundle
 from tests.report.sample import ENVIRONMENT, SHA, manifest, measurement
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from edgevit.measurespec import (
+from edgevit.report import emulation
+from edgevit.report.html import render
+from edgevit.report.table import show
+from edgevit.report.view import make_report
+from edgevit.schema.measurement import (
     CycleEstimate,
     Emulation,
     GoldenParity,
@@ -16,12 +20,8 @@ from edgevit.measurespec import (
     PathCycles,
     PathInstructions,
 )
-from edgevit.report import emulation
-from edgevit.report.html import render
-from edgevit.report.table import show
-from edgevit.report.view import make_report
-from edgevit.serial import to_data
-from edgevit.targets import load_target
+from edgevit.schema.target import load_target
+from edgevit.util.strict_json import to_data
 from tests.report.sample import SHA, manifest, measurement
 
 

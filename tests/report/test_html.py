@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgevit.bundlespec import Claim
 from edgevit.report.html import render
 from edgevit.report.view import Report, make_report
+from edgevit.schema.manifest import Claim
 from tests.report.sample import SHA, manifest, measurement, path
 from tests.report.test_table import EMULATED
 

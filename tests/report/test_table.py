@@ -6,10 +6,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from edgevit.bundlespec import Claim, Manifest
-from edgevit.measurespec import Measurement
 from edgevit.report.table import show
 from edgevit.report.view import make_report
+from edgevit.schema.manifest import Claim, Manifest
+from edgevit.schema.measurement import Measurement
 from tests.report.sample import SHA, manifest, measurement
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgevit.bundlespec import AccuracyRow
 from edgevit.report import text
+from edgevit.schema.manifest import AccuracyRow
 
 
 @pytest.mark.parametrize(

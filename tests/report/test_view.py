@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from edgevit.bundlespec import AccuracyRow
 from edgevit.errors import BundleError
+from edgevit.program.spec import OriginalEvaluation, OriginalSpec
 from edgevit.report.view import make_report
-from edgevit.spec import OriginalEvaluation, OriginalSpec
+from edgevit.schema.manifest import AccuracyRow
 from tests.report.sample import SHA, manifest, measurement, path
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevit.errors import AccuracyError
-from edgevit.serial import to_data
+from edgevit.util.strict_json import to_data
 from edgevit.verify.accuracy import Run, check_accuracy, fraction, paired_drop
 
 CLASSES = 5

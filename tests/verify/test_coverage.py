@@ -5,9 +5,9 @@ import pytest
 
 from edgevit.backends import ONNX_MODULES, onnx_backend
 from edgevit.errors import CoverageError
-from edgevit.lower.assemble import assemble
-from edgevit.quantspec import LinearPlan, QuantPlan
-from edgevit.serial import to_data
+from edgevit.onnx_form.assemble import assemble
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+from edgevit.util.strict_json import to_data
 from edgevit.verify.coverage import check_coverage
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_program

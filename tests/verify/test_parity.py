@@ -11,11 +11,11 @@ import pytest
 
 from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
 from edgevit.backends.reference import reference_with_margins
+from edgevit.build.verify_build import LEAST_PART, head_deviation
 from edgevit.errors import ParityError
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program
-from edgevit.proof import LEAST_PART, head_deviation
-from edgevit.serial import to_data
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
+from edgevit.util.strict_json import to_data
 from edgevit.verify.parity import (
     FLOAT,
     INT8,

@@ -8,9 +8,9 @@ import pytest
 
 from edgevit.backends import ONNX_MODULES, Runner, onnx_backend, onnxruntime
 from edgevit.errors import SkipError
-from edgevit.lower.assemble import Gating, assemble
-from edgevit.models.macs import total_macs
-from edgevit.serial import to_data
+from edgevit.onnx_form.assemble import Gating, assemble
+from edgevit.program.macs import total_macs
+from edgevit.util.strict_json import to_data
 from edgevit.verify.skip import ALL_OPEN, ALL_SKIPPED, Trace, check_skip_nodes, check_skip_time, skipped_macs
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program

@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends.tvm.bytecode import Memory, bound
-from edgevit.backends.tvm.canary import INSTALL, require
-from edgevit.backends.tvm.canary import versions as installed
-from edgevit.backends.tvm.process import ProcessRunner, command, foreign
-from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
-from edgevit.backends.tvm.runner import load as load_here
-from edgevit.backends.tvm.runtime import compiles_for, runtime
-from edgevit.backends.tvm.shipped import read
-from edgevit.backends.tvm.toolchain import linker
+from edgevit.backends.tvm.compile.toolchain import linker
+from edgevit.backends.tvm.inspect.bytecode import Memory, bound
+from edgevit.backends.tvm.inspect.shipped import read
+from edgevit.backends.tvm.run.canary import INSTALL, require
+from edgevit.backends.tvm.run.canary import versions as installed
+from edgevit.backends.tvm.run.process import ProcessRunner, command, foreign
+from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
+from edgevit.backends.tvm.run.runner import load as load_here
+from edgevit.backends.tvm.run.runtime import compiles_for, runtime
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
-from edgevit.resources import usable_cache
-from edgevit.serial import dumps, write_atomic
+from edgevit.util.resources import usable_cache
+from edgevit.util.strict_json import dumps, write_atomic
 
 if TYPE_CHECKING:
     from edgevit.backends import Source
-    from edgevit.backends.tvm.schedules import Isa
-    from edgevit.models.program import Program
-    from edgevit.quantspec import QuantPlan
-    from edgevit.targets import Target
+    from edgevit.backends.tvm.codegen.schedules import Isa
+    from edgevit.program.program import Program
+    from edgevit.schema.quant_plan import QuantPlan
+    from edgevit.schema.target import Target
 
 NAME = "tvm"
 FORMATS = ("so",)
@@ -56,9 +56,10 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         TargetError: no kernels for the target, or to be searched for where its code does not run.
     """
     require()
-    from edgevit.backends.tvm import counts, library, native, tune
-    from edgevit.backends.tvm.emit import lower
-    from edgevit.backends.tvm.schedules import default_tile
+    from edgevit.backends.tvm.codegen.schedules import default_tile
+    from edgevit.backends.tvm.compile import library, native, tune
+    from edgevit.backends.tvm.compile.emit import lower
+    from edgevit.backends.tvm.inspect import counts
 
     isa = isa_of(source.target)
     alone = replace(isa, threads=1)  # tiles are searched in the time of one thread
@@ -91,7 +92,7 @@ def require_tools(target: Target, tune_s: float = 0.0) -> None:
         TargetError: see `build`.
     """
     require()
-    from edgevit.backends.tvm import native, tune
+    from edgevit.backends.tvm.compile import native, tune
 
     isa, arch = isa_of(target), target.arch
     linker(arch)
@@ -111,7 +112,7 @@ def isa_of(target: Target) -> Isa:
     Raises:
         TargetError: no kernels fit, or no such CPU.
     """
-    from edgevit.backends.tvm.schedules import ISAS, tuned
+    from edgevit.backends.tvm.codegen.schedules import ISAS, tuned
 
     present = set(target.requires_flags)
     fitting = [
@@ -187,9 +188,9 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
         TargetError: no kernels for the target.
     """
     require()
-    from edgevit.backends.tvm.emit import chain
-    from edgevit.backends.tvm.schedules import default_tile
-    from edgevit.backends.tvm.stages import Stages
+    from edgevit.backends.tvm.codegen.schedules import default_tile
+    from edgevit.backends.tvm.compile.emit import chain
+    from edgevit.backends.tvm.parts.stages import Stages
 
     stages, image = Stages(program, isa_of(target), default_tile, plan), program.spec.image
     weights = sum(stage.weights.nbytes for step in chain(stages) for stage in step.stages)

@@ -8,8 +8,8 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from edgevit.backends.tvm.runner import aligned
-from edgevit.backends.tvm.schedules import Isa, isa
+from edgevit.backends.tvm.codegen.schedules import Isa, isa
+from edgevit.backends.tvm.run.runner import aligned
 
 AVX2 = isa("avx2")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tvm
 
-from edgevit.backends.tvm.process import SYSROOT, emulator_path
-from edgevit.backends.tvm.schedules import Isa
+from edgevit.backends.tvm.codegen.schedules import Isa
+from edgevit.backends.tvm.run.process import SYSROOT, emulator_path
 from tests.absent import unavailable
 
 COMPILER = "aarch64-linux-gnu-gcc"

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends.tvm import library
-from edgevit.backends.tvm.emit import lower
-from edgevit.backends.tvm.native import build_runner
-from edgevit.backends.tvm.process import SYSROOT, emulator_path
-from edgevit.backends.tvm.runner import LIBRARY, MANIFEST, WEIGHTS
-from edgevit.backends.tvm.schedules import Isa
+from edgevit.backends.tvm.codegen.schedules import Isa
+from edgevit.backends.tvm.compile import library
+from edgevit.backends.tvm.compile.emit import lower
+from edgevit.backends.tvm.compile.native import build_runner
+from edgevit.backends.tvm.run.process import SYSROOT, emulator_path
+from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS
 from edgevit.errors import OutputError, RuntimeMissingError
-from edgevit.models.program import Program
+from edgevit.program.program import Program
 from tests.absent import unavailable
 from tests.tiny import tiny_images
 

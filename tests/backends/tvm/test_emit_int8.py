@@ -14,11 +14,11 @@ import pytest
 
 from edgevit.backends.reference import reference_with_margins, taps
 from edgevit.errors import CoverageError
-from edgevit.lower.assemble import assemble
-from edgevit.models.program import Program
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program
 from edgevit.quantize.observe import observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantspec import LinearPlan, QuantPlan, attention_names, linear_names
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.parity import QUANTIZED, Tolerance, check_parity
 from tests.backends.tvm.available import import_or_skip
@@ -26,12 +26,12 @@ from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
-from edgevit.backends.tvm import library  # noqa: E402
-from edgevit.backends.tvm.counts import assembly, count_int8, linear_kernels  # noqa: E402
-from edgevit.backends.tvm.dots import Maddubs  # noqa: E402
-from edgevit.backends.tvm.emit import lower  # noqa: E402
-from edgevit.backends.tvm.runner import TvmRunner  # noqa: E402
-from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.codegen.dots import Maddubs  # noqa: E402
+from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.compile import library  # noqa: E402
+from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
+from edgevit.backends.tvm.inspect.counts import assembly, count_int8, linear_kernels  # noqa: E402
+from edgevit.backends.tvm.run.runner import TvmRunner  # noqa: E402
 
 AVX2 = isa("avx2")
 # Measured: 5e-7 of the logits' deviation, until an input tips over to the next integer: then up to 0.03.
@@ -227,8 +227,8 @@ def test_plans_may_name_no_linear_at_all() -> None:
     "name", ["deit_tiny_patch16_224.fb_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k"], ids=("deit", "vit")
 )
 def test_real_models(data: Path, name: str) -> None:
-    from edgevit.models.resolve import resolve
-    from tests.models.real import real_images
+    from edgevit.frontends.resolve import resolve
+    from tests.frontends.real import real_images
 
     program = resolve(name, weights=data / f"{name}.safetensors")
     images = real_images(8)

@@ -20,7 +20,7 @@ from tests.tiny import tiny_program
 
 import_or_skip()
 
-from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
 from tests.backends.tvm.native_runner import Native, copied, read, resign, sanitized, written  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")

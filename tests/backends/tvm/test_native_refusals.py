@@ -20,8 +20,9 @@ from tests.tiny import tiny_program
 
 import_or_skip()
 
-from edgevit.backends.tvm import native, runner  # noqa: E402
-from edgevit.backends.tvm.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
+from edgevit.backends.tvm.compile import native  # noqa: E402
+from edgevit.backends.tvm.run import runner  # noqa: E402
 from tests.backends.tvm.native_runner import WARNINGS, Native, copied, here, resign, written  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")

@@ -1,0 +1,1 @@
+"""One call each for the main commands."""

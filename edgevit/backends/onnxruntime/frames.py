@@ -1,0 +1,152 @@
+"""What each graph of a model allocates and frees, node by node, in ONNX Runtime's order; see `bound.onnxruntime`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from edgevit.backends.onnxruntime.shapes import Value, constant, declared, infer
+from edgevit.errors import BoundError
+
+ALIGN_BYTES = 256
+VIEWS = ("Reshape", "Squeeze", "Unsqueeze")
+# Operator: the inputs whose buffer its output may take over, in the order the planner tries them.
+IN_PLACE: Mapping[str, tuple[int, ...]] = {"Softmax": (0,), "Cast": (0,), "Relu": (0,)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: the buffers (name, rounded bytes) it allocates, those freed after it, and the two bodies of an If."""
+
+    node: str
+    allocates: tuple[tuple[str, int], ...]
+    frees: tuple[str, ...]
+    bodies: tuple[Frame, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One graph: its steps, what it keeps to the end, and the bytes of its own tensors live during each step.
+
+    `results` are its outputs' buffers (name, rounded bytes); `copied` the bytes of outputs that are constants, of
+    which the runtime keeps a second copy for as long as the model is loaded.
+    """
+
+    steps: tuple[Step, ...]
+    values: Mapping[str, Value]
+    results: tuple[tuple[str, int], ...]
+    copied: int
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        held: dict[str, int] = {}
+        live = []
+        for step in self.steps:
+            held |= dict(step.allocates)
+            live.append(self.copied + sum(held.values()))
+            held = {name: size for name, size in held.items() if name not in step.frees}
+        return tuple(live)
+
+    @property
+    def peak(self) -> int:
+        return max(self.live, default=0)
+
+
+def main_frame(graph: onnx.GraphProto) -> Frame:
+    """The frame of a model's main graph, those of its Ifs' bodies in its steps."""
+    return _frame(graph, {v.name: declared(v) for v in graph.input}, body=False)
+
+
+def rounded(size: int) -> int:
+    """Bytes that the arena counts for a buffer."""
+    return math.ceil(size / ALIGN_BYTES) * ALIGN_BYTES
+
+
+class _Lifetimes:
+    """Which buffer every tensor of one graph lives in, and until which node."""
+
+    def __init__(self, graph: onnx.GraphProto, fixed: set[str]) -> None:
+        self.fixed = fixed
+        self.outputs = {o.name for o in graph.output}
+        self.owner: dict[str, str] = {}
+        self.end: dict[str, int] = {}
+        self._count = len(graph.node)
+        self._last = {name: step for step, node in enumerate(graph.node) for name in _read(node)}
+
+    def add(self, name: str, step: int, taken: str | None) -> None:
+        self.owner[name] = taken or name
+        end = self._count if name in self.outputs else self._last.get(name, step)
+        self.end[self.owner[name]] = max(self.end.get(self.owner[name], step), end)
+
+    def taken_over(self, node: onnx.NodeProto, name: str, step: int, values: Mapping[str, Value]) -> str | None:
+        """The buffer that output `name` shares, if any: a view's, or a dying input's of the same shape and size."""
+        if name in self.outputs:
+            return None
+        if node.op_type in VIEWS:
+            source = str(node.input[0])
+            return self.owner.get(source, source)
+        value = values[name]
+        for index in IN_PLACE.get(node.op_type, ()):
+            source = str(node.input[index])
+            same = (values[source].shape, values[source].nbytes) == (value.shape, value.nbytes)
+            if same and source not in self.fixed and self.end[self.owner[source]] == step:
+                return self.owner[source]
+        return None
+
+
+def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], *, body: bool) -> Frame:
+    values = dict(outside) | {t.name: constant(t) for t in graph.initializer}
+    lives = _Lifetimes(graph, set(values))
+    steps: list[Step] = []
+    held: set[str] = set()
+    for index, node in enumerate(graph.node):
+        bodies = _bodies(node, values) if node.op_type == "If" else ()
+        allocates = []
+        for name, value in zip(node.output, _results(node, bodies, values), strict=True):
+            if not name:
+                continue
+            values[name] = value
+            taken = lives.taken_over(node, name, index, values)
+            lives.add(name, index, taken)
+            # The outputs of a body belong to the graph its If stands in.
+            if taken is None and not (body and name in lives.outputs):
+                allocates.append((name, rounded(value.nbytes)))
+        held |= {name for name, _ in allocates}
+        frees = tuple(name for name in sorted(held) if lives.end[name] <= index)
+        held -= set(frees)
+        steps.append(Step(node.name, tuple(allocates), frees, bodies))
+    results = tuple((o.name, rounded(values[o.name].nbytes)) for o in graph.output)
+    copied = 0 if body else sum(size for name, size in results if name in lives.fixed)
+    return Frame(tuple(steps), values, tuple(r for r in results if r[0] not in lives.fixed), copied)
+
+
+def _bodies(node: onnx.NodeProto, outside: Mapping[str, Value]) -> tuple[Frame, ...]:
+    graphs = {a.name: a.g for a in node.attribute}
+    if any(inner.op_type == "If" for g in graphs.values() for inner in g.node):
+        raise BoundError(f"{node.name} holds another If; the bound knows Ifs in sequence only")
+    return tuple(_frame(graphs[key], outside, body=True) for key in ("then_branch", "else_branch"))
+
+
+def _results(node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value]) -> tuple[Value, ...]:
+    if not bodies:
+        return infer(node, values)
+    graphs = {a.name: a.g for a in node.attribute}
+    sides = [
+        [Value(body.values[o.name].shape, body.values[o.name].kind) for o in graphs[key].output]
+        for body, key in zip(bodies, ("then_branch", "else_branch"), strict=True)
+    ]
+    if sides[0] != sides[1]:
+        raise BoundError(f"the two bodies of {node.name} give different shapes")
+    return tuple(sides[0])
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor a node reads, itself or inside its bodies."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                yield from _read(inner)

@@ -1,0 +1,102 @@
+"""How much room the arena needs for the gaps between tensors, over every gate path: its placement, replayed.
+
+ONNX Runtime's arena (bfc_arena.cc), given its room in one piece and set to split chunks to size, puts a buffer at the
+lowest address of the smallest gap that holds it, and merges gaps as buffers are freed. So where buffers lie depends
+only on the order of allocations, which the frames give. Paths differ only inside an `If`; after it, both bodies'
+tensors are gone, and most paths have led to the same placement. The replay carries the set of distinct placements
+through the graph, so it covers all 2^gates paths without walking each, and then run after run, with the previous
+run's outputs still held or not, until no new placement appears.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+from edgevit.backends.onnxruntime.frames import ALIGN_BYTES, Frame, Step
+from edgevit.errors import BoundError
+
+# A placement: (offset, bytes, buffer), sorted.
+Placement = tuple[tuple[int, int, str], ...]
+MAX_PLACEMENTS = 2_000
+STEPS = 64
+
+
+class _NoRoomError(Exception):
+    pass
+
+
+def room_needed(main: Frame, live_bytes: int) -> int:
+    """Bytes in one piece in which every gate path of every run finds room; at least `live_bytes`, the most in use.
+
+    More room can place worse (best fit is not monotone), so each candidate is replayed in full; the smallest of the
+    candidates, in steps of 1/64 of `live_bytes`, that holds everything is returned.
+
+    Raises:
+        BoundError: not even twice the live bytes do.
+    """
+    step = max(live_bytes // STEPS // ALIGN_BYTES, 1) * ALIGN_BYTES
+    for room in range(live_bytes, 2 * live_bytes + step, step):
+        if fits(main, room):
+            return room
+    raise BoundError(f"the arena's placement needs more than twice the {live_bytes} bytes that are live at once")
+
+
+def fits(main: Frame, room: int) -> bool:
+    """Whether `room` bytes in one piece hold every gate path, run after run."""
+    fresh: Placement = ((0, main.copied, "copied"),) if main.copied else ()
+    seen, waiting = {fresh}, [fresh]
+    try:
+        while waiting:
+            for after in _run(main, waiting.pop(), room):
+                for start in _starts(after, main, fresh):
+                    if start not in seen:
+                        seen.add(start)
+                        waiting.append(start)
+                if len(seen) > MAX_PLACEMENTS:
+                    return False
+    except _NoRoomError:
+        return False
+    return True
+
+
+def _starts(after: Placement, main: Frame, fresh: Placement) -> set[Placement]:
+    """Placements the next run may start from: any part of this run's outputs still held by the caller."""
+    names = [name for name, _ in main.results]
+    kept = chain.from_iterable(combinations(names, n) for n in range(len(names) + 1))
+    return {tuple(sorted((*fresh, *((o, s, f"held {n}") for o, s, n in after if n in part)))) for part in kept}
+
+
+def _run(main: Frame, start: Placement, room: int) -> set[Placement]:
+    """Placements that a run from `start` can end in."""
+    placements = {start}
+    for step in main.steps:
+        placements = {_allocate(p, step, room) for p in placements}
+        if step.bodies:
+            placements = {_body(p, body, room) for p in placements for body in step.bodies}
+        placements = {_free(p, step) for p in placements}
+        if len(placements) > MAX_PLACEMENTS:
+            raise _NoRoomError
+    return placements
+
+
+def _body(placement: Placement, body: Frame, room: int) -> Placement:
+    for step in body.steps:
+        placement = _free(_allocate(placement, step, room), step)
+    return placement
+
+
+def _allocate(placement: Placement, step: Step, room: int) -> Placement:
+    for name, size in step.allocates:
+        best, offset, end = room + 1, -1, 0
+        for start, held, _ in (*placement, (room, 0, "")):
+            if size <= start - end < best:
+                best, offset = start - end, end
+            end = start + held
+        if offset < 0:
+            raise _NoRoomError
+        placement = tuple(sorted((*placement, (offset, size, name))))
+    return placement
+
+
+def _free(placement: Placement, step: Step) -> Placement:
+    return tuple(entry for entry in placement if entry[2] not in step.frees) if step.frees else placement

@@ -1,0 +1,282 @@
+"""Shapes and element sizes of every tensor of an ONNX Runtime graph, fused and contrib operators included.
+
+ONNX Runtime's optimised graph carries no shapes, and onnx's own inference does not know the operators it fuses into.
+Every rule here is for static shapes; an operator without a rule is an error, never a tensor of size zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgevit.errors import BoundError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """Shape and ONNX element type of a tensor; `data` where it is a small constant that shapes depend on."""
+
+    shape: Shape
+    kind: int
+    data: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * int(helper.tensor_dtype_to_np_dtype(self.kind).itemsize)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """One node with what a rule may need of it."""
+
+    op: str
+    inputs: tuple[Value | None, ...]
+    outputs: int
+    attributes: Mapping[str, Any]
+
+    def first(self, index: int = 0) -> Value:
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise BoundError(f"{self.op} lacks its input {index}")
+        return value
+
+    def has(self, index: int) -> bool:
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def ints(self, index: int, attribute: str) -> list[int] | None:
+        """Integers given by a constant input or, in older operator versions, an attribute; None if by neither."""
+        if self.has(index):
+            data = self.first(index).data
+            if data is None:
+                raise BoundError(f"{self.op}: its {attribute} are computed while it runs, so its shape is unknown")
+            return [int(v) for v in data.reshape(-1)]
+        given = self.attributes.get(attribute)
+        return None if given is None else [int(v) for v in given]
+
+
+Rule = Callable[[_Node], tuple[Value, ...]]
+
+
+def infer(node: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    """Shapes of the outputs of `node` (not `If`) from its inputs' in `values`.
+
+    Raises:
+        BoundError: no rule for the operator, or an input that is not known.
+    """
+    rule = RULES.get(node.op_type)
+    if rule is None:
+        raise BoundError(
+            f"no shape rule for operator {node.op_type} (node {node.name}); known: {', '.join(sorted(RULES))}. "
+            "Without its shape the memory bound would not be one: add a rule to edgevit/backends/onnxruntime/shapes.py"
+        )
+    missing = [name for name in node.input if name and name not in values]
+    if missing:
+        raise BoundError(f"{node.op_type} {node.name} reads {missing[0]}, whose shape is not known")
+    return rule(
+        _Node(
+            op=node.op_type,
+            inputs=tuple(values[name] if name else None for name in node.input),
+            outputs=len(node.output),
+            attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
+        )
+    )
+
+
+def constant(tensor: onnx.TensorProto) -> Value:
+    """An initialiser; its data is kept when it is a short list of integers that may be a shape."""
+    shape = tuple(tensor.dims)
+    small = tensor.data_type == TensorProto.INT64 and math.prod(shape) <= 16
+    data = numpy_helper.to_array(tensor) if small and tensor.data_location != TensorProto.EXTERNAL else None
+    return Value(shape, tensor.data_type, data)
+
+
+def declared(value: onnx.ValueInfoProto) -> Value:
+    """A graph input with a static shape."""
+    dims = value.type.tensor_type.shape.dim
+    if any(not d.HasField("dim_value") for d in dims):
+        raise BoundError(f"input {value.name} has no fixed shape, so there is no bound; fix its dimensions")
+    return Value(tuple(d.dim_value for d in dims), value.type.tensor_type.elem_type)
+
+
+def _same(node: _Node) -> tuple[Value, ...]:
+    if node.outputs > 1:
+        raise BoundError(f"{node.op} with {node.outputs} outputs has no shape rule")
+    return (Value(node.first().shape, node.first().kind),)
+
+
+def _broadcast(node: _Node) -> tuple[Value, ...]:
+    return (Value(_broadcast_shape([v.shape for v in node.inputs if v]), node.first().kind),)
+
+
+def _broadcast_shape(shapes: Sequence[Shape]) -> Shape:
+    return tuple(int(n) for n in np.broadcast_shapes(*shapes))
+
+
+def _compare(node: _Node) -> tuple[Value, ...]:
+    return (Value(_broadcast(node)[0].shape, TensorProto.BOOL),)
+
+
+def _where(node: _Node) -> tuple[Value, ...]:
+    return (Value(_broadcast(node)[0].shape, node.first(1).kind),)
+
+
+def _cast(node: _Node) -> tuple[Value, ...]:
+    return (Value(node.first().shape, int(node.attributes["to"])),)
+
+
+def _quantize(node: _Node) -> tuple[Value, ...]:
+    kind = node.first(2).kind if node.has(2) else TensorProto.UINT8
+    return (Value(node.first().shape, kind),)
+
+
+def _dequantize(node: _Node) -> tuple[Value, ...]:
+    return (Value(node.first().shape, node.first(1).kind),)
+
+
+def _gemm(node: _Node) -> tuple[Value, ...]:
+    return (Value(_gemm_shape(node, node.first(), node.first(1)), node.first().kind),)
+
+
+def _qgemm(node: _Node) -> tuple[Value, ...]:
+    kind = node.first(8).kind if node.has(8) else TensorProto.FLOAT
+    return (Value(_gemm_shape(node, node.first(), node.first(3)), kind),)
+
+
+def _gemm_shape(node: _Node, a: Value, b: Value) -> Shape:
+    rows = a.shape[1] if node.attributes.get("transA") else a.shape[0]
+    columns = b.shape[0] if node.attributes.get("transB") else b.shape[1]
+    return rows, columns
+
+
+def _matmul(node: _Node) -> tuple[Value, ...]:
+    if node.attributes.get("transBatchA") or node.attributes.get("transBatchB"):
+        raise BoundError(f"{node.op} with transposed batch dimensions has no shape rule")
+    a = _swapped(node.first().shape, bool(node.attributes.get("transA")))
+    b = _swapped(node.first(1).shape, bool(node.attributes.get("transB")))
+    batch = _broadcast_shape([a[:-2], b[:-2]])
+    rows = a[-2:-1] if len(a) > 1 else ()
+    columns = b[-1:] if len(b) > 1 else ()
+    return (Value((*batch, *rows, *columns), node.first().kind),)
+
+
+def _swapped(shape: Shape, swap: bool) -> Shape:
+    return (*shape[:-2], shape[-1], shape[-2]) if swap and len(shape) > 1 else shape
+
+
+def _transpose(node: _Node) -> tuple[Value, ...]:
+    shape = node.first().shape
+    order = node.attributes.get("perm") or range(len(shape))[::-1]
+    return (Value(tuple(shape[i] for i in order), node.first().kind),)
+
+
+def _reshape(node: _Node) -> tuple[Value, ...]:
+    source, wanted = node.first().shape, node.ints(1, "shape")
+    if wanted is None:
+        raise BoundError("Reshape without a shape")
+    if not node.attributes.get("allowzero"):
+        wanted = [source[i] if n == 0 else n for i, n in enumerate(wanted)]
+    if -1 in wanted:
+        rest = math.prod(n for n in wanted if n != -1)
+        wanted[wanted.index(-1)] = math.prod(source) // rest
+    return (Value(tuple(wanted), node.first().kind),)
+
+
+def _squeeze(node: _Node) -> tuple[Value, ...]:
+    shape, axes = node.first().shape, node.ints(1, "axes")
+    gone = [i for i, n in enumerate(shape) if n == 1] if axes is None else [a % len(shape) for a in axes]
+    return (Value(tuple(n for i, n in enumerate(shape) if i not in gone), node.first().kind),)
+
+
+def _unsqueeze(node: _Node) -> tuple[Value, ...]:
+    shape, axes = list(node.first().shape), node.ints(1, "axes") or []
+    rank = len(shape) + len(axes)
+    for axis in sorted(a % rank for a in axes):
+        shape.insert(axis, 1)
+    return (Value(tuple(shape), node.first().kind),)
+
+
+def _concat(node: _Node) -> tuple[Value, ...]:
+    shape = list(node.first().shape)
+    axis = int(node.attributes["axis"]) % len(shape)
+    shape[axis] = sum(v.shape[axis] for v in node.inputs if v)
+    return (Value(tuple(shape), node.first().kind),)
+
+
+def _split(node: _Node) -> tuple[Value, ...]:
+    shape = node.first().shape
+    axis = int(node.attributes.get("axis", 0)) % len(shape)
+    sizes = node.ints(1, "split")
+    if sizes is None:
+        chunk = -(-shape[axis] // node.outputs)
+        sizes = [min(chunk, shape[axis] - i * chunk) for i in range(node.outputs)]
+    return tuple(Value((*shape[:axis], n, *shape[axis + 1 :]), node.first().kind) for n in sizes)
+
+
+def _gather(node: _Node) -> tuple[Value, ...]:
+    shape, indices = node.first().shape, node.first(1).shape
+    axis = int(node.attributes.get("axis", 0)) % len(shape)
+    return (Value((*shape[:axis], *indices, *shape[axis + 1 :]), node.first().kind),)
+
+
+def _slice(node: _Node) -> tuple[Value, ...]:
+    shape = list(node.first().shape)
+    starts, ends = node.ints(1, "starts"), node.ints(2, "ends")
+    if starts is None or ends is None:
+        raise BoundError("Slice without starts or ends")
+    axes = node.ints(3, "axes") or list(range(len(starts)))
+    steps = node.ints(4, "steps") or [1] * len(starts)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        shape[axis] = len(range(shape[axis])[start:end:step])
+    return (Value(tuple(shape), node.first().kind),)
+
+
+def _pad(node: _Node) -> tuple[Value, ...]:
+    shape, pads = list(node.first().shape), node.ints(1, "pads") or []
+    axes = node.ints(3, "axes") or list(range(len(shape)))
+    for index, axis in enumerate(axes):
+        shape[axis] += pads[index] + pads[index + len(axes)]
+    return (Value(tuple(shape), node.first().kind),)
+
+
+def _reduce(node: _Node) -> tuple[Value, ...]:
+    shape = node.first().shape
+    axes = node.ints(1, "axes") or list(range(len(shape)))
+    gone = {a % len(shape) for a in axes}
+    keep = bool(node.attributes.get("keepdims", 1))
+    left = [1 if i in gone else n for i, n in enumerate(shape) if keep or i not in gone]
+    return (Value(tuple(left), node.first().kind),)
+
+
+# Only operators whose kernels were seen to take no arena memory beside their outputs (tests/bound holds them to it).
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "LayerNormalization"), _same
+    ),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _broadcast),
+    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
+    **dict.fromkeys(("MatMul", "FusedMatMul"), _matmul),
+    **dict.fromkeys(("ReduceMean", "ReduceSum"), _reduce),
+    "Greater": _compare,
+    "Where": _where,
+    "Cast": _cast,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "QGemm": _qgemm,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Concat": _concat,
+    "Split": _split,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Pad": _pad,
+}

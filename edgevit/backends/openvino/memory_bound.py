@@ -1,0 +1,149 @@
+"""What can be said soundly about OpenVINO's memory: what the model's own tensors need, not the plugin's process.
+
+OpenVINO's CPU plugin has no arena that could be read or capped. What it adds to the graph's tensors (weights packed
+again for oneDNN, reorders and scratch, the memory of every `If` body for as long as the model is loaded, code
+generated at load, its own libraries) is decided inside it and told nowhere: its runtime graph does not even show `If`
+bodies. So there are two figures, of different kind, and they are never added:
+
+- proven, here: an upper bound, over every gate path, on what the graph's tensors need: constants as the IR stores them,
+  and the activations that are live at once when nodes run in the IR's order and a tensor is freed after its last use.
+  Views count as tensors of their own, operations that the plugin fuses away count, and values quantized on the fly
+  count as float. It follows from the IR alone, so it is the floor of a good executor and no bound on this process.
+- measured, elsewhere: the resident peak of a fresh process that loads and runs the model. It bounds nothing but the
+  runs that were measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevit.errors import BoundError, RuntimeMissingError
+from edgevit.schema.memory_bound import Bound
+
+PROVEN = (
+    "what the tensors of the model's graph need on any gate path: constants as stored, and activations live at once in "
+    "the graph's order; not the process, to which OpenVINO adds packed weights, scratch, code: that is measured"
+)
+# Operations whose outputs are the caller's memory or the file's.
+NO_TENSOR = ("Parameter", "Result", "Constant")
+
+
+def bound(model: Path) -> Bound:
+    """Bound the tensors of an IR (`model.xml`, `model.bin` beside it).
+
+    Raises:
+        BoundError: the IR cannot be read, or a shape in it is not fixed.
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        message = f"openvino cannot be imported ({error}); install it: pip install 'edgevit[openvino]'"
+        raise RuntimeMissingError(message) from error
+    try:
+        read = openvino.Core().read_model(model)
+    except RuntimeError as error:
+        raise BoundError(f"OpenVINO cannot read {model}, whose memory is to be bound: {error}") from error
+    main = _frame(read)
+    weights = main.weights
+    activations = max((step.live + max((b.peak for b in step.bodies), default=0) for step in main.steps), default=0)
+    io = sum(_nbytes(port) for port in (*read.inputs, *read.outputs))
+    return Bound(
+        runtime="openvino",
+        proven=PROVEN,
+        weights_bytes=weights,
+        arena_weights_bytes=0,
+        activations_bytes=activations,
+        scratch_bytes=0,
+        fragmentation_bytes=0,
+        io_bytes=io,
+        arena_bytes=0,
+        total_bytes=weights + activations + io,
+        main_frame_bytes=main.peak,
+        branches=tuple(
+            (step.node.removesuffix("/y"), step.bodies[0].peak, step.bodies[1].peak)
+            for step in main.steps
+            if step.bodies
+        ),
+        timeline=tuple((node, weights + live) for node, live in _timeline(main)),
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    node: str
+    live: int
+    bodies: tuple[_Graph, ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One graph of the IR: bytes of its own constants, and its steps with the bytes live in each."""
+
+    constants: int
+    steps: tuple[_Step, ...]
+
+    @property
+    def peak(self) -> int:
+        return max((step.live for step in self.steps), default=0)
+
+    @property
+    def weights(self) -> int:
+        return self.constants + sum(body.weights for step in self.steps for body in step.bodies)
+
+
+def _timeline(main: _Graph) -> Iterator[tuple[str, int]]:
+    for step in main.steps:
+        for inner in step.bodies[:1]:
+            yield from ((s.node, step.live + s.live) for s in inner.steps)
+        yield step.node, step.live
+
+
+def _frame(model: Any) -> _Graph:
+    operations = model.get_ordered_ops()
+    fixed = _constant_expressions(operations)
+    own = [o for o in operations if o.get_type_name() not in NO_TENSOR and o.get_friendly_name() not in fixed]
+    last = {name: i for i, o in enumerate(own) for name in _sources(o)}
+    # What a Result takes is held to the end: it is the graph's output.
+    last |= {name: len(own) for o in operations if o.get_type_name() == "Result" for name in _sources(o)}
+    alive: dict[str, int] = {}
+    steps = []
+    for index, operation in enumerate(own):
+        name = operation.get_friendly_name()
+        alive[name] = sum(_nbytes(port) for port in operation.outputs())
+        bodies: tuple[_Graph, ...] = ()
+        if operation.get_type_name() == "If":
+            bodies = _frame(operation.get_then_body()), _frame(operation.get_else_body())
+        steps.append(_Step(name, sum(alive.values()), bodies))
+        alive = {held: size for held, size in alive.items() if last.get(held, index) > index}
+    return _Graph(
+        constants=sum(_nbytes(o.output(0)) for o in operations if o.get_type_name() == "Constant"),
+        steps=tuple(steps),
+    )
+
+
+def _constant_expressions(operations: list[Any]) -> set[str]:
+    """Operations that depend on constants only; the plugin computes them once while it compiles."""
+    fixed: set[str] = set()
+    for operation in operations:
+        sources = _sources(operation)
+        if operation.get_type_name() != "Parameter" and all(source in fixed for source in sources):
+            fixed.add(operation.get_friendly_name())
+    return fixed
+
+
+def _sources(operation: Any) -> list[str]:
+    return [port.get_source_output().get_node().get_friendly_name() for port in operation.inputs()]
+
+
+def _nbytes(port: Any) -> int:
+    if port.get_partial_shape().is_dynamic:
+        name = port.get_node().get_friendly_name()
+        raise BoundError(f"the shape of {name} is not fixed, so its memory has no bound")
+    bits: int = port.get_element_type().bitwidth
+    count: int = math.prod(port.get_shape())
+    return count * bits // 8

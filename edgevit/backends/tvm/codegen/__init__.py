@@ -1,0 +1,1 @@
+"""Building TIR: statements, layout of values, threads, instructions, schedules."""

@@ -1,0 +1,318 @@
+"""The instructions that multiply small integers, each as the inner loop of a product: exact sums in int32.
+
+x86-64: vpmaddubsw takes uint8 by int8 and adds two products in 16 bits, which is exact for weights of 7 bits only;
+vpmaddwd takes int16 by int16; vpdpbusd (VNNI) uint8 by int8. aarch64: smull, smlal and sadalp take int8 by int8, two
+products in 16 bits, exact since weights are never -128; sdot (dotprod) and smmla (i8mm) add four and eight in 32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from tvm import tirx
+
+from edgevit.backends.tvm.codegen.code import (
+    Code,
+    Register,
+    bits,
+    instruction,
+    integer,
+    joined,
+    lanes_of,
+)
+from edgevit.backends.tvm.codegen.integers import Stored
+from edgevit.backends.tvm.codegen.layout import pack, words
+from edgevit.backends.tvm.codegen.schedules import Isa, Tile
+
+Left = Callable[[int, Any, int], Any]
+Right = Callable[[Any, int], Any]
+Sums = list[list[Any]]
+"""A row of int32 vectors per row of the tile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """What an inner loop reads.
+
+    Attributes:
+        code: where to.
+        tile: rows and vectors of the result.
+        steps: of `Dot.depth` values each.
+        left: (row, word, count) to so many words of a row's integers.
+        right: (word, count) to so many words of the packed panel.
+        start: vector to what its sums start from, int32.
+    """
+
+    code: Code
+    tile: Tile
+    steps: int
+    left: Left
+    right: Right
+    start: Callable[[int], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot(ABC):
+    """One way to multiply integers.
+
+    Attributes:
+        lanes: of an int32 vector.
+        mnemonic: of the instruction that multiplies, a regular expression.
+        stored: type of the left side in memory.
+        depth: values per step; rows are padded to whole steps.
+        unit: of depth that lie together per column in the packed weights.
+    """
+
+    lanes: int
+    mnemonic: ClassVar[str]
+    stored: ClassVar[Stored] = "uint8"
+    depth: ClassVar[int] = 4
+    unit: ClassVar[int] = 4
+
+    def pack(self, weight: np.ndarray, tile: Tile, lanes: int) -> np.ndarray:
+        """int8 `[depth, columns]` as the inner loop reads it, bits of float32; both are whole already."""
+        depth, columns = weight.shape
+        units = np.ascontiguousarray(weight.reshape(depth // self.unit, self.unit, columns).transpose(0, 2, 1))
+        return words(pack(units.view(f"V{self.unit}")[..., 0], tile, lanes))
+
+    @abstractmethod
+    def count(self, tile: Tile) -> int:
+        """Multiplying instructions in the inner loop of a tile."""
+
+    @abstractmethod
+    def registers(self, tile: Tile) -> int:
+        """Vector registers that the inner loop of a tile needs."""
+
+    def loads(self, tile: Tile) -> float:
+        """Loads and moves per multiplication, relative to another tile's."""
+        return 1 / tile.rows + 1 / tile.vectors
+
+    @abstractmethod
+    def sums(self, inner: Inner) -> Sums:
+        """Emit the inner loop."""
+
+
+class _Spread(Dot):
+    """One word of a row, spread over a vector, times one vector of weights."""
+
+    def count(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors
+
+    def registers(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors + tile.vectors + 2
+
+    def sums(self, inner: Inner) -> Sums:
+        code, tile = inner.code, inner.tile
+        cells = _cells(inner, tile.rows, tile.vectors)
+        size = self.lanes * self.unit // 4
+        with code.loop(inner.steps) as step:
+            columns = [
+                code.let(inner.right(step * (size * tile.vectors) + v * size, size)) for v in range(tile.vectors)
+            ]
+            for row in range(tile.rows):
+                word = bits("int32", inner.left(row, step, 1))
+                spread = code.let(tirx.Broadcast(word, self.lanes))
+                for cell, column in zip(cells[row], columns, strict=True):
+                    cell.set(self.add(cell.value, spread, column))
+        return _values(cells)
+
+    @abstractmethod
+    def add(self, sums: Any, left: Any, right: Any) -> Any:
+        """`sums` and the products of one step; left int32, right float32 vectors of bits."""
+
+
+class Maddubs(_Spread):
+    """vpmaddubsw, then vpmaddwd by 1 to add pairs: 4 products per column."""
+
+    mnemonic: ClassVar[str] = "vpmaddubsw"
+
+    def registers(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors + tile.vectors + 3
+
+    def add(self, sums: Any, left: Any, right: Any) -> Any:
+        n = self.lanes
+        narrow, wide = (
+            ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")
+            if n == 8
+            else ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
+        )
+        pairs = instruction(f"int16x{2 * n}", narrow, bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
+        ones = tirx.Broadcast(tirx.const(1, "int16"), 2 * n)
+        return sums + instruction(f"int32x{n}", wide, pairs, ones)
+
+
+class Maddwd(_Spread):
+    """vpmaddwd on weights widened as they are loaded: 2 products per column, exact for any weights."""
+
+    mnemonic: ClassVar[str] = "vpmaddwd"
+    stored: ClassVar[Stored] = "int16"
+    depth: ClassVar[int] = 2
+    unit: ClassVar[int] = 2
+
+    def add(self, sums: Any, left: Any, right: Any) -> Any:
+        n = self.lanes
+        name = "llvm.x86.avx2.pmadd.wd" if n == 8 else "llvm.x86.avx512.pmaddw.d.512"
+        wide = tirx.Cast(f"int16x{2 * n}", bits(f"int8x{2 * n}", right))
+        return sums + instruction(f"int32x{n}", name, bits(f"int16x{2 * n}", left), wide)
+
+
+class Vpdpbusd(_Spread):
+    """VNNI: 4 products per column and their sum in one instruction."""
+
+    mnemonic: ClassVar[str] = "vpdpbusd"
+
+    def registers(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors + tile.vectors + 1
+
+    def add(self, sums: Any, left: Any, right: Any) -> Any:
+        n = self.lanes
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * n}"
+        return instruction(f"int32x{n}", name, sums, bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
+
+
+class Sdot(Dot):
+    """16 values of a row are loaded at once, each word of them is one operand by its lane."""
+
+    mnemonic: ClassVar[str] = "sdot"
+    stored: ClassVar[Stored] = "int8"
+    depth: ClassVar[int] = 16
+
+    def count(self, tile: Tile) -> int:
+        return 4 * tile.rows * tile.vectors
+
+    def registers(self, tile: Tile) -> int:
+        return tile.rows * tile.vectors + tile.vectors + tile.rows + 1
+
+    def loads(self, tile: Tile) -> float:
+        return 1 / tile.rows + 1 / (4 * tile.vectors)
+
+    def sums(self, inner: Inner) -> Sums:
+        code, tile = inner.code, inner.tile
+        cells = _cells(inner, tile.rows, tile.vectors)
+        with code.loop(inner.steps) as step:
+            rows = [code.let(bits("int32x4", inner.left(row, step * 4, 4))) for row in range(tile.rows)]
+            for word in range(4):
+                start = (step * 4 + word) * (4 * tile.vectors)
+                columns = [code.let(bits("int8x16", inner.right(start + 4 * v, 4))) for v in range(tile.vectors)]
+                for row, values in enumerate(rows):
+                    left = bits("int8x16", lanes_of(values, word, word, word, word))
+                    for cell, column in zip(cells[row], columns, strict=True):
+                        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+                        cell.set(instruction("int32x4", name, cell.value, column, left))
+        return _values(cells)
+
+
+class Smmla(Dot):
+    """Two rows by two columns at a time, 8 values deep; an odd last row is its own partner."""
+
+    mnemonic: ClassVar[str] = "smmla"
+    stored: ClassVar[Stored] = "int8"
+    depth: ClassVar[int] = 16
+    unit: ClassVar[int] = 8
+
+    def count(self, tile: Tile) -> int:
+        return 4 * -(-tile.rows // 2) * tile.vectors
+
+    def registers(self, tile: Tile) -> int:
+        pairs = -(-tile.rows // 2)
+        return 2 * pairs * tile.vectors + 2 * pairs + 2 * tile.vectors
+
+    def sums(self, inner: Inner) -> Sums:
+        code, tile = inner.code, inner.tile
+        last = tile.rows - 1
+        pairs = [(row, min(row + 1, last)) for row in range(0, tile.rows, 2)]
+        zero = tirx.Broadcast(integer(0), 4)
+        cells = [[code.register(zero) for _ in range(2 * tile.vectors)] for _ in pairs]
+        with code.loop(inner.steps) as step:
+            lefts = []
+            for pair in pairs:
+                a, b = (code.let(bits("int32x4", inner.left(row, step * 4, 4))) for row in pair)
+                lefts.append([code.let(joined(a, b, *half)) for half in ((0, 1, 4, 5), (2, 3, 6, 7))])
+            for half in range(2):
+                start = (step * 2 + half) * (8 * tile.vectors)
+                columns = [code.let(bits("int8x16", inner.right(start + 4 * i, 4))) for i in range(2 * tile.vectors)]
+                for cell_row, left in zip(cells, lefts, strict=True):
+                    for cell, column in zip(cell_row, columns, strict=True):
+                        name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
+                        cell.set(instruction("int32x4", name, cell.value, bits("int8x16", left[half]), column))
+        sums: Sums = []
+        for row in range(tile.rows):
+            half, found = row % 2, []
+            for v in range(tile.vectors):
+                a, b = (cells[row // 2][2 * v + i].value for i in range(2))
+                picked = joined(a, b, *((0, 1, 4, 5) if half == 0 else (2, 3, 6, 7)))
+                found.append(code.let(picked + inner.start(v)))
+            sums.append(found)
+        return sums
+
+
+class Smlal(Dot):
+    """One row by one column at a time, 16 values deep: two products per 16-bit lane, added in pairs into 32 bits."""
+
+    mnemonic: ClassVar[str] = "smlal2?"
+    stored: ClassVar[Stored] = "int8"
+    depth: ClassVar[int] = 16
+    unit: ClassVar[int] = 16
+
+    def count(self, tile: Tile) -> int:
+        return 4 * tile.rows * tile.vectors
+
+    def registers(self, tile: Tile) -> int:
+        return 4 * tile.rows * tile.vectors + 4 * tile.vectors + tile.rows + 4
+
+    def loads(self, tile: Tile) -> float:
+        return 1 / tile.rows + 1 / (4 * tile.vectors)
+
+    def sums(self, inner: Inner) -> Sums:
+        code, tile = inner.code, inner.tile
+        zero = tirx.Broadcast(integer(0), 4)
+        cells = [[code.register(zero) for _ in range(4 * tile.vectors)] for _ in range(tile.rows)]
+        with code.loop(inner.steps) as step:
+            rows = [code.let(bits("int8x16", inner.left(row, step * 4, 4))) for row in range(tile.rows)]
+            for index in range(4 * tile.vectors):
+                column = code.let(bits("int8x16", inner.right((step * (4 * tile.vectors) + index) * 4, 4)))
+                for row, left in zip(cells, rows, strict=True):
+                    products = _widened(left, column, 0) + _widened(left, column, 1)
+                    pairs = instruction("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", products)
+                    row[index].set(row[index].value + pairs)
+        sums: Sums = []
+        for row in cells:
+            found = []
+            for v in range(tile.vectors):
+                a, b, c, d = (cell.value for cell in row[4 * v : 4 * v + 4])
+                found.append(code.let(_pairs(_pairs(a, b), _pairs(c, d)) + inner.start(v)))
+            sums.append(found)
+        return sums
+
+
+def _widened(a: Any, b: Any, half: int) -> Any:
+    """The products of 8 int8 of each side, int16."""
+    lanes = range(8 * half, 8 * half + 8)
+    return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", lanes_of(a, *lanes), lanes_of(b, *lanes))
+
+
+def _pairs(a: Any, b: Any) -> Any:
+    """Sums of neighbours, first those of `a`."""
+    return instruction("int32x4", "llvm.aarch64.neon.addp.v4i32", a, b)
+
+
+def _cells(inner: Inner, rows: int, vectors: int) -> list[list[Register]]:
+    return [[inner.code.register(inner.start(v)) for v in range(vectors)] for _ in range(rows)]
+
+
+def _values(cells: list[list[Register]]) -> Sums:
+    return [[cell.value for cell in row] for row in cells]
+
+
+def dot(isa: Isa, weight_bits: int) -> Dot:
+    """The fastest exact one that an instruction set has for weights of so many bits."""
+    kind: type[Dot] = Maddubs if weight_bits == 7 else Maddwd
+    if isa.target["mtriple"].startswith("aarch64"):
+        kind = Smmla if "i8mm" in isa.flags else Sdot if "asimddp" in isa.flags else Smlal
+    elif {"avx512_vnni", "avx_vnni"} & set(isa.flags):
+        kind = Vpdpbusd
+    return kind(lanes=isa.lanes)

@@ -1,0 +1,158 @@
+"""Quantized values in the arena, and how kernels store what they computed: as float32, quantized, or both.
+
+Integers lie in the arena's own words of 4 bytes, and are loaded and stored as such: a view of another type would let
+the compiler think that the two never meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from tvm import tirx
+
+from edgevit.backends.tvm.codegen.code import (
+    Code,
+    bits,
+    buffer,
+    integer,
+    lanes_of,
+    load,
+    load_vector,
+    splat,
+    tensor,
+)
+from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place
+from edgevit.backends.tvm.codegen.schedules import Isa, pad
+from edgevit.backends.tvm.codegen.threads import PIXEL_STEPS, each, worth
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+
+Stored = Literal["uint8", "int8", "int16"]
+BYTES: dict[Stored, int] = {"uint8": 1, "int8": 1, "int16": 2}
+LOW: dict[Stored, int] = {"uint8": 0, "int8": -128, "int16": 0}
+WORD = 4
+STEPS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integers:
+    """A matrix of `round(x / scale) + zero` within `LOW..LOW + 255`.
+
+    Attributes:
+        place: where; its columns are words of 4 bytes. Beyond a row's own values lies anything: weights there are 0.
+        stored: type of the values.
+        grid: where the blob of the stage holds the quantizer; it is data, so that equal branches share their kernels.
+        exact: the same matrix in float32, where some of its columns are needed so.
+        kept: the columns that `exact` holds, side by side; it holds all of them if there are none.
+    """
+
+    place: Place
+    stored: Stored
+    grid: int
+    exact: Place | None = None
+    kept: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.place.rows
+
+    def first(self, rows: int) -> Integers:
+        """The first `rows` rows."""
+        exact = None if self.exact is None else self.exact.first(rows)
+        return replace(self, place=self.place.first(rows), exact=exact)
+
+
+Matrix = Place | Integers
+
+
+def zero_point(plan: QuantPlan, entry: LinearPlan, stored: Stored) -> int:
+    """The plan's zero point for values as they are stored: uint8 and int8 are each other's, shifted by 128."""
+    return entry.zero_point + (plan.activations == "int8") * 128 + LOW[stored]
+
+
+def place_integers(
+    arena: Arena, blob: Blob, rows: int, width: int, depth: int, stored: Stored, plan: QuantPlan, entry: LinearPlan
+) -> Integers:
+    """A place for a Linear's input `[rows, width]`, with its plan's quantizer; rows are whole steps of `depth`."""
+    zero = zero_point(plan, entry, stored)
+    grid = [1 / entry.scale, LOW[stored] - zero, LOW[stored] + STEPS - zero, zero]
+    return Integers(
+        place=arena.place(rows, pad(width, depth) * BYTES[stored] // WORD),
+        stored=stored,
+        grid=blob.add(np.array(grid, dtype=np.float32)),
+        exact=arena.place(rows, len(entry.outliers)) if entry.outliers else None,
+        kept=entry.outliers,
+    )
+
+
+def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: Any, value: Any, lanes: int) -> None:
+    """Store a vector of a row; `column` is a multiple of `lanes`, `values` the blob that quantizers are in."""
+    if isinstance(target, Place):
+        code.store_vector(memory, target.offset + row * target.stride + column, value, lanes)
+        return
+    value = code.let(value)
+    for index, kept in enumerate(target.kept):
+        assert target.exact is not None
+        with code.when(integer(column) == integer(kept // lanes * lanes)):
+            place = target.exact.offset + row * target.exact.stride + index
+            code.store(memory, place, lanes_of(value, kept % lanes))
+    count, place = lanes * BYTES[target.stored] // WORD, target.place
+    index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
+    store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
+
+
+def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Stored, lanes: int) -> None:
+    """Store an int32 vector, narrowed, in the arena's words from `index` on."""
+    count, packed = lanes * BYTES[stored] // WORD, tirx.Cast(f"{stored}x{lanes}", values)
+    if count > 1:
+        code.store_vector(memory, index, bits(f"float32x{count}", packed), count)
+    else:
+        code.store(memory, index, bits("float32", packed))
+
+
+def _quantized(values: Any, target: Integers, value: Any, lanes: int) -> Any:
+    """A float vector in steps of `target`, int32: rounded to even, clipped to its range."""
+    inverse, low, high, zero = (splat(load(values, target.grid + i), lanes) for i in range(4))
+    steps = tirx.nearbyint(tirx.max(tirx.min(value * inverse, high), low)) + zero
+    return tirx.Cast(f"int32x{lanes}", steps)
+
+
+def quantize(isa: Isa, arena: int, blob: int, source: Place, target: Integers) -> Any:
+    """Make target = source, quantized."""
+    code, lanes = Code(), isa.lanes
+    memory, values = buffer("arena", arena), buffer("weights", blob)
+    with code.loop(source.rows) as row, code.loop(-(-source.width // lanes)) as v:
+        value = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
+        put(code, memory, values, target, row, v * lanes, value, lanes)
+    return code.function([memory, values])
+
+
+def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Integers) -> Any:
+    """The pixels of every `side` x `side` patch as one row of integers, `side * side * 3`."""
+    code, size = Code(), BYTES[target.stored]
+    lanes, scale = WORD * isa.lanes // size, WORD // size
+    image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
+    # Nothing in here reads the arena: a view of another type is safe.
+    flat, stored = code.flat(image, "uint8"), code.flat(memory, target.stored)
+    columns, line, run = width // side, width * 3, side * 3
+    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
+        begin = (r * side + y) * line + c * run
+        place = (target.place.offset + (r * columns + c) * target.place.stride) * scale + y * run
+        with code.loop(run // lanes) as v:
+            x = _shifted(load_vector(flat, begin + v * lanes, lanes), target.stored, f"x{lanes}")
+            code.store_vector(stored, place + v * lanes, x, lanes)
+        with code.loop(run % lanes) as i:
+            last = run - run % lanes + i
+            code.store(stored, place + last, _shifted(load(flat, begin + last), target.stored, ""))
+    return code.function([image, memory])
+
+
+def _shifted(value: Any, stored: Stored, lanes: str) -> Any:
+    """uint8 as what is stored; turning the highest bit subtracts 128."""
+    if stored != "int8":
+        return value.astype(stored + lanes)
+    high = tirx.const(128, "uint8")
+    flipped = tirx.bitwise_xor(value, tirx.Broadcast(high, int(lanes[1:])) if lanes else high)
+    return bits(stored + lanes, flipped)

@@ -1,0 +1,129 @@
+"""Compile a lowered module: `model.so` with the code, `model.weights` with the weights, `model.json` with their use."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from edgevit.backends.tvm.compile.emit import Lowered
+from edgevit.backends.tvm.compile.toolchain import MACHINES, linker
+from edgevit.backends.tvm.run.canary import INSTALL, versions
+from edgevit.backends.tvm.run.runner import (
+    LIBRARY,
+    MANIFEST,
+    SCHEMA,
+    WEIGHTS,
+    Manifest,
+    Parameter,
+    TvmRunner,
+    aligned,
+)
+from edgevit.backends.tvm.run.runtime import llvm_architectures
+from edgevit.errors import OutputError, RuntimeMissingError
+from edgevit.schema.manifest import BundleFile
+from edgevit.util import strict_json
+from edgevit.util.atomic import scratch
+
+# Nothing in the file that depends on when or where it was linked.
+LINK_OPTIONS = ("-Wl,--build-id=none", "-s")
+
+
+def build(lowered: Lowered) -> Any:
+    """The module's executable; kernels are final, so only what the virtual machine needs is lowered.
+
+    Raises:
+        RuntimeMissingError: this TVM cannot compile for the architecture.
+    """
+    _require_llvm(architecture(lowered))
+    passes = tvm.transform.Sequential(
+        [
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+    target = tvm.target.Target(dict(lowered.isa.target))
+    return relax.build(lowered.module, target, relax_pipeline=passes)
+
+
+def manifest(lowered: Lowered) -> Manifest:
+    """What the compiled module is to be called with; weights lie in the file one behind the other."""
+    spec, offset, parameters = lowered.spec, 0, []
+    for name, values in lowered.weights:
+        parameters.append(Parameter(name=name, offset_bytes=offset, elements=values.size))
+        offset += values.nbytes
+    return Manifest(
+        schema=SCHEMA,
+        tvm=versions()["apache-tvm"],
+        isa=lowered.isa.name,
+        machines=MACHINES[architecture(lowered)],
+        flags=lowered.isa.flags,
+        height=spec.image.height,
+        width=spec.image.width,
+        classes=spec.head.classes,
+        branches=len(spec.branches),
+        arena=lowered.arena,
+        weights=tuple(parameters),
+        threads=lowered.isa.threads,
+    )
+
+
+def architecture(lowered: Lowered) -> str:
+    """First part of the LLVM triple."""
+    return str(lowered.isa.target["mtriple"]).split("-")[0]
+
+
+def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, ...]:
+    """Compile into an existing folder and return the file names; equal models give equal bytes.
+
+    `executable` is what `build` made of it, if that is done already.
+
+    Raises:
+        RuntimeMissingError: this TVM cannot compile for the architecture, or no linker for it.
+        OutputError: the disk refuses.
+    """
+    tool = linker(architecture(lowered))
+    executable = executable or build(lowered)
+    try:
+        with scratch(folder) as temporary:
+            path = temporary / LIBRARY
+            compiler = tvm.support.cc.cross_compiler(tool)
+            executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
+            code = path.read_bytes()
+        weights = b"".join(values.tobytes() for _, values in lowered.weights)
+        files = (listed(LIBRARY, code), listed(WEIGHTS, weights))
+        strict_json.write_atomic(folder / LIBRARY, code)
+        strict_json.write_atomic(folder / WEIGHTS, weights)
+        strict_json.write_atomic(folder / MANIFEST, strict_json.seal(replace(manifest(lowered), files=files)))
+    except OSError as error:
+        raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
+    return LIBRARY, WEIGHTS, MANIFEST
+
+
+def listed(name: str, content: bytes) -> BundleFile:
+    """A file as `model.json` lists it."""
+    return BundleFile(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _require_llvm(architecture: str) -> None:
+    known = llvm_architectures()
+    if architecture not in known:
+        raise RuntimeMissingError(
+            f"the installed TVM's LLVM cannot compile for {architecture} (it knows: {', '.join(known) or 'nothing'}); "
+            f"install the published build: {INSTALL}"
+        )
+
+
+def runner(lowered: Lowered) -> TvmRunner:
+    """Compile and load here, without files."""
+    weights = [aligned(values.shape, np.float32) for _, values in lowered.weights]
+    for array, (_, values) in zip(weights, lowered.weights, strict=True):
+        array[...] = values
+    return TvmRunner(build(lowered).jit(), manifest(lowered), weights)

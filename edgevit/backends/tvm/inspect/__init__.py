@@ -1,0 +1,1 @@
+"""What a compiled library says about itself, read without running it."""

@@ -1,0 +1,286 @@
+"""Attention of all heads as one kernel: scores, softmax and values of a few query rows at a time.
+
+Query, key and value are read where the qkv product left them. Per head, keys and values are packed once as the inner
+loops read them; scores of one row tile are all that is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import tirx
+
+from edgevit.backends.tvm.codegen.code import (
+    Code,
+    buffer,
+    exp,
+    lane_max,
+    lane_sum,
+    literal,
+    load,
+    load_vector,
+    number,
+    some,
+    splat,
+)
+from edgevit.backends.tvm.codegen.integers import Matrix, put
+from edgevit.backends.tvm.codegen.layout import Arena, Place
+from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
+from edgevit.backends.tvm.codegen.threads import (
+    Part,
+    each,
+    even_block,
+    parts,
+    row_tiles,
+    row_units,
+    shared,
+    team,
+    worth,
+)
+from edgevit.backends.tvm.kernels.common import multiply, packed
+
+MASKED = -1e30
+# Row tiles that share a panel of keys or values while it is in the first cache.
+BLOCK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """`count` heads of `width` used columns, `stride` apart, side by side in `query`, `key` and `value`."""
+
+    count: int
+    width: int
+    stride: int
+    query: Place
+    key: Place
+    value: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums.
+
+    The latter two are every thread's own, `distance` behind the one before.
+    """
+
+    keys: Place
+    values: Place
+    scores: Place
+    inverse: Place
+    distance: int
+
+    def of(self, part: Part) -> Scratch:
+        """A thread's."""
+        behind = part.index * self.distance
+        return replace(self, scores=self.scores.moved(behind), inverse=self.inverse.moved(behind))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Columns of a packed matrix from `first` on: `count` panels of `vectors` vectors with `used` columns each."""
+
+    first: int
+    used: int
+    vectors: int
+    count: int
+
+
+def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
+    """Places for one head at a time."""
+    padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
+    keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
+    begin = arena.mark()
+    scores, inverse = arena.place(block, padded), arena.place(1, block)
+    distance = arena.repeat(begin, parts(crew(isa, heads), -(-heads.query.rows // block)))
+    return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance)
+
+
+def crew(isa: Isa, heads: Heads) -> int:
+    """How many threads attention is for: two products per query, and packing, step by step."""
+    return worth(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
+
+
+def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
+    """Query rows of a block."""
+    rows = heads.query.rows
+    return min(rows, tile.rows * even_block(crew(isa, heads), row_units(rows, tile), BLOCK))
+
+
+def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
+    """Per head, target = softmax(query key^T) value; the scale is in the query already."""
+    code = Code()
+    memory, values = buffer("arena", arena), buffer("weights", blob)
+    rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
+    threads = crew(isa, heads)
+    with team(code, threads) as phase, code.loop(heads.count) as head:
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads)
+        with phase():
+            kernel.pack_keys()
+            kernel.pack_values()
+        with phase(), shared(code, threads, row_units(rows, block)) as part:
+            kernel.work = work.of(part)
+            row_tiles(code, rows, block, kernel.rows, part)
+    return code.function([memory, values])
+
+
+class _Attention:
+    """One head, whose columns start at `column`."""
+
+    def __init__(
+        self,
+        code: Code,
+        memory: Any,
+        values: Any,
+        heads: Heads,
+        column: Any,
+        target: Matrix,
+        work: Scratch,
+        tile: Tile,
+        lanes: int,
+        threads: int,
+    ) -> None:
+        self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
+        self.target, self.work, self.tile, self.lanes, self.threads = target, work, tile, lanes, threads
+
+    def _panels(self, columns: int) -> Iterator[Panel]:
+        return panels_of(columns, self.tile, self.lanes)
+
+    def pack_keys(self) -> None:
+        """Keys transposed, panel by panel; columns of padding are 0. No two threads write into one panel's lines."""
+        code, key = self.code, self.heads.key
+        for panel in self._panels(key.rows):
+            columns = panel.vectors * self.lanes
+            with each(code, self.threads, panel.count) as index:
+                first = panel.first + index * columns
+                base = self.work.keys.offset + first * self.heads.width
+                with code.loop(panel.used) as k, code.loop(self.heads.width) as e:
+                    value = load(self.memory, key.offset + (first + k) * key.stride + self.column + e)
+                    code.store(self.memory, base + e * columns + k, value)
+                with code.loop(columns - panel.used) as k, code.loop(self.heads.width) as e:
+                    code.store(self.memory, base + e * columns + panel.used + k, number(0.0))
+
+    def pack_values(self) -> None:
+        code, value, lanes = self.code, self.heads.value, self.lanes
+        for panel in self._panels(self.heads.stride):
+            columns = panel.vectors * lanes
+            with code.loop(panel.count) as index, each(code, self.threads, value.rows) as k:
+                first = panel.first + index * columns
+                with code.loop(panel.vectors) as v:
+                    source = value.offset + k * value.stride + self.column + first + v * lanes
+                    place = self.work.values.offset + first * value.rows + k * columns + v * lanes
+                    code.store_vector(self.memory, place, load_vector(self.memory, source, lanes), lanes)
+
+    def rows(self, row: Any, block: Tile) -> None:
+        """Scores, softmax and values of the query rows from `row` on."""
+        self._scores(row, block.rows)
+        self._softmax(block.rows)
+        self._values(row, block.rows)
+
+    def _product(
+        self,
+        rows: int,
+        columns: int,
+        depth: int,
+        base: int,
+        left: Callable[[Any, int, Any, int], Any],
+        start: Callable[[Panel, int], Any],
+        store: Callable[[Any, Any, Any], None],
+    ) -> None:
+        """`[rows, depth] x [depth, columns]`, panel by panel of the packed matrix at `base`; a panel stays in cache.
+
+        Args:
+            rows: of this block.
+            columns: of the packed matrix.
+            depth: of the product.
+            base: where the packed matrix starts.
+            left: (first row of the tile, row in it, k, count) to so many values from `k` on.
+            start: (panel, vector) to what its sums start from.
+            store: takes row, column and vector of every result.
+        """
+        code, lanes = self.code, self.lanes
+        for panel in self._panels(columns):
+            width = panel.vectors * lanes
+            with code.loop(panel.count) as index:
+                first = panel.first + index * width
+                right = packed(self.memory, base + first * depth, width, lanes)
+
+                def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
+                    sums = multiply(
+                        code, lanes, part, depth, lambda r, k, n: left(row, r, k, n), right, lambda v: start(panel, v)
+                    )
+                    for r in range(part.rows):
+                        for v in range(part.vectors):
+                            store(row + r, first + v * lanes, sums[r * part.vectors + v].value)
+
+                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile)
+
+    def _scores(self, row: Any, rows: int) -> None:
+        query, scores = self.heads.query, self.work.scores
+
+        def store(r: Any, column: Any, value: Any) -> None:
+            self.code.store_vector(self.memory, scores.offset + r * scores.stride + column, value, self.lanes)
+
+        self._product(
+            rows,
+            self.heads.key.rows,
+            self.heads.width,
+            self.work.keys.offset,
+            lambda first, r, e, count: some(
+                self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
+            ),
+            lambda panel, v: mask(panel.used - v * self.lanes, self.lanes),
+            store,
+        )
+
+    def _softmax(self, rows: int) -> None:
+        """Scores to exp(score - largest), in place, and 1 / their sum beside them."""
+        code, lanes, scores = self.code, self.lanes, self.work.scores
+        vectors = scores.stride // lanes
+        with code.loop(rows) as row:
+            base = scores.offset + row * scores.stride
+            largest = code.register(load_vector(self.memory, base, lanes))
+            with code.loop(vectors - 1) as v:
+                x = load_vector(self.memory, base + (v + 1) * lanes, lanes)
+                largest.set(tirx.max(largest.value, x))
+            top = code.let(splat(lane_max(code, largest.value, lanes), lanes))
+            total = code.register(splat(0.0, lanes))
+            with code.loop(vectors) as v:
+                x = exp(code, load_vector(self.memory, base + v * lanes, lanes) - top, lanes)
+                code.store_vector(self.memory, base + v * lanes, x, lanes)
+                total.set(total.value + x)
+            inverse = number(1.0) / lane_sum(code, total.value, lanes)
+            code.store(self.memory, self.work.inverse.offset + row, inverse)
+
+    def _values(self, row: Any, rows: int) -> None:
+        scores, target = self.work.scores, self.target
+
+        def store(r: Any, column: Any, value: Any) -> None:
+            value = value * splat(load(self.memory, self.work.inverse.offset + r), self.lanes)
+            put(self.code, self.memory, self.values, target, row + r, self.column + column, value, self.lanes)
+
+        self._product(
+            rows,
+            self.heads.stride,
+            self.heads.value.rows,
+            self.work.values.offset,
+            lambda first, r, k, count: some(self.memory, scores.offset + (first + r) * scores.stride + k, count),
+            lambda *_: splat(0.0, self.lanes),
+            store,
+        )
+
+
+def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
+    """The panels of a packed matrix; the last one may be narrower."""
+    width = tile.vectors * lanes
+    full, rest = divmod(columns, width)
+    if full:
+        yield Panel(first=0, used=width, vectors=tile.vectors, count=full)
+    if rest:
+        yield Panel(first=full * width, used=rest, vectors=-(-rest // lanes), count=1)
+
+
+def mask(used: int, lanes: int) -> Any:
+    """What the sums of a vector of scores start from: far below any score in columns of padding."""
+    return literal([0.0 if lane < used else MASKED for lane in range(lanes)])

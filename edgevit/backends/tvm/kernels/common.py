@@ -1,0 +1,369 @@
+"""Kernels on the arena: products with fused epilogues, LayerNorm, gate decision, skip rows, and the image's patches.
+
+Every kernel is one function over the whole arena, which it reads and writes at places fixed when it is built, and one
+array of weights. Shapes: M rows, K depth, N columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgevit.backends.tvm.codegen.code import (
+    Code,
+    Register,
+    activate,
+    buffer,
+    integer,
+    lane_sum,
+    lanes_of,
+    load,
+    load_vector,
+    number,
+    rsqrt,
+    some,
+    splat,
+    tensor,
+    to_float,
+)
+from edgevit.backends.tvm.codegen.integers import Matrix, put
+from edgevit.backends.tvm.codegen.layout import Place
+from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile
+from edgevit.backends.tvm.codegen.threads import (
+    NORM_STEPS,
+    PIXEL_STEPS,
+    Part,
+    each,
+    over_panels,
+    row_tiles,
+    worth,
+)
+from edgevit.program.spec import Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A packed `[depth, columns]` matrix (columns whole vectors) in a blob, with where its bias row starts."""
+
+    offset: int
+    depth: int
+    columns: int
+    bias: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epilogue:
+    """What happens to a product before it is stored: bias, then activation, then additions.
+
+    `onto` adds the value that is there already (the residual stream); `table` adds a `[M, N]` matrix of the blob that
+    starts there.
+    """
+
+    activation: Activation | None = None
+    onto: bool = False
+    table: int | None = None
+
+
+def multiply(
+    code: Code,
+    lanes: int,
+    tile: Tile,
+    depth: int,
+    left: Callable[[int, Any, int], Any],
+    right: Callable[[Any, int], Any],
+    start: Callable[[int], Any],
+    *,
+    along: bool = True,
+) -> list[Register]:
+    """The inner loop of every product: tile.rows x tile.vectors accumulators over `depth` steps.
+
+    Args:
+        code: where to.
+        lanes: of a vector.
+        tile: accumulators.
+        depth: steps.
+        left: (row, k, count) to so many values from `k` on.
+        right: (k, vector) to a vector.
+        start: vector to what its accumulators start from.
+        along: whether `left` can give more than one value.
+    """
+    sums = [code.register(start(vector)) for _ in range(tile.rows) for vector in range(tile.vectors)]
+
+    def step(k: Any, values: Callable[[int], Any]) -> None:
+        columns = [code.let(right(k, vector)) for vector in range(tile.vectors)]
+        for row in range(tile.rows):
+            broadcast = code.let(values(row))
+            for vector, column in enumerate(columns):
+                index = row * tile.vectors + vector
+                sums[index].set(sums[index].value + broadcast * column)
+
+    # NEON multiplies by one lane of a register: a vector of a row is loaded once for as many steps.
+    whole = depth // lanes if along and lanes == BY_LANE else 0
+    with code.loop(whole) as block:
+        rows = [code.let(left(row, block * lanes, lanes)) for row in range(tile.rows)]
+        for lane in range(lanes if whole else 0):
+            step(block * lanes + lane, lambda row, lane=lane: lanes_of(rows[row], *[lane] * lanes))  # type: ignore[misc]
+    with code.loop(depth - whole * lanes) as k:
+        k = k + whole * lanes
+        step(k, lambda row: splat(left(row, k, 1), lanes))
+    return sums
+
+
+def packed(values: Any, base: Any, columns: int, lanes: int) -> Callable[[Any, int], Any]:
+    """(k, vector) to a vector of a packed panel of `columns` columns."""
+    return lambda k, vector: load_vector(values, base + k * columns + vector * lanes, lanes)
+
+
+def product(
+    isa: Isa, arena: int, blob: int, source: Place, target: Matrix, weights: Weights, tile: Tile, epilogue: Epilogue
+) -> Any:
+    """Compute target = epilogue(source @ weights + bias); source `[M, K]`, target `[M, N]`."""
+    code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
+    multiply_rows(code, isa, memory, values, source, target, weights, tile, epilogue)
+    return code.function([memory, values])
+
+
+def multiply_rows(
+    code: Code,
+    isa: Isa,
+    memory: Any,
+    values: Any,
+    source: Place,
+    target: Matrix,
+    weights: Weights,
+    tile: Tile,
+    epilogue: Epilogue,
+) -> None:
+    """The body of `product`, for kernels that do more."""
+    depth, lanes = weights.depth, isa.lanes
+    width = tile.vectors * lanes
+
+    def panel(index: Any, vectors: int, part: Part) -> None:
+        """A part of the rows of so many vectors of columns."""
+        first, base = index * width, weights.offset + index * (width * depth)
+
+        def rows(row: Any, part: Tile) -> None:
+            sums = multiply(
+                code,
+                lanes,
+                part,
+                depth,
+                lambda r, k, count: some(memory, source.offset + (row + r) * source.stride + k, count),
+                packed(values, base, vectors * lanes, lanes),
+                lambda v: (
+                    splat(0.0, lanes)
+                    if weights.bias is None
+                    else load_vector(values, weights.bias + first + v * lanes, lanes)
+                ),
+            )
+            for r in range(part.rows):
+                for v in range(part.vectors):
+                    store(sums[r * part.vectors + v].value, row + r, first + v * lanes)
+
+        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, part)
+
+    def store(value: Any, row: Any, column: Any) -> None:
+        finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+
+    over_panels(code, isa, tile, (source.rows, weights.columns, depth), panel)
+
+
+def finish(
+    code: Code,
+    memory: Any,
+    values: Any,
+    target: Matrix,
+    columns: int,
+    epilogue: Epilogue,
+    row: Any,
+    column: Any,
+    value: Any,
+    lanes: int,
+) -> None:
+    """The end of an epilogue: activation, additions, and one vector of the target."""
+    if epilogue.activation is not None:
+        value = activate(code, epilogue.activation, value, lanes)
+    if epilogue.onto:
+        assert isinstance(target, Place)
+        value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
+    if epilogue.table is not None:
+        value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
+    put(code, memory, values, target, row, column, value, lanes)
+
+
+def layer_norm(
+    isa: Isa,
+    arena: int,
+    blob: int,
+    source: Place,
+    target: Matrix,
+    width: int,
+    scale: int,
+    shift: int,
+    eps: float,
+    groups: int = 1,
+) -> Any:
+    """Compute target = LN(source) * scale + shift, row by row.
+
+    `width` of a row's columns count, the others are 0 and stay 0. With `groups`, every row is so many rows beside each
+    other, each padded to whole vectors.
+    """
+    code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
+    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups)
+    return code.function([memory, values])
+
+
+def norm_rows(
+    code: Code,
+    isa: Isa,
+    memory: Any,
+    values: Any,
+    source: Place,
+    target: Matrix,
+    width: int,
+    scale: int,
+    shift: int,
+    eps: float,
+    groups: int = 1,
+) -> None:
+    """The body of `layer_norm`, for kernels that do more."""
+    lanes = isa.lanes
+    vectors = -(-source.width // lanes)
+    threads = worth(isa.threads, source.rows * groups * vectors * NORM_STEPS)
+    with each(code, threads, source.rows) as row, code.loop(groups) as group:
+        start = group * (vectors * lanes)
+        base = source.offset + row * source.stride + start
+        mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes)
+        with code.loop(vectors) as v:
+            x = load_vector(memory, base + v * lanes, lanes)
+            y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
+            y = y + load_vector(values, shift + v * lanes, lanes)
+            put(code, memory, values, target, row, start + v * lanes, y, lanes)
+
+
+def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:
+    """(mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0."""
+    vectors = -(-columns // lanes)
+    sums = code.register(splat(0.0, lanes))
+    with code.loop(vectors) as v:
+        sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
+    mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
+    squares = code.register(splat(0.0, lanes))
+    with code.loop(vectors) as v:
+        centred = code.let(load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes))
+        squares.set(squares.value + centred * centred)
+    total = lane_sum(code, squares.value, lanes)
+    padding = vectors * lanes - width
+    if padding:
+        total = total - number(padding) * mean * mean
+    return mean, code.let(rsqrt(total * number(1 / width) + number(eps)))
+
+
+def decide(
+    isa: Isa,
+    arena: int,
+    blob: int,
+    states: int,
+    pooled: Place,
+    scratch: Place,
+    weight: int,
+    limit: float,
+    eps: float,
+    index: int,
+) -> Any:
+    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index]."""
+    code, lanes = Code(), isa.lanes
+    memory, values, decisions = buffer("arena", arena), buffer("weights", blob), buffer("gates", states, "uint8")
+    effort = tensor("effort", ())
+    base: Any = pooled.offset
+    if pooled.rows > 1:
+        mean_rows(code, memory, pooled, scratch, lanes)
+        base = scratch.offset
+    mean, scaled = _moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
+    sums = code.register(splat(0.0, lanes))
+    with code.loop(-(-pooled.width // lanes)) as v:
+        x = (load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)) * splat(scaled, lanes)
+        sums.set(sums.value + x * load_vector(values, weight + v * lanes, lanes))
+    logit = lane_sum(code, sums.value, lanes) + effort[()]
+    is_open = code.let(logit > number(limit))
+    code.store(decisions, index, is_open.astype("uint8"))
+    code.give(is_open)
+    return code.function([memory, values, effort, decisions], result="bool")
+
+
+def mean_rows(code: Code, memory: Any, source: Place, target: Place, lanes: int) -> None:
+    """Make target row 0 = mean over the rows of source."""
+    with code.loop(-(-source.width // lanes)) as v:
+        sums = code.register(splat(0.0, lanes))
+        with code.loop(source.rows) as row:
+            x = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
+            sums.set(sums.value + x)
+        mean = sums.value * splat(1 / source.rows, lanes)
+        code.store_vector(memory, target.offset + v * lanes, mean, lanes)
+
+
+def average(isa: Isa, arena: int, source: Place, target: Place) -> Any:
+    """Make target row 0 = mean over the rows of source."""
+    code = Code()
+    memory = buffer("arena", arena)
+    mean_rows(code, memory, source, target, isa.lanes)
+    return code.function([memory])
+
+
+def add_skip_rows(isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int) -> Any:
+    """Do stream[i] += rows[min(i, prefix)], the rows that stand in for a branch that did not run."""
+    code, lanes = Code(), isa.lanes
+    memory, values = buffer("arena", arena), buffer("weights", blob)
+
+    def add(row: Any, owner: int) -> None:
+        with code.loop(stream.stride // lanes) as v:
+            place = stream.offset + row * stream.stride + v * lanes
+            skip = load_vector(values, rows + owner * stream.stride + v * lanes, lanes)
+            code.store_vector(memory, place, load_vector(memory, place, lanes) + skip, lanes)
+
+    for row in range(min(prefix, stream.rows)):
+        add(row, row)
+    with code.loop(max(stream.rows - prefix, 0)) as row:
+        add(row + prefix, prefix)
+    return code.function([memory, values])
+
+
+def start(isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int, states: tuple[bool, ...]) -> Any:
+    """Write the prefix tokens, `[prefix, stride]` in the blob, into the stream, and the state of every branch."""
+    code, lanes = Code(), isa.lanes
+    memory, values, decisions = buffer("arena", arena), buffer("weights", blob), buffer("gates", len(states), "uint8")
+    with code.loop(prefix * stream.stride // lanes) as v:
+        code.store_vector(memory, stream.offset + v * lanes, load_vector(values, rows + v * lanes, lanes), lanes)
+    for index, state in enumerate(states):
+        code.store(decisions, index, integer(int(state)).astype("uint8"))
+    return code.function([memory, values, decisions])
+
+
+def patches(isa: Isa, arena: int, height: int, width: int, side: int, target: Place) -> Any:
+    """uint8 pixels of every `side` x `side` patch as one float32 row of `side * side * 3`."""
+    code, lanes = Code(), isa.lanes
+    image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
+    flat = code.flat(image, "uint8")
+    columns, line, run = width // side, width * 3, side * 3
+    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
+        pixels = (r * side + y) * line + c * run
+        place = target.offset + (r * columns + c) * target.stride + y * run
+        with code.loop(run // lanes) as v:
+            x = to_float(load_vector(flat, pixels + v * lanes, lanes), lanes)
+            code.store_vector(memory, place + v * lanes, x, lanes)
+        with code.loop(run % lanes) as i:
+            last = run - run % lanes + i
+            code.store(memory, place + last, to_float(load(flat, pixels + last)))
+    return code.function([image, memory])
+
+
+def copy_out(isa: Isa, arena: int, source: Place, count: int, rows: int) -> Any:
+    """The first `count` values of `rows` rows, joined, as the output `[1, rows * count]`."""
+    code = Code()
+    memory, logits = buffer("arena", arena), tensor("logits", (1, rows * count))
+    flat = code.flat(logits, "float32")
+    with code.loop(rows) as row, code.loop(count) as i:
+        code.store(flat, row * count + i, load(memory, source.offset + row * source.stride + i))
+    return code.function([memory, logits])

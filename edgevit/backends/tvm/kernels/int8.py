@@ -1,0 +1,164 @@
+"""Linears in int8 as the plan says: weights per output column, exact sums in int32, one fused epilogue in float.
+
+y = scale_x * scale_w * (sum of q * w - zero * sum of w) + bias; the correction is what the sums start from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgevit.backends.tvm.codegen.code import (
+    Code,
+    bits,
+    buffer,
+    load,
+    load_vector,
+    some,
+    splat,
+    to_float,
+)
+from edgevit.backends.tvm.codegen.dots import Dot, Inner
+from edgevit.backends.tvm.codegen.integers import WORD, Integers, Matrix, zero_point
+from edgevit.backends.tvm.codegen.layout import Blob, pad_columns, words
+from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad, panels
+from edgevit.backends.tvm.codegen.threads import Part, over_panels, row_tiles
+from edgevit.backends.tvm.kernels.common import Epilogue, finish
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Weights:
+    """A packed `[depth, columns]` int8 matrix in a blob, both padded, and where its rows of numbers per column start.
+
+    Attributes:
+        offset: of the packed matrix, in words.
+        depth: padded.
+        columns: padded.
+        start: int32, what sums start from: - zero * sum of the column.
+        scale: float32, scale of the input times the column's.
+        bias: float32.
+        outliers: columns of the input that are multiplied in float32, with the weights that start at `exact`.
+        exact: float32 `[outliers, columns]`.
+    """
+
+    offset: int
+    depth: int
+    columns: int
+    start: int
+    scale: int
+    bias: int | None = None
+    outliers: tuple[int, ...] = ()
+    exact: int = 0
+
+
+def quantize_weight(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """`[in, out]` float32 to (int8 `[in, out]`, scale float32 `[out]`), symmetric, as `edgevit.onnx_form` does it."""
+    limit = 2 ** (bits - 1) - 1
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / np.float32(limit)
+    return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale
+
+
+def add_weights(
+    blob: Blob,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    plan: QuantPlan,
+    entry: LinearPlan,
+    dot: Dot,
+    tile: Tile,
+) -> Int8Weights:
+    """Quantize and pack the weights `[depth, columns]` of a Linear into a blob."""
+    outliers = np.array(entry.outliers, dtype=np.int64)
+    regular = weight.copy()
+    regular[outliers] = 0
+    values, scale = quantize_weight(regular, plan.weight_bits)
+    scale = scale * np.float32(entry.scale)
+    depth, columns = pad(weight.shape[0], dot.depth), pad(weight.shape[1], dot.lanes)
+    padded = np.pad(values, ((0, depth - values.shape[0]), (0, columns - values.shape[1])))
+    start = -zero_point(plan, entry, dot.stored) * padded.sum(axis=0, dtype=np.int64)
+    row = None
+    if bias is not None:
+        # Whole steps of the sums, as the plan's other backends have it.
+        row = (np.rint(bias.astype(np.float64) / scale) * scale).astype(np.float32)
+    return Int8Weights(
+        offset=blob.add(dot.pack(padded, tile, dot.lanes)),
+        depth=depth,
+        columns=columns,
+        start=blob.add(words(start.astype(np.int32))),
+        scale=blob.add(pad_columns(scale, columns)),
+        bias=None if row is None else blob.add(pad_columns(row, columns)),
+        outliers=entry.outliers,
+        exact=blob.add(pad_columns(weight[outliers], columns)) if entry.outliers else 0,
+    )
+
+
+def product(
+    isa: Isa,
+    arena: int,
+    blob: int,
+    source: Integers,
+    target: Matrix,
+    weights: Int8Weights,
+    dot: Dot,
+    tile: Tile,
+    epilogue: Epilogue,
+) -> Any:
+    """Compute target = epilogue(source @ weights + bias); source `[M, K]` integers, target `[M, N]`."""
+    code, lanes = Code(), isa.lanes
+    memory, values = buffer("arena", arena), buffer("weights", blob)
+    width = tile.vectors * lanes
+
+    def row_of(offset: int, column: Any) -> Any:
+        return load_vector(values, offset + column, lanes)
+
+    def panel(index: Any, vectors: int, tiles: Part) -> None:
+        """Those tiles of the rows of so many vectors of columns."""
+        first, base = index * width, weights.offset + index * (width * weights.depth // WORD)
+
+        def rows(row: Any, part: Tile) -> None:
+            sums = dot.sums(
+                Inner(
+                    code=code,
+                    tile=part,
+                    steps=weights.depth // dot.depth,
+                    left=lambda r, word, count: some(memory, _row(source, row + r) + word, count),
+                    right=lambda word, count: some(values, base + word, count),
+                    start=lambda v: bits(
+                        f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)
+                    ),
+                )
+            )
+            for r, vectors_of_row in enumerate(sums):
+                for v, total in enumerate(vectors_of_row):
+                    store(total, row + r, first + v * lanes)
+
+        row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, tiles)
+
+    def store(total: Any, row: Any, column: Any) -> None:
+        value = to_float(total, lanes) * row_of(weights.scale, column)
+        if weights.bias is not None:
+            value = value + row_of(weights.bias, column)
+        for index, outlier in enumerate(weights.outliers):
+            assert source.exact is not None
+            place = index if source.kept else outlier
+            x = load(memory, source.exact.offset + row * source.exact.stride + place)
+            value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
+        finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+
+    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel)
+    return code.function([memory, values])
+
+
+def instructions(rows: int, columns: int, dot: Dot, tile: Tile) -> int:
+    """How many multiplying instructions the code of a product has, at least: inner loops of every kind of tile."""
+    full, rest = panels(pad(columns, dot.lanes), tile, dot.lanes)
+    heights = [tile.rows] * (rows >= tile.rows) + [rows % tile.rows] * (rows % tile.rows > 0)
+    widths = [tile.vectors] * (full > 0) + [rest] * (rest > 0)
+    return sum(dot.count(Tile(rows=r, vectors=v)) for r in heights for v in widths)
+
+
+def _row(source: Integers, row: Any) -> Any:
+    return source.place.offset + row * source.place.stride

@@ -1,0 +1,1 @@
+"""The parts of a ViT as lists of kernels."""

@@ -1,0 +1,1 @@
+"""Running a compiled model: in this process, or in the C++ runner."""

@@ -1,0 +1,87 @@
+"""The runtime in this process: tvm_ffi and libtvm_runtime.so, without the compiler and the Python package around it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgevit.backends.tvm.run.canary import INSTALL
+from edgevit.errors import RuntimeMissingError
+
+ERROR = f"{RuntimeMissingError.__module__}.{RuntimeMissingError.__name__}: "
+ASK = (sys.executable, "-c", f"from {__name__} import llvm_architectures; print(*llvm_architectures())")
+RUNTIME, COMPILER = "lib/libtvm_runtime.so", "lib/libtvm_compiler.so"
+
+
+@cache
+def runtime() -> Any:
+    """tvm_ffi, with the runtime's functions registered in it.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        ffi = _ffi()
+        # Its symbols are for the libraries that are loaded after it.
+        ctypes.CDLL(str(package("tvm") / RUNTIME), ctypes.RTLD_GLOBAL)
+    except (ImportError, OSError) as error:
+        raise RuntimeMissingError(f"TVM's runtime cannot be loaded ({error}); install it: {INSTALL}") from error
+    return ffi
+
+
+def llvm_architectures() -> tuple[str, ...]:
+    """What the installed TVM's LLVM can compile for; none if it was built without LLVM.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, or its libraries cannot be loaded.
+    """
+    ffi = runtime()
+    try:
+        ctypes.CDLL(str(package("tvm") / COMPILER), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise RuntimeMissingError(f"TVM's compiler cannot be loaded ({error}); install it: {INSTALL}") from error
+    listed = ffi.get_global_func("target.llvm_get_targets", allow_missing=True)
+    return tuple(sorted(str(name) for name in listed())) if listed else ()
+
+
+def compiles_for() -> tuple[str, ...]:
+    """The same, asked in a process of its own: whatever else this one loads later must not meet LLVM's symbols.
+
+    Raises:
+        RuntimeMissingError: a package is not installed, its libraries cannot be loaded, or the process ended otherwise.
+    """
+    done = subprocess.run(ASK, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        raise RuntimeMissingError(f"TVM's compiler cannot be used: {reason.removeprefix(ERROR)}")
+    return tuple(done.stdout.split())
+
+
+def package(name: str) -> Path:
+    """Where an installed package lies, found without importing it.
+
+    Raises:
+        RuntimeMissingError: it is not installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RuntimeMissingError(f"{name} is not installed; install it: {INSTALL}")
+    return Path(spec.origin).parent
+
+
+def _ffi() -> Any:
+    """tvm_ffi; where it finds torch it imports it, which costs seconds and 200 MB that nothing here needs."""
+    hidden = "tvm_ffi" not in sys.modules and "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tvm_ffi

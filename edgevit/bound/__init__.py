@@ -1,1 +1,0 @@
-"""Memory bounds over every gate path, per runtime, and the runs that check them."""

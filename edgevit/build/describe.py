@@ -1,0 +1,173 @@
+"""The manifest of a build: what stands in it, taken from the Program, the plan and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgevit import __version__
+from edgevit.util import strict_json
+from edgevit.backends import Runner, backend
+from edgevit.bundle.write import GoldenRun
+from edgevit.schema.manifest import (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, BranchFacts, EffortContract, InputContract, Macs, Manifest, OutputContract, PathName, Sizes,)
+from edgevit.program.macs import macs_by_branch, total_macs
+from edgevit.program.original import uncompressed, without_answers
+from edgevit.program.program import expected_shapes
+from edgevit.build.verify_build import Case, Evidence
+from edgevit.schema.recipe import Recipe
+from edgevit.program.spec import ProgramSpec
+
+GOLDEN_CANDIDATES = 32
+GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
+GOLDEN_TOLERANCE = 0.25  # of the logits' deviation: another CPU's int8 kernels round differently
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything a manifest is made of."""
+
+    case: Case
+    recipe: Recipe
+    versions: Mapping[str, str]
+    evidence: Evidence
+    golden: Sequence[GoldenRun]
+
+
+def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
+    """The manifest, but for what only the writer knows (hashes, golden file names)."""
+    spec, evidence = facts.case.program.spec, facts.evidence
+    models = _models(tuple(files))
+    return Manifest(
+        name=f"{spec.name}-{facts.case.target.name}",
+        backend=facts.case.target.backend,
+        target=strict_json.to_data(facts.case.target),
+        recipe=strict_json.to_data(facts.recipe),
+        tools={"edgevit": __version__, **facts.versions},
+        origin=dict(spec.origin),
+        original=without_answers(spec.original),
+        input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
+        effort=EffortContract() if spec.gated else None,
+        outputs=(
+            OutputContract(
+                name="logits",
+                dtype="float32",
+                shape=(1, spec.head.classes),
+                meaning="one score per class" if spec.head.linear else "features: the model ends without a classifier",
+                kind="scores" if spec.head.linear else "features",
+            ),
+            OutputContract(
+                name="gates",
+                dtype="uint8",
+                shape=(len(spec.branches),),
+                meaning="one per branch, 1 = the branch ran",
+                kind="gates",
+            ),
+        ),
+        model=next(iter(models.values())),
+        models=models,
+        runtime_settings=backend(facts.case.target.backend).settings(
+            next(iter(files.values())).parent,
+            precision=facts.case.target.inference_precision,
+            weight_bits=facts.case.target.weight_bits,
+        ),
+        branches=tuple(branch_facts(facts)),
+        sizes=_sizes(facts, files, models),
+        macs=_macs(facts),
+        bound=evidence.bound,
+        claims=evidence.claims,
+        accuracy=evidence.accuracy,
+        golden_tolerance=float(f"{GOLDEN_TOLERANCE * evidence.deviation:.4g}"),
+    )
+
+
+def _models(files: Sequence[str]) -> dict[str, str]:
+    known = {"model.onnx": "onnx", "model.ort": "ort", "model.xml": "ir", "model.so": "so"}
+    return {known[name]: name for name in files if name in known}
+
+
+def branch_facts(facts: Facts) -> list[BranchFacts]:
+    """One row per branch, in order."""
+    spec, evidence = facts.case.program.spec, facts.evidence
+    linears = facts.case.plan.linears if facts.case.plan else ()
+    rows = []
+    counts = zip(macs_by_branch(spec), macs_by_branch(uncompressed(spec)), strict=True)
+    for index, (branch, (macs, dense_macs)) in enumerate(zip(spec.branches, counts, strict=True)):
+        planned = [p for p in linears if p.name.startswith(f"{branch.name}.")]
+        rows.append(
+            BranchFacts(
+                name=branch.name,
+                kind=branch.kind,
+                units=branch.units,
+                units_total=branch.units_total,
+                macs=macs,
+                dense_macs=dense_macs,
+                gated=branch.gate is not None,
+                threshold=branch.gate.threshold if branch.gate else None,
+                open_rate=float(evidence.open_rates[index]) if branch.gate else None,
+                memory_bytes=evidence.branch_bytes.get(branch.name),
+                int8_linears=sum(p.int8 for p in planned),
+                linears=0 if branch.removed else 2,
+            )
+        )
+    return rows
+
+
+def _macs(facts: Facts) -> Macs:
+    spec = facts.case.program.spec
+    branches = np.array(macs_by_branch(spec))
+    gated = np.array([b.gate is not None for b in spec.branches])
+    everything = total_macs(spec)
+    skipped = everything - int(branches[gated].sum())
+    expected = skipped + float((branches * facts.evidence.open_rates)[gated].sum())
+    return Macs(
+        dense=total_macs(uncompressed(spec)),
+        all_open=everything,
+        all_skipped=skipped,
+        expected=expected,
+    )
+
+
+def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -> Sizes:
+    first = next(iter(models.values()))
+    # What one device loads: the model that was verified and the data beside it, not its other formats.
+    beside = (f"{first}.data", "model.bin", "model.weights")
+    loaded = [path for name, path in files.items() if name == first or name in beside]
+    spec = facts.case.program.spec
+    parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
+    dense = sum(int(np.prod(shape)) for shape in expected_shapes(uncompressed(spec)).values())
+    return Sizes(
+        model_bytes=sum(path.stat().st_size for path in loaded),
+        float_bytes=4 * dense,
+        parameters=parameters,
+        dense_parameters=dense,
+    )
+
+
+def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, chooser: Runner) -> list[GoldenRun]:
+    """Runs of the compiled model for all-open, all-skipped and one real path, on a calibration image.
+
+    `chooser`, which is the same model and may be a faster one, looks for the image.
+    """
+    image = _real_image(chooser, images) if spec.gated else images[:1]
+    paths: list[tuple[PathName, float]] = [("real", 0.0)]
+    if spec.gated:
+        paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]
+    runs = []
+    for path, effort in paths:
+        logits, gates = runner.run(image, effort)
+        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
+    return runs
+
+
+def _real_image(runner: Runner, images: np.ndarray) -> np.ndarray:
+    """An image whose gates are mixed and not near their limits, so that it takes the same path on every device."""
+    for index in range(min(GOLDEN_CANDIDATES, len(images))):
+        image = images[index : index + 1]
+        states = [runner.run(image, effort)[1] for effort in (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)]
+        mixed = 0 < states[1].sum() < len(states[1])
+        if mixed and all(np.array_equal(s, states[1]) for s in states):
+            return image
+    return images[:1]

@@ -1,0 +1,137 @@
+"""What a build would cost, without calibrating or compiling: `edgevit build --dry-run`.
+
+The structure is predicted, not the choice: pruning is assumed to take the same share of every branch, every branch is
+assumed to get a gate, every Linear to be int8. Sizes and the memory bound are then exact for that structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgevit.backends import tvm
+from edgevit.backends.onnxruntime import written_bytes
+from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.backends.tvm import memory_bound as tvm_bound
+from edgevit.errors import BudgetError
+from edgevit.onnx_form.assemble import detached
+from edgevit.onnx_form.check import check_size
+from edgevit.program.macs import macs_by_branch, total_macs
+from edgevit.program.program import Program, expected_shapes
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
+from edgevit.program.spec import BranchSpec, GateSpec, ProgramSpec
+from edgevit.schema.target import Target
+
+NEURON_STEP = 16
+BISECTIONS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Bytes, MACs per image, and how many Linears would be int8.
+
+    `model_bytes` is what `holds` says: the code of a TVM build only a compiler can tell. `bound_bytes` is the memory
+    bound of the predicted structure; None for a runtime without one. `expected_macs` is None for a Program with gates
+    of its own: how often they open only images tell.
+    """
+
+    model: str
+    target: str
+    float_bytes: int
+    model_bytes: int
+    holds: str
+    dense_macs: int
+    all_open_macs: int
+    expected_macs: float | None
+    bound_bytes: int | None
+    int8_linears: int
+    linears: int
+
+
+def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float = 1.0) -> Prediction:
+    """Predict a build of `program`.
+
+    Raises:
+        BudgetError: the stem and the head alone cost more than the budget.
+        ProgramError: it is too large for any target's file.
+        RuntimeMissingError: TVM's kernels are laid out by TVM, which is not installed.
+    """
+    spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
+    check_size(spec, int8=target.int8)
+    names = linear_names(spec)
+    model_bytes, bound = _memory(spec, target)
+    everything = total_macs(spec)
+    return Prediction(
+        model=program.spec.name,
+        target=target.name,
+        float_bytes=4 * sum(a.size for a in program.weights.values()),
+        model_bytes=model_bytes,
+        holds="weights; code comes on top" if target.backend == "tvm" else "weights and graph",
+        dense_macs=total_macs(program.spec),
+        all_open_macs=everything,
+        expected_macs=None if program.spec.gated and gate == 1.0 else everything * gate,
+        bound_bytes=bound,
+        int8_linears=len(names) if target.int8 else 0,
+        linears=len(names),
+    )
+
+
+def bound_bytes(spec: ProgramSpec, target: Target) -> int | None:
+    """The memory bound of a build of this structure for `target`; None for a runtime without one."""
+    return _memory(spec, target)[1]
+
+
+def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
+    """(bytes of the model, memory bound if there is one), with zeros for weights."""
+    plan = None
+    if target.int8:
+        plan = QuantPlan(
+            linears=tuple(LinearPlan(name=n, int8=True) for n in linear_names(spec)),
+            activations=target.activations,
+            weight_bits=target.weight_bits,
+            attentions=attention_names(spec) if target.attention == "int8" else (),
+        )
+    zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
+    program = Program(spec=spec, weights=zeros)
+    if target.backend == "tvm":
+        laid = tvm.predict(program, plan, target)
+        bound = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
+        return laid.weights, bound.total_bytes
+    model = detached(program, plan)
+    return written_bytes(*model), ort_bound.bound(*model).total_bytes if target.backend == "onnxruntime" else None
+
+
+def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
+    """The spec with the same share of every branch taken away, so that `fraction` of the MACs is gone."""
+    if fraction == 0.0:
+        return spec
+    budget = total_macs(spec) * (1 - fraction)
+    floor = total_macs(spec) - sum(macs_by_branch(spec))
+    if budget < floor:
+        raise BudgetError(
+            f"pruning {fraction:.0%} of {total_macs(spec) / 1e6:.0f} MMACs leaves {budget / 1e6:.0f}, but stem and "
+            f"head alone need {floor / 1e6:.0f}; ask for at most {1 - floor / total_macs(spec):.0%}"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        share = (low + high) / 2
+        low, high = (share, high) if total_macs(scaled(spec, share)) <= budget else (low, share)
+    return scaled(spec, low)
+
+
+def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
+    """The spec with the first `share` (0 to 1) of every branch's units, neurons in steps of 16."""
+
+    def keep(branch: BranchSpec) -> BranchSpec:
+        step = NEURON_STEP if branch.kind == "ffn" and branch.units >= NEURON_STEP else 1
+        units = int(branch.units * share) // step * step
+        return replace(branch, kept=branch.kept[:units], gate=branch.gate if units else None)
+
+    return replace(spec, branches=tuple(keep(b) for b in spec.branches))
+
+
+def gated(spec: ProgramSpec) -> ProgramSpec:
+    """The spec with a gate and skip rows on every branch that is left."""
+    gate = GateSpec(pool="prefix" if spec.stem.prefix else "mean", threshold=0.0)
+    return replace(spec, branches=tuple(b if b.removed else replace(b, gate=gate, skip=True) for b in spec.branches))

@@ -1,0 +1,1 @@
+"""Smaller models: static pruning, dynamic gates, and both trained together."""

@@ -1,0 +1,1 @@
+"""Dynamic gates: initial gates, training, thresholds."""

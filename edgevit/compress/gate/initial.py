@@ -1,0 +1,131 @@
+"""First gates without any gradient: measure what skipping costs each image, and predict it from the gate's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgevit.compress.gate.threshold import fixed_macs
+from edgevit.errors import BudgetError
+from edgevit.program.macs import macs_by_branch, total_macs
+from edgevit.program.program import Program
+from edgevit.torch_form.stream import batches, mean_outputs, step_branch
+from edgevit.torch_form.vit import Vit
+from edgevit.util.progress import track
+
+BATCH = 8
+FLOOR = 1e-3  # nats; losses below it are noise
+RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+LARGEST_LOGIT = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skips:
+    """What skipping one branch at a time costs.
+
+    Attributes:
+        losses: KL divergence of the logits in nats, `[n, branches]`; 0 for branches without a gate.
+        inputs: what each gate reads, the normalised pooled row, `[n, branches, dim]`.
+    """
+
+    losses: np.ndarray
+    inputs: np.ndarray
+
+
+@torch.no_grad()
+def measure_skips(program: Program, images: np.ndarray) -> Skips:
+    """Skip every gated branch alone on uint8 images `[n, height, width, 3]`; its skip rows take its place."""
+    spec, model = program.spec, Vit(program).eval().requires_grad_(False)
+    losses, inputs = [], []
+    for batch in track(batches(spec, images, BATCH), "Measuring branches"):
+        streams = [model.stem(batch)]
+        for branch in spec.branches:
+            streams.append(step_branch(model, branch, streams[-1]))
+        reference = model.head(streams[-1]).log_softmax(dim=-1)
+        lost = torch.zeros(len(batch), len(spec.branches))
+        for index, branch in enumerate(spec.branches):
+            if branch.gate is not None:
+                x = streams[index] + model.skip_rows(branch)
+                for later in spec.branches[index + 1 :]:
+                    x = step_branch(model, later, x)
+                skipped = model.head(x).log_softmax(dim=-1)
+                lost[:, index] = (reference.exp() * (reference - skipped)).sum(dim=-1)
+        losses.append(lost)
+        inputs.append(torch.stack([_gate_input(model, x) for x in streams[:-1]], dim=1))
+    return Skips(losses=torch.cat(losses).numpy(), inputs=torch.cat(inputs).numpy())
+
+
+def _gate_input(model: Vit, x: Tensor) -> Tensor:
+    """The row all gates of a model read (they share one pool), without the gate's weight: `[B, D]`."""
+    prefix = model.spec.stem.prefix
+    pooled = x[:, 0] if prefix else x.mean(dim=1)
+    return F.layer_norm(pooled, (pooled.shape[-1],), eps=model.spec.norm_eps)
+
+
+def predictor(inputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Ridge regression `inputs @ weight + bias` of `values [n]`, the ridge chosen by leave-one-out.
+
+    Where no ridge predicts better than the mean, the weight is 0.
+    """
+    mean, middle = inputs.mean(axis=0), float(values.mean())
+    x, y = (inputs - mean).astype(np.float64), values - middle
+    kernel = x @ x.T
+    best, chosen = float(np.sum(y**2)) * (len(y) / max(len(y) - 1, 1)) ** 2, None
+    for ridge in RIDGES:
+        hat = np.linalg.solve(kernel + ridge * np.eye(len(y)), kernel).T + 1 / len(y)
+        left_out = float(np.sum(((y - hat @ y) / (1 - np.diag(hat))) ** 2))
+        if left_out < best:
+            best, chosen = left_out, ridge
+    if chosen is None:
+        return np.zeros(inputs.shape[1]), middle
+    weight = x.T @ np.linalg.solve(kernel + chosen * np.eye(len(y)), y)
+    return weight, middle - float(mean @ weight)
+
+
+def initial_gates(program: Program, images: np.ndarray, budget: float, spread: float) -> Program:
+    """Skip rows at the mean outputs; each gate's logit is `spread * log(predicted loss / MACs)`, shifted to the budget.
+
+    Args:
+        program: with gates attached (their weights are replaced).
+        images: uint8 `[n, height, width, 3]`.
+        budget: expected MACs as a fraction of the all-open ones.
+        spread: how decided the gates are.
+
+    Raises:
+        BudgetError: skipping branches changes no output.
+    """
+    spec = program.spec
+    means = mean_outputs(Vit(program).eval().requires_grad_(False), batches(spec, images))
+    live = [i for i, b in enumerate(spec.branches) if b.gate is not None]
+    started = program.with_weights(
+        {f"{spec.branches[i].name}.skip": means[spec.branches[i].name].numpy() for i in live}
+    )
+    skips, macs = measure_skips(started, images), np.array(macs_by_branch(spec), dtype=float)[live]
+    if live and not skips.losses[:, live].any():
+        raise BudgetError(
+            f"skipping a branch of {spec.name} changes no output on any of {len(images)} images, so gates have nothing "
+            "to learn from: is the head still untrained, or is there a single class? Train the model first"
+        )
+    fits = [predictor(skips.inputs[:, i], np.log(skips.losses[:, i] + FLOOR)) for i in live]
+    logits = np.stack([skips.inputs[:, i] @ w + b for i, (w, b) in zip(live, fits, strict=True)], axis=1) - np.log(macs)
+    shift = _shift(spread * logits, macs, budget * total_macs(spec) - fixed_macs(spec))
+    changed: dict[str, np.ndarray] = {}
+    for i, (weight, bias), mac in zip(live, fits, macs, strict=True):
+        name = spec.branches[i].name
+        changed[f"{name}.gate.weight"] = spread * weight
+        changed[f"{name}.gate.bias"] = np.array([np.clip(spread * (bias - np.log(mac)) + shift, -1e3, 1e3)])
+    return started.with_weights(changed)
+
+
+def _shift(logits: np.ndarray, macs: np.ndarray, target: float) -> float:
+    """What to add to logits `[n, gates]` so that the expected MACs of the gated branches are `target`."""
+    low, high = -float(logits.max()) - 20, -float(logits.min()) + 20
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = float((macs / (1 + np.exp(-np.clip(logits + middle, -50, 50)))).sum(axis=1).mean())
+        low, high = (middle, high) if spent < target else (low, middle)
+    return high

@@ -1,0 +1,1 @@
+"""Static pruning: statistics, scores, plan, smaller tensors, repair."""

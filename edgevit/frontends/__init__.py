@@ -1,0 +1,1 @@
+"""Foreign models to Programs: timm, T2T-ViT, checkpoints of every naming, and the refusals."""

@@ -1,0 +1,75 @@
+"""The table of models that fit, and of those that do not with the reason; read without torch.
+
+`python -m edgevit.frontends.catalogue` tries every name again and rewrites `catalogue.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevit.util import strict_json
+
+FILE = Path(__file__).with_name("catalogue.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model: whether it fits, why not, and its size at its default input (MACs as the literature counts them).
+
+    `license` is what timm states for the weights that the name's tag stands for; '' where it states none.
+    """
+
+    name: str
+    fits: bool
+    reason: str = ""
+    height: int = 0
+    width: int = 0
+    patch: int = 0
+    classes: int = 0
+    license: str = ""
+    parameters: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """All entries, and the version of timm they were tried with."""
+
+    timm: str
+    models: tuple[Entry, ...]
+
+
+def read_catalogue(file: Path = FILE) -> Catalogue:
+    """The table that ships with edgevit."""
+    faults: list[str] = []
+    catalogue = strict_json.from_data(Catalogue, json.loads(file.read_text()), faults, file.name)
+    if catalogue is None:
+        raise ValueError(f"{file} has faults: {'; '.join(faults)}")
+    return catalogue
+
+
+def write_catalogue(file: Path = FILE) -> Catalogue:
+    """Try every name (about four minutes on one core) and write the table atomically."""
+    from edgevit.frontends.catalogue_rows import try_all
+    from edgevit.frontends.timm_import import timm
+
+    catalogue = Catalogue(timm=timm.__version__, models=tuple(try_all()))
+    strict_json.write_atomic(file, catalogue_text(catalogue))
+    return catalogue
+
+
+def catalogue_text(catalogue: Catalogue) -> str:
+    """The file's text: one row a line, without the fields that have their default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Entry)}
+    entries = (strict_json.to_data(entry) for entry in catalogue.models)
+    rows = ",\n".join(json.dumps({k: v for k, v in row.items() if v != defaults[k]}) for row in entries)
+    return f'{{"timm": {json.dumps(catalogue.timm)}, "models": [\n{rows}\n]}}\n'
+
+
+if __name__ == "__main__":
+    written = write_catalogue()
+    fitting = sum(entry.fits for entry in written.models)
+    print(f"{FILE.name}: {fitting} of {len(written.models)} models fit (timm {written.timm})")

@@ -1,0 +1,1 @@
+"""Images as input: sources, decoding, preparing, labels, and whether they can calibrate."""

@@ -1,0 +1,59 @@
+"""What spoils the figures of a measurement, read from the machine it was made on: one sentence each, with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgevit.schema.measurement import Environment, GoldenParity
+
+CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
+HOT_C = 80.0  # a Raspberry Pi begins to throttle here
+IDLE_LOAD = 0.5  # CPUs: so much may others take, or the load average be where a system tells no more
+
+
+def parity_doubts(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
+    """A sentence for every golden output that is not reproduced: what was measured computes something else."""
+    return tuple(
+        f"golden path {case.path} gives "
+        + ("other gates" if not case.gates_equal else f"logits off by {case.logit_error:.3g}")
+        + f" here (allowed: equal gates, {case.allowed:.3g}): the figures are of another function than the one built"
+        for case in golden
+        if not case.held
+    )
+
+
+def doubts(machine: Environment) -> tuple[str, ...]:
+    """Every reason to trust these figures less, worst first; empty if none is seen."""
+    if machine.emulated_by is not None:
+        return (
+            f"this machine is emulated by {machine.emulated_by}: times are withheld, because an emulator's are no "
+            "device's; memory of the process is the emulator's and is withheld too",
+        )
+    usable = len(machine.cpus) if machine.cpus is not None else machine.cores
+    before, after = machine.frequency_before_mhz, machine.frequency_after_mhz
+    temperatures = (machine.temperature_before_c, machine.temperature_after_c)
+    hottest = max((t for t in temperatures if t is not None), default=0.0)
+    load, others = machine.load_average_before or 0.0, machine.others_cpus
+    checks = (
+        (bool(machine.throttling), f"the clock was held down ({', '.join(machine.throttling or ())}): cool or feed it"),
+        (
+            before is not None and after is not None and after < CLOCK_DROP * before,
+            f"the clock fell from {before or 0:g} to {after or 0:g} MHz while measuring",
+        ),
+        (hottest >= HOT_C, f"{hottest:g} °C: too hot to keep its clock; cool it and measure again"),
+        (
+            machine.governor not in (None, "performance"),
+            f"the governor is {machine.governor}, so the clock follows the load; set it to performance",
+        ),
+        (
+            others is not None and others > IDLE_LOAD,
+            f"other programs kept {others or 0:g} CPUs busy while measuring; stop them, measure again",
+        ),
+        # The load average still counts what ended a minute ago, such as the build: only where nothing else is told.
+        (
+            others is None and load > IDLE_LOAD,
+            f"other programs ran: load average {load:g} before measuring; stop them, measure again",
+        ),
+        (machine.threads > usable, f"{machine.threads} threads share {usable} CPU{'s' * (usable > 1)}"),
+    )
+    return tuple(sentence for holds, sentence in checks if holds)

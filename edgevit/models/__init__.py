@@ -1,1 +1,0 @@
-"""Models: the Program, and what turns foreign models into one."""

@@ -1,0 +1,175 @@
+"""Stitch the segments of a Program into one ONNX model, gates as sequential `If` nodes.
+
+Inputs: `image` uint8 `[1, height, width, 3]`; with gates also `effort`, a float32 scalar added to every gate logit
+(0 = as calibrated; +-inf opens or closes all). Outputs: `logits` float32 `[1, classes]` and `gates` uint8 `[branches]`,
+1 = the branch ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgevit import __version__
+from edgevit.onnx_form import segments
+from edgevit.onnx_form.graph import Graph, model, tensor
+from edgevit.program.macs import rows_in, rows_out
+from edgevit.program.program import Program
+from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.schema.quant_plan import QuantPlan
+
+Gating = Literal["if", "open", "both"]
+
+
+def assemble(
+    program: Program,
+    plan: QuantPlan | None = None,
+    *,
+    gating: Gating = "if",
+    taps: bool = False,
+    streams: bool = False,
+) -> onnx.ModelProto:
+    """Lower a Program to one ONNX model.
+
+    Args:
+        program: the model.
+        plan: which Linears are int8 and how; None keeps all of them float.
+        gating: `if` skips closed branches; `open` ignores the gates (the plain twin, no `effort` input); `both`
+            computes both sides of every gate and selects, so that taps see what every branch would do.
+        taps: add the input of every Linear as an output named `tap:<linear>` (not with `if`).
+        streams: add the stream after every branch as an output named `stream:<branch>`.
+    """
+    return model(*_lowered(program, plan, gating, taps, streams), __version__)[0]
+
+
+def detached(
+    program: Program, plan: QuantPlan | None = None, *, gating: Gating = "if", taps: bool = False
+) -> tuple[onnx.ModelProto, Mapping[str, np.ndarray]]:
+    """The same model, only naming its large initialisers, and these: the Program's own arrays where it can be.
+
+    To run a model here (`backends.reference`) that is not to be written: it may be larger than a message can hold, and
+    takes no memory beside the Program's.
+    """
+    return model(*_lowered(program, plan, gating, taps, False), __version__, detached=True)
+
+
+Values = Sequence[onnx.ValueInfoProto]
+
+
+def _lowered(
+    program: Program, plan: QuantPlan | None, gating: Gating, taps: bool, streams: bool
+) -> tuple[Graph, Values, Values]:
+    """The graph with its inputs and outputs."""
+    spec = program.spec
+    graph = Graph(spec.name)
+    gated = spec.gated and gating != "open"
+    x = segments.stem(graph, program, "image", plan)
+    states, opened = [], []
+    for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
+        if gating == "open" or branch.gate is None:
+            x = segments.branch(graph, program, branch, x, plan, rows, read)
+            opened.append(_constant_state(graph, branch))
+        else:
+            is_open = segments.gate(graph, program, branch, x, "effort", read)
+            emit = _conditional if gating == "if" else _select
+            x = emit(graph, program, branch, x, plan, rows, read, is_open)
+            opened.append(is_open)
+        states.append((branch.name, x, rows))
+    segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
+    # One cast of all decisions: every node on the main path is paid for on every run.
+    decisions = graph.op("Concat", opened, "gates/open", axis=0)
+    decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
+    graph.op("Cast", [decisions], "gates", to=TensorProto.UINT8)
+    outputs = [tensor("logits", [1, spec.head.classes]), tensor("gates", [len(opened)], TensorProto.UINT8)]
+    if streams:
+        outputs += [_expose(graph, f"stream:{name}", x, (rows, spec.dim)) for name, x, rows in states]
+    if taps:
+        outputs += _taps(graph, program, plan)
+    inputs = [tensor("image", [1, spec.image.height, spec.image.width, 3], TensorProto.UINT8)]
+    if gated:
+        # An input with an initialiser of its name is optional where the runtime knows defaults.
+        graph.const("effort", np.array(0.0, dtype=np.float32))
+        inputs.append(tensor("effort", []))
+    return graph, inputs, outputs
+
+
+def _conditional(
+    graph: Graph,
+    program: Program,
+    branch: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    is_open: str,
+) -> str:
+    then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
+    shape = (rows, program.spec.dim)
+    ran = tensor(segments.branch(then, program, branch, x, plan, rows, read), shape)
+    stood = tensor(segments.skipped(other, program, branch, x, rows, read), shape)
+    return graph.op(
+        "If",
+        [is_open],
+        f"{branch.name}/y",
+        then_branch=then.proto([], [ran]),
+        else_branch=other.proto([], [stood]),
+    )
+
+
+def _select(
+    graph: Graph,
+    program: Program,
+    branch: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    is_open: str,
+) -> str:
+    ran = segments.branch(graph, program, branch, x, plan, rows, read)
+    other = graph.body(f"{branch.name}_skipped")
+    stood = segments.skipped(other, program, branch, x, rows, read)
+    # The skipped side shares the scope here: its names differ from the open side's by construction.
+    graph.nodes.extend(other.nodes)
+    graph.initialisers.update(other.initialisers)
+    return graph.op("Where", [is_open, ran, stood], f"{branch.name}/y")
+
+
+def _constant_state(graph: Graph, branch: BranchSpec) -> str:
+    return graph.const(f"{branch.name}.state", np.array([[not branch.removed]]))
+
+
+def _expose(graph: Graph, name: str, source: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    graph.op("Identity", [source], name)
+    return tensor(name, shape)
+
+
+def _taps(graph: Graph, program: Program, plan: QuantPlan | None) -> list[onnx.ValueInfoProto]:
+    """The float inputs of all Linears but the patch stem's, whose input is the image."""
+    if plan is not None:
+        raise ValueError("taps are of the float graph: pass no plan")
+    sources = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Gemm"}
+    outputs = []
+    for name, shape in tap_shapes(program.spec).items():
+        source = sources.get(f"{name}/y") or sources[f"{name.removesuffix('qkv')}kv/y"]
+        outputs.append(_expose(graph, f"tap:{name}", source, shape))
+    return outputs
+
+
+def tap_shapes(spec: ProgramSpec) -> dict[str, tuple[int, int]]:
+    """Shape `[rows, in]` of the float input of every Linear; the patch stem is left out, its input is the image."""
+    shapes = {} if spec.stem.kind == "patch" else {"stem": (spec.patches, 9 * spec.stem.token_dim)}
+    for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
+        if branch.removed:
+            continue
+        if branch.kind == "mhsa":
+            shapes |= {f"{branch.name}.qkv": (read, spec.dim), f"{branch.name}.proj": (rows, branch.width)}
+        else:
+            shapes |= {f"{branch.name}.fc1": (rows, spec.dim), f"{branch.name}.fc2": (rows, branch.units)}
+    if spec.head.linear:
+        shapes["head"] = (1, spec.dim * (spec.head.prefix if spec.head.pool == "prefix" else 1))
+    return shapes

@@ -1,0 +1,92 @@
+"""Multiply-accumulates (MACs) of a Program, per part, as the lowered graph executes them.
+
+Counted: every Linear and both attention products. Not counted: norms, softmax, activations, additions.
+`full_rows=True` gives the count of the literature, where every branch computes every token; the lowered graph computes
+only the token rows that the head reads in the last MHSA and the last FFN (see `rows_out`).
+"""
+
+from __future__ import annotations
+
+from edgevit.program.spec import BranchSpec, ProgramSpec
+
+
+def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
+    """Token rows each branch must hand on: all, except at the end of a model whose head reads prefix tokens only.
+
+    A row after which no branch mixes tokens (no MHSA follows) is dead unless the head reads it.
+    """
+    rows = [spec.tokens] * len(spec.branches)
+    if spec.head.pool != "prefix":
+        return tuple(rows)
+    for index in range(len(spec.branches) - 1, -1, -1):
+        rows[index] = spec.head.prefix
+        branch = spec.branches[index]
+        if branch.gate is not None and branch.gate.pool == "mean":
+            rows = [spec.tokens if i < index else r for i, r in enumerate(rows)]
+            break
+        if branch.kind == "mhsa" and not branch.removed:
+            break
+    return tuple(rows)
+
+
+def rows_in(spec: ProgramSpec) -> tuple[int, ...]:
+    """Token rows each branch receives."""
+    return (spec.tokens, *rows_out(spec)[:-1])
+
+
+def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int) -> int:
+    """MACs of one branch run: `rows` token rows are produced, `rows_read` are read (keys and values)."""
+    if branch.removed:
+        return 0
+    if branch.kind == "ffn":
+        return 2 * rows * spec.dim * branch.width
+    queries_and_projection = 2 * rows * spec.dim * branch.width
+    keys_and_values = 2 * rows_read * spec.dim * branch.width
+    products = 2 * rows * rows_read * branch.width
+    return queries_and_projection + keys_and_values + products
+
+
+def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False) -> tuple[int, ...]:
+    """MACs of every branch when it runs, in order."""
+    if full_rows:
+        return tuple(branch_macs(spec, b, spec.tokens, spec.tokens) for b in spec.branches)
+    return tuple(
+        branch_macs(spec, b, o, i) for b, o, i in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True)
+    )
+
+
+def stem_macs(spec: ProgramSpec) -> int:
+    """MACs of the stem; for T2T-ViT both token-to-token stages (performer or full attention) are counted."""
+    stem = spec.stem
+    if stem.kind == "patch":
+        return spec.patches * stem.patch * stem.patch * 3 * spec.dim
+    total = spec.patches * 9 * stem.token_dim * spec.dim
+    width, side_rows, side_columns, d = 147, spec.image.height // 4, spec.image.width // 4, stem.token_dim
+    for _ in range(2):
+        tokens = side_rows * side_columns
+        total += tokens * (width * 3 * d + d * d + 2 * d * d)
+        if stem.kind == "t2t_performer":
+            features = d // 2
+            total += tokens * (2 * features * d + 2 * features * d)
+        else:
+            total += 2 * tokens * tokens * d
+        width, side_rows, side_columns = 9 * d, side_rows // 2, side_columns // 2
+    return total
+
+
+def head_macs(spec: ProgramSpec) -> int:
+    """MACs of the classifier."""
+    head = spec.head
+    if not head.linear:
+        return 0
+    return spec.dim * (head.prefix if head.pool == "prefix" else 1) * head.classes
+
+
+def gate_macs(spec: ProgramSpec) -> int:
+    """MACs of all gates, which run on every path."""
+    return sum(spec.dim for b in spec.branches if b.gate is not None)
+
+
+def total_macs(spec: ProgramSpec, *, full_rows: bool = False) -> int:
+    """MACs of the all-open path."""
+    return stem_macs(spec) + sum(macs_by_branch(spec, full_rows=full_rows)) + head_macs(spec) + gate_macs(spec)

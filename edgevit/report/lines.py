@@ -1,0 +1,88 @@
+"""A Measurement as a few lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgevit.schema.measurement import Emulation, Measurement
+
+
+def lines(measurement: Measurement) -> Iterator[str]:
+    """Where it was made, one line per path, and what an image is expected to cost."""
+    machine = measurement.environment
+    if measurement.emulation is not None:
+        yield from _emulated(measurement, measurement.emulation)
+        return
+    if measurement.not_the_device:
+        yield (
+            f"{'THIS MACHINE was measured, not a device: ' if measurement.device == 'local' else ''}"
+            f"{measurement.not_the_device}"
+        )
+    if measurement.device != "local":
+        held = f", held to CPUs {', '.join(map(str, machine.cpus))}" if machine.cpus is not None else ""
+        yield (
+            f"{machine.cpu} ({machine.arch}, {machine.cores} cores), {machine.runtime} {machine.runtime_version}, "
+            f"{machine.threads} thread{'s' * (machine.threads > 1)}{held}"
+        )
+    for path in measurement.paths:
+        yield (
+            f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
+            f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
+        )
+    if measurement.golden and all(case.held for case in measurement.golden):
+        worst = max(measurement.golden, key=lambda case: case.logit_error)
+        yield f"golden outputs: gates equal, logits within {worst.logit_error:.3g} ({worst.allowed:.3g} allowed)"
+    if measurement.expected_wall_ms is not None:
+        yield f"{'expected':<12} {measurement.expected_wall_ms:8.2f} ms wall  {measurement.expected_cpu_ms:8.2f} ms CPU"
+    else:
+        mean = sum(branch.open_rate for branch in measurement.branches)
+        yield f"times withheld; on average {mean:.1f} of {len(measurement.branches)} branches ran"
+
+
+def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
+    """What an emulated processor computed and executed, per path."""
+    machine = measurement.environment
+    yield (
+        f"{emulation.cpu} emulated by {emulation.emulator}, {machine.runtime} {machine.runtime_version}, 1 thread; "
+        "an emulator has no times"
+    )
+    for case in emulation.golden:
+        within = f"{case.logit_error:.3g} ({case.allowed:.3g} allowed)"
+        yield f"{case.path:<12} golden output: gates equal, logits within {within}"
+    for path in emulation.instructions:
+        largest = sorted(path.classes.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in largest if count and name != "other")
+        yield (
+            f"{path.path:<12} {path.total / 1e6:8.2f} M instructions  {path.branches_open:.1f} of "
+            f"{len(measurement.branches)} branches ran  (M: {told})"
+        )
+    yield f"skipping: {emulation.skip}" if emulation.skip else f"instructions were not counted: {emulation.uncounted}"
+    if emulation.arena_peak_bytes is not None:
+        limit = f", bound {emulation.arena_bytes / 1e6:.2f} MB" if emulation.arena_bytes else ""
+        yield f"arena peak {emulation.arena_peak_bytes / 1e6:.2f} MB{limit}"
+    yield from _heap(emulation)
+    yield from _estimate(emulation)
+
+
+def _heap(emulation: Emulation) -> Iterator[str]:
+    """What the accountant counted, beside the bound."""
+    heap = emulation.heap
+    if heap is None:
+        yield f"heap was not counted: {emulation.unaccounted}"
+        return
+    running, loading = (f"{held / 1e6:.2f} MB" for held in (heap.running_bytes, heap.loading_bytes))
+    limit = f"; memory bound {emulation.bound_bytes / 1e6:.2f} MB, without the runtime" if emulation.bound_bytes else ""
+    yield f"heap peak {running} running, {loading} loading, runtime included{limit}"
+
+
+def _estimate(emulation: Emulation) -> Iterator[str]:
+    """The range of cycles, with what it rests on."""
+    estimate = emulation.estimate
+    if estimate is None:
+        yield f"cycles were not estimated: {emulation.unestimated}"
+        return
+    for path in estimate.paths:
+        low, high = (f"{cycles / 1e6:.1f}" for cycles in (path.lower_cycles, path.upper_cycles))
+        yield f"{path.path:<12} estimate, not measured: {low} to {high} M cycles"
+    yield f"estimated by {estimate.tool} from blocks that hold {estimate.covered:.1%} of the instructions"
+    yield from (f"  {assumption}" for assumption in estimate.assumptions)

@@ -1,0 +1,1 @@
+"""What is written for others: manifest, measurement, quantization plan, target, recipe, memory bound."""

@@ -1,0 +1,227 @@
+"""What a bundle says about itself (`manifest.json`); what a device measured of it is in `measurespec.py`.
+
+Plain data: numbers are numbers, their unit is the end of their name. A bundle is never changed after it is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgevit.program.spec import BranchKind, ImageSpec, OriginalSpec
+
+MANIFEST_SCHEMA = 1
+
+# Added to every gate logit, these open or close all gates: finite, because JSON knows no infinity.
+EFFORT_ALL_OPEN = 1e30
+EFFORT_ALL_SKIPPED = -1e30
+
+PIXELS = (
+    "the first frame, as 8-bit RGB without alpha; palettes and CMYK as Pillow converts them; grey of 9 to 16 bits "
+    "scaled to 8, float and 32-bit values refused; the EXIF orientation as preprocessing.orientation says (a TIFF's "
+    "own is always applied)"
+)
+
+PathName = Literal["all_open", "all_skipped", "real"]
+ClaimName = Literal["parity", "skip", "coverage", "bound", "accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputContract:
+    """The input `image` and how a picture becomes it: uint8 RGB `[1, height, width, 3]`, resized and cropped only.
+
+    `pixels` says what of a picture's file is taken before that.
+    """
+
+    name: str = "image"
+    dtype: str = "uint8"
+    shape: tuple[int, int, int, int]
+    preprocessing: ImageSpec
+    pixels: str = PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffortContract:
+    """The input `effort`, a float32 scalar added to every gate logit: trades accuracy for time while running."""
+
+    name: str = "effort"
+    default: float = 0.0
+    all_open: float = EFFORT_ALL_OPEN
+    all_skipped: float = EFFORT_ALL_SKIPPED
+    meaning: str = "added to every gate logit: 0 as calibrated, above 0 opens more branches, below 0 skips more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputContract:
+    """One output of the model; `kind` says whether the numbers score classes, or are the features themselves."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: str
+    kind: Literal["scores", "features", "gates"] = "scores"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchFacts:
+    """One residual branch as built; one row of the report.
+
+    `macs` when it runs, `dense_macs` before pruning. `open_rate` on the calibration images (None: not gated).
+    `memory_bytes`: the branch's own frame in the memory bound (None: the runtime does not tell).
+    """
+
+    name: str
+    kind: BranchKind
+    units: int
+    units_total: int
+    macs: int
+    dense_macs: int
+    gated: bool
+    threshold: float | None = None
+    open_rate: float | None = None
+    memory_bytes: int | None = None
+    int8_linears: int = 0
+    linears: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Before and after. `float_bytes`: the dense model's weights as float32; `model_bytes`: what the device loads."""
+
+    model_bytes: int
+    float_bytes: int
+    parameters: int
+    dense_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Multiply-accumulates of one image. `expected` weighs every branch by its open rate on the calibration images."""
+
+    dense: int
+    all_open: int
+    all_skipped: int
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBound:
+    """Upper bound over all gate paths: weights, activations, scratch, input and output, gaps between buffers.
+
+    `arena_bytes` is the part of it that lives in the runtime's arena (0: there is none); `measured_peak_bytes`, the
+    largest peak over the paths tried at build time, is to be compared with that part. `proven` false: the runtime
+    cannot be bounded soundly. `covers` says what the figure is.
+    """
+
+    bound_bytes: int
+    weights_bytes: int
+    activations_bytes: int
+    scratch_bytes: int
+    io_bytes: int
+    fragmentation_bytes: int = 0
+    arena_bytes: int = 0
+    measured_peak_bytes: int | None
+    proven: bool
+    covers: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim about the build that a verifier checked. `summary` is one line for people, e.g. '48 of 48 Gemm int8'.
+
+    `held` None: the machine that built it could not run it, so nobody has checked yet; `summary` says why.
+    """
+
+    name: ClaimName
+    held: bool | None
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRow:
+    """One measured fraction: top-1 or top-5 on labelled images, or agreement with another model on any.
+
+    `model` says of what: 'original' in float, 'compressed' (the Program in float; absent where nothing was compressed)
+    or 'bundle'; edgevit 0.1 wrote 'float' for the original. An agreement is with the model `against`: the original, or
+    the float model that was quantized. `low`..`high` is the 95 % interval, `images` is n.
+    """
+
+    model: str
+    metric: Literal["top1", "top5", "agreement"]
+    value: float
+    low: float
+    high: float
+    images: int
+    path: PathName = "real"
+    against: Literal["original", "float"] = "float"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenCase:
+    """An input with the outputs it must give: files in the bundle. Gates must be equal, logits within tolerance."""
+
+    path: PathName
+    effort: float
+    image: str
+    logits: str
+    gates: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """A file of the bundle, by its path inside it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """`manifest.json`. `files` lists every file of the bundle but the manifest itself.
+
+    `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
+    digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
+    credit, `original` the model that was compressed (None: the bundle's is its own original, or an older edgevit did
+    not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the
+    one that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is
+    the largest absolute logit difference that `edgevit verify` accepts. `sha256` is of `manifest.json` without it, and
+    tells damage only ('': written before there was one).
+    """
+
+    schema: int = MANIFEST_SCHEMA
+    name: str
+    backend: str
+    target: dict[str, Any]
+    recipe: dict[str, Any]
+    tools: dict[str, str]
+    origin: dict[str, str]
+    input: InputContract
+    effort: EffortContract | None
+    outputs: tuple[OutputContract, ...]
+    model: str
+    models: dict[str, str]
+    runtime_settings: dict[str, Any]
+    branches: tuple[BranchFacts, ...]
+    sizes: Sizes
+    macs: Macs
+    bound: MemoryBound
+    claims: tuple[Claim, ...]
+    accuracy: tuple[AccuracyRow, ...]
+    golden: tuple[GoldenCase, ...] = ()
+    golden_tolerance: float
+    labels: str | None = None
+    original: OriginalSpec | None = None
+    files: tuple[BundleFile, ...] = ()
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose hashes held: its folder, its manifest and the sha256 of `manifest.json`."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str

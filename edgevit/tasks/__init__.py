@@ -1,0 +1,1 @@
+"""What a model's output means: classes, and how far quantization moves them."""

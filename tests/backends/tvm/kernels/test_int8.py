@@ -1,0 +1,242 @@
+"""Products in int8: exact sums on every instruction set that can run here, and the right instructions on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from edgevit.onnx_form import linear
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+from tests.backends.tvm.available import import_or_skip
+
+import_or_skip()
+
+import tvm  # noqa: E402
+
+from edgevit.backends.tvm.codegen.dots import (  # noqa: E402
+    Dot,
+    Maddubs,
+    Maddwd,
+    Sdot,
+    Smlal,
+    Smmla,
+    Vpdpbusd,
+    dot,
+)
+from edgevit.backends.tvm.codegen.integers import (  # noqa: E402
+    BYTES,
+    LOW,
+    Integers,
+    pixels,
+    place_integers,
+    quantize,
+)
+from edgevit.backends.tvm.codegen.layout import Arena, Blob  # noqa: E402
+from edgevit.backends.tvm.codegen.schedules import (  # noqa: E402
+    ISAS,
+    Isa,
+    Product,
+    Tile,
+    default_tile,
+    isa,
+    tuned,
+)
+from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
+from edgevit.backends.tvm.kernels import int8  # noqa: E402
+from edgevit.backends.tvm.kernels.common import Epilogue  # noqa: E402
+from tests.backends.tvm import crossed  # noqa: E402
+from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
+
+RNG = np.random.default_rng(0)
+SHAPES = [(13, 50, 40), (1, 33, 10), (3, 16, 24), (16, 96, 72), (7, 8, 8)]
+Bits = Literal[7, 8]
+
+
+class Case:
+    """One product whose sums come out as they are: scales are 1, so that float32 holds them exactly."""
+
+    def __init__(self, isa: Isa, bits: Bits, rows: int, depth: int, columns: int, tile: Tile | None = None) -> None:
+        self.isa, self.how, limit = isa, dot(isa, bits), 2 ** (bits - 1) - 1
+        self.entry = LinearPlan(name="fc1", int8=True, scale=1.0, zero_point=int(RNG.integers(0, 256)))
+        self.plan = QuantPlan(linears=(self.entry,), weight_bits=bits)
+        self.arena, blob = Arena(isa.lanes), Blob()
+        self.weight = RNG.integers(-limit, limit + 1, (depth, columns))
+        self.weight[RNG.integers(0, depth, columns), np.arange(columns)] = limit
+        # The largest sums of pairs that there are, for what saturates.
+        self.weight[:, 0] = limit
+        self.source = place_integers(
+            self.arena, blob, rows, depth, self.how.depth, self.how.stored, self.plan, self.entry
+        )
+        self.target = self.arena.place(rows, columns)
+        self.beyond = self.arena.place(1, 16)
+        chosen = default_tile(isa, Product(rows=rows, columns=columns, depth=depth, dot=self.how))
+        self.tile = tile or chosen
+        weight = self.weight.astype(np.float32)
+        packed = int8.add_weights(blob, weight, None, self.plan, self.entry, self.how, self.tile)
+        self.values = blob.array()
+        self.function = int8.product(
+            isa, self.arena.size, blob.size, self.source, self.target, packed, self.how, self.tile, Epilogue()
+        )
+        self.memory = np.frombuffer(RNG.bytes(4 * self.arena.size), np.uint32).copy().view(np.float32)
+        self.x = RNG.integers(0, 256, (rows, depth))
+        self.x[0], self.x[0, ::2] = 255, 254
+        stored = (self.x + LOW[self.how.stored]).astype(self.how.stored)
+        integers(self.memory, self.source)[:, :depth] = stored
+
+    @property
+    def expected(self) -> np.ndarray:
+        sums: np.ndarray = (self.x - self.entry.zero_point) @ self.weight
+        return sums
+
+    def check(self, run: Callable[[], None]) -> None:
+        """Every sum, bit for bit, and nothing but the target is written."""
+        before = self.memory.copy()
+        run()
+        np.testing.assert_array_equal(matrix(self.memory, self.target).astype(np.int64), self.expected)
+        written = slice(self.target.offset, self.target.end)
+        before[written] = self.memory[written]
+        np.testing.assert_array_equal(before.view(np.uint32), self.memory.view(np.uint32))
+
+
+def integers(memory: np.ndarray, place: Integers) -> np.ndarray:
+    """A place of integers as a writable view of all its columns."""
+    words = matrix(memory.view(np.uint32), place.place)
+    view: np.ndarray = words.view(place.stored)
+    assert view.shape[1] == words.shape[1] * 4 // BYTES[place.stored]
+    return view
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [7, 8])
+def test_sums_are_exact(bits: Bits, shape: tuple[int, int, int]) -> None:
+    case = Case(AVX2, bits, *shape)
+    case.check(lambda: call(case.function, case.memory, case.values))
+
+
+@pytest.mark.parametrize("tile", [Tile(rows=1, vectors=1), Tile(rows=5, vectors=2), Tile(rows=4, vectors=4)])
+def test_any_tile_gives_the_same_sums(tile: Tile) -> None:
+    case = Case(AVX2, 7, 13, 50, 40, tile)
+    case.check(lambda: call(case.function, case.memory, case.values))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "cpu"), [("neon", "cortex-a53"), ("dotprod", "cortex-a76"), ("i8mm", "max,sve=off,sme=off")]
+)
+def test_sums_are_exact_on_aarch64(name: str, cpu: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
+    case = Case(isa(name), 8, *shape)
+    case.check(lambda: crossed.call(case.function, case.memory, case.values, case.isa, cpu, tmp_path))
+
+
+def test_eight_bits_would_saturate_in_vpmaddubsw() -> None:
+    """What the case of exact sums is worth: with the instruction of 7 bits it fails for 8."""
+    case = Case(AVX2, 8, 3, 16, 24)
+    case.how = Maddubs(lanes=8)
+    arena, blob = Arena(8), Blob()
+    source = place_integers(arena, blob, 3, 16, 4, "uint8", case.plan, case.entry)
+    target, tile = arena.place(3, 24), Tile(rows=3, vectors=3)
+    packed = int8.add_weights(blob, case.weight.astype(np.float32), None, case.plan, case.entry, case.how, tile)
+    memory = np.zeros(arena.size, np.float32)
+    integers(memory, source)[:, :16] = case.x
+    function = int8.product(AVX2, arena.size, blob.size, source, target, packed, case.how, tile, Epilogue())
+    call(function, memory, blob.array())
+    assert (matrix(memory, target)[0, 0] != case.expected[0, 0]) and case.expected[0, 0] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "bits", "kind"),
+    [
+        ("avx2", None, 7, Maddubs),
+        ("avx2", None, 8, Maddwd),
+        ("avx512", None, 7, Maddubs),
+        ("avx512", None, 8, Maddwd),
+        ("avx512vnni", None, 8, Vpdpbusd),
+        ("avx512vnni", None, 7, Vpdpbusd),
+        ("avxvnni", None, 8, Vpdpbusd),
+        ("neon", None, 8, Smlal),
+        ("neon", "cortex-a72", 8, Smlal),
+        ("neon", "cortex-a76", 8, Sdot),
+        ("dotprod", None, 8, Sdot),
+        ("i8mm", None, 8, Smmla),
+    ],
+)
+def test_every_instruction_set_uses_its_instruction(name: str, cpu: str | None, bits: Bits, kind: type[Dot]) -> None:
+    made = tuned(isa(name), cpu) if cpu else isa(name)
+    case = Case(made, bits, 29, 64, 96)
+    assert case.how == kind(lanes=made.lanes)
+    found = count(assembly(case.function, made), "kernel", case.how.mnemonic)
+    assert found >= int8.instructions(29, 96, case.how, case.tile) > case.how.count(Tile(rows=1, vectors=1))
+    wide = {"avx512": r"zmm\d+", "avx512vnni": r"zmm\d+", "avx2": r"ymm\d+", "avxvnni": r"ymm\d+"}.get(name, "")
+    assert count(assembly(case.function, made), "kernel", case.how.mnemonic + rf".*{wide}") == found
+
+
+def assembly(function: Any, isa: Isa) -> str:
+    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
+    text: str = tvm.compile(module, target=tvm.target.Target(dict(isa.target))).mod.inspect_source("asm")
+    return text
+
+
+@pytest.mark.parametrize("name", sorted(ISAS))
+def test_default_tiles_fit_the_registers(name: str) -> None:
+    made = isa(name)
+    for bits in (7, 8):
+        how = dot(made, bits)
+        for rows in (1, 2, 50, 197):
+            tile = default_tile(made, Product(rows=rows, columns=192, depth=192, dot=how))
+            assert tile.rows <= rows
+            assert how.registers(tile) <= made.registers or rows == 1
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_an_epilogue_is_scale_bias_outliers_activation_and_what_is_there(bits: Bits) -> None:
+    rows, depth, columns, out = 7, 20, 24, (3, 17)
+    entry = LinearPlan(name="fc2", int8=True, scale=0.03, zero_point=99, outliers=out)
+    plan, how = QuantPlan(linears=(entry,), weight_bits=bits), dot(AVX2, bits)
+    arena, blob, tile = Arena(8), Blob(), Tile(rows=4, vectors=2)
+    source = place_integers(arena, blob, rows, depth, how.depth, how.stored, plan, entry)
+    raw, target = arena.place(rows, depth), arena.place(rows, columns)
+    weight, bias, table = (
+        RNG.standard_normal(s).astype(np.float32) for s in ((depth, columns), columns, (rows, columns))
+    )
+    packed = int8.add_weights(blob, weight, bias, plan, entry, how, tile)
+    epilogue = Epilogue(activation="relu", onto=True, table=blob.add(table))
+    memory = RNG.standard_normal(arena.size).astype(np.float32)
+    x, before = matrix(memory, raw), matrix(memory, target).copy()
+    x[:, out] *= 100
+    call(quantize(AVX2, arena.size, blob.size, raw, source), memory, blob.array())
+    function = int8.product(AVX2, arena.size, blob.size, source, target, packed, how, tile, epilogue)
+    call(function, memory, blob.array())
+    rounded = np.clip(np.rint(x.astype(np.float64) / 0.03) + 99, 0, 255) - 99
+    np.testing.assert_array_equal(integers(memory, source)[:, :depth] - 99.0, rounded)
+    regular = weight.copy()
+    regular[list(out)] = 0
+    values, scale = linear.quantize_weight(regular, bits)
+    y = rounded @ values.astype(np.float64) * (scale * 0.03) + bias + x[:, out] @ weight[list(out)]
+    # The bias is rounded to whole steps of the sums.
+    np.testing.assert_allclose(
+        matrix(memory, target), np.maximum(y, 0) + before + table, atol=0.51 * float(scale.max()) * 0.03 + 2e-4
+    )
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_weights_are_quantized_as_in_the_other_backends(bits: int) -> None:
+    weight = RNG.standard_normal((20, 12)).astype(np.float32)
+    weight[:, 3] = 0
+    for ours, theirs in zip(int8.quantize_weight(weight, bits), linear.quantize_weight(weight, bits), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+@pytest.mark.parametrize("stored", ["uint8", "int8", "int16"])
+def test_pixels_are_taken_as_they_are(stored: Any, side: int) -> None:
+    image = RNG.integers(0, 256, (1, 2 * side, 3 * side, 3), dtype=np.uint8)
+    arena, entry = Arena(8), LinearPlan(name="stem", int8=True)
+    place = place_integers(arena, Blob(), 6, side * side * 3, 4, stored, QuantPlan(linears=(entry,)), entry)
+    memory = np.zeros(arena.size, np.float32)
+    call(pixels(AVX2, arena.size, 2 * side, 3 * side, side, place), image, memory)
+    split = image.reshape(2, side, 3, side, 3).transpose(0, 2, 1, 3, 4).reshape(6, -1)
+    np.testing.assert_array_equal(integers(memory, place)[:, : side * side * 3].astype(int) - LOW[stored], split)

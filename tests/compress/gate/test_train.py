@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgevit.compress.gate.initial import measure_skips
+from edgevit.compress.gate.threshold import expected_macs, fixed_macs, open_rates
+from edgevit.compress.gate.train import attach_gates, train_gates
+from edgevit.errors import BudgetError, ImagesError
+from edgevit.program.macs import total_macs
+from edgevit.program.program import Program
+from edgevit.torch_form.stream import batches
+from edgevit.torch_form.vit import Vit
+from tests.tiny import tiny_images, tiny_program
+
+
+@torch.no_grad()
+def _logits(program: Program, images: np.ndarray, *, hard: bool) -> torch.Tensor:
+    model = Vit(program)
+    return model.forward(batches(program.spec, images, len(images))[0], model.hard_gates() if hard else None)
+
+
+def _divergence(program: Program, dense: Program, images: np.ndarray) -> float:
+    p, q = _logits(dense, images, hard=False).log_softmax(-1), _logits(program, images, hard=True).log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_only_gates_and_skip_rows_are_new() -> None:
+    program = tiny_program(depth=2)
+    trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=2)
+    assert all(np.array_equal(trained.weights[n], a) for n, a in program.weights.items())
+    added = set(trained.weights) - set(program.weights)
+    assert added == {f"{b.name}.{part}" for b in program.spec.branches for part in ("gate.weight", "gate.bias", "skip")}
+    images = tiny_images(program.spec)
+    torch.testing.assert_close(_logits(trained, images, hard=False), _logits(program, images, hard=False))
+
+
+def test_a_removed_branch_gets_no_gate() -> None:
+    program = tiny_program(depth=2, removed=("b00_mhsa",), skip=True)
+    gated = attach_gates(program)
+    assert gated.spec.branches[0] == program.spec.branches[0]
+    assert all(b.gate is not None and b.skip for b in gated.spec.branches[1:])
+
+
+def test_the_gate_reads_the_mean_token_where_there_is_no_class_token() -> None:
+    gated = attach_gates(tiny_program(prefix=0))
+    assert {b.gate.pool for b in gated.spec.branches if b.gate} == {"mean"}
+    assert gated.weights["b00_mhsa.skip"].shape == (1, 32)
+
+
+@pytest.mark.parametrize("budget", [0.7, 0.85])
+def test_the_budget_is_met_on_images_not_trained_on(budget: float) -> None:
+    program = tiny_program(depth=4)
+    trained = train_gates(program, tiny_images(program.spec, 96), budget, epochs=3)
+    fresh = tiny_images(program.spec, 200, seed=7)
+    spent = expected_macs(trained.spec, open_rates(trained, fresh)) / total_macs(trained.spec)
+    assert spent == pytest.approx(budget, abs=0.05)
+
+
+def test_a_branch_that_does_nothing_is_skipped_first() -> None:
+    program = tiny_program(depth=3)
+    silent = program.with_weights({n: 0 * program.weights[n] for n in ("b01_ffn.fc2.weight", "b01_ffn.fc2.bias")})
+    images = tiny_images(program.spec, 64)
+    losses = measure_skips(attach_gates(silent), images).losses.mean(axis=0)
+    assert np.argmin(losses) == 3 and losses[3] < 1e-6
+    trained = train_gates(silent, images, 0.85, epochs=2)
+    rates = open_rates(trained, images).mean(axis=0)
+    assert rates[3] == 0 and rates[[0, 1, 2, 4]].min() > 0.5
+
+
+def test_training_alone_finds_good_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started from gates that prefer the wrong branches, training lowers the loss at the same budget."""
+
+    def misled(gated: Program, images: np.ndarray, *rest: float) -> Program:
+        lost = measure_skips(gated, images).losses.mean(axis=0)
+        wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(gated.spec.branches, lost, strict=True)}
+        return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
+
+    monkeypatch.setattr("edgevit.compress.gate.train.initial_gates", misled)
+    program = tiny_program(depth=3, seed=5)
+    images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
+    trained, started = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
+    assert _divergence(trained, program, fresh) < 0.5 * _divergence(started, program, fresh)
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_trained_gates_lose_less_than_skipping_as_many_at_random(seed: int) -> None:
+    program = tiny_program(depth=3, seed=seed)
+    images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
+    trained = train_gates(program, images, 0.75)
+    skipped = (~open_rates(trained, fresh)).sum(axis=1).mean()
+    rng, model = np.random.default_rng(0), Vit(trained)
+    closed = [rng.permutation(6)[: int(skipped + rng.random())] for _ in fresh]
+    ran = torch.tensor([[float(i not in c) for i in range(6)] for c in closed])
+    with torch.no_grad():
+        batch = batches(program.spec, fresh, 64)[0]
+        p, q = model(batch).log_softmax(-1), model(batch, lambda i, x: ran[:, i]).log_softmax(-1)
+    at_random = float((p.exp() * (p - q)).sum(-1).mean())
+    assert _divergence(trained, program, fresh) < 0.85 * at_random
+
+
+def test_gates_look_at_the_image() -> None:
+    """With weights that learn, some branch is open for some images and closed for others."""
+    program = tiny_program(depth=3, seed=3)
+    images = tiny_images(program.spec, 96)
+    rates = open_rates(train_gates(program, images, 0.75, epochs=6), images).mean(axis=0)
+    assert ((rates > 0.05) & (rates < 0.95)).any()
+
+
+def test_the_same_seed_gives_the_same_gates() -> None:
+    program = tiny_program()
+    images = tiny_images(program.spec, 24)
+    one, two, other = (train_gates(program, images, 0.8, epochs=1, seed=s) for s in (3, 3, 4))
+    assert all(np.array_equal(one.weights[n], two.weights[n]) for n in one.weights) and one.spec == two.spec
+    assert not np.array_equal(one.weights["b00_ffn.gate.weight"], other.weights["b00_ffn.gate.weight"])
+
+
+def test_gates_with_nothing_to_learn_from_are_refused() -> None:
+    """A head of zeros gives the same outputs whatever is skipped."""
+    program = tiny_program()
+    blind = program.with_weights({"head.weight": np.zeros((32, 10), np.float32)})
+    with pytest.raises(BudgetError, match="skipping a branch of tiny changes no output on any of 12 images"):
+        train_gates(blind, tiny_images(program.spec, 16), 0.8)
+
+
+def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, said = tiny_program(depth=3), list[str]()
+    monkeypatch.setattr("edgevit.compress.gate.train.check_spent", lambda *_: "near")
+    train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
+    assert said == ["warning: near"]
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
+def test_a_budget_that_cannot_be_met_is_refused(budget: float) -> None:
+    program = tiny_program()
+    floor = fixed_macs(attach_gates(program).spec) / total_macs(attach_gates(program).spec)
+    assert floor > 0.1
+    with pytest.raises(BudgetError, match="choose a budget above"):
+        train_gates(program, tiny_images(program.spec), budget)
+
+
+def test_images_of_another_size_are_refused() -> None:
+    program = tiny_program()
+    with pytest.raises(ImagesError, match="needs at least one image"):
+        train_gates(program, tiny_images(program.spec)[:, :16], 0.8)

@@ -1,0 +1,31 @@
+"""The search for gate patterns that no run had yet."""
+
+from __future__ import annotations
+
+from edgevit.devices.qemu.guest_program import FIRST, between
+
+
+def test_efforts_between_neighbours_that_differ_most() -> None:
+    asked: list[tuple[int, float]] = []
+
+    def run(image: int, effort: float) -> list[int]:
+        """Gate k of image i opens at effort k - 2 + i / 8."""
+        asked.append((image, effort))
+        return [int(effort > gate - 2 + image / 8) for gate in range(5)]
+
+    found = between(run, 2, 40)
+    assert {sum(gates) for gates in found} == set(range(6))
+    assert [asked[0], asked[1]] == [(0, FIRST[0]), (0, FIRST[1])]
+    per_image = [sum(image == i for image, _ in asked) for i in (0, 1)]
+    assert sum(per_image) == len(found) and min(per_image) >= 6, "an image is left when its neighbours differ by one"
+    assert len(set(asked)) == len(asked), "nothing is run twice"
+
+
+def test_as_many_as_asked_for_at_most() -> None:
+    assert between(lambda *_: [0], 3, 0) == []
+    assert len(between(lambda _, effort: [int(effort > 0)] * 4, 3, 5)) == 5
+
+
+def test_gates_that_open_at_once_end_the_search() -> None:
+    assert len(between(lambda _, effort: [int(effort > 0.3)] * 4, 1, 1000)) < 20
+    assert len(between(lambda *_: [1, 1], 3, 1000)) == 3 * len(FIRST)

@@ -1,0 +1,126 @@
+"""`edgevit profile TVM-BUNDLE --device qemu:CPU`: its C++ runner on emulated processors, instructions counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevit import pipeline
+from edgevit.backends.tvm.run.process import ProcessRunner
+from edgevit.backends.tvm.run.runner import read_manifest
+from edgevit.bundle.read import open_bundle
+from edgevit.cli import main
+from edgevit.devices.qemu import emulate, userland
+from edgevit.devices.qemu.emulator import CPUS, Userland
+from edgevit.devices.qemu.native_run import require_fit
+from edgevit.errors import DeviceError, RuntimeMissingError, SkipError
+from edgevit.schema.measurement import Measurement
+from edgevit.schema.measurement_file import read_measurement
+from edgevit.schema.target import load_target
+from edgevit.util.resources import shipped
+from tests.absent import unavailable
+from tests.backends.tvm.available import import_or_skip
+from tests.bundles import rehash
+from tests.devices.qemu.test_emulate import products
+from tests.test_pipeline import RECIPE, image_set
+from tests.tiny import tiny_program
+
+import_or_skip()
+TIMEOUT_S = 600  # CI machines are shared
+PHOTOS = shipped("calibration") / "shipped.toml"
+PROGRAM = tiny_program(1, gated=True, depth=2, dim=64, heads=2, skip=True)
+CPU = "cortex-a72"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arm") / "bundle"
+    try:
+        return pipeline.build(PROGRAM, load_target(f"{CPU}-tvm"), image_set(PROGRAM), folder, recipe=RECIPE).folder
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+
+
+@pytest.fixture(scope="module")
+def measured(device: Userland, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Measurement:
+    out = tmp_path_factory.mktemp("measured") / "out.json"
+    with pytest.MonkeyPatch.context() as patch:
+        # No Python and no runtime is needed there.
+        patch.setattr(userland, "installed", lambda: dataclasses.replace(device, runtimes=(), python="none"))
+        asked = ["profile", str(bundle), "--device", f"qemu:{CPU}", "--images", str(PHOTOS), "--runs", "2"]
+        assert main([*asked, "-o", str(out)]) == 0
+    return read_measurement(out)
+
+
+def test_outputs_are_those_of_the_build(measured: Measurement) -> None:
+    assert measured.emulation and not measured.warnings
+    assert {case.path for case in measured.emulation.golden} == {"all_open", "all_skipped", "real"}
+    assert all(case.logit_error == 0 for case in measured.emulation.golden)
+    assert measured.device == "qemu" and measured.paths == () and measured.process is None
+    machine = measured.environment
+    assert (machine.cpu, machine.arch, machine.runtime) == (f"{CPU}, emulated", "aarch64", "tvm")
+    assert machine.cpu_part == CPUS[CPU].part and machine.isa == ("asimd",) and machine.load_average_before is None
+
+
+def test_skipped_branches_execute_nothing(measured: Measurement) -> None:
+    assert measured.emulation and "equal gates execute equal products" in measured.emulation.skip
+    opened, skipped, real = (products(measured, path) for path in ("all_open", "all_skipped", "real"))
+    assert sum(skipped.values()) <= sum(real.values()) <= sum(opened.values())
+    assert sum(skipped.values()) < 0.3 * sum(opened.values())
+    assert opened["dot"] == opened["matrix"] == 0 < opened["multiply_add"]
+
+
+def test_a_run_holds_what_it_is_given_and_no_more_than_the_bound(measured: Measurement, bundle: Path) -> None:
+    emulation = measured.emulation
+    if emulation is None or emulation.heap is None:
+        pytest.skip(emulation.unaccounted if emulation else "not emulated")
+    with open_bundle(bundle) as opened:
+        arena = 4 * read_manifest(opened.folder / "model.json").arena
+    assert emulation.arena_peak_bytes and emulation.arena_bytes
+    assert arena < emulation.arena_peak_bytes <= emulation.arena_bytes
+    assert emulation.heap.running_bytes >= arena
+
+
+def test_a_runner_that_ignores_its_gates_is_found(
+    device: Userland, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = ProcessRunner.run
+
+    def opens(self: ProcessRunner, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        closed = effort < -1e29
+        logits, gates = right(self, image, 1e30 if closed else effort)
+        return logits, gates * (not closed)
+
+    monkeypatch.setattr(ProcessRunner, "run", opens)
+    monkeypatch.setattr(emulate, "_golden", lambda *_: ())  # these differ too: let only the counts tell
+    with pytest.raises(SkipError):
+        emulate.profile(bundle, None, f"qemu:{CPU}", runs=1, timeout_s=TIMEOUT_S)
+
+
+def test_what_cannot_run_there_is_one_error(device: Userland, bundle: Path, tmp_path: Path) -> None:
+    def profile(path: Path, **changes: Any) -> Measurement:
+        return emulate.profile(path, None, f"qemu:{CPU}", **{"runs": 1, "timeout_s": TIMEOUT_S, **changes})
+
+    with open_bundle(bundle) as opened:
+        manifest = opened.manifest
+    for change, said in (
+        ({"arch": "x86_64"}, f"machine code for x86_64, {CPU} is an aarch64 processor"),
+        ({"requires_flags": ["asimddp"]}, f"{CPU} lacks asimddp, which the machine code for {CPU}-tvm uses"),
+    ):
+        with pytest.raises(DeviceError, match=said):
+            require_fit(dataclasses.replace(manifest, target=manifest.target | change), CPUS[CPU])
+    with pytest.raises(DeviceError, match=r"emulated cortex-a72 did not finish within 0.01 s"):
+        profile(bundle, timeout_s=0.01)
+    with pytest.raises(DeviceError, match="an emulated device runs one thread"):
+        profile(bundle, threads=2)
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    (broken / "model.weights").write_bytes(b"short")
+    rehash(broken)
+    with pytest.raises(DeviceError, match="does not run on the emulated cortex-a72: .* has 5 bytes, model.json says"):
+        profile(broken)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgevit.frontends.t2t import t2t_program
+from edgevit.program.macs import (
+    branch_macs,
+    gate_macs,
+    head_macs,
+    macs_by_branch,
+    rows_in,
+    rows_out,
+    stem_macs,
+    total_macs,
+)
+from edgevit.program.spec import ProgramSpec
+from edgevit.torch_form.vit import Vit, normalise
+from tests.tiny import tiny_images, tiny_program
+
+torch.set_num_threads(1)
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"prefix": 2, "head_prefix": 2, "image": (24, 40)},
+    {"prefix": 0, "depth": 1},
+    {"prefix": 5, "pool": "mean", "heads": 4, "hidden": 48},
+    {"removed": ("b00_mhsa", "b01_ffn")},
+    {"removed": ("b01_mhsa",)},
+    {"removed": ("b00_mhsa", "b01_mhsa", "b02_mhsa"), "depth": 3},
+    {"gated": True},
+    {"gated": True, "gate_pool": "mean"},
+)
+
+
+def counted(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """MACs of matrix products as torch counts them while the model runs."""
+    counter = FlopCounterMode(display=False)
+    # Plain products: the counter does not know the CPU's fused attention.
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        model(images)
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize("options", [v for v in VARIANTS if "gated" not in v])
+def test_full_rows_is_what_torch_counts(options: dict[str, Any]) -> None:
+    program = tiny_program(**options)
+    images = normalise(program.spec, tiny_images(program.spec, 1))
+    assert total_macs(program.spec, full_rows=True) == counted(Vit(program), images)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+def test_t2t_is_what_torch_counts(name: str) -> None:
+    program = t2t_program(name, image_size=(64, 96))
+    images = torch.randn(1, 3, 64, 96)
+    assert total_macs(program.spec, full_rows=True) == pytest.approx(counted(Vit(program), images), rel=0.002)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_rows_that_are_not_handed_on_are_dead(options: dict[str, Any]) -> None:
+    """Changing a dropped row changes nothing; changing any row that is handed on does.
+
+    But for mean pooling, where the prefix tokens of the last rows are dead too and are computed all the same.
+    """
+    program = tiny_program(**options)
+    spec, model = program.spec, Vit(program)
+    with torch.no_grad():
+        start = model.stem(normalise(spec, tiny_images(spec, 1)))
+        for index, rows in enumerate(rows_out(spec)):
+            x = walk(model, start, range(index + 1))
+            expected = finish(model, x, index + 1)
+            for row in range(spec.tokens):
+                changed = x.clone()
+                changed[:, row] += 1.0 + torch.arange(spec.dim) % 3
+                same = all(torch.equal(a, b) for a, b in zip(expected, finish(model, changed, index + 1), strict=True))
+                if row >= rows or spec.head.pool == "prefix":
+                    assert same == (row >= rows), (spec.branches[index].name, row)
+
+
+def walk(model: Vit, x: torch.Tensor, indices: range) -> torch.Tensor:
+    for index in indices:
+        branch = model.spec.branches[index]
+        x = x + (model.skip_rows(branch) if branch.removed else model.branch(branch, x))
+    return x
+
+
+def finish(model: Vit, x: torch.Tensor, start: int) -> list[torch.Tensor]:
+    """Logits and the logits of all gates after `start`."""
+    logits = []
+    for index in range(start, len(model.spec.branches)):
+        if model.spec.branches[index].gate is not None:
+            logits.append(model.gate_logit(model.spec.branches[index], x))
+        x = walk(model, x, range(index, index + 1))
+    return [*logits, model.head(x)]
+
+
+def test_parts_add_up() -> None:
+    spec = tiny_program(gated=True).spec
+    assert total_macs(spec) == stem_macs(spec) + sum(macs_by_branch(spec)) + head_macs(spec) + gate_macs(spec)
+    assert gate_macs(spec) == 4 * 32
+    assert total_macs(spec) < total_macs(spec, full_rows=True)
+    assert rows_in(spec) == (17, *rows_out(spec)[:-1])
+
+
+def test_a_removed_branch_costs_nothing() -> None:
+    spec: ProgramSpec = tiny_program(removed=("b00_ffn",)).spec
+    assert macs_by_branch(spec)[1] == 0 == branch_macs(spec, spec.branches[1], 17, 17)

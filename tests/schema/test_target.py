@@ -1,0 +1,172 @@
+"""Target files: the shipped ones are sound, a wrong one is reported with every fault at once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgevit.backends import tvm
+from edgevit.backends.tvm.run.runner import MOST_THREADS
+from edgevit.errors import TargetError
+from edgevit.schema.target import EXPLAINED, list_targets, load_target, missing_flags
+from edgevit.util.limits import TVM_THREADS
+from edgevit.util.resources import shipped
+
+TEXT = (shipped("targets") / "x86-64-onnxruntime.toml").read_text()
+
+
+def write(folder: Path, *changes: tuple[str, str]) -> Path:
+    text = TEXT.replace('name = "x86-64-onnxruntime"', 'name = "mine"')
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", list_targets())
+def test_shipped_targets_load_and_explain_their_choices(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert set(EXPLAINED) <= set(target.reasons)
+
+
+def test_a_saturating_cpu_gets_seven_bit_weights() -> None:
+    for name in list_targets():
+        target = load_target(name)
+        if target.arch == "x86_64" and target.int8 and not any("vnni" in flag for flag in target.requires_flags):
+            assert target.weight_bits == 7
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(TargetError, match="nearest: x86-64-openvino"):
+        load_target("x86-64-opnvino")
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        ("weight_bits = 8", "weight_bits = 4"),
+        ("threads = 1", 'threads = "one"'),
+        ("int8 = true", "int8 = true\nspeed = 3"),
+    )
+    with pytest.raises(TargetError) as caught:
+        load_target(path)
+    for part in ("weight_bits", "threads", "speed", "3 faults"):
+        assert part in str(caught.value)
+
+
+def test_contradictions_are_faults(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        ('formats = ["onnx", "ort"]', 'formats = ["ir"]'),
+        ('inference_precision = "f32"', 'inference_precision = "bf16"'),
+        ("min_agreement = 0.95", "min_agreement = 1.5"),
+    )
+    with pytest.raises(TargetError, match="3 faults"):
+        load_target(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threads", "0"),
+        ("threads", "1025"),
+        ("threads", "1000000"),
+        ("percentile", "49.9"),
+        ("smoothing", "1.1"),
+        ("min_agreement", "95.0"),
+        ("max_top1_drop", "-0.1"),
+        ("name", '"other"'),
+        ("formats", "[]"),
+    ],
+)
+def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: str) -> None:
+    own = tomllib.loads(TEXT)[key]
+    old = next(line for line in TEXT.splitlines() if line.startswith(f"{key} = "))
+    if key == "name":
+        old = old.replace(own, "mine")
+    with pytest.raises(TargetError, match=rf"1 fault:\n  - {key}: got"):
+        load_target(write(tmp_path, (old, f"{key} = {value}")))
+
+
+def test_attention_is_int8_where_its_kernels_are(tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
+    text = text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace('attention = "int8"\n', "", 1)
+    path, with_it = tmp_path / "mine.toml", text.replace("threads = 1\n", 'threads = 1\nattention = "int8"\n', 1)
+    path.write_text(with_it)
+    assert load_target(path).attention == "int8"
+    path.write_text(with_it.replace("int8 = true\n", "int8 = false\n"))
+    with pytest.raises(
+        TargetError, match="1 fault:\n  - attention: got 'int8', allowed for tvm with int8 = false: 'float32'"
+    ):
+        load_target(path)
+    with pytest.raises(TargetError, match="attention: got 'int8', allowed for onnxruntime with int8 = true: 'float32'"):
+        load_target(write(tmp_path, ("threads = 1\n", 'threads = 1\nattention = "int8"\n')))
+
+
+def test_a_tvm_target_may_have_threads(tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace("threads = 1\n", "threads = 2\n"))
+    assert load_target(path).threads == 2
+
+
+def test_a_tvm_target_has_no_more_threads_than_its_runner_takes(tmp_path: Path) -> None:
+    manifest = (Path(tvm.__file__).parent / "cxx" / "manifest.h").read_text(encoding="utf-8")
+    assert f"kMostThreads = {TVM_THREADS.value};" in manifest
+    assert TVM_THREADS.value == MOST_THREADS
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text()
+    path = tmp_path / "x86-64-v3-tvm.toml"
+    path.write_text(re.sub("^threads = .*$", "threads = 65", text, count=1, flags=re.MULTILINE))
+    with pytest.raises(TargetError, match="threads: got 65, allowed for tvm: 1 to 64"):
+        load_target(path)
+
+
+@pytest.mark.parametrize("cpu", ["generic -libs=x", "", "a" * 65, "x86-64\\n", "-mcpu='a b'"])
+def test_a_cpu_is_one_name(cpu: str, tmp_path: Path) -> None:
+    text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text()
+    (tmp_path / "x86-64-v3-tvm.toml").write_text(
+        re.sub("^cpu = .*$", lambda _: f'cpu = "{cpu}"', text, count=1, flags=re.M)
+    )
+    with pytest.raises(TargetError, match="1 fault:\n  - cpu: got"):
+        load_target(tmp_path / "x86-64-v3-tvm.toml")
+
+
+def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:
+    line = next(line for line in TEXT.splitlines() if line.startswith('smoothing = "'))
+    with pytest.raises(TargetError, match="missing the reason of 'smoothing'"):
+        load_target(write(tmp_path, (line + "\n", "")))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=400))
+def test_any_file_is_a_target_or_one_error(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "any.toml"
+    path.write_bytes(raw)
+    with pytest.raises(TargetError):
+        load_target(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(tomllib.loads(TEXT))), st.sampled_from(["-1", "[]", "true", '"x"', "nan", "{a = 1}"]))
+def test_any_wrong_value_is_one_error_or_a_valid_target(tmp_path: Path, key: str, value: str) -> None:
+    lines = [f"{key} = {value}" if line.startswith(f"{key} = ") else line for line in TEXT.splitlines()]
+    path = tmp_path / "x86-64-onnxruntime.toml"
+    path.write_text("\n".join(lines))
+    try:
+        assert load_target(path).name == "x86-64-onnxruntime"
+    except TargetError as error:
+        assert key in str(error) or "reasons" in str(error)
+
+
+def test_flags_with_alternatives() -> None:
+    target = load_target("x86-64-onnxruntime")
+    assert missing_flags(target, {"avx2", "fma"}) == ("avx512_vnni|avx_vnni",)
+    assert missing_flags(target, {"avx2", "fma", "avx_vnni"}) == ()
