@@ -1,4 +1,4 @@
-"""The README's figures are those of the files in reports/reference/."""
+"""The figures of README and docs are those of the files in reports/reference/."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ BUNDLES = {
     "ten ImageNet classes at 224 pixels, 48 %": "imagenette",
     "the same without following token streams": "imagenette-logits",
 }
-README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+README = " ".join(
+    " ".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    ).split()
+)
 
 
 def reference(name: str) -> Any:

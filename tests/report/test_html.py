@@ -106,7 +106,7 @@ def test_figures_stand_on_the_page() -> None:
 def test_a_failed_claim_does_not_look_like_one_that_held() -> None:
     facts = dataclasses.replace(manifest(), claims=(Claim(name="skip", held=False, summary="it runs"),))
     page = render(make_report(facts))
-    assert "✗ failed" in page and "✓ held" not in page
+    assert "✗ failed" in page and "✓ passed" not in page
 
 
 def test_strings_of_a_manifest_cannot_become_markup() -> None:
