@@ -9,16 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
-from edgevit.util import strict_json
 from edgevit.backends import Runner, backend
+from edgevit.build.verify_build import Case, Evidence
 from edgevit.bundle.write import GoldenRun
-from edgevit.schema.manifest import (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, BranchFacts, EffortContract, InputContract, Macs, Manifest, OutputContract, PathName, Sizes,)
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.original import uncompressed, without_answers
 from edgevit.program.program import expected_shapes
-from edgevit.build.verify_build import Case, Evidence
-from edgevit.schema.recipe import Recipe
 from edgevit.program.spec import ProgramSpec
+from edgevit.schema.manifest import (
+    EFFORT_ALL_OPEN,
+    EFFORT_ALL_SKIPPED,
+    BranchFacts,
+    EffortContract,
+    InputContract,
+    Macs,
+    Manifest,
+    OutputContract,
+    PathName,
+    Sizes,
+)
+from edgevit.schema.recipe import Recipe
+from edgevit.util import strict_json
 
 GOLDEN_CANDIDATES = 32
 GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgevit.backends import tvm
-from edgevit.backends.onnxruntime import written_bytes
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
+from edgevit.backends.onnxruntime import written_bytes
 from edgevit.backends.tvm import memory_bound as tvm_bound
 from edgevit.errors import BudgetError
 from edgevit.onnx_form.assemble import detached
 from edgevit.onnx_form.check import check_size
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.program import Program, expected_shapes
-from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.program.spec import BranchSpec, GateSpec, ProgramSpec
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target
 
 NEURON_STEP = 16

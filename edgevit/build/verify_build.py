@@ -19,30 +19,30 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgevit.util import strict_json
 from edgevit.backends import MODULES, Backend, Runner, onnx_backend
 from edgevit.backends import onnxruntime as ort
 from edgevit.backends import tvm as tvm_backend
-from edgevit.backends.reference import reference, reference_with_margins
-from edgevit.backends.tvm.run.process import INSTALL_EMULATOR, emulator_path
 from edgevit.backends.onnxruntime import arena
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
 from edgevit.backends.openvino import memory_bound as ov_bound
+from edgevit.backends.reference import reference, reference_with_margins
 from edgevit.backends.tvm import memory_bound as tvm_bound
-from edgevit.schema.memory_bound import Bound, PathMemory, check_bound
-from edgevit.schema.manifest import AccuracyRow, Claim, ClaimName, MemoryBound
+from edgevit.backends.tvm.run.process import INSTALL_EMULATOR, emulator_path
+from edgevit.build.elsewhere import qualified
 from edgevit.images.image_set import ImageSet
 from edgevit.images.match import chance_warning
-from edgevit.build.elsewhere import qualified
-from edgevit.onnx_form.assemble import assemble, detached
-from edgevit.measure.fresh_process import probe_local
 from edgevit.measure.environment import cpu_flags
+from edgevit.measure.fresh_process import probe_local
+from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.program.original import kept_answers, told, when_compressed
 from edgevit.program.program import Program
-from edgevit.util.progress import track
-from edgevit.schema.quant_plan import QuantPlan
 from edgevit.program.spec import ProgramSpec
+from edgevit.schema.manifest import AccuracyRow, Claim, ClaimName, MemoryBound
+from edgevit.schema.memory_bound import Bound, PathMemory, check_bound
+from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import Target, missing_flags
+from edgevit.util import strict_json
+from edgevit.util.progress import track
 from edgevit.verify.accuracy import Named, judge, name_classes
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.original import OriginalResult, accuracy_rows, compare_original

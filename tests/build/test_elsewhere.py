@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgevit.schema.manifest import Claim
 from edgevit.build.elsewhere import OPEN, qualified
+from edgevit.schema.manifest import Claim
 from edgevit.schema.target import load_target
 from tests.bundles import sample_manifest
 from tests.tiny import tiny_program

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgevit.build.prediction import predict
 from edgevit.errors import BudgetError
 from edgevit.program.macs import macs_by_branch, total_macs
-from edgevit.build.prediction import predict
 from edgevit.schema.target import load_target
 from tests.tiny import tiny_program
 

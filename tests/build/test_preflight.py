@@ -15,13 +15,13 @@ import pytest
 
 from edgevit.api import build as build_job
 from edgevit.api import compress
+from edgevit.api.build import Job, run_build
 from edgevit.backends.tvm.compile import native
 from edgevit.backends.tvm.run.runtime import compiles_for
+from edgevit.build.preflight import Output, ready
 from edgevit.cli import main
 from edgevit.errors import EdgevitError, OutputError, RuntimeMissingError, TargetError
-from edgevit.api.build import Job, run_build
 from edgevit.program.program import save_program
-from edgevit.build.preflight import Output, ready
 from edgevit.util.resources import shipped
 from tests.backends.tvm.available import needs_tvm
 from tests.bundles import sample_bundle
