@@ -121,7 +121,7 @@ def trace_local(
     precision: str,
     weight_bits: int,
 ) -> Trace:
-    """Trace every image all-open and all-skipped in a fresh process of this machine; see `backends.onnxruntime.trace`.
+    """Trace every image all-open and all-skipped in a fresh process (`backends.onnxruntime.branch_trace`).
 
     Raises:
         BundleError: the process failed.
@@ -137,7 +137,9 @@ def trace_local(
         "weight_bits": weight_bits,
     }
     faults: list[str] = []
-    trace = strict_json.from_data(Trace, _fresh("edgevit.backends.onnxruntime.trace", request, images), faults, "trace")
+    trace = strict_json.from_data(
+        Trace, _fresh("edgevit.backends.onnxruntime.branch_trace", request, images), faults, "trace"
+    )
     if trace is None:
         raise BundleError(f"{runtime} gave a trace that cannot be read: {'; '.join(faults)}")
     return trace

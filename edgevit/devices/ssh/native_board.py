@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import __version__
-from edgevit.backends.onnxruntime.trace import Trace, kernel_times, traced
+from edgevit.backends.onnxruntime.branch_trace import kernel_times, traced
 from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from edgevit.backends.tvm.run.trace import kernel_calls
 from edgevit.bundle.read import load_golden
@@ -26,6 +26,7 @@ from edgevit.devices.ssh.board_environment import NATIVE, emulator_of, environme
 from edgevit.devices.ssh.connection import Address, printable
 from edgevit.devices.ssh.shell import PROGRAMS, Told, Work, run_shell
 from edgevit.errors import BundleError, DeviceError
+from edgevit.measure.branch_times import Trace
 from edgevit.measure.run import (
     TRACED_IMAGES,
     TimedRun,

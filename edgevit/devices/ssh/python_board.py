@@ -28,7 +28,7 @@ from edgevit.util import strict_json
 DEFAULT_TIMEOUT_S = 1800
 PACKAGE = Path(__file__).parents[2]
 # Modules that run in processes of their own, so that nobody imports them.
-WORKERS = ("edgevit.measure.probe", "edgevit.backends.onnxruntime.trace")
+WORKERS = ("edgevit.measure.probe", "edgevit.backends.onnxruntime.branch_trace")
 
 
 def profile(

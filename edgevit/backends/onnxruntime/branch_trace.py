@@ -3,7 +3,7 @@
 ONNX Runtime's profile lists every executed node with the arena's bytes in use; the event of an `If` spans its body.
 OpenVINO's counters give one row per `If` and no memory, TVM's virtual machine tells every kernel. All cost time, so
 these figures never enter the latency, and an arena belongs to its process, so each is taken in a fresh one:
-`python -m edgevit.backends.onnxruntime.trace REQUEST`.
+`python -m edgevit.backends.onnxruntime.branch_trace REQUEST`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.backends.onnxruntime.trace import branch_times, memory_over_run, split_runs, top_level
+from edgevit.backends.onnxruntime.branch_trace import branch_times, memory_over_run, split_runs, top_level
 
 
 def node(name: str, ts: int, dur: int, op: str = "Gemm", in_use: int | None = None, peak: int = 0) -> dict[str, Any]:
