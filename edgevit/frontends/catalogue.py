@@ -43,7 +43,7 @@ class Catalogue:
 
 
 def read_catalogue(file: Path = FILE) -> Catalogue:
-    """The table that ships with edgevit."""
+    """Return the table that ships with edgevit."""
     faults: list[str] = []
     catalogue = strict_json.from_data(Catalogue, json.loads(file.read_text()), faults, file.name)
     if catalogue is None:
@@ -62,7 +62,7 @@ def write_catalogue(file: Path = FILE) -> Catalogue:
 
 
 def catalogue_text(catalogue: Catalogue) -> str:
-    """The file's text: one row a line, without the fields that have their default."""
+    """Return the file's text: one row a line, without the fields that have their default."""
     defaults = {f.name: f.default for f in dataclasses.fields(Entry)}
     entries = (strict_json.to_data(entry) for entry in catalogue.models)
     rows = ",\n".join(json.dumps({k: v for k, v in row.items() if v != defaults[k]}) for row in entries)

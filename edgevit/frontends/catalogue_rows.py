@@ -18,12 +18,12 @@ from edgevit.program.program import expected_shapes
 
 
 def all_names() -> tuple[str, ...]:
-    """Every architecture that is tried: all of timm's, and T2T-ViT's."""
+    """Return every architecture that is tried: all of timm's, and T2T-ViT's."""
     return (*timm.list_models(), *CONFIGS)
 
 
 def try_all() -> Iterator[Entry]:
-    """Rows of the catalogue: one per refused architecture, one per set of weights of a fitting one."""
+    """Yield rows of the catalogue: one per refused architecture, one per set of weights of a fitting one."""
     for architecture in all_names():
         entry = try_model(architecture)
         tagged = timm.list_pretrained(f"{architecture}.*") if entry.fits else []

@@ -92,7 +92,7 @@ def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
 
 
 def classes_of(state: Mapping[str, Tensor]) -> int | None:
-    """Length of the output of a checkpoint's classifier `head`, None if it has none."""
+    """Return the length of the output of a checkpoint's classifier `head`, None if it has none."""
     weight = state.get("head.weight")
     return weight.shape[0] if weight is not None and weight.ndim == 2 else None
 

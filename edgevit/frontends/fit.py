@@ -38,7 +38,7 @@ def fit(
     antialias: bool = True,
     say: Say,
 ) -> nn.Module:
-    """The module that `create` builds, with the weights of `state` in it.
+    """Return the module that `create` builds, with the weights of `state` in it.
 
     Args:
         state: tensors with timm's names.
@@ -73,7 +73,7 @@ def fit(
 
 
 def timm_forms(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Older and upstream forms of timm's names as timm's own; all are the same numbers.
+    """Return older and upstream forms of timm's names as timm's own; all are the same numbers.
 
     These are DeiT III's `gamma_1`, DINOv2's chunks of blocks and register tokens, a stem stored as a Linear, and a
     classifier without bias.
@@ -161,7 +161,7 @@ def _check_patch(state: Mapping[str, Tensor], model: Any, what: str) -> None:
 
 
 def _near(what: str, patch: int, expected: int) -> list[str]:
-    """Names of models with another patch size, those most like the one in `what` first."""
+    """Return names of models with another patch size, those most like the one in `what` first."""
     found = re.search(r"'([\w.]+)'", what)
     name = (found[1] if found else "").partition(".")[0].replace(f"patch{expected}", f"patch{patch}")
     fitting = dict.fromkeys(e.name.partition(".")[0] for e in read_catalogue().models if e.fits and e.patch == patch)
@@ -171,7 +171,7 @@ def _near(what: str, patch: int, expected: int) -> list[str]:
 def _positioned(
     state: dict[str, Tensor], model: Any, default: Size, asked: Size | None, what: str, *, antialias: bool, say: Say
 ) -> tuple[dict[str, Tensor], Size | None]:
-    """The weights with a position embedding for the size to build, and this size (None: the model's default)."""
+    """Return the weights with a position embedding for the size to build, and this size (None: the model's default)."""
     table = state.get("pos_embed")
     if table is None or model.pos_embed is None or table.ndim != 3 or table.shape[2] != model.embed_dim:
         return state, asked

@@ -45,7 +45,7 @@ def from_timm(
     ema: bool | None = None,
     say: Say = lambda _: None,
 ) -> Program:
-    """A timm model as a Program: weights from a file, from timm's hub, or random with a fixed seed.
+    """Return a timm model as a Program: weights from a file, from timm's hub, or random with a fixed seed.
 
     Args:
         name: timm's name, with or without its tag (`deit_tiny_patch16_224.fb_in1k`).
@@ -84,7 +84,7 @@ def from_timm(
 def program_from_module(
     model: nn.Module, name: str, *, origin: dict[str, str] | None = None, published: bool = False
 ) -> Program:
-    """The Program of a timm `VisionTransformer` that stands in memory; the module is not changed.
+    """Return the Program of a timm `VisionTransformer` that stands in memory; the module is not changed.
 
     Args:
         model: the module; its `pretrained_cfg`, if it has one, gives the preprocessing.
@@ -120,7 +120,7 @@ def check_name(name: str) -> None:
 
 
 def meta_model(name: str, options: dict[str, Any] | None = None) -> nn.Module:
-    """The model without memory for its weights, for looking at its structure.
+    """Return the model without memory for its weights, for looking at its structure.
 
     Raises:
         UnsupportedModelError: timm cannot build it with these options.
@@ -157,7 +157,7 @@ def _pretrained_model(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def program_spec(model: Any, name: str, origin: dict[str, str], *, published: bool = False) -> ProgramSpec:
-    """The spec of a timm module that `refusal` has passed; its weights are not read.
+    """Return the spec of a timm module that `refusal` has passed; its weights are not read.
 
     Tag and licence of its configuration are in the origin where the weights are those that timm publishes.
     """
@@ -188,7 +188,7 @@ def program_spec(model: Any, name: str, origin: dict[str, str], *, published: bo
 
 
 def image_spec(config: Mapping[str, Any], height: int, width: int) -> ImageSpec:
-    """Preprocessing as a pretrained configuration states it, timm's own defaults where it does not.
+    """Return the preprocessing as a pretrained configuration states it, timm's own defaults where it does not.
 
     All that timm evaluates with is taken: mean, std, `crop_pct`, `crop_mode` and interpolation. `test_input_size` and
     `test_crop_pct` are not: the size is that of the weights, and the crop the one stated for it.
@@ -225,7 +225,7 @@ def _with_class_names(program: Program, config: dict[str, Any]) -> Program:
 
 
 def _facts(config: dict[str, Any], name: str) -> dict[str, str]:
-    """The tag and the licence of published weights."""
+    """Return the tag and the licence of published weights."""
     facts, tag = {"model": name}, config.get("tag")
     if isinstance(tag, str) and tag and "." not in name:
         facts["model"] = f"{name}.{tag}"
@@ -258,7 +258,7 @@ def _branches(index: int, block: Any) -> tuple[BranchSpec, BranchSpec]:
 
 
 def program_arrays(model: Any, spec: ProgramSpec) -> dict[str, Tensor]:
-    """Every array of the Program; see `expected_shapes` for names and shapes."""
+    """Return every array of the Program; see `expected_shapes` for names and shapes."""
     weight = model.patch_embed.proj.weight
     arrays = {
         # [dim, channel, row, column] to rows in the order of a uint8 image's bytes: (row, column, channel).
@@ -280,7 +280,7 @@ def program_arrays(model: Any, spec: ProgramSpec) -> dict[str, Tensor]:
 
 
 def _prefix_and_position(model: Any, spec: ProgramSpec) -> tuple[Tensor, Tensor]:
-    """Class, distillation and register tokens with their position folded in, and the patches' position."""
+    """Return class, distillation and register tokens with their position folded in, and the patches' position."""
     names = ("cls_token", "dist_token") if hasattr(model, "head_dist") else ("cls_token", "reg_token")
     tokens = [getattr(model, n)[0] for n in names if getattr(model, n, None) is not None]
     prefix = torch.cat(tokens) if tokens else torch.zeros(0, spec.dim)
@@ -316,7 +316,7 @@ def _identity(dim: int) -> dict[str, Tensor]:
 
 
 def _linear(name: str, linear: nn.Linear, scale: nn.Module | None = None) -> dict[str, Tensor]:
-    """A Linear as `[in, out]` and a bias (zeros where it has none), a LayerScale behind it folded in."""
+    """Return a Linear as `[in, out]` and a bias (zeros where it has none), a LayerScale behind it folded in."""
     weight, bias = linear.weight.T, _or(linear.bias, torch.zeros(linear.out_features))
     if isinstance(scale, timm.layers.LayerScale):
         weight, bias = weight * scale.gamma, bias * scale.gamma

@@ -74,7 +74,7 @@ def say_grid(grid: Size, table: Tensor, patch: int, *, default: Size, asked: Siz
 
 
 def smoother_grid(table: Tensor, grid: Size) -> Size | None:
-    """Another grid whose neighbours are clearly more alike than those of `grid`, None if there is none.
+    """Return another grid whose neighbours are clearly more alike than those of `grid`, None if there is none.
 
     Learned position embeddings vary slowly over the image, so that the true grid has the most similar neighbours.
     """
@@ -88,7 +88,7 @@ def smoother_grid(table: Tensor, grid: Size) -> Size | None:
 
 
 def _roughness(table: Tensor, grid: Size) -> float:
-    """Mean squared difference of rows to the neighbours below and beside them."""
+    """Return the mean squared difference of rows to the neighbours below and beside them."""
     plane = table.reshape(*grid, -1)
     beside, below = plane[:, 1:] - plane[:, :-1], plane[1:] - plane[:-1]
     squares = torch.cat([beside.flatten(), below.flatten()]).square()

@@ -82,12 +82,12 @@ _RELEASED: Mapping[str, tuple[tuple[tuple[float, ...], tuple[float, ...]], float
 
 
 def is_hub(folder: Path) -> bool:
-    """Whether a folder states which model it holds."""
+    """Return whether a folder states which model it holds."""
     return (folder / "config.json").is_file()
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold the weights: `path` itself, the shards of an index, or those of a folder.
+    """Return the files that hold the weights: `path` itself, the shards of an index, or those of a folder.
 
     Raises:
         WeightsError: none there, several with nothing to choose by, or an index that names files outside its folder.
@@ -118,14 +118,14 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def indexed_names(path: Path) -> set[str]:
-    """Names of all tensors that an index promises; empty where `path` has none."""
+    """Return names of all tensors that an index promises; empty where `path` has none."""
     if path.is_dir():
         path = next((path / n for n in WEIGHTS if (path / n).is_file()), path)
     return set(_json(path)["weight_map"]) if path.name.endswith(INDEX) else set()
 
 
 def read_hub(path: Path) -> HubFolder | None:
-    """What the folder at `path`, or around the file `path`, states; None where it has no config.json of a model.
+    """Return what the folder at `path`, or around the file `path`, states; None where it has no config.json of a model.
 
     Raises:
         UnsupportedModelError: a model or a preprocessing that a Program cannot be.
@@ -214,7 +214,7 @@ def _preprocessing(folder: Path, kind: str, size: tuple[int, int]) -> Preprocess
 
 
 def read_preprocessor(settings: Mapping[str, Any], file: Path, *, square: bool) -> Preprocessing:
-    """An image processor of transformers as a resize, a centre crop and a normalisation.
+    """Return an image processor of transformers as a resize, a centre crop and a normalisation.
 
     `square` says what a bare number as size means to this processor: both sides, or the short one. Its centre crop
     rounds down where the rest is odd, ours to even as torchvision does: one pixel of the resized image at most.
@@ -266,7 +266,7 @@ def read_preprocessor(settings: Mapping[str, Any], file: Path, *, square: bool) 
 
 
 def crop_share(crop: int, resized: int) -> float:
-    """The `crop_pct` with which `floor(crop / crop_pct)` is `resized`."""
+    """Return the `crop_pct` with which `floor(crop / crop_pct)` is `resized`."""
     share = crop / resized
     while math.floor(crop / share) < resized:
         share = math.nextafter(share, 0)
@@ -312,7 +312,7 @@ def _whole(value: Any, file: Path) -> int:
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Class names of `id2label`; none where they are transformers' placeholders."""
+    """Return class names of `id2label`; none where they are transformers' placeholders."""
     table = config.get("id2label")
     if not isinstance(table, Mapping) or set(table) != {str(i) for i in range(len(table))}:
         return ()
@@ -329,14 +329,14 @@ def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _name(folder: Path) -> str:
-    """The model's name in the hub, or the folder's, as letters, digits, dots, dashes and underscores."""
+    """Return the model's name in the hub, or the folder's, as letters, digits, dots, dashes and underscores."""
     resolved = folder.resolve()
     cached = [part.rpartition("--")[2] for part in resolved.parts if part.startswith("models--")]
     return re.sub(r"[^\w.-]", "_", cached[-1] if cached else resolved.name, flags=re.ASCII) or "model"
 
 
 def _license(folder: Path) -> str:
-    """The licence in the head of the folder's README.md, '' where it states none."""
+    """Return the licence in the head of the folder's README.md, '' where it states none."""
     try:
         text = limits.read_regular(folder / "README.md", limits.TEXT_BYTES).decode("utf-8-sig")
     except (OSError, ValueError):

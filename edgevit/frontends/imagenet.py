@@ -12,7 +12,7 @@ _OF_TAGS = {"in1k": ("imagenet-1k",), "in12k": ("imagenet-12k",), "in21k": ("ima
 
 
 def named_subset(tag: str, classes: int) -> str | None:
-    """The subset whose classes a timm tag states: the last one it was trained on, if the number of classes fits.
+    """Return the subset whose classes a timm tag states: the last one it was trained on, if the number of classes fits.
 
     `augreg_in21k_ft_in1k` with 1000 classes is `imagenet-1k`; a tag without one, or another number, is None.
     """
@@ -22,7 +22,7 @@ def named_subset(tag: str, classes: int) -> str | None:
 
 
 def imagenet_names(subset: str) -> tuple[str, ...]:
-    """The classes' names of one of `SUBSETS`.
+    """Return the classes' names of one of `SUBSETS`.
 
     Raises:
         RuntimeMissingError: timm is not installed.

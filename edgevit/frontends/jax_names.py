@@ -35,7 +35,7 @@ _NAMES: tuple[tuple[str, str, str], ...] = (
 
 
 def read_jax(path: Path) -> dict[str, Tensor]:
-    """The tensors of a JAX release; arrays outside its parameters (an optimiser's state) are passed over.
+    """Return the tensors of a JAX release; arrays outside its parameters (an optimiser's state) are passed over.
 
     Raises:
         WeightsError: unreadable, no such release, or arrays of another kind than float32 and float16.
@@ -68,7 +68,7 @@ def _converted(name: str, array: np.ndarray, path: Path) -> tuple[str, Tensor]:
 
 
 def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
-    """JAX's axes (input first, heads apart) as torch's (output first, heads joined)."""
+    """Return JAX's axes (input first, heads apart) as torch's (output first, heads joined)."""
     if layout == "convolution" and array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if layout == "to heads":  # kernel [dim, heads, head_dim], bias [heads, head_dim]

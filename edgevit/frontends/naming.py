@@ -80,7 +80,7 @@ class Copies:
     met: bool = False
 
     def choose(self, keys: Iterable[str]) -> str:
-        """One of `keys`, all of which hold a network.
+        """Return one of `keys`, all of which hold a network.
 
         Raises:
             WeightsError: not what was asked for, or several with nothing to choose by.
@@ -107,7 +107,7 @@ class Copies:
 
 
 def unwrap(content: Any, copies: Copies) -> Mapping[Any, Any]:
-    """The innermost mapping that holds the tensors, of a file's content.
+    """Return the innermost mapping that holds the tensors, of a file's content.
 
     Raises:
         WeightsError: no tensors, a network stored as an object, or several state dicts with nothing to choose by.
@@ -134,7 +134,7 @@ def unwrap(content: Any, copies: Copies) -> Mapping[Any, Any]:
 
 
 def tensors(content: Mapping[Any, Any], where: str, most_bytes: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a state dict as float32; numbers and settings beside them are passed over.
+    """Return the tensors of a state dict as float32; numbers and settings beside them are passed over.
 
     Raises:
         WeightsError: there are none, some are not dense, real and whole in the file, or all together would take more
@@ -186,7 +186,7 @@ def _check_tensor(where: str, value: Tensor) -> None:
 
 
 def plain_names(state: State, copies: Copies) -> dict[str, Tensor]:
-    """A network's tensors under its own names: prefixes taken off, the averaged or plain copy chosen.
+    """Return a network's tensors under its own names: prefixes taken off, the averaged or plain copy chosen.
 
     Raises:
         WeightsError: two tensors would get one name, or tensors beside the network are not known.
@@ -222,14 +222,14 @@ def hint(unknown: Iterable[str], *, every: bool = True) -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
+    """Return the first few names and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether there is a tensor in these dictionaries inside each other, each of which is looked at once."""
+    """Return whether there is a tensor in these dictionaries inside each other, each of which is looked at once."""
     waiting, seen = [value], set()
     while waiting:
         value = waiting.pop()
@@ -252,7 +252,7 @@ def _without_infixes(state: State, where: str) -> dict[str, Tensor]:
 
 
 def _without(state: State, companions: Iterable[tuple[str, str]], say: Say) -> State:
-    """The state without what is known to have no part in the network's output."""
+    """Return the state without what is known to have no part in the network's output."""
     for pattern, what in companions:
         left = {n: None for n in state if re.match(pattern, n)}
         if left and len(left) < len(state):
@@ -262,7 +262,7 @@ def _without(state: State, companions: Iterable[tuple[str, str]], say: Say) -> S
 
 
 def _groups(state: State) -> dict[str, dict[str, Tensor]]:
-    """Tensors by the first part of their names, without it; those whose name has one part under ''."""
+    """Return tensors by the first part of their names, without it; those whose name has one part under ''."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         first, dot, rest = name.partition(".")
@@ -292,7 +292,7 @@ def _joined(groups: Mapping[str, State]) -> set[str]:
 
 
 def _bare(names: Iterable[str]) -> set[str]:
-    """Names without the prefixes that all of them have."""
+    """Return names without the prefixes that all of them have."""
     names = set(names)
     while len(first := {n.partition(".")[0] for n in names}) == 1 and first <= set(PREFIXES):
         names = {n.partition(".")[2] for n in names}
@@ -304,7 +304,7 @@ def _has_anchor(names: Iterable[str], anchors: tuple[str, ...]) -> bool:
 
 
 def _tower(state: State, groups: Mapping[str, State], where: str) -> str | None:
-    """The prefix under which a Vision Transformer stands beside other tensors."""
+    """Return the prefix under which a Vision Transformer stands beside other tensors."""
     if any(anchor in state for anchor in ANCHORS):
         return None
     found = [first for first, group in groups.items() if first and _has_anchor(group, _TOWERS)]
@@ -315,7 +315,7 @@ def _tower(state: State, groups: Mapping[str, State], where: str) -> str | None:
 
 
 def _beside(tower: str, groups: Mapping[str, State], copies: Copies) -> dict[str, Tensor]:
-    """What stands beside the network and belongs to it: its classifier.
+    """Return what stands beside the network and belongs to it: its classifier.
 
     Raises:
         WeightsError: something else that is not known to have no part in the output.

@@ -42,7 +42,7 @@ def own_program(
     ema: bool | None = None,
     say: Say = lambda _: None,
 ) -> Program:
-    """The Program of the weights at `weights`: a file, an index of shards, or a folder of Hugging Face's hub.
+    """Return the Program of the weights at `weights`: a file, an index of shards, or a folder of Hugging Face's hub.
 
     Args:
         name: timm's name; None: the folder's config.json says which model it is. With both, they must agree.
@@ -76,7 +76,7 @@ def own_program(
 
 
 def _stated(weights: Path, name: str | None, say: Say) -> HubFolder | None:
-    """What the folder states; of one around a single file, whose model is named, only if it is of that model."""
+    """Return what the folder states; of one around a single file, whose model is named, only if it is of that model."""
     try:
         hub = read_hub(weights)
     except EdgevitError as error:
@@ -103,7 +103,7 @@ def _of_timm(
     classes: int | None,
     say: Say,
 ) -> Program:
-    """Weights of timm's modules: under `name`, or under the architecture that the folder states."""
+    """Return weights of timm's modules: under `name`, or under the architecture that the folder states."""
     if hub is not None and name is not None and name.partition(".")[0] != hub.architecture:
         raise WeightsError(f"config.json beside the weights says {hub.architecture}, not {name}; leave the name away")
     label = name or (hub.architecture if hub is not None else "")
@@ -135,7 +135,7 @@ def _of_transformers(
     classes: int | None,
     say: Say,
 ) -> Program:
-    """Weights of transformers, built as their config.json says."""
+    """Return weights of transformers, built as their config.json says."""
     assert hub is not None and hub.preprocessing is not None  # of all kinds but timm's
     state = timm_forms(state, hub.name)
     if "dist_token" in state and "head_dist.weight" not in state:

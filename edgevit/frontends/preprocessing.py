@@ -26,12 +26,12 @@ class Preprocessing:
     orientation: Orientation | None = None
 
     def given(self) -> dict[str, Any]:
-        """What is not None, by the option's name."""
+        """Return what is not None, by the option's name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def with_preprocessing(program: Program, model: str, wanted: Preprocessing) -> Program:
-    """The Program that `model` named, with images prepared as the user says.
+    """Return the Program that `model` named, with images prepared as the user says.
 
     Raises:
         ProgramError: `model` is a Program, which knows how its images are prepared.

@@ -33,14 +33,14 @@ _BLOCKS = {
 
 
 def activation_name(module: nn.Module) -> Activation | None:
-    """The Program's name of an activation module, None if it has none."""
+    """Return the Program's name of an activation module, None if it has none."""
     if type(module) is nn.GELU:
         return "gelu_tanh" if module.approximate == "tanh" else "gelu"
     return _ACTIVATIONS.get(type(module))
 
 
 def refusal(model: nn.Module) -> str | None:
-    """Every reason why `model` cannot be a Program, or None if it can. Weights are not read."""
+    """Return every reason why `model` cannot be a Program, or None if it can. Weights are not read."""
     return "; ".join(dict.fromkeys(_reasons(model))) or None
 
 
@@ -62,7 +62,7 @@ def _reasons(model: Any) -> Iterator[str]:
 
 
 def _trait(model: Any) -> str:
-    """What sets a known relative of the Vision Transformer apart, in words."""
+    """Return what sets a known relative of the Vision Transformer apart, in words."""
     blocks = getattr(model, "blocks", None)
     first = blocks[0] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else None
     if getattr(model, "rope", None) is not None:
@@ -142,7 +142,7 @@ def _head_reasons(model: Any) -> Iterator[str]:
 
 
 def _eps_reasons(model: Any) -> Iterator[str]:
-    """A Program has one eps for its norms and one for those of queries and keys."""
+    """Yield a Program has one eps for its norms and one for those of queries and keys."""
     inner = {n.eps for b in model.blocks for n in (b.attn.q_norm, b.attn.k_norm) if hasattr(n, "eps")}
     outer = {n.eps for b in model.blocks for n in (b.norm1, b.norm2)}
     outer |= {n.eps for n in (model.norm_pre, model.norm, model.fc_norm) if hasattr(n, "eps")}

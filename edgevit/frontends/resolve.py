@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "programs"
 
 
 def shipped_programs() -> tuple[str, ...]:
-    """Names of the Programs that ship with edgevit; edgevit/programs/README.md says how each was made."""
+    """Return names of the Programs that ship with edgevit; edgevit/programs/README.md says how each was made."""
     return tuple(sorted(p.name for p in SHIPPED.iterdir() if is_program(p)))
 
 
@@ -26,7 +26,7 @@ def resolve(
     ema: bool | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Program:
-    """The Program that `model` means. A Program folder is read without torch.
+    """Return the Program that `model` means. A Program folder is read without torch.
 
     Args:
         model: path of a Program folder or of a folder of Hugging Face's hub, the name of a Program that ships, a timm

@@ -49,5 +49,5 @@ def class_names(spec: ProgramSpec, stated: tuple[str, ...], tag: str, say: Say) 
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    """Three numbers, or one where they are equal."""
+    """Format three numbers, or one where they are equal."""
     return " ".join(f"{v:.4g}" for v in (values[:1] if len(set(values)) == 1 else values))

@@ -91,7 +91,7 @@ def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
 
 
 def _stage(spec: ProgramSpec, array: Callable[[str], Tensor], name: str, x: Tensor) -> Tensor:
-    """One token-to-token stage, `[B, T, C]` to `[B, T, K]`; its skip adds the values, as C differs from K."""
+    """Return one token-to-token stage, `[B, T, C]` to `[B, T, K]`; its skip adds the values, as C differs from K."""
 
     def linear(part: str, value: Tensor) -> Tensor:
         return value @ array(f"{name}.{part}.weight") + array(f"{name}.{part}.bias")
@@ -117,7 +117,7 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
 
 
 def _features(x: Tensor, w: Tensor) -> Tensor:
-    """exp(x w^T - |x|^2 / 2) / sqrt(m)."""
+    """Return exp(x w^T - |x|^2 / 2) / sqrt(m)."""
     return torch.exp(x @ w.T - x.square().sum(dim=-1, keepdim=True) / 2) / math.sqrt(w.shape[0])
 
 
@@ -130,7 +130,7 @@ def t2t_program(
     ema: bool | None = None,
     say: Say = lambda _: None,
 ) -> Program:
-    """A T2T-ViT as a Program, from an upstream checkpoint or random with a fixed seed.
+    """Return a T2T-ViT as a Program, from an upstream checkpoint or random with a fixed seed.
 
     Args:
         name: one of `CONFIGS`.
@@ -205,7 +205,7 @@ def upstream_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(spec: ProgramSpec, seed: int = SEED) -> dict[str, Tensor]:
-    """Upstream's names and initialisation: Linears and class token truncated normal 0.02, `w` orthogonal."""
+    """Return upstream's names and initialisation: Linears and class token truncated normal 0.02, `w` orthogonal."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, shape in upstream_shapes(spec).items():
@@ -229,7 +229,7 @@ def sinusoid_table(tokens: int, dim: int) -> Tensor:
 
 
 def t2t_spec(name: str, size: tuple[int, int] = (224, 224), classes: int = 1000) -> ProgramSpec:
-    """The spec of one of `CONFIGS`."""
+    """Return the spec of one of `CONFIGS`."""
     config = CONFIGS[name]
     branches: list[BranchSpec] = []
     head_dim, neurons = config.dim // config.heads, config.dim * config.ffn_ratio
@@ -269,7 +269,7 @@ def t2t_spec(name: str, size: tuple[int, int] = (224, 224), classes: int = 1000)
 def _positioned(
     state: dict[str, Tensor], asked: tuple[int, int] | None, name: str, say: Say
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """The weights with a position table for the size to build, resampled with timm's function, and this size."""
+    """Return the weights with a position table for the size to build, resampled with timm's function, and this size."""
     table = state.get("pos_embed")
     if table is None or table.ndim != 3:
         return state, asked or DEFAULT_SIZE
@@ -285,7 +285,7 @@ def _positioned(
 
 
 def _arrays(spec: ProgramSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Upstream's tensors under the Program's names; see `expected_shapes`."""
+    """Return upstream's tensors under the Program's names; see `expected_shapes`."""
     prefix = state["cls_token"][0] + state["pos_embed"][0, :1]
     arrays = {"stem.prefix": prefix, "stem.pos": state["pos_embed"][0, 1:]}
     for number, (stage, _, channels) in enumerate(_stages(spec), start=1):
@@ -307,7 +307,7 @@ def _arrays(spec: ProgramSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _stage_arrays(
     spec: ProgramSpec, state: Mapping[str, Tensor], stage: str, channels: int, name: str
 ) -> dict[str, Tensor]:
-    """One token-to-token stage: input columns to (row, column, channel), output columns to q, k, v."""
+    """Return one token-to-token stage: input columns to (row, column, channel), output columns to q, k, v."""
     performer, k = spec.stem.kind == "t2t_performer", spec.stem.token_dim
     attention = stage if performer else f"{stage}.attn"
     arrays = _norm(state, f"{stage}.norm1", f"{name}.norm1") | _norm(state, f"{stage}.norm2", f"{name}.norm2")
@@ -329,12 +329,12 @@ def _stage_arrays(
 
 
 def _by_row(x: Tensor, channels: int) -> Tensor:
-    """Rows in Unfold's order (channel, row, column) to (row, column, channel)."""
+    """Return rows in Unfold's order (channel, row, column) to (row, column, channel)."""
     return x.reshape(channels, -1, *x.shape[1:]).transpose(0, 1).reshape(x.shape)
 
 
 def _stages(spec: ProgramSpec) -> tuple[tuple[str, int, int], tuple[str, int, int]]:
-    """Upstream's name, window side and channels of the map before the split, for both stages."""
+    """Return upstream's name, window side and channels of the map before the split, for both stages."""
     return ("tokens_to_token.attention1", 7, 3), ("tokens_to_token.attention2", 3, spec.stem.token_dim)
 
 

@@ -25,7 +25,7 @@ _declared: list[Any] = []
 
 
 def compiled_ops_load(folder: Path) -> bool:
-    """Whether torchvision's own compiled operators load from its package folder."""
+    """Return whether torchvision's own compiled operators load from its package folder."""
     for file in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd")):
         try:
             torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]

@@ -70,7 +70,7 @@ class DictStandIn(StandIn):
 
 
 def read_torch(path: Path) -> Any:
-    """The content of a torch file: containers, numbers, text, tensors, and `StandIn`s for what is none of them.
+    """Return the content of a torch file: containers, numbers, text, tensors, and `StandIn`s for what is none of them.
 
     Raises:
         WeightsError: TorchScript or an exported program, a whole module, other objects, or a damaged file.
@@ -91,7 +91,7 @@ def read_torch(path: Path) -> Any:
 
 
 def whole_module(where: object, kind: str) -> str:
-    """The message for a network that was stored as an object."""
+    """Return the message for a network that was stored as an object."""
     return (
         f"{where} holds an object of type {kind}, not named tensors, and code is never run from a weights file; "
         f"where that class can be imported, load it and {ADVICE}"
@@ -127,7 +127,7 @@ def _refuse_archives(path: Path) -> None:
 
 
 def _kinds(path: Path) -> tuple[str, ...]:
-    """Full names of all types and functions that the file's pickles name, in order; nothing is imported."""
+    """Return full names of all types and functions that the file's pickles name, in order; nothing is imported."""
     found: dict[str, None] = {}
     try:
         if zipfile.is_zipfile(path):

@@ -42,7 +42,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any], *, meta: bool) -> nn.Module:
-    """The module of `hub`'s config; `options` are timm's (`img_size`, `num_classes`, `global_pool`, ...).
+    """Return the module of `hub`'s config; `options` are timm's (`img_size`, `num_classes`, `global_pool`, ...).
 
     `state` has timm's names. Without memory for the weights where `meta` is true.
 

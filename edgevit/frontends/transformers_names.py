@@ -134,12 +134,12 @@ FAMILIES = (TRANSFORMERS, CLIP, OPENAI, TORCHVISION)
 
 
 def family_of(state: Mapping[str, Tensor]) -> Family | None:
-    """The source of these names, None where they are timm's own or unknown."""
+    """Return the source of these names, None where they are timm's own or unknown."""
     return next((f for f in FAMILIES if any(re.fullmatch(f.first, n) for n in state)), None)
 
 
 def to_timm_names(state: Mapping[str, Tensor], where: str, say: Say) -> dict[str, Tensor]:
-    """The tensors of one of `FAMILIES` under timm's names; a state of no family as it is.
+    """Return the tensors of one of `FAMILIES` under timm's names; a state of no family as it is.
 
     Raises:
         WeightsError: another network than a plain Vision Transformer, queries, keys or values missing, or twice a name.
@@ -180,7 +180,7 @@ def _three_axes(value: Tensor) -> Tensor:
 
 
 def join_qkv(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Queries, keys and values of a block as timm's `qkv`, rows in this order."""
+    """Return queries, keys and values of a block as timm's `qkv`, rows in this order."""
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():

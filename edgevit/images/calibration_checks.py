@@ -83,18 +83,18 @@ def check_calibration(images: ImageSet, spec: ImageSpec) -> tuple[str, ...]:
 
 
 def shared_images(first: ImageSet, second: ImageSet) -> int:
-    """How many images of the second set are, pixel for pixel, in the first."""
+    """Return how many images of the second set are, pixel for pixel, in the first."""
     seen = set(image_digests(first.images))
     return sum(digest in seen for digest in image_digests(second.images))
 
 
 def copies(images: ImageSet) -> int:
-    """How many images are, pixel for pixel, one that came before."""
+    """Return how many images are, pixel for pixel, one that came before."""
     return len(images) - len(set(image_digests(images.images)))
 
 
 def image_digests(images: np.ndarray) -> tuple[bytes, ...]:
-    """One digest of the pixels per image, of uint8 `[n, height, width, 3]`."""
+    """Return one digest of the pixels per image, of uint8 `[n, height, width, 3]`."""
     return tuple(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images)
 
 
@@ -111,12 +111,12 @@ def _chosen(images: ImageSet, indices: list[int]) -> ImageSet:
 
 
 def _deviations(pixels: np.ndarray) -> np.ndarray:
-    """Largest standard deviation over the channels, per image, `[n]`."""
+    """Return the largest standard deviation over the channels, per image, `[n]`."""
     return np.array([image.reshape(-1, 3).std(axis=0).max() for image in pixels])
 
 
 def _probed(pixels: np.ndarray) -> np.ndarray:
-    """At most 64 of the images, evenly spread."""
+    """Return at most 64 of the images, evenly spread."""
     return pixels[:: -(-len(pixels) // PROBED_IMAGES)]
 
 

@@ -118,7 +118,7 @@ def load_images(
 
 
 def number_labels(loaded: ImageSet, spec: ProgramSpec, say: Callable[[str], None] = lambda _: None) -> ImageSet:
-    """Labelled images with the labels of their source turned into places among the model's classes.
+    """Return labelled images with the labels of their source turned into places among the model's classes.
 
     `say` is told how they were found (see `match.place_labels`).
 
@@ -134,7 +134,7 @@ def number_labels(loaded: ImageSet, spec: ProgramSpec, say: Callable[[str], None
 
 
 def left_out(loaded: ImageSet) -> str:
-    """A warning of the images that could not be read; empty where all could."""
+    """Return a warning of the images that could not be read; empty where all could."""
     count, total = len(loaded.unreadable), len(loaded) + len(loaded.unreadable)
     return (
         f"warning: {count} of {total} images in {loaded.source} cannot be read and are left out (first: "
@@ -162,7 +162,7 @@ def open_image(entry: Entry) -> Image.Image:
 
 
 def decode(raw: bytes) -> Image.Image:
-    """Bytes of an image file to an RGB image of its first frame, with the EXIF orientation still in its `info`.
+    """Decode an image file to an RGB image of its first frame, with the EXIF orientation still in its `info`.
 
     Modes are converted as timm converts them, by Pillow, which drops alpha; but grey of more than 8 bits, which Pillow
     would clip, is scaled, and pixels of an unknown range are refused.
@@ -218,7 +218,7 @@ def _to_rgb(file: Image.Image) -> Image.Image:
 
 
 def upright(picture: Image.Image, image: ImageSpec) -> Image.Image:
-    """The picture turned as its EXIF orientation says, if the model's images are.
+    """Return the picture turned as its EXIF orientation says, if the model's images are.
 
     Raises:
         UnreadableImage: the orientation is asked for and damaged.
@@ -255,7 +255,7 @@ def prepare(picture: Image.Image, image: ImageSpec) -> NDArray[np.uint8]:
 
 
 def spread(entries: Sequence[T], limit: int | None) -> tuple[T, ...]:
-    """At most `limit` entries, evenly spread over all of them, first one included."""
+    """Return at most `limit` entries, evenly spread over all of them, first one included."""
     if limit is not None and limit < 1:
         raise ImagesError(f"the number of images to load must be 1 or more, got {limit}")
     if limit is None or limit >= len(entries):

@@ -50,11 +50,11 @@ class LabelledSet:
         return len(self.names)
 
     def picture(self, index: int) -> Image.Image:
-        """The image at `index`, RGB, in its own size; raises `edgevit.images.image_set.UnreadableImage`."""
+        """Return the image at `index`, RGB, in its own size; raises `edgevit.images.image_set.UnreadableImage`."""
         return self.pictures(index)
 
     def label(self, index: int) -> int:
-        """The label at `index`, -1 where there is none."""
+        """Return the label at `index`, -1 where there is none."""
         return UNLABELLED if self.labels is None else int(self.labels[index])
 
 
@@ -85,7 +85,7 @@ def open_labelled(source: Path, *, split: str | None = None) -> LabelledSet:
 
 
 def subset(data: LabelledSet, indices: Sequence[int] | NDArray[np.int64]) -> LabelledSet:
-    """The images at `indices`, in that order; classes and splits stay those of the whole."""
+    """Return the images at `indices`, in that order; classes and splits stay those of the whole."""
     chosen = np.asarray(indices, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(data)):
         raise ImagesError(f"{data.source}: got an index outside 0 to {len(data) - 1}")
@@ -231,7 +231,7 @@ def labelled_set(
     content: str = "",
     meaning: Labelling | None = None,
 ) -> LabelledSet:
-    """A set from its parts; `content` is what its digest should depend on besides names and labels.
+    """Return a set from its parts; `content` is what its digest should depend on besides names and labels.
 
     `meaning` is of the labels; None takes them as given, named by `classes`.
     """

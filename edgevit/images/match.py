@@ -39,7 +39,7 @@ class Labelling:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts class_2 before class_10, as timm does; names that differ in case only keep one order."""
+    """Return a key that sorts class_2 before class_10, as timm does; names that differ in case only keep one order."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
@@ -155,7 +155,7 @@ def _by_order(labelling: Labelling, spec: ProgramSpec, source: object) -> tuple[
 
 
 def _match(names: Mapping[int, str], spec: ProgramSpec) -> dict[int, int]:
-    """The place of each name among the model's labels, left out where there is none or several."""
+    """Return the place of each name among the model's labels, left out where there is none or several."""
     numbers = {n: place for place, n in enumerate(spec.class_numbers)}
     keys = [[_key(label), *(_key(part) for part in label.split(",") if "," in label)] for label in spec.labels]
     whole: dict[str, list[int]] = {}
@@ -177,7 +177,7 @@ def _match(names: Mapping[int, str], spec: ProgramSpec) -> dict[int, int]:
 
 
 def _key(name: str) -> str:
-    """What of a name counts; a number counts without leading zeros."""
+    """Return what of a name counts; a number counts without leading zeros."""
     text = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold())).strip()
     return str(int(text)) if text.isdecimal() and len(text) < 10 else text
 

@@ -55,7 +55,7 @@ class _Reader:
 
 
 def read_packed(source: Path) -> Packed:
-    """The images of an .npz with the keys jpeg, offset, label and classes.
+    """Return the images of an .npz with the keys jpeg, offset, label and classes.
 
     Raises:
         ImagesError: not such a file, or its parts do not fit together.
@@ -111,7 +111,7 @@ def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most_bytes: int) -> NDArray[Any]:
-    """One array, whose header and size are looked at before memory is taken for it."""
+    """Return one array, whose header and size are looked at before memory is taken for it."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

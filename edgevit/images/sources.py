@@ -72,7 +72,7 @@ class Entry:
 
 
 def list_images(source: Path) -> tuple[Entry, ...]:
-    """The images of `source`, sorted by name except in a manifest and an .npz.
+    """Return the images of `source`, sorted by name except in a manifest and an .npz.
 
     Labels come from `labels.csv` (columns `file` and `label`, paths relative to it), from a manifest's `label`, or from
     class folders: the number where all are called by whole numbers, otherwise the place among the names in natural
@@ -116,7 +116,7 @@ def _packed(source: Path) -> tuple[Entry, ...]:
 
 
 def labelling(entries: Sequence[Entry]) -> Labelling:
-    """What the labels of all a source's images are."""
+    """Return what the labels of all a source's images are."""
     names: dict[int, str] = {}
     for entry in entries:
         if entry.label is not None:
@@ -126,7 +126,7 @@ def labelling(entries: Sequence[Entry]) -> Labelling:
 
 
 def split_name(written: str) -> str:
-    """One spelling for each of train, val and test (`validation` is `val`); other names as they are."""
+    """Return one spelling for each of train, val and test (`validation` is `val`); other names as they are."""
     return SPLITS.get(written.strip().lower(), written.strip())
 
 
@@ -187,7 +187,7 @@ def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str,
 
 
 def _row(row: Mapping[str, str | None], column: str, where: str) -> tuple[str, _Facts]:
-    """A file's name and what one row of a table says of it."""
+    """Return a file's name and what one row of a table says of it."""
     value = row[column] or ""
     if not _is_label(value):
         raise ImagesError(f"{where}: got label {value[:40]!r}, allowed: a whole number from 0 to {MAX_LABEL}")
@@ -222,7 +222,7 @@ def _is_label(text: str) -> bool:
 
 
 def _folder_splits(names: list[str]) -> dict[str, PurePosixPath]:
-    """For every name the folder that is its split, where the topmost folders that differ are all splits."""
+    """Return for every name the folder that is its split, where the topmost folders that differ are all splits."""
     paths = {name: PurePosixPath(name).parts[:-1] for name in names}
     depth = 0
     while all(len(parts) > depth for parts in paths.values()):
@@ -322,7 +322,7 @@ def _zip(source: Path) -> dict[str, Callable[[], bytes]]:
 
 @lru_cache(maxsize=4)
 def _opened_zip(source: Path, process: int, modified_ns: int) -> zipfile.ZipFile:
-    """An open archive per process: forked ones would share, and move, one file position."""
+    """Return an open archive per process: forked ones would share, and move, one file position."""
     return zipfile.ZipFile(source)
 
 

@@ -57,7 +57,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a path written in a manifest or an archive points outside the folder it is relative to."""
+    """Return whether a path written in a manifest or an archive points outside the folder it is relative to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or (bool(path.parts) and path.parts[0].endswith(":"))
 

@@ -49,7 +49,7 @@ def assemble(
 def detached(
     program: Program, plan: QuantPlan | None = None, *, gating: Gating = "if", taps: bool = False
 ) -> tuple[onnx.ModelProto, Mapping[str, np.ndarray]]:
-    """The same model, only naming its large initialisers, and these: the Program's own arrays where it can be.
+    """Return the same model, only naming its large initialisers, and these: the Program's own arrays where it can be.
 
     To run a model here (`backends.reference`) that is not to be written: it may be larger than a message can hold, and
     takes no memory beside the Program's.
@@ -63,7 +63,7 @@ Values = Sequence[onnx.ValueInfoProto]
 def _lowered(
     program: Program, plan: QuantPlan | None, gating: Gating, taps: bool, streams: bool
 ) -> tuple[Graph, Values, Values]:
-    """The graph with its inputs and outputs."""
+    """Return the graph with its inputs and outputs."""
     spec = program.spec
     graph = Graph(spec.name)
     gated = spec.gated and gating != "open"
@@ -149,7 +149,7 @@ def _expose(graph: Graph, name: str, source: str, shape: tuple[int, ...]) -> onn
 
 
 def _taps(graph: Graph, program: Program, plan: QuantPlan | None) -> list[onnx.ValueInfoProto]:
-    """The float inputs of all Linears but the patch stem's, whose input is the image."""
+    """Return the float inputs of all Linears but the patch stem's, whose input is the image."""
     if plan is not None:
         raise ValueError("taps are of the float graph: pass no plan")
     sources = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Gemm"}

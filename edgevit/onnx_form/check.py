@@ -98,7 +98,7 @@ def _data_faults(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def nodes(graph: onnx.GraphProto, level: int = 0) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """Every node with its If depth (0 = main graph), bodies after the node that owns them."""
+    """Yield every node with its If depth (0 = main graph), bodies after the node that owns them."""
     for node in graph.node:
         yield node, level
         for attribute in node.attribute:

@@ -51,7 +51,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], **attributes))
 
     def proto(self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]) -> onnx.GraphProto:
-        """The body of an If branch, its initialisers in it."""
+        """Return the body of an If branch, its initialisers in it."""
         held = [numpy_helper.from_array(array, name) for name, array in self.initialisers.items()]
         return helper.make_graph(self.nodes, self.name, list(inputs), list(outputs), initializer=held)
 

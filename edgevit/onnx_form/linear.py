@@ -13,7 +13,7 @@ from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
 
 def quantize_weight(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[in, out]` float32 to (int8 `[in, out]`, scale float32 `[out]`), symmetric, `bits` wide."""
+    """Map `[in, out]` float32 to (int8 `[in, out]`, scale float32 `[out]`), symmetric, `bits` wide."""
     limit = 2 ** (bits - 1) - 1
     scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / np.float32(limit)
     return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale

@@ -18,7 +18,7 @@ from edgevit.schema.quant_plan import QuantPlan
 
 
 def norm(graph: Graph, program: Program, name: str, x: str, eps: float | None = None) -> str:
-    """LayerNormalization over the last axis with the Program's `name.weight` and `name.bias`."""
+    """Return LayerNormalization over the last axis with the Program's `name.weight` and `name.bias`."""
     inputs = [x] + [graph.const(f"{name}.{part}", program.weights[f"{name}.{part}"]) for part in ("weight", "bias")]
     epsilon = program.spec.norm_eps if eps is None else eps
     return graph.op("LayerNormalization", inputs, f"{name}/y", axis=-1, epsilon=epsilon)
@@ -51,7 +51,7 @@ def stem(graph: Graph, program: Program, image: str, plan: QuantPlan | None) -> 
 
 
 def fold_normalisation(spec: ProgramSpec, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `[P*P*3, D]` for normalised pixels to (weights, offset `[D]`) for pixels 0..255, in float64."""
+    """Map weights `[P*P*3, D]` for normalised pixels to (weights, offset `[D]`) for pixels 0..255, in float64."""
     mean = np.tile(np.array(spec.image.mean, dtype=np.float64), weight.shape[0] // 3)[:, None]
     std = np.tile(np.array(spec.image.std, dtype=np.float64), weight.shape[0] // 3)[:, None]
     scaled = weight.astype(np.float64) / std
@@ -67,7 +67,7 @@ def _patches(graph: Graph, spec: ProgramSpec, image: str) -> str:
 
 
 def first_rows(graph: Graph, name: str, x: str, rows: int, rows_read: int) -> str:
-    """The first `rows` of `rows_read` rows; the tensor itself when that is all of them."""
+    """Return the first `rows` of `rows_read` rows; the tensor itself when that is all of them."""
     if rows == rows_read:
         return x
     ends = [graph.const(f"{name}_{part}", value) for part, value in (("start", [0]), ("end", [rows]), ("axis", [0]))]
@@ -77,7 +77,7 @@ def first_rows(graph: Graph, name: str, x: str, rows: int, rows_read: int) -> st
 def branch(
     graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
 ) -> str:
-    """`x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
+    """Return `x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
     name = spec.name
     if spec.removed:
         return skipped(graph, program, spec, x, rows, read)
@@ -90,7 +90,7 @@ def branch(
 
 
 def skipped(graph: Graph, program: Program, spec: BranchSpec, x: str, rows: int, read: int) -> str:
-    """What replaces the branch when it does not run: x, plus its skip rows if it has them, in one Gemm."""
+    """Return what replaces the branch when it does not run: x, plus its skip rows if it has them, in one Gemm."""
     x = first_rows(graph, f"{spec.name}/kept", x, rows, read)
     if not spec.skip:
         return graph.op("Identity", [x], f"{spec.name}/skipped")
@@ -136,7 +136,7 @@ def _mhsa(
 
 
 def _heads(graph: Graph, spec: BranchSpec, part: str, x: str, rows: int, program: Program) -> str:
-    """`[rows, W]` to `[1, H, rows, E]`, or `[1, H, E, rows]` for the keys; qk-norm applied."""
+    """Map `[rows, W]` to `[1, H, rows, E]`, or `[1, H, E, rows]` for the keys; qk-norm applied."""
     name = f"{spec.name}/{part}"
     shape = graph.const(f"{name}_shape", [1, rows, spec.units, spec.head_dim])
     x = graph.op("Reshape", [x, shape], f"{name}_split")
@@ -157,7 +157,7 @@ def _ffn(graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPl
 
 
 def activation(graph: Graph, spec: BranchSpec, x: str) -> str:
-    """The FFN's activation function."""
+    """Return the FFN's activation function."""
     name = f"{spec.name}/act"
     if spec.activation in ("gelu", "gelu_tanh"):
         return graph.op("Gelu", [x], name, approximate="tanh" if spec.activation == "gelu_tanh" else "none")
@@ -169,7 +169,7 @@ def activation(graph: Graph, spec: BranchSpec, x: str) -> str:
 
 
 def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
-    """The gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
+    """Return the gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
 
     Every node here is paid for on every run, and between the products of two branches it finds its caches cold: the
     product and `effort` are one Gemm, whose constant side comes first because a constant second operand is packed, 16
@@ -199,7 +199,7 @@ def _patch_rows(graph: Graph, spec: ProgramSpec, name: str, x: str, read: int) -
 
 
 def head(graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: int) -> str:
-    """Stream `[read, D]` to logits `[1, classes]`."""
+    """Map stream `[read, D]` to logits `[1, classes]`."""
     spec, weights = program.spec, program.weights
     if spec.head.pool == "prefix":
         x = first_rows(graph, "head/rows", x, spec.head.prefix, read)

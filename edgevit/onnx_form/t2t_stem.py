@@ -13,7 +13,7 @@ from edgevit.program.program import Program
 
 
 def t2t_tokens(graph: Graph, program: Program, image: str) -> str:
-    """uint8 `[1, height, width, 3]` to `[patches, 9 * token_dim]`, everything before the stem's Linear."""
+    """Map uint8 `[1, height, width, 3]` to `[patches, 9 * token_dim]`, everything before the stem's Linear."""
     spec = program.spec
     height, width, k = spec.image.height, spec.image.width, spec.stem.token_dim
     mean, std = (np.array(v, dtype=np.float64) for v in (spec.image.mean, spec.image.std))
@@ -60,7 +60,7 @@ def _norm(graph: Graph, program: Program, name: str, x: str) -> str:
 
 
 def _attention(graph: Graph, program: Program, name: str, x: str, tokens: int) -> str:
-    """One token-to-token stage, `[T, C]` to `[T, K]`: v + proj(attention), then + FFN."""
+    """Return one token-to-token stage, `[T, C]` to `[T, K]`: v + proj(attention), then + FFN."""
     qkv = _gemm(graph, program, f"{name}.qkv", _norm(graph, program, f"{name}.norm1", x))
     q, k, v = (f"{name}/{part}" for part in "qkv")
     graph.ops("Split", [qkv], [q, k, v], axis=1, num_outputs=3)
@@ -82,7 +82,7 @@ def _softmax_attention(graph: Graph, program: Program, name: str, q: str, k: str
 
 
 def _performer(graph: Graph, program: Program, name: str, q: str, k: str, v: str) -> str:
-    """Linear attention with positive random features: qp (kp^T v) / (qp . sum kp + 1e-8)."""
+    """Return the linear attention with positive random features: qp (kp^T v) / (qp . sum kp + 1e-8)."""
     qp, kp = _features(graph, program, name, "q", q), _features(graph, program, name, "k", k)
     axes = graph.const(f"{name}/axis_0", [0])
     total = graph.op("ReduceSum", [kp, axes], f"{name}/k_sum", keepdims=1)
@@ -95,7 +95,7 @@ def _performer(graph: Graph, program: Program, name: str, q: str, k: str, v: str
 
 
 def _features(graph: Graph, program: Program, name: str, part: str, x: str) -> str:
-    """exp(x w^T - |x|^2 / 2) / sqrt(m), `[T, m]`."""
+    """Return exp(x w^T - |x|^2 / 2) / sqrt(m), `[T, m]`."""
     w = program.weights[f"{name}.w"]
     projected = graph.op("MatMul", [x, graph.const(f"{name}/w_t", w.T)], f"{name}/{part}_w")
     square = graph.op("Mul", [x, x], f"{name}/{part}_square")

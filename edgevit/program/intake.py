@@ -40,13 +40,13 @@ ZIP_ERRORS = (
 
 
 def check_file(path: Path) -> int:
-    """Size of a weights file in bytes, if it is a regular file within the limit."""
+    """Return the size of a weights file in bytes, if it is a regular file within the limit."""
     with limits.open_regular(path, limits.WEIGHTS_BYTES) as file:
         return file.seek(0, 2)
 
 
 def unpacked_allowed(file_bytes: int) -> int:
-    """The most that may be built of a weights file, in bytes."""
+    """Return the most that may be built of a weights file, in bytes."""
     return min(limits.WEIGHTS_BYTES.value, _SLACK_BYTES + limits.WEIGHTS_EXPANSION.value * file_bytes)
 
 
@@ -87,7 +87,7 @@ def check_arrays(path: Path) -> None:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an .npy file."""
+    """Return the shape and type of an .npy file."""
     most = limits.ARRAY_HEADER_BYTES.value
     try:
         if np.lib.format.read_magic(file) == (1, 0):

@@ -30,12 +30,12 @@ def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
 
 
 def rows_in(spec: ProgramSpec) -> tuple[int, ...]:
-    """Token rows each branch receives."""
+    """Return token rows each branch receives."""
     return (spec.tokens, *rows_out(spec)[:-1])
 
 
 def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int) -> int:
-    """MACs of one branch run: `rows` token rows are produced, `rows_read` are read (keys and values)."""
+    """Return MACs of one branch run: `rows` token rows are produced, `rows_read` are read (keys and values)."""
     if branch.removed:
         return 0
     if branch.kind == "ffn":
@@ -47,7 +47,7 @@ def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int
 
 
 def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False) -> tuple[int, ...]:
-    """MACs of every branch when it runs, in order."""
+    """Return MACs of every branch when it runs, in order."""
     if full_rows:
         return tuple(branch_macs(spec, b, spec.tokens, spec.tokens) for b in spec.branches)
     return tuple(
@@ -56,7 +56,7 @@ def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False) -> tuple[int, 
 
 
 def stem_macs(spec: ProgramSpec) -> int:
-    """MACs of the stem; for T2T-ViT both token-to-token stages (performer or full attention) are counted."""
+    """Return MACs of the stem; for T2T-ViT both token-to-token stages (performer or full attention) are counted."""
     stem = spec.stem
     if stem.kind == "patch":
         return spec.patches * stem.patch * stem.patch * 3 * spec.dim
@@ -75,7 +75,7 @@ def stem_macs(spec: ProgramSpec) -> int:
 
 
 def head_macs(spec: ProgramSpec) -> int:
-    """MACs of the classifier."""
+    """Return MACs of the classifier."""
     head = spec.head
     if not head.linear:
         return 0
@@ -83,10 +83,10 @@ def head_macs(spec: ProgramSpec) -> int:
 
 
 def gate_macs(spec: ProgramSpec) -> int:
-    """MACs of all gates, which run on every path."""
+    """Return MACs of all gates, which run on every path."""
     return sum(spec.dim for b in spec.branches if b.gate is not None)
 
 
 def total_macs(spec: ProgramSpec, *, full_rows: bool = False) -> int:
-    """MACs of the all-open path."""
+    """Return MACs of the all-open path."""
     return stem_macs(spec) + sum(macs_by_branch(spec, full_rows=full_rows)) + head_macs(spec) + gate_macs(spec)

@@ -17,7 +17,7 @@ UNKNOWN = "not known on these images"
 
 
 def weights_digest(program: Program) -> str:
-    """sha256 over names, shapes and values of a Program's arrays."""
+    """Return the sha256 over names, shapes and values of a Program's arrays."""
     digest = hashlib.sha256()
     for name, array in sorted(program.weights.items()):
         digest.update(f"{name} {array.shape}\n".encode())
@@ -26,7 +26,7 @@ def weights_digest(program: Program) -> str:
 
 
 def original_of(program: Program, *steps: str) -> OriginalSpec:
-    """What to keep of `program` before `steps` are done to it: itself, or the original that it has already.
+    """Return what to keep of `program` before `steps` are done to it: itself, or the original that it has already.
 
     What the Program was compared on before does not hold after a step; what its original answered does.
     """
@@ -43,7 +43,7 @@ def original_of(program: Program, *steps: str) -> OriginalSpec:
 
 
 def as_original(program: Program) -> OriginalSpec:
-    """What is kept of `program` where it is the original itself."""
+    """Return what is kept of `program` where it is the original itself."""
     head = program.weights.get("head.weight")
     return OriginalSpec(
         name=program.spec.name,
@@ -55,12 +55,12 @@ def as_original(program: Program) -> OriginalSpec:
 
 
 def parameters(spec: ProgramSpec) -> int:
-    """How many numbers a Program of this spec holds."""
+    """Return how many numbers a Program of this spec holds."""
     return sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())
 
 
 def uncompressed(spec: ProgramSpec) -> ProgramSpec:
-    """The spec of the model that a Program was compressed from: all units, no gates, no skip rows."""
+    """Return the spec of the model that a Program was compressed from: all units, no gates, no skip rows."""
     branches = tuple(replace(b, kept=tuple(range(b.units_total)), gate=None, skip=False) for b in spec.branches)
     return replace(spec, branches=branches, original=None)
 
@@ -79,7 +79,7 @@ def evaluate(
     compressed: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> OriginalEvaluation:
-    """What is kept of the original's logits on images, and of the Program's where they are given.
+    """Return what is kept of the original's logits on images, and of the Program's where they are given.
 
     Args:
         source: name of the set.
@@ -114,7 +114,7 @@ def with_original(program: Program, original: OriginalSpec, *evaluations: Origin
 
 
 def with_classes(original: OriginalSpec, before: ProgramSpec, after: ProgramSpec) -> OriginalSpec:
-    """The original of a Program that keeps some classes: the original with these classes.
+    """Return the original of a Program that keeps some classes: the original with these classes.
 
     What both said with all classes stays as a figure; the classes that were named are no longer the Program's numbers.
     """
@@ -128,7 +128,7 @@ def with_classes(original: OriginalSpec, before: ProgramSpec, after: ProgramSpec
 
 
 def kept_answers(spec: ProgramSpec, images: np.ndarray) -> np.ndarray | None:
-    """The class that the original named for every image, int64 `[n]`; None where these images are not kept."""
+    """Return the class that the original named for every image, int64 `[n]`; None where these images are not kept."""
     evaluations = spec.original.evaluations if spec.original else ()
     digest = input_digest(images, spec.image) if evaluations else ""
     for kept in evaluations:
@@ -138,7 +138,7 @@ def kept_answers(spec: ProgramSpec, images: np.ndarray) -> np.ndarray | None:
 
 
 def without_answers(original: OriginalSpec | None) -> OriginalSpec | None:
-    """The original without the class of every image, which a manifest has no use for."""
+    """Return the original without the class of every image, which a manifest has no use for."""
     if original is None:
         return None
     return replace(original, evaluations=tuple(replace(e, answers="") for e in original.evaluations))
@@ -155,7 +155,7 @@ def told(original: OriginalSpec | None, classes: int) -> str:
 
 
 def best_known(original: OriginalSpec | None, *, labelled: bool = False) -> OriginalEvaluation | None:
-    """The evaluation that says most: on labelled images if there is one, or only then, and on most images."""
+    """Return the evaluation that says most: on labelled images if there is one, or only then, and on most images."""
     everything = original.evaluations if original else ()
     found = [e for e in everything if e.top1 is not None and e.original_top1 is not None]
     if not found and not labelled:

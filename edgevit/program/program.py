@@ -53,7 +53,7 @@ class Program:
         object.__setattr__(self, "weights", MappingProxyType(arrays))
 
     def with_weights(self, changed: Mapping[str, np.ndarray], spec: ProgramSpec | None = None) -> Program:
-        """The same Program with some arrays replaced or added; arrays the new spec does not name are dropped."""
+        """Return the same Program with some arrays replaced or added; arrays the new spec does not name are dropped."""
         spec = spec or self.spec
         names = expected_shapes(spec)
         merged = {**self.weights, **changed}
@@ -149,7 +149,7 @@ def branch_shapes(spec: ProgramSpec, branch: BranchSpec) -> dict[str, tuple[int,
 
 
 def _spec_faults(spec: ProgramSpec) -> list[str]:
-    """What is impossible in a spec by itself, whatever the arrays."""
+    """Return what is impossible in a spec by itself, whatever the arrays."""
     image, stem, head = spec.image, spec.stem, spec.head
     checks = [
         *_range_checks(spec),
@@ -177,7 +177,7 @@ def _spec_faults(spec: ProgramSpec) -> list[str]:
 
 
 def _range_checks(spec: ProgramSpec) -> list[tuple[bool, str]]:
-    """Whether each number of a spec is one that a model can have, and what to say if not."""
+    """Return whether each number of a spec is one that a model can have, and what to say if not."""
     image, stem, head = spec.image, spec.stem, spec.head
     counts = [
         ("dim", spec.dim, 1, limits.WIDTH),
@@ -219,7 +219,7 @@ def _range_checks(spec: ProgramSpec) -> list[tuple[bool, str]]:
 
 
 def _origin_faults(spec: ProgramSpec) -> list[str]:
-    """Texts that are read as numbers where they are used: class numbers, and the original's answers."""
+    """Return texts that are read as numbers where they are used: class numbers, and the original's answers."""
     texts = [("class_numbers", spec.origin[CLASS_NUMBERS], spec.head.classes)] if CLASS_NUMBERS in spec.origin else []
     evaluations = spec.original.evaluations if spec.original else ()
     texts += [(f"answers of {strict_json.shown(e.source)}", e.answers, e.images) for e in evaluations if e.answers]
@@ -309,5 +309,5 @@ def load_program(folder: Path) -> Program:
 
 
 def is_program(path: Path) -> bool:
-    """Whether `path` looks like a Program folder."""
+    """Return whether `path` looks like a Program folder."""
     return (path / "program.json").is_file()

@@ -96,7 +96,7 @@ class BranchSpec:
 
     @property
     def width(self) -> int:
-        """Columns of the branch's inner activation: heads x head_dim, or neurons."""
+        """Return columns of the branch's inner activation: heads x head_dim, or neurons."""
         return self.units * self.head_dim if self.kind == "mhsa" else self.units
 
 
@@ -118,7 +118,7 @@ class HeadSpec:
 
     @property
     def decides(self) -> bool:
-        """Whether the output is scores of several classes, of which one is the largest."""
+        """Return whether the output is scores of several classes, of which one is the largest."""
         return self.linear and self.classes > 1
 
 
@@ -205,7 +205,7 @@ class ProgramSpec:
 
     @property
     def class_numbers(self) -> tuple[int, ...]:
-        """The label that the training data gave each class: its place, unless the origin says otherwise."""
+        """Return the label that the training data gave each class: its place, unless the origin says otherwise."""
         written = self.origin.get(CLASS_NUMBERS)
         return tuple(map(int, written.split())) if written else tuple(range(self.head.classes))
 

@@ -49,7 +49,7 @@ def plan_quantization(
     evaluate: Evaluate | None = None,
     max_kl: float = MAX_KL,
 ) -> QuantPlan:
-    """The plan of a Program whose Linears' inputs were observed.
+    """Return the plan of a Program whose Linears' inputs were observed.
 
     Args:
         program: the model.
@@ -80,7 +80,7 @@ def plan_quantization(
 
 
 def _pixels(spec: ProgramSpec) -> LinearPlan:
-    """The patch stem, which takes the image's own bytes, exactly.
+    """Return the patch stem, which takes the image's own bytes, exactly.
 
     Pixels count from the mean pixel on, so what rounding does to the weights is not multiplied by a mean of 100 and
     more, the same for all patches. With 7-bit weights this halves what the whole model's logits move.
@@ -92,7 +92,7 @@ def _pixels(spec: ProgramSpec) -> LinearPlan:
 def _choose(
     seen: TensorRange, weight: np.ndarray, method: Method, percentile: float, activations: Activations, most: int
 ) -> _Choice:
-    """One Linear: outlier columns while each halves the error, then the range."""
+    """Return one Linear: outlier columns while each halves the error, then the range."""
 
     def quantized(columns: np.ndarray) -> _Choice:
         out = tuple(sorted(int(c) for c in columns))

@@ -36,7 +36,7 @@ def kept_range(
     activations: Activations = "uint8",
     without: Collection[int] = (),
 ) -> tuple[float, float]:
-    """The range `(low, high)` that the quantizer of one Linear's input keeps; what lies outside is clipped.
+    """Return the range `(low, high)` that the quantizer of one Linear's input keeps; what lies outside is clipped.
 
     Args:
         seen: what was observed.
@@ -70,7 +70,7 @@ def kept_range(
 
 
 def _percentile(seen: TensorRange, percentile: float) -> float:
-    """Absolute value below which `percentile` of all values lie; columns are not told apart."""
+    """Return the absolute value below which `percentile` of all values lie; columns are not told apart."""
     magnitudes = seen.counts[BINS // 2 :] + seen.counts[BINS // 2 - 1 :: -1]
     share = np.cumsum(magnitudes) / max(magnitudes.sum(), 1)
     index = int(np.searchsorted(share, percentile / 100 - 1e-12))
@@ -112,7 +112,7 @@ def _scale(value: float) -> float:
 
 
 def fake_quantize(x: np.ndarray, scale: float, zero_point: int, activations: Activations) -> np.ndarray:
-    """`x` as the int8 product sees it: rounded to the quantizer's steps and clipped to its range."""
+    """Return `x` as the int8 product sees it: rounded to the quantizer's steps and clipped to its range."""
     low = -_SHIFT[activations]
     steps = np.clip(np.rint(x / np.float32(scale)) + np.float32(zero_point), low, low + 255)
     seen: np.ndarray = (steps - np.float32(zero_point)) * np.float32(scale)

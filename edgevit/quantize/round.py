@@ -28,7 +28,7 @@ BLOCK = 64
 
 
 def rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
-    """What gives the Program with the weights of a plan's int8 Linears on their grid; each is rounded only once.
+    """Return what gives the Program with the weights of a plan's int8 Linears on their grid; each is rounded only once.
 
     Rounding such a Program again changes nothing. A Linear whose input was not seen stays as it is (a patch stem, which
     takes the image's bytes), and so do outlier columns, which are multiplied in float, and biases.
@@ -68,7 +68,7 @@ def shrunk(moments: np.ndarray, rows: int) -> np.ndarray:
 def round_weight(
     weight: np.ndarray, moments: np.ndarray, bits: int, *, noise: float = 0.0, exact: tuple[int, ...] = ()
 ) -> np.ndarray:
-    """One weight `[in, out]` on its grid, float32.
+    """Return one weight `[in, out]` on its grid, float32.
 
     Args:
         weight: float32 `[in, out]`.

@@ -15,7 +15,7 @@ from edgevit.quantize.observe import Ranges
 
 
 def smooth(program: Program, ranges: Ranges, alpha: float) -> Program:
-    """The same function with smoother activations; `ranges` must be observed anew on what is returned.
+    """Return the same function with smoother activations; `ranges` must be observed anew on what is returned.
 
     Scales are powers of two, so the function is the same to the last bit (as long as nothing overflows).
 

@@ -24,7 +24,7 @@ MODEL_NAMES = {
 
 
 def memory_over_run(memory: MemoryView) -> str:
-    """Bytes in use over one all-open run as steps, under the line of the bound.
+    """Return bytes in use over one all-open run as steps, under the line of the bound.
 
     Where weights are most of it the axis starts above zero, and says so: their share is in the bar of the bound.
     """
@@ -68,7 +68,7 @@ def memory_over_run(memory: MemoryView) -> str:
 
 
 def _peak(memory: MemoryView, x: Scale, y: Scale, middle: float) -> list[str]:
-    """The highest point of the trace, named; its label stands above the curve, on the side with more room."""
+    """Return the highest point of the trace, named; its label stands above the curve, on the side with more room."""
     peak = max(memory.points, key=lambda point: point.bytes)
     px, py = x(peak.time_ms), y(peak.bytes / 1e6)
     name = f"peak {say.size(peak.bytes)} at {peak.where}"
@@ -80,7 +80,7 @@ def _peak(memory: MemoryView, x: Scale, y: Scale, middle: float) -> list[str]:
 
 
 def memory_parts(bound: MemoryBound, runtime: str) -> str:
-    """What the bound is made of, as one stacked bar, above the measured peak of the arena."""
+    """Return what the bound is made of, as one stacked bar, above the measured peak of the arena."""
     pieces = [
         ("weights", bound.weights_bytes, "c1"),
         ("activations", bound.activations_bytes, "c2"),
@@ -102,7 +102,7 @@ def memory_parts(bound: MemoryBound, runtime: str) -> str:
 
 
 def latency_by_path(paths: Sequence[PathLatency]) -> str:
-    """Every run as a dot, one lane per path, with its median and what percentile n supports."""
+    """Return every run as a dot, one lane per path, with its median and what percentile n supports."""
     left, right, lane = 110.0, WIDE - 16, 74.0
     bottom = 8 + lane * len(paths)
     # A few runs that something else held up would squeeze all others; they are counted in the lane's caption.
@@ -144,7 +144,7 @@ def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, r
 
 
 def open_rates(branches: Sequence[BranchRow]) -> str:
-    """How often every branch runs: one bar per branch, in order, grouped by block."""
+    """Return how often every branch runs: one bar per branch, in order, grouped by block."""
     left, right, top, bottom = 46.0, WIDE - 8, 34.0, 190.0
     slot = min((right - left) / len(branches), WIDEST_SLOT)
     right = left + slot * len(branches)
@@ -191,7 +191,7 @@ def _block_names(branches: Sequence[BranchRow], left: float, slot: float, y: flo
 
 
 def accuracy(rows: Sequence[AccuracyRow]) -> str:
-    """Every measured fraction as a point with its 95 % interval."""
+    """Return every measured fraction as a point with its 95 % interval."""
     left, right, lane, top = 250.0, WIDE - 210, 34.0, 10.0
     low, high = min(row.low for row in rows), max(row.high for row in rows)
     begin = max(0.0, (int(low * 20) - 1) / 20)
@@ -220,7 +220,7 @@ def _tone(row: AccuracyRow) -> str:
 
 
 def size_and_macs(report: Report) -> str:
-    """Size and multiply-accumulates before and after, as pairs of bars."""
+    """Return the size and multiply-accumulates before and after, as pairs of bars."""
     sizes = [
         ("float32, dense", report.size_change.before, say.size(report.size_change.before), "before"),
         (
@@ -283,7 +283,7 @@ def _y_axis(y: Scale, left: float, right: float, unit: str) -> list[str]:
 
 
 def _steps(points: Sequence[MemoryPoint], x: Scale, y: Scale) -> str:
-    """A path that holds each value until the next point."""
+    """Return a path that holds each value until the next point."""
     first = points[0]
     moves = [f"M{x(first.time_ms):.1f} {y(first.bytes / 1e6):.1f}"]
     moves += [f"H{x(point.time_ms):.1f} V{y(point.bytes / 1e6):.1f}" for point in points[1:]]

@@ -9,7 +9,7 @@ from html import escape
 
 
 def element(tag: str, content: str = "", **attributes: str | float) -> str:
-    """One element; `class_` and `stroke_width` become `class` and `stroke-width`."""
+    """Return one element; `class_` and `stroke_width` become `class` and `stroke-width`."""
     named = (f'{key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     opening = " ".join([tag, *named])
     return f"<{opening}>{content}</{tag}>" if content else f"<{opening}/>"
@@ -24,7 +24,7 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
 
 
 def rect(x: float, y: float, width: float, height: float, class_: str, *, title: str = "", radius: float = 0) -> str:
-    """A rectangle, with a tooltip if `title` is given; a bar of no width is not drawn."""
+    """Return a rectangle, with a tooltip if `title` is given; a bar of no width is not drawn."""
     if width <= 0 or height <= 0:
         return ""
     content = element("title", escape(title)) if title else ""
@@ -32,7 +32,7 @@ def rect(x: float, y: float, width: float, height: float, class_: str, *, title:
 
 
 def picture(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    """The whole drawing; `label` is what a screen reader says."""
+    """Return the whole drawing; `label` is what a screen reader says."""
     content = "".join((element("title", escape(label)), *parts))
     return element("svg", content, viewBox=f"0 0 {_value(width)} {_value(height)}", role="img", width=width)
 
@@ -57,12 +57,12 @@ class Scale:
 
 
 def round_step(length: float, about: int = 6) -> float:
-    """A step of 1, 2 or 5 times a power of ten that cuts a length into about so many parts."""
+    """Return a step of 1, 2 or 5 times a power of ten that cuts a length into about so many parts."""
     raw = length / about
     power = 10.0 ** math.floor(math.log10(raw))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
 
 
 def _value(value: str | float) -> str:
-    """Coordinates to a tenth of a pixel: enough to see, stable to compare."""
+    """Return coordinates to a tenth of a pixel: enough to see, stable to compare."""
     return escape(value) if isinstance(value, str) else f"{round(value, 1):g}"

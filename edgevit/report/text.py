@@ -21,17 +21,17 @@ CLAIM_NAMES = {
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units: 5.42 MB."""
+    """Return bytes in decimal units: 5.42 MB."""
     return UNKNOWN if value is None else _scaled(value, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
 
 
 def count(value: float | None) -> str:
-    """Counts such as MACs and parameters: 1.08 G."""
+    """Return counts such as MACs and parameters: 1.08 G."""
     return UNKNOWN if value is None else _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds with three significant digits; below one, microseconds."""
+    """Return milliseconds with three significant digits; below one, microseconds."""
     if value is None:
         return UNKNOWN
     return f"{_digits(value)} ms" if value >= 1 else f"{_digits(1000 * value)} µs"
@@ -48,30 +48,30 @@ def points(value: float) -> str:
 
 
 def metric(row: AccuracyRow) -> str:
-    """What a row measures; of an agreement also with which model."""
+    """Return what a row measures; of an agreement also with which model."""
     if row.metric == "agreement" and row.against == "original":
         return "agreement with original"
     return METRIC_NAMES[row.metric]
 
 
 def interval(row: AccuracyRow) -> str:
-    """A measured fraction with its interval and n: 74.4 % [71.6, 77.0], n = 1000."""
+    """Return a measured fraction with its interval and n: 74.4 % [71.6, 77.0], n = 1000."""
     return f"{percent(row.value)} [{100 * row.low:.1f}, {100 * row.high:.1f}], n = {row.images}"
 
 
 def percentile(value: float | None) -> str:
-    """A percentile, or why there is none."""
+    """Return a percentile, or why there is none."""
     return "n too small" if value is None else ms(value)
 
 
 def int8_choice(target: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
+    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
     reason = target.get("reasons", {}).get("int8")
     return [("int8 or float", str(reason))] if reason else []
 
 
 def spread(latency: Latency) -> str:
-    """Median with the whole range."""
+    """Return the median with the whole range."""
     return f"{ms(latency.median_ms)} ({ms(latency.min_ms)} to {ms(latency.max_ms)})"
 
 
@@ -83,5 +83,5 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...], base: str) -> st
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, none lost before the point."""
+    """Return three significant digits, none lost before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -17,7 +17,7 @@ MOST_DIGITS = 9  # of a class number
 
 
 def read_classes(text: str, spec: ProgramSpec) -> tuple[int, ...]:
-    """Class numbers of `text`: numbers or names of the model's classes, separated by commas, or a file of lines.
+    """Return class numbers of `text`: numbers or names of the model's classes, separated by commas, or a file of lines.
 
     Raises:
         ImagesError: the model has no classifier, the file cannot be read, or something is no class of it, or twice.

@@ -10,7 +10,7 @@ from edgevit.tasks.classes import keep_classes
 
 
 def fitting(original: Program, program: Program) -> Program:
-    """The original as it answers the Program's images with the Program's class numbers.
+    """Return the original as it answers the Program's images with the Program's class numbers.
 
     Raises:
         ProgramError: other image size, or classes that it does not have.

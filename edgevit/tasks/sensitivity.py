@@ -51,12 +51,12 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def with_linear(plan: QuantPlan, changed: LinearPlan) -> QuantPlan:
-    """The plan with the entry of one Linear replaced."""
+    """Return the plan with the entry of one Linear replaced."""
     return replace(plan, linears=tuple(changed if p.name == changed.name else p for p in plan.linears))
 
 
 def sensitivity(plan: QuantPlan, evaluate: Evaluate, names: Sequence[str]) -> dict[str, Drift]:
-    """The drift that each Linear of `names` causes alone: everything else is float. One evaluation per name."""
+    """Return the drift that each Linear of `names` causes alone: everything else is float. One evaluation per name."""
     reference = evaluate(None)
     drifts = {}
     for name in names:

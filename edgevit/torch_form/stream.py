@@ -14,7 +14,7 @@ BATCH = 16
 
 
 def batches(spec: ProgramSpec, images: np.ndarray, size: int = BATCH) -> list[Tensor]:
-    """Normalised batches `[<= size, 3, height, width]` of uint8 images `[n, height, width, 3]`.
+    """Return normalised batches `[<= size, 3, height, width]` of uint8 images `[n, height, width, 3]`.
 
     Raises:
         ImagesError: no images, or images of another shape or type than the model's input.
@@ -29,7 +29,7 @@ def batches(spec: ProgramSpec, images: np.ndarray, size: int = BATCH) -> list[Te
 
 
 def step_branch(model: Vit, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
-    """The stream `[B, N, D]` after one branch, its gate open."""
+    """Return the stream `[B, N, D]` after one branch, its gate open."""
     return x + (model.skip_rows(branch) if branch.removed else model.branch(branch, x, tap))
 
 
@@ -45,7 +45,7 @@ def accumulate(total: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def mean_outputs(model: Vit, work: list[Tensor]) -> dict[str, Tensor]:
-    """Mean output `[prefix + 1, D]` of every branch that is left, float32, on batches from `batches`."""
+    """Return the mean output `[prefix + 1, D]` of every branch that is left, float32, on batches from `batches`."""
     total: dict[str, Tensor] = {}
     for batch in work:
         x = model.stem(batch)

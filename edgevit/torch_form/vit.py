@@ -62,7 +62,7 @@ class Vit(nn.Module):
         return parameter
 
     def to_program(self, spec: ProgramSpec | None = None) -> Program:
-        """The Program of the current parameters (float32)."""
+        """Return the Program of the current parameters (float32)."""
         spec = spec or self.spec
         arrays = {n: self.array(n).detach().float().cpu().numpy().copy() for n in expected_shapes(spec)}
         return Program(spec=spec, weights=arrays)
@@ -77,7 +77,7 @@ class Vit(nn.Module):
         return F.layer_norm(x, (x.shape[-1],), weight, bias, self.spec.norm_eps if eps is None else eps)
 
     def stem(self, images: Tensor, tap: Tap | None = None) -> Tensor:
-        """Images `[B, 3, height, width]` to the residual stream `[B, N, D]`."""
+        """Map images `[B, 3, height, width]` to the residual stream `[B, N, D]`."""
         stem = self.spec.stem
         if stem.kind == "patch":
             p = stem.patch
@@ -122,26 +122,26 @@ class Vit(nn.Module):
         return self.linear(f"{branch.name}.fc2", ACTIVATIONS[branch.activation](hidden), tap)
 
     def branch(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
-        """f(norm(x)) of one branch, `[B, N, D]`; zeros where nothing is left of it."""
+        """Return f(norm(x)) of one branch, `[B, N, D]`; zeros where nothing is left of it."""
         if branch.removed:
             return torch.zeros_like(x)
         return self.mhsa(branch, x, tap) if branch.kind == "mhsa" else self.ffn(branch, x, tap)
 
     def skip_rows(self, branch: BranchSpec) -> Tensor:
-        """What is added when the branch does not run: `[N, D]`, zeros without skip rows."""
+        """Return what is added when the branch does not run: `[N, D]`, zeros without skip rows."""
         if not branch.skip:
             return self.indicator.new_zeros(self.spec.tokens, self.spec.dim)
         return self.indicator @ self.array(f"{branch.name}.skip")
 
     def gate_logit(self, branch: BranchSpec, x: Tensor) -> Tensor:
-        """The gate's logit for every image, `[B]`; open when logit + effort > threshold."""
+        """Return the gate's logit for every image, `[B]`; open when logit + effort > threshold."""
         assert branch.gate is not None
         pooled = x[:, 0] if branch.gate.pool == "prefix" else x[:, self.spec.stem.prefix :].mean(dim=1)
         pooled = F.layer_norm(pooled, (pooled.shape[-1],), eps=self.spec.norm_eps)
         return pooled @ self.array(f"{branch.name}.gate.weight") + self.array(f"{branch.name}.gate.bias")
 
     def hard_gates(self, effort: float = 0.0) -> Decide:
-        """The decision a device makes: every image by itself, open where logit + effort > threshold."""
+        """Return the decision a device makes: every image by itself, open where logit + effort > threshold."""
 
         def decide(index: int, x: Tensor) -> Tensor:
             branch = self.spec.branches[index]
@@ -179,7 +179,7 @@ class Vit(nn.Module):
         return x
 
     def head(self, x: Tensor, tap: Tap | None = None) -> Tensor:
-        """Stream `[B, N, D]` to logits `[B, classes]`."""
+        """Map stream `[B, N, D]` to logits `[B, classes]`."""
         head = self.spec.head
         if head.norm:
             x = self.norm("head.norm", x)
@@ -201,7 +201,7 @@ class Vit(nn.Module):
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:
-    """uint8 RGB `[B, height, width, 3]` to what `Vit` takes: float32 `[B, 3, height, width]`."""
+    """Map uint8 RGB `[B, height, width, 3]` to what `Vit` takes: float32 `[B, 3, height, width]`."""
     return normalise_pixels(spec.image, images)
 
 

@@ -199,7 +199,7 @@ def _prefix(name: str) -> str:
 
 
 def _new_folder(parent: Path, name: str) -> tuple[Path, int | None]:
-    """A folder and its lock; None on a file system without locks, where nobody sweeps either."""
+    """Return a folder and its lock; None on a file system without locks, where nobody sweeps either."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=_prefix(name)))
         lock = _claim(folder)
@@ -218,7 +218,7 @@ def _new_file(path: Path) -> tuple[int, Path]:
 
 
 def _claim(path: Path) -> int | None:
-    """Lock a file or folder of this user; None if another process holds it, or it is neither."""
+    """Return lock a file or folder of this user; None if another process holds it, or it is neither."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -292,7 +292,7 @@ def _finish(staging: Path) -> None:
 
 
 def _ready(staging: Path, step: Step) -> bool:
-    """Whether a step's source and place are what they were when it was planned."""
+    """Return whether a step's source and place are what they were when it was planned."""
     source, target = staging / step.source, staging.parent / step.target
     there = _inode(target)
     known = there == step.old or (there is None and _inode(staging / (step.source + OLD)) == step.old)
@@ -329,7 +329,7 @@ def _rename_new(source: Path, target: Path) -> None:
 
 
 def _rename(source: Path, target: Path, flags: int) -> bool:
-    """Linux's renameat2; False where the system or the file system has none."""
+    """Return Linux's renameat2; False where the system or the file system has none."""
     call = _renameat2()
     if call is None:
         return False

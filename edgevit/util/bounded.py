@@ -20,7 +20,7 @@ class Bounded(io.RawIOBase):
         self._inner, self._limit = inner, limit
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As a file's `read`; raises LimitError."""
+        """Read as a file does; raises LimitError."""
         most = self._limit.value
         if size is not None and size > most:
             raise LimitError(f"{self._limit.of} has {size} bytes, allowed: {self._limit}")

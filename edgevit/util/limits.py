@@ -27,7 +27,7 @@ class Limit:
 
     @property
     def said(self) -> str:
-        """Of what, and how much, as errors say it."""
+        """Describe of what, and how much, as errors say it."""
         return f"{self.of}: {self}"
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Range:
 
     @property
     def said(self) -> str:
-        """Of what, and from where to where, as errors say it."""
+        """Describe of what, and from where to where, as errors say it."""
         return f"{self.of}: {self}"
 
     def __contains__(self, value: float) -> bool:

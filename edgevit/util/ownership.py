@@ -91,7 +91,7 @@ def _is_file_of(path: Path, kind: Kind) -> bool:
 
 
 def _members(manifest: Any) -> set[str] | None:
-    """All files of the bundle with this manifest; None if it is no bundle's."""
+    """Return all files of the bundle with this manifest; None if it is no bundle's."""
     if not _has(manifest, schema=int, name=str, backend=str, model=str, tools=dict, files=list):
         return None
     if "edgevit" not in manifest["tools"]:
@@ -103,7 +103,7 @@ def _members(manifest: Any) -> set[str] | None:
 
 
 def _unlisted(folder: Path, listed: Collection[str]) -> Iterator[str]:
-    """What lies in a folder and is not listed; folders that hold nothing listed are not looked into."""
+    """Yield what lies in a folder and is not listed; folders that hold nothing listed are not looked into."""
     folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
     waiting = ["."]
     while waiting:
@@ -123,7 +123,7 @@ def _top(folder: Path) -> Iterator[str]:
 
 
 def _first(names: Iterator[str]) -> Iterator[str]:
-    """Enough of them to tell; the folder itself where it cannot be read."""
+    """Yield enough of them to tell; the folder itself where it cannot be read."""
     try:
         for _, name in zip(range(SHOWN), names, strict=False):
             yield name
@@ -132,7 +132,7 @@ def _first(names: Iterator[str]) -> Iterator[str]:
 
 
 def _json(path: Path) -> Any:
-    """A JSON file's content; None if it is none, or too large to be ours."""
+    """Return a JSON file's content; None if it is none, or too large to be ours."""
     try:
         if not _is(path, stat.S_ISREG) or path.lstat().st_size > LIMIT_BYTES:
             return None
@@ -142,7 +142,7 @@ def _json(path: Path) -> Any:
 
 
 def _has(data: Any, **kinds: type) -> bool:
-    """Whether it is an object with values of these types; true and false are no numbers."""
+    """Return whether it is an object with values of these types; true and false are no numbers."""
     if not isinstance(data, dict):
         return False
     return all(isinstance(data.get(name), kind) and not isinstance(data[name], bool) for name, kind in kinds.items())

@@ -19,7 +19,7 @@ def shipped(name: str) -> Path:
 
 
 def user_cache() -> Path:
-    """The folder for what edgevit fetched or compiled on this machine and can have again; it need not exist.
+    """Return the folder for what edgevit fetched or compiled on this machine and can have again; it need not exist.
 
     EDGEVIT_CACHE, else `edgevit` in XDG_CACHE_HOME, else in `.cache` of the home folder.
 
@@ -34,7 +34,7 @@ def user_cache() -> Path:
 
 
 def usable_cache() -> Path:
-    """The same folder, there and tried: to be asked before work that cannot do without it.
+    """Return the same folder, there and tried: to be asked before work that cannot do without it.
 
     Raises:
         OutputError: there is none, or it cannot be written.
@@ -51,7 +51,7 @@ def usable_cache() -> Path:
 
 
 def _home() -> Path:
-    """The user's home folder: HOME, else what the system's list of users says.
+    """Return the user's home folder: HOME, else what the system's list of users says.
 
     Raises:
         OutputError: neither names a folder that is there; the root folder is nobody's home.

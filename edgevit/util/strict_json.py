@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse(raw: bytes | str) -> Any:
-    """JSON in UTF-8 as lists, tables and scalars, more strictly than the standard library reads it.
+    """Return JSON in UTF-8 as lists, tables and scalars, more strictly than the standard library reads it.
 
     Raises:
         ValueError: not JSON in UTF-8; beyond the limits on size, depth, count and integers; NaN or infinite numbers,
@@ -131,7 +131,7 @@ def _number(text: str) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value of any kind as an error message shows it: its start, without control characters."""
+    """Return a value of any kind as an error message shows it: its start, without control characters."""
     if isinstance(value, int) and not isinstance(value, bool) and not _fits(value):
         return f"an integer of {value.bit_length()} bits"  # its digits take long, or are refused, to convert
     if isinstance(value, str):
@@ -144,12 +144,12 @@ def shown(value: Any) -> str:
 
 
 def first(faults: list[str], most: int = 40) -> list[str]:
-    """The first faults, and how many more there are."""
+    """Return the first faults, and how many more there are."""
     return faults if len(faults) <= most else [*faults[:most], f"... and {len(faults) - most} more"]
 
 
 def dumps(value: Any) -> str:
-    """Stable JSON text: two spaces, keys in the order of their definition, a newline at the end."""
+    """Return stable JSON text: two spaces, keys in the order of their definition, a newline at the end."""
     return json.dumps(to_data(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -168,7 +168,7 @@ def seal(value: Any) -> str:
 
 
 def seal_holds(raw: bytes, digest: str) -> bool:
-    """Whether JSON text is what was sealed with this digest."""
+    """Return whether JSON text is what was sealed with this digest."""
     return hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
 
 
@@ -250,7 +250,7 @@ def _read_sequence(kind: Any, data: Any, faults: list[str], where: str) -> Any:
 
 @functools.cache
 def _layout(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and fields of a dataclass by name; asking for them costs more than reading a value."""
+    """Return types and fields of a dataclass by name; asking for them costs more than reading a value."""
     return typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls) if f.init}
 
 

@@ -41,7 +41,7 @@ SHOWN_FAULTS, SHOWN_CHARACTERS = 20, 400
 
 
 def read_text(path: Path, limit: Limit = TEXT_BYTES) -> str:
-    """The text of a regular file, without a byte order mark, every line end a line feed.
+    """Return the text of a regular file, without a byte order mark, every line end a line feed.
 
     Raises:
         OSError: it cannot be read.
@@ -51,7 +51,7 @@ def read_text(path: Path, limit: Limit = TEXT_BYTES) -> str:
 
 
 def decode_text(raw: bytes) -> str:
-    """Bytes as `read_text` reads them; raises ValueError."""
+    """Decode bytes as `read_text` reads them; raises ValueError."""
     if len(raw) > TEXT_BYTES.value:
         raise LimitError(f"it has {len(raw)} bytes, allowed for {TEXT_BYTES.of}: {TEXT_BYTES}")
     for mark, name in OTHER_MARKS.items():
@@ -70,7 +70,7 @@ def decode_text(raw: bytes) -> str:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """One item per line, without the space around it; empty lines at the end do not count.
+    """Return one item per line, without the space around it; empty lines at the end do not count.
 
     Raises:
         OSError: it cannot be read.
@@ -108,7 +108,7 @@ def read_toml(path: Path, limit: Limit) -> dict[str, Any]:
 
 
 def listed(faults: Sequence[str]) -> str:
-    """Faults of a file as lines of a message, of which nobody reads thousands."""
+    """Return faults of a file as lines of a message, of which nobody reads thousands."""
     lines = [fault if len(fault) <= SHOWN_CHARACTERS else f"{fault[:SHOWN_CHARACTERS]} ..." for fault in faults]
     more = [f"  ... and {len(lines) - SHOWN_FAULTS} more"] if len(lines) > SHOWN_FAULTS else []
     return "\n".join([*(f"  - {line}" for line in lines[:SHOWN_FAULTS]), *more])

@@ -162,7 +162,7 @@ def check_accuracy(
 
 
 def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_top1_drop: float) -> AccuracyResult:
-    """`check_accuracy` of what the models have named already."""
+    """Return `check_accuracy` of what the models have named already."""
     count = len(named.build)
     if labels is not None and len(labels) != count:
         raise AccuracyError(f"got {len(labels)} labels for {count} images; every image needs one")
@@ -186,7 +186,7 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
 
 
 def fraction(hits: np.ndarray) -> Fraction:
-    """Share of true values in bool `[n]`, with the Wilson score interval."""
+    """Return the share of true values in bool `[n]`, with the Wilson score interval."""
     n, k = len(hits), int(hits.sum())
     p = k / n
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
@@ -198,7 +198,7 @@ def fraction(hits: np.ndarray) -> Fraction:
 
 
 def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
-    """Loss from bool `[n]` to bool `[n]` on the same images: only images that changed carry information."""
+    """Return the loss from bool `[n]` to bool `[n]` on the same images: only images that changed carry information."""
     n = len(before)
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     value = (lost - won) / n

@@ -90,7 +90,7 @@ def check_skip_instructions(
 
 
 def _summary(runs: int, patterns: int, spare: int, *, gated: bool) -> str:
-    """What was found, with no more claimed than could have failed."""
+    """Return what was found, with no more claimed than could have failed."""
     if not gated:
         return f"nothing is gated; {runs} runs executed equal products"
     told = f"{runs} runs over {patterns} gate patterns: equal gates execute equal products, "

@@ -142,7 +142,7 @@ def drawn_paths(gates: int) -> int:
 
 
 def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
-    """Efforts of the paths to compare: as calibrated, all open, all skipped, and drawn ones in between.
+    """Return efforts of the paths to compare: as calibrated, all open, all skipped, and drawn ones in between.
 
     Drawn efforts are spread evenly from where the first gate opens to where the last one does, in the reference, so a
     wrong limit shows on one of them. Without gates there is one path.
@@ -159,7 +159,7 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
 
 
 def deviation(logits: np.ndarray, least: float = 0.0) -> float:
-    """What differences between logits are measured in: how far the logits of a model lie apart.
+    """Return what differences between logits are measured in: how far the logits of a model lie apart.
 
     That is their standard deviation over the classes of an image (the least of all images), or over the images (each
     class from its own mean), or `least`, whichever is largest. The first vanishes for one class, and for two that lie
@@ -181,7 +181,7 @@ def deviation_over_images(logits: np.ndarray, least: float = 0.0) -> float:
 
 
 def centred_cosine(expected: np.ndarray, got: np.ndarray, mean: np.ndarray, least: float = 0.0) -> float:
-    """Cosine between logits `[images, classes]`, all at once, counted from the classes' mean `[classes]`.
+    """Return the cosine between logits `[images, classes]`, all at once, counted from the classes' mean `[classes]`.
 
     A build that gives every image the same answer has 0 here, however near that answer is. Each logit has `least`
     beside it, so that images which the model hardly tells apart are not all there is to it.
@@ -205,7 +205,7 @@ class _Allowed:
     least_deviation: float
 
     def near(self, margins: np.ndarray) -> np.ndarray:
-        """How near to its limit the logit of each gate may differ."""
+        """Return how near to its limit the logit of each gate may differ."""
         lengths = np.ones(margins.shape) if self.lengths is None else self.lengths
         found: np.ndarray = np.maximum(self.tolerance.gate_margin * lengths, LIMIT_ROUNDING)
         return found

@@ -146,7 +146,7 @@ def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin
 
 
 def skipped_macs(spec: ProgramSpec) -> int:
-    """MACs of the path on which every gated branch is skipped."""
+    """Return MACs of the path on which every gated branch is skipped."""
     ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
     return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + ungated
 
@@ -176,5 +176,5 @@ def _check_matrix(spec: ProgramSpec, kernels: Sequence[str], gates: np.ndarray, 
 
 
 def _branch(name: str) -> str:
-    """`b03_mhsa.qkv/y` and `b03_mhsa/scores` are of `b03_mhsa`."""
+    """Return `b03_mhsa.qkv/y` and `b03_mhsa/scores` are of `b03_mhsa`."""
     return re.split(r"[./]", name, maxsplit=1)[0]

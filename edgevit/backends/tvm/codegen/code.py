@@ -49,7 +49,7 @@ class Code:
         self._team = False
 
     def function(self, buffers: Sequence[Any], *, result: str | None = None) -> Any:
-        """The finished function over these parameter buffers; they never alias."""
+        """Return the finished function over these parameter buffers; they never alias."""
         kind = tirx.PrimFunc(buffers, _sequence(self._blocks[0]), ret_type=_prim(result) if result else None)
         return kind.with_attr("tirx.noalias", True)
 
@@ -114,7 +114,7 @@ class Code:
         return variable
 
     def register(self, value: Any) -> Register:
-        """A variable that starts with `value`."""
+        """Return a variable that starts with `value`."""
         # Scope "global" and under 1 KB is the stack, from where the compiler takes it into a register; "local" would be
         # a call of the runtime's allocator.
         cell = tirx.decl_buffer((1,), str(value.ty.dtype), self._name("r"), scope="global")
@@ -132,7 +132,7 @@ class Code:
         self.add(tirx.BufferStore(buffer, value, [tirx.Ramp(integer(index), integer(1), lanes)]))
 
     def flat(self, source: Any, kind: str) -> Any:
-        """The memory of a buffer as a flat one of elements `kind`."""
+        """Return the memory of a buffer as a flat one of elements `kind`."""
         size = math.prod(int(n) for n in source.shape) * _bytes(source.dtype) // _bytes(kind)
         view = tirx.decl_buffer((size,), kind, self._name("f"))
         self.add(tirx.DeclBuffer(view, data=buffer_data(source)))
@@ -162,12 +162,12 @@ class Register:
 
 
 def buffer(name: str, size: int, kind: str = "float32") -> Any:
-    """A flat parameter buffer."""
+    """Return a flat parameter buffer."""
     return tirx.decl_buffer((size,), kind, name)
 
 
 def tensor(name: str, shape: tuple[int, ...], kind: str = "float32") -> Any:
-    """A parameter buffer of any shape; see `Code.flat`."""
+    """Return a parameter buffer of any shape; see `Code.flat`."""
     return tirx.decl_buffer(shape, kind, name)
 
 
@@ -176,12 +176,12 @@ def integer(value: Any) -> Any:
 
 
 def larger(a: Any, b: Any) -> Any:
-    """The larger of two integers, each known here or only when it runs."""
+    """Return the larger of two integers, each known here or only when it runs."""
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(integer(a), integer(b))
 
 
 def smaller(a: Any, b: Any) -> Any:
-    """The smaller one."""
+    """Return the smaller one."""
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(integer(a), integer(b))
 
 
@@ -198,17 +198,17 @@ def load_vector(source: Any, index: Any, lanes: int) -> Any:
 
 
 def some(source: Any, index: Any, count: int) -> Any:
-    """One value, or a vector of `count` consecutive ones."""
+    """Return one value, or a vector of `count` consecutive ones."""
     return load(source, index) if count == 1 else load_vector(source, index, count)
 
 
 def splat(value: Any, lanes: int) -> Any:
-    """A vector of one value in every lane."""
+    """Return a vector of one value in every lane."""
     return tirx.Broadcast(number(value) if isinstance(value, float | int) else value, lanes)
 
 
 def literal(values: Sequence[float]) -> Any:
-    """A constant vector."""
+    """Return a constant vector."""
     if len(set(values)) == 1:
         return splat(values[0], len(values))
     return tirx.Shuffle([number(v) for v in values], [integer(i) for i in range(len(values))])
@@ -219,27 +219,27 @@ def to_float(value: Any, lanes: int = 1) -> Any:
 
 
 def bits(kind: str, value: Any) -> Any:
-    """The same bits as another type."""
+    """Return the same bits as another type."""
     return tirx.reinterpret(kind, value)
 
 
 def instruction(kind: str, name: str, *arguments: Any) -> Any:
-    """One of LLVM's intrinsics, which gives a `kind`."""
+    """Return one of LLVM's intrinsics, which gives a `kind`."""
     return tirx.call_llvm_pure_intrin(kind, name, *arguments)
 
 
 def lanes_of(value: Any, *indices: int) -> Any:
-    """A vector of some lanes of a vector."""
+    """Return a vector of some lanes of a vector."""
     return tirx.Shuffle([value], [integer(i) for i in indices])
 
 
 def joined(first: Any, second: Any, *indices: int) -> Any:
-    """A vector of some lanes of two vectors of one type, numbered through."""
+    """Return a vector of some lanes of two vectors of one type, numbered through."""
     return tirx.Shuffle([first, second], [integer(i) for i in indices])
 
 
 def rsqrt(value: Any) -> Any:
-    """1 / sqrt of a scalar."""
+    """Return 1 / sqrt of a scalar."""
     return number(1.0) / tirx.sqrt(value)
 
 
@@ -249,7 +249,7 @@ def lane_sum(code: Code, vector: Any, lanes: int) -> Any:
 
 
 def lane_max(code: Code, vector: Any, lanes: int) -> Any:
-    """Largest lane of a vector, as a scalar."""
+    """Return the largest lane of a vector, as a scalar."""
     return _fold(code, vector, lanes, tirx.max)
 
 
@@ -262,7 +262,7 @@ def _fold(code: Code, vector: Any, lanes: int, combine: Callable[[Any, Any], Any
 
 
 def exp(code: Code, x: Any, lanes: int) -> Any:
-    """e^x, relative error below 2e-7 (measured); x is clamped to [-87.3, 88]."""
+    """Return e^x, relative error below 2e-7 (measured); x is clamped to [-87.3, 88]."""
     x = code.let(tirx.max(tirx.min(x, splat(88.0, lanes)), splat(-87.3, lanes)))
     steps = code.let(tirx.floor(x * splat(LOG2_E, lanes) + splat(0.5, lanes)))
     r = code.let(x - steps * splat(LN2_HIGH, lanes) - steps * splat(LN2_LOW, lanes))
@@ -273,14 +273,14 @@ def exp(code: Code, x: Any, lanes: int) -> Any:
 
 
 def erf(code: Code, x: Any, lanes: int) -> Any:
-    """The error function, absolute error below 4e-7 (measured)."""
+    """Return the error function, absolute error below 4e-7 (measured)."""
     x = code.let(tirx.max(tirx.min(x, splat(4.0, lanes)), splat(-4.0, lanes)))
     square = code.let(x * x)
     return code.let(x * _polynomial(ERF_P, square, lanes) / _polynomial(ERF_Q, square, lanes))
 
 
 def activate(code: Code, kind: Activation, x: Any, lanes: int) -> Any:
-    """An FFN's activation function on a vector; 0 stays 0, so padded columns stay 0."""
+    """Return an FFN's activation function on a vector; 0 stays 0, so padded columns stay 0."""
     one, half = splat(1.0, lanes), splat(0.5, lanes)
     x = code.let(x)
     if kind == "relu":
@@ -295,7 +295,7 @@ def activate(code: Code, kind: Activation, x: Any, lanes: int) -> Any:
 
 
 def _polynomial(coefficients: Sequence[float], x: Any, lanes: int) -> Any:
-    """Horner's scheme, highest power first."""
+    """Return Horner's scheme, highest power first."""
     value = splat(coefficients[0], lanes)
     for coefficient in coefficients[1:]:
         value = value * x + splat(coefficient, lanes)

@@ -74,21 +74,21 @@ class Dot(ABC):
     unit: ClassVar[int] = 4
 
     def pack(self, weight: np.ndarray, tile: Tile, lanes: int) -> np.ndarray:
-        """int8 `[depth, columns]` as the inner loop reads it, bits of float32; both are whole already."""
+        """Return int8 `[depth, columns]` as the inner loop reads it, bits of float32; both are whole already."""
         depth, columns = weight.shape
         units = np.ascontiguousarray(weight.reshape(depth // self.unit, self.unit, columns).transpose(0, 2, 1))
         return words(pack(units.view(f"V{self.unit}")[..., 0], tile, lanes))
 
     @abstractmethod
     def count(self, tile: Tile) -> int:
-        """Multiplying instructions in the inner loop of a tile."""
+        """Return the number of multiplying instructions in the inner loop of a tile."""
 
     @abstractmethod
     def registers(self, tile: Tile) -> int:
-        """Vector registers that the inner loop of a tile needs."""
+        """Return vector registers that the inner loop of a tile needs."""
 
     def loads(self, tile: Tile) -> float:
-        """Loads and moves per multiplication, relative to another tile's."""
+        """Return loads and moves per multiplication, relative to another tile's."""
         return 1 / tile.rows + 1 / tile.vectors
 
     @abstractmethod
@@ -122,7 +122,7 @@ class _Spread(Dot):
 
     @abstractmethod
     def add(self, sums: Any, left: Any, right: Any) -> Any:
-        """`sums` and the products of one step; left int32, right float32 vectors of bits."""
+        """Return `sums` and the products of one step; left int32, right float32 vectors of bits."""
 
 
 class Maddubs(_Spread):
@@ -290,13 +290,13 @@ class Smlal(Dot):
 
 
 def _widened(a: Any, b: Any, half: int) -> Any:
-    """The products of 8 int8 of each side, int16."""
+    """Return the products of 8 int8 of each side, int16."""
     lanes = range(8 * half, 8 * half + 8)
     return instruction("int16x8", "llvm.aarch64.neon.smull.v8i16", lanes_of(a, *lanes), lanes_of(b, *lanes))
 
 
 def _pairs(a: Any, b: Any) -> Any:
-    """Sums of neighbours, first those of `a`."""
+    """Return sums of neighbours, first those of `a`."""
     return instruction("int32x4", "llvm.aarch64.neon.addp.v4i32", a, b)
 
 
@@ -309,7 +309,7 @@ def _values(cells: list[list[Register]]) -> Sums:
 
 
 def dot(isa: Isa, weight_bits: int) -> Dot:
-    """The fastest exact one that an instruction set has for weights of so many bits."""
+    """Return the fastest exact one that an instruction set has for weights of so many bits."""
     kind: type[Dot] = Maddubs if weight_bits == 7 else Maddwd
     if isa.target["mtriple"].startswith("aarch64"):
         kind = Smmla if "i8mm" in isa.flags else Sdot if "asimddp" in isa.flags else Smlal

@@ -58,7 +58,7 @@ class Integers:
         return self.place.rows
 
     def first(self, rows: int) -> Integers:
-        """The first `rows` rows."""
+        """Return the first `rows` rows."""
         exact = None if self.exact is None else self.exact.first(rows)
         return replace(self, place=self.place.first(rows), exact=exact)
 
@@ -67,7 +67,7 @@ Matrix = Place | Integers
 
 
 def zero_point(plan: QuantPlan, entry: LinearPlan, stored: Stored) -> int:
-    """The plan's zero point for values as they are stored: uint8 and int8 are each other's, shifted by 128."""
+    """Return the plan's zero point for values as they are stored: uint8 and int8 are each other's, shifted by 128."""
     return entry.zero_point + (plan.activations == "int8") * 128 + LOW[stored]
 
 
@@ -112,7 +112,7 @@ def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Sto
 
 
 def _quantized(values: Any, target: Integers, value: Any, lanes: int) -> Any:
-    """A float vector in steps of `target`, int32: rounded to even, clipped to its range."""
+    """Return a float vector in steps of `target`, int32: rounded to even, clipped to its range."""
     inverse, low, high, zero = (splat(load(values, target.grid + i), lanes) for i in range(4))
     steps = tirx.nearbyint(tirx.max(tirx.min(value * inverse, high), low)) + zero
     return tirx.Cast(f"int32x{lanes}", steps)
@@ -129,7 +129,7 @@ def quantize(isa: Isa, arena: int, blob: int, source: Place, target: Integers) -
 
 
 def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Integers) -> Any:
-    """The pixels of every `side` x `side` patch as one row of integers, `side * side * 3`."""
+    """Return the pixels of every `side` x `side` patch as one row of integers, `side * side * 3`."""
     code, size = Code(), BYTES[target.stored]
     lanes, scale = WORD * isa.lanes // size, WORD // size
     image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
@@ -150,7 +150,7 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
 
 
 def _shifted(value: Any, stored: Stored, lanes: str) -> Any:
-    """uint8 as what is stored; turning the highest bit subtracts 128."""
+    """Return uint8 as what is stored; turning the highest bit subtracts 128."""
     if stored != "int8":
         return value.astype(stored + lanes)
     high = tirx.const(128, "uint8")

@@ -31,21 +31,21 @@ class Place:
         return self.offset + self.rows * self.stride
 
     def first(self, rows: int) -> Place:
-        """The first `rows` rows."""
+        """Return the first `rows` rows."""
         return Place(offset=self.offset, rows=rows, width=self.width, stride=self.stride)
 
     def after(self, rows: int) -> Place:
-        """The rows from `rows` on."""
+        """Return the rows from `rows` on."""
         return Place(
             offset=self.offset + rows * self.stride, rows=self.rows - rows, width=self.width, stride=self.stride
         )
 
     def moved(self, distance: Any) -> Place:
-        """The same, so many elements behind."""
+        """Return the same, so many elements behind."""
         return replace(self, offset=self.offset + distance)
 
     def columns(self, start: int, width: int) -> Place:
-        """Columns `start` to `start + width`, in place."""
+        """Return columns `start` to `start + width`, in place."""
         return Place(offset=self.offset + start, rows=self.rows, width=width, stride=self.stride)
 
 
@@ -58,7 +58,7 @@ class Arena:
         self.size = 0
 
     def place(self, rows: int, width: int) -> Place:
-        """A new matrix behind the last one, rows padded to whole vectors."""
+        """Return a new matrix behind the last one, rows padded to whole vectors."""
         stride = pad(width, self._lanes)
         found = Place(offset=self._end, rows=rows, width=width, stride=stride)
         self._end = pad(found.end, ALIGN)
@@ -69,7 +69,7 @@ class Arena:
         return self._end
 
     def repeat(self, mark: int, times: int) -> int:
-        """Room for `times` of what was handed out since `mark`, in all; the distance from one to the next."""
+        """Return room for `times` of what was handed out since `mark`, in all; the distance from one to the next."""
         distance = self._end - mark
         self._end = mark + times * distance
         self.size = max(self.size, self._end)
@@ -100,24 +100,24 @@ class Blob:
 
 
 def words(values: np.ndarray) -> np.ndarray:
-    """The bytes of an array as flat float32, zeros behind them up to a whole one; bits, not numbers."""
+    """Return the bytes of an array as flat float32, zeros behind them up to a whole one; bits, not numbers."""
     flat = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
     return np.pad(flat, (0, -flat.size % 4)).view(np.float32)
 
 
 def pad_columns(values: np.ndarray, width: int) -> np.ndarray:
-    """Zeros to the right of the last axis, up to `width`."""
+    """Return zeros to the right of the last axis, up to `width`."""
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])])
 
 
 def pad_heads(values: np.ndarray, heads: int, head_dim: int, padded: int) -> np.ndarray:
-    """`[..., heads * head_dim]` to `[..., heads * padded]`, zeros behind every head."""
+    """Map `[..., heads * head_dim]` to `[..., heads * padded]`, zeros behind every head."""
     split = values.reshape(*values.shape[:-1], heads, head_dim)
     return pad_columns(split, padded).reshape(*values.shape[:-1], heads * padded)
 
 
 def pack(weight: np.ndarray, tile: Tile, lanes: int) -> np.ndarray:
-    """`[depth, columns]` as the inner loop reads it: panel by panel, each `[depth, columns of the panel]`.
+    """Return `[depth, columns]` as the inner loop reads it: panel by panel, each `[depth, columns of the panel]`.
 
     Columns must be whole vectors already.
     """

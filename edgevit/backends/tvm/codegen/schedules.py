@@ -163,7 +163,7 @@ def isa(name: str) -> Isa:
 
 
 def tuned(isa: Isa, cpu: str) -> Isa:
-    """The same kernels compiled for one CPU, which the library then needs.
+    """Return the same kernels compiled for one CPU, which the library then needs.
 
     Raises:
         TargetError: no such CPU, or of another architecture.
@@ -189,7 +189,7 @@ class _Float:
 
 
 def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
-    """Every tile that fits the registers, fewest loads first."""
+    """Yield every tile that fits the registers, fewest loads first."""
     how = product.dot or _Float(isa.lanes == BY_LANE)
     candidates = (
         Tile(rows=rows, vectors=vectors)
@@ -202,18 +202,18 @@ def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
 
 
 def default_tile(isa: Isa, product: Product) -> Tile:
-    """The tile for a shape that nobody has tuned: the one with the fewest loads per multiply-add."""
+    """Return the tile for a shape that nobody has tuned: the one with the fewest loads per multiply-add."""
     if product.rows == 1:
         return Tile(rows=1, vectors=min(8, (isa.registers - 1) // 2, -(-product.columns // isa.lanes)))
     return next(tiles(isa, product))
 
 
 def pad(size: int, lanes: int) -> int:
-    """`size` rounded up to whole vectors."""
+    """Return `size` rounded up to whole vectors."""
     return -(-size // lanes) * lanes
 
 
 def panels(columns: int, tile: Tile, lanes: int) -> tuple[int, int]:
-    """(number of full panels, vectors of the last, narrower one), for padded columns."""
+    """Return (number of full panels, vectors of the last, narrower one), for padded columns."""
     vectors = columns // lanes
     return vectors // tile.vectors, vectors % tile.vectors

@@ -32,17 +32,17 @@ class Part:
 
 
 def parts(threads: int, units: int) -> int:
-    """How many parts of equal size, the last one possibly smaller, so many units have; none is empty."""
+    """Return how many parts of equal size, the last one possibly smaller, so many units have; none is empty."""
     return -(-units // size(threads, units)) if units else 1
 
 
 def size(threads: int, units: int) -> int:
-    """Units of a part."""
+    """Return the number of units of a part."""
     return -(-units // max(threads, 1))
 
 
 def gain(threads: int, units: int) -> float:
-    """How much less the largest part is than all: the speed-up, if nothing else took time."""
+    """Return how much less the largest part is than all: the speed-up, if nothing else took time."""
     return units / size(threads, units) if units else 1.0
 
 
@@ -60,7 +60,7 @@ def shared(code: Code, threads: int, units: int) -> Iterator[Part]:
 
 
 def worth(threads: int, steps: float) -> int:
-    """How many threads so much work is for."""
+    """Return how many threads so much work is for."""
     return threads if steps >= WORTH else 1
 
 
@@ -100,7 +100,7 @@ def pieces(code: Code, part: Part, full: int, emit: Callable[[Any], None], rest:
 
 
 def even_block(threads: int, units: int, usual: int) -> int:
-    """How many units to a block, about as many as usual, so that the largest part has few blocks."""
+    """Return how many units to a block, about as many as usual, so that the largest part has few blocks."""
     if threads == 1:
         return min(units, usual)
 
@@ -140,7 +140,7 @@ def row_tiles(code: Code, rows: int, tile: Tile, emit: Callable[[Any, Tile], Non
 
 
 def row_units(rows: int, tile: Tile) -> int:
-    """How many tiles `row_tiles` makes, the last one possibly smaller."""
+    """Return how many tiles `row_tiles` makes, the last one possibly smaller."""
     return -(-rows // tile.rows)
 
 

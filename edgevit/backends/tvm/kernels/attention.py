@@ -72,7 +72,7 @@ class Scratch:
     distance: int
 
     def of(self, part: Part) -> Scratch:
-        """A thread's."""
+        """Return the places of one thread."""
         behind = part.index * self.distance
         return replace(self, scores=self.scores.moved(behind), inverse=self.inverse.moved(behind))
 
@@ -88,7 +88,7 @@ class Panel:
 
 
 def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
-    """Places for one head at a time."""
+    """Return places for one head at a time."""
     padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
     keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
     begin = arena.mark()
@@ -98,18 +98,18 @@ def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
 
 
 def crew(isa: Isa, heads: Heads) -> int:
-    """How many threads attention is for: two products per query, and packing, step by step."""
+    """Return how many threads attention is for: two products per query, and packing, step by step."""
     return worth(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
 
 
 def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
-    """Query rows of a block."""
+    """Return query rows of a block."""
     rows = heads.query.rows
     return min(rows, tile.rows * even_block(crew(isa, heads), row_units(rows, tile), BLOCK))
 
 
 def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
-    """Per head, target = softmax(query key^T) value; the scale is in the query already."""
+    """Attend per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
@@ -272,7 +272,7 @@ class _Attention:
 
 
 def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
-    """The panels of a packed matrix; the last one may be narrower."""
+    """Yield the panels of a packed matrix; the last one may be narrower."""
     width = tile.vectors * lanes
     full, rest = divmod(columns, width)
     if full:
@@ -282,5 +282,5 @@ def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
 
 
 def mask(used: int, lanes: int) -> Any:
-    """What the sums of a vector of scores start from: far below any score in columns of padding."""
+    """Return what the sums of a vector of scores start from: far below any score in columns of padding."""
     return literal([0.0 if lane < used else MASKED for lane in range(lanes)])

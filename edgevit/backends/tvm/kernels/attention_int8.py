@@ -96,13 +96,13 @@ class Scratch:
     distance: int
 
     def of(self, part: Part) -> Scratch:
-        """A thread's."""
+        """Return the places of one thread."""
         own = ("query", "scale", "scores", "shares", "inverse")
         return replace(self, **{name: getattr(self, name).moved(part.index * self.distance) for name in own})
 
 
 def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scratch:
-    """Places for one head at a time."""
+    """Return places for one head at a time."""
     tokens, block, lanes = heads.key.rows, block_rows(isa, heads, tile), isa.lanes
 
     def packed(columns: int, depth: int) -> Packed:
@@ -130,7 +130,7 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
 def attention(
     isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, dot: Dot, tile: Tile
 ) -> Any:
-    """Per head, target = softmax(query key^T) value; the scale is in the query already."""
+    """Attend per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
@@ -361,7 +361,7 @@ class _Attention:
         return panels_of(columns, self.tile, self.lanes)
 
     def _largest(self, count: int, place: Callable[[Any], Any]) -> Any:
-        """The largest absolute value of every lane over `count` vectors."""
+        """Return the largest absolute value of every lane over `count` vectors."""
         code, lanes = self.code, self.lanes
         largest = code.register(splat(0.0, lanes))
         with code.loop(count) as i:
@@ -370,7 +370,7 @@ class _Attention:
         return code.let(largest.value)
 
     def _word(self, base: Any, column: Any, index: Any, columns: int) -> Any:
-        """Where a word of the depth lies in a packed panel."""
+        """Return where a word of the depth lies in a packed panel."""
         unit = self.dot.unit // WORD
         if unit == 1:
             return base + index * columns + column
@@ -398,7 +398,7 @@ def thresholds(lanes: int) -> list[float]:
 
 
 def _power(code: Code, x: Any, lanes: int) -> Any:
-    """255 * 2^x for x <= 0, relative error as in `POWER`; x is clamped to -126."""
+    """Return 255 * 2^x for x <= 0, relative error as in `POWER`; x is clamped to -126."""
     x = code.let(tirx.max(x, splat(-126.0, lanes)))
     whole = code.let(tirx.floor(x))
     f = code.let(x - whole)

@@ -76,7 +76,7 @@ def multiply(
     *,
     along: bool = True,
 ) -> list[Register]:
-    """The inner loop of every product: tile.rows x tile.vectors accumulators over `depth` steps.
+    """Return the inner loop of every product: tile.rows x tile.vectors accumulators over `depth` steps.
 
     Args:
         code: where to.
@@ -111,7 +111,7 @@ def multiply(
 
 
 def packed(values: Any, base: Any, columns: int, lanes: int) -> Callable[[Any, int], Any]:
-    """(k, vector) to a vector of a packed panel of `columns` columns."""
+    """Return (k, vector) to a vector of a packed panel of `columns` columns."""
     return lambda k, vector: load_vector(values, base + k * columns + vector * lanes, lanes)
 
 
@@ -243,7 +243,7 @@ def norm_rows(
 
 
 def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:
-    """(mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0."""
+    """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0."""
     vectors = -(-columns // lanes)
     sums = code.register(splat(0.0, lanes))
     with code.loop(vectors) as v:
@@ -341,7 +341,7 @@ def start(isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int
 
 
 def patches(isa: Isa, arena: int, height: int, width: int, side: int, target: Place) -> Any:
-    """uint8 pixels of every `side` x `side` patch as one float32 row of `side * side * 3`."""
+    """Return uint8 pixels of every `side` x `side` patch as one float32 row of `side * side * 3`."""
     code, lanes = Code(), isa.lanes
     image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
     flat = code.flat(image, "uint8")
@@ -360,7 +360,7 @@ def patches(isa: Isa, arena: int, height: int, width: int, side: int, target: Pl
 
 
 def copy_out(isa: Isa, arena: int, source: Place, count: int, rows: int) -> Any:
-    """The first `count` values of `rows` rows, joined, as the output `[1, rows * count]`."""
+    """Return the first `count` values of `rows` rows, joined, as the output `[1, rows * count]`."""
     code = Code()
     memory, logits = buffer("arena", arena), tensor("logits", (1, rows * count))
     flat = code.flat(logits, "float32")

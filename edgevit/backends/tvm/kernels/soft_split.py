@@ -40,7 +40,7 @@ class Split:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Windows per column and per row."""
+        """Return the number of windows per column and per row."""
         down, right = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (self.rows, self.columns))
         return down, right
 
@@ -50,7 +50,7 @@ class Split:
 
     @property
     def width(self) -> int:
-        """Values of a window."""
+        """Return the number of values of a window."""
         return self.kernel * self.kernel * self.channels
 
     @property
@@ -59,12 +59,12 @@ class Split:
 
     @property
     def block(self) -> int:
-        """Windows of a block."""
+        """Return the number of windows of a block."""
         return self.down * self.steps[1]
 
     @property
     def lines(self) -> tuple[int, int]:
-        """Rows and values per row of what a block covers, with its zeros."""
+        """Return rows and values per row of what a block covers, with its zeros."""
         return (self.down - 1) * self.stride + self.kernel, (self.columns + 2 * self.padding) * self.channels
 
 

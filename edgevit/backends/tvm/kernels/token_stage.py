@@ -43,7 +43,7 @@ class Windows:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Parameters of a kernel that makes them and takes weights."""
+        """Return parameters of a kernel that makes them and takes weights."""
         return ("image", "arena", "weights") if isinstance(self.origin, Pixels) else ("arena", "weights")
 
 
@@ -111,7 +111,7 @@ Own = Callable[[Place], Place]
 
 
 def keys(isa: Isa, arena: int, blob: int, work: Keys) -> Any:
-    """The first pass of a performer."""
+    """Return the first pass of a performer."""
     scope = _Scope(isa, arena, blob)
     code, lanes, memory, product = scope.code, scope.lanes, scope.memory, work.product
     sums = (work.mixed, work.total)
@@ -138,7 +138,7 @@ def keys(isa: Isa, arena: int, blob: int, work: Keys) -> Any:
 
 
 def queries(isa: Isa, arena: int, blob: int, work: Queries) -> Any:
-    """The second pass of a performer, and what follows attention."""
+    """Return the second pass of a performer, and what follows attention."""
     scope = _Scope(isa, arena, blob)
 
     def block(index: Any, own: Own) -> None:
@@ -157,7 +157,7 @@ def queries(isa: Isa, arena: int, blob: int, work: Queries) -> Any:
 def project(
     isa: Isa, arena: int, blob: int, windows: Windows, norm: Norm, linear: Linear, target: Place, distance: int
 ) -> Any:
-    """Target `[T, N]` = norm(windows) times weights."""
+    """Return target `[T, N]` = norm(windows) times weights."""
     scope = _Scope(isa, arena, blob)
 
     def block(index: Any, own: Own) -> None:
@@ -170,7 +170,7 @@ def project(
 
 
 def tail(isa: Isa, arena: int, blob: int, work: Tail, attended: Place, blocks: int, distance: int) -> Any:
-    """What follows attention, for all tokens."""
+    """Return what follows attention, for all tokens."""
     scope = _Scope(isa, arena, blob)
     with shared(scope.code, scope.threads, blocks) as part, scope.code.loop(part.end - part.first) as turn:
         index = part.first + turn
@@ -179,7 +179,7 @@ def tail(isa: Isa, arena: int, blob: int, work: Tail, attended: Place, blocks: i
 
 
 def unfold(isa: Isa, arena: int, windows: Windows, target: Place, distance: int) -> Any:
-    """All windows of a map, one row each."""
+    """Return all windows of a map, one row each."""
     code, memory, split = Code(), buffer("arena", arena), windows.split
     assert isinstance(windows.origin, Place)
     with shared(code, isa.threads, split.blocks) as part, code.loop(part.end - part.first) as turn:
@@ -252,5 +252,5 @@ def _own(part: Part, distance: int) -> Own:
 
 
 def _block(place: Place, index: Any, rows: int) -> Place:
-    """Rows `index * rows` on."""
+    """Return rows `index * rows` on."""
     return replace(place, offset=place.offset + index * (rows * place.stride), rows=rows)

@@ -79,7 +79,7 @@ class Stages:
         self._base = self.arena.mark()
 
     def stem(self, states: tuple[bool, ...]) -> Stage:
-        """Image to stream, and the state of every branch that no gate decides."""
+        """Map image to stream, and the state of every branch that no gate decides."""
         spec, stage = self.spec, self._stage("stem")
         weights = self.program.weights
         prefix, stride = spec.stem.prefix, self.stream.stride
@@ -111,7 +111,7 @@ class Stages:
         return stage.done()
 
     def branch(self, branch: BranchSpec, rows: int, read: int) -> Stage:
-        """stream[:rows] += f(norm(stream[:read]))."""
+        """Compute stream[:rows] += f(norm(stream[:read]))."""
         stage = self._stage(branch.name)
         if branch.kind == "mhsa":
             self._mhsa(stage, branch, rows, read)
@@ -189,7 +189,7 @@ class Stages:
         return pad_heads(weight, *shape), pad_heads(bias, *shape)
 
     def skip(self, branch: BranchSpec, rows: int) -> Stage:
-        """stream[:rows] += the branch's skip rows."""
+        """Compute stream[:rows] += the branch's skip rows."""
         stage = self._stage(f"{branch.name}.skip")
         values = pad_columns(self.program.weights[f"{branch.name}.skip"], self.stream.stride)
         offset = stage.blob.add(values)
@@ -197,7 +197,7 @@ class Stages:
         return stage.done()
 
     def gate(self, branch: BranchSpec, index: int, read: int) -> Stage:
-        """The gate's decision, whose only kernel returns it."""
+        """Return the gate's decision, whose only kernel returns it."""
         assert branch.gate is not None
         spec, stage = self.spec, self._stage(f"{branch.name}.gate")
         prefix = spec.stem.prefix
@@ -222,7 +222,7 @@ class Stages:
         return stage.done()
 
     def head(self, read: int) -> Stage:
-        """stream[:read] to logits."""
+        """Compute stream[:read] to logits."""
         spec, head, stage = self.spec, self.spec.head, self._stage("head")
         weights = self.program.weights
         source = self.stream.first(head.prefix if head.pool == "prefix" else read)
@@ -256,19 +256,19 @@ class Stages:
         return stage.done()
 
     def _entry(self, linear: str) -> LinearPlan | None:
-        """The plan of a Linear that is int8."""
+        """Return the plan of a Linear that is int8."""
         entry = self.plan.linear(linear)
         return entry if entry is not None and entry.int8 else None
 
     def _input(self, stage: StageWriter, entry: LinearPlan | None, rows: int, width: int) -> Matrix:
-        """A place for a Linear's input, of the kind that its plan wants."""
+        """Return a place for a Linear's input, of the kind that its plan wants."""
         if entry is None:
             return self.arena.place(rows, width)
         depth, stored = self.dot.depth, self.dot.stored
         return integers.place_integers(self.arena, stage.blob, rows, width, depth, stored, self.plan, entry)
 
     def _quantized(self, stage: StageWriter, entry: LinearPlan | None, source: Place) -> Matrix:
-        """The same values as a Linear's input of the kind that its plan wants."""
+        """Return the same values as a Linear's input of the kind that its plan wants."""
         if entry is None:
             return source
         rounded = self._input(stage, replace(entry, outliers=()), source.rows, source.width)
@@ -316,7 +316,7 @@ class StageWriter:
     def norm_weights(
         self, name: str, eps: float | None = None, factor: float = 1.0, tokens: int = 1
     ) -> tuple[int, int, int, float]:
-        """What a LayerNorm takes behind its source and target: width, where scale and shift are, epsilon."""
+        """Return what a LayerNorm takes behind its source and target: width, where scale and shift are, epsilon."""
         weights, rows = self.owner.program.weights, []
         for part in ("weight", "bias"):
             values = weights[f"{name}.{part}"].reshape(tokens, -1) * np.float32(factor)
@@ -357,7 +357,7 @@ class StageWriter:
         return Weights(offset=offset, depth=depth, columns=columns, bias=row), tile
 
     def done(self) -> Stage:
-        """The stage; only now the size of its weights is known, which every kernel that takes them checks."""
+        """Return the stage; only now the size of its weights is known, which every kernel that takes them checks."""
         size = self.blob.size
         made = (
             replace(kernel, arguments=(size, *kernel.arguments)) if "weights" in kernel.takes else kernel
@@ -367,7 +367,7 @@ class StageWriter:
 
 
 def spread(entry: LinearPlan | None, width: int, stride: int) -> LinearPlan | None:
-    """A plan whose input comes in groups of `width` columns that lie `stride` apart."""
+    """Return a plan whose input comes in groups of `width` columns that lie `stride` apart."""
     if entry is None or not entry.outliers:
         return entry
     return replace(entry, outliers=tuple(c // width * stride + c % width for c in entry.outliers))

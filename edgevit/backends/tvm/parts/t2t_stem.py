@@ -33,7 +33,7 @@ BLOCK_BYTES = 1 << 17
 
 
 def tokens(stages: Stages, stage: StageWriter) -> Place:
-    """uint8 image to `[patches, 9 K]`, everything before the stem's Linear."""
+    """Map uint8 image to `[patches, 9 K]`, everything before the stem's Linear."""
     spec, arena = stages.spec, stages.arena
     image, k, lanes = spec.image, spec.stem.token_dim, stages.isa.lanes
     std = [255 * s for s in image.std]
@@ -82,7 +82,7 @@ def _windows(stages: Stages, split: Split, origin: Pixels | Place) -> Windows:
 def _performer(
     stages: Stages, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, value: Place
 ) -> Place:
-    """One token-to-token stage, windows `[T, C]` to `value` `[T, K]`: v + proj(attention), then + FFN."""
+    """Return one token-to-token stage, windows `[T, C]` to `value` `[T, K]`: v + proj(attention), then + FFN."""
     arena, weights, k, block = stages.arena, stages.program.weights, stages.spec.stem.token_dim, split.block
     mark = arena.mark()
     windows = _windows(stages, split, origin)
@@ -137,7 +137,7 @@ def _performer(
 def _transformer(
     stages: Stages, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, qkv: Place
 ) -> Place:
-    """The same with full attention; `qkv` is `[T, 3 K]`, the result is where its values are."""
+    """Return the same with full attention; `qkv` is `[T, 3 K]`, the result is where its values are."""
     arena, isa, block = stages.arena, stages.isa, split.block
     k, stride = stages.spec.stem.token_dim, pad(stages.spec.stem.token_dim, isa.lanes)
     mark = arena.mark()
@@ -161,7 +161,7 @@ def _transformer(
 
 
 def _qkv(stages: Stages, name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of query, which is scaled, key and value, each padded with zeros to whole vectors."""
+    """Return weight and bias of query, which is scaled, key and value, each padded with zeros to whole vectors."""
     k, stride = stages.spec.stem.token_dim, pad(stages.spec.stem.token_dim, stages.isa.lanes)
     weight, bias = (stages.program.weights[f"{name}.qkv.{part}"].copy() for part in ("weight", "bias"))
     weight[:, :k] *= np.float32(scale)
