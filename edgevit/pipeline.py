@@ -28,7 +28,7 @@ from edgevit.program.original import evaluate, kept_answers, original_of, told, 
 from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantize.round import rounder
+from edgevit.quantize.round import gptq_rounder
 from edgevit.quantize.smooth import smooth
 from edgevit.report import html as report_html
 from edgevit.report import json as report_json
@@ -174,7 +174,7 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     if target.smoothing > 0.0:
         program = smooth(program, ranges, target.smoothing)
         ranges, floats = _observe(program, images)
-    rounded = rounder(program, ranges)
+    rounded = gptq_rounder(program, ranges)
     judged = slice(None, None, max(len(images) // JUDGED_IMAGES, 1))
 
     def logits(plan: QuantPlan | None) -> np.ndarray:

@@ -105,7 +105,7 @@ def some(source: Path, count: int, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
-def test_the_trained_one_builds_and_keeps_what_it_learnt(tmp_path: Path, data: Path, target: str) -> None:
+def test_the_trained_one_builds_and_keeps_what_it_learned(tmp_path: Path, data: Path, target: str) -> None:
     test = some(data / "cifar10-test.npz", 400, tmp_path / "test.npz")
     calibration = data / "cifar10-train.npz"
     job = Job(model=TRAINED, target=target, calibration=calibration, limit=100, evaluation=test, output=tmp_path / "b")

@@ -229,11 +229,11 @@ def _recipe(job: CompressJob) -> TrainRecipe:
 
 
 def _supervision(job: CompressJob, data: LabelledSet, recipe: TrainRecipe, say: Say) -> tuple[LabelledSet, TrainRecipe]:
-    """The data without what cannot be learnt from, and the recipe for it: without labels the teacher's word is all."""
+    """The data without what cannot be learned from, and the recipe for it: without labels the teacher's word is all."""
     if job.unlabelled or data.labels is None:
         if job.new_head:
             raise TrainingError(
-                f"a new head is learnt from labels, and {data.source} is used without; leave out --new-head"
+                f"a new head needs labelled data, and {data.source} has no labels (or --unlabelled leaves them out); leave out --new-head"
             )
         if recipe.teacher < 1:
             say("training without labels: the given model's outputs are all that is followed (teacher = 1)")

@@ -40,7 +40,7 @@ def command(part: str, refused: bool, as_json: bool) -> None:
             size = f"{e.parameters / 1e6:>7.1f}M  {e.macs / 1e9:>7.2f}G  {e.classes or '-':>7}"
             click.echo(f"{e.name:{width}}  {numbers}  {size}  {e.license or '-'}")
         else:
-            click.echo(f"{e.name:{width}}  does not fit: {e.reason}")
+            click.echo(f"{e.name:{width}}  is not supported: {e.reason}")
     fitting = sum(e.fits for e in catalogue.models)
     click.echo(
         f"\n{len(rows)} shown; {fitting} names fit, {len(catalogue.models) - fitting} of timm {catalogue.timm} do not"
@@ -48,7 +48,9 @@ def command(part: str, refused: bool, as_json: bool) -> None:
     if rows:
         return
     if any(part.lower() in e.name for e in catalogue.models):
-        click.echo(f"Nothing that fits is called so; `edgevit models --all {part}` shows what does not, and why.")
+        click.echo(
+            f"No supported model matches {part!r}; `edgevit models --all {part}` shows the unsupported ones, and why."
+        )
         return
     near = difflib.get_close_matches(
         part, [e.name.partition(".")[0] for e in catalogue.models if e.fits], n=6, cutoff=0.4

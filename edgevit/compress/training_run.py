@@ -95,7 +95,7 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     compresses = job.budgets.prunes or job.budgets.gates
     if compresses and not job.recipe.epochs_joint:
         raise TrainingError(
-            "epochs_joint is 0, but pruning and gates are learnt there; make it 1 or more, or ask for all MACs"
+            "epochs_joint is 0, but pruning and gates are learned there; make it 1 or more, or ask for all MACs"
         )
     state = _found(job, resume)
     held, trained = split_data(job)
@@ -277,7 +277,7 @@ class _Reporter:
 
 
 def freeze_features(model: Vit) -> None:
-    """T2T-ViT's random features (as in the Performer) and its sinusoidal positions are never learnt (2101.11986)."""
+    """T2T-ViT's random features (as in the Performer) and its sinusoidal positions are never learned (2101.11986)."""
     if model.spec.stem.kind == "patch":
         return
     for name, parameter in model.arrays.items():

@@ -141,7 +141,7 @@ def _checked(create: Create, options: dict[str, Any], what: str) -> Any:
     model = create(options, True)
     reason = refusal(model)
     if reason is not None:
-        raise UnsupportedModelError(f"{what} does not fit: {reason}; `edgevit models` lists what fits")
+        raise UnsupportedModelError(f"{what} is not supported: {reason}; `edgevit models` lists what is supported")
     return model
 
 

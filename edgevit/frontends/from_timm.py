@@ -70,7 +70,9 @@ def from_timm(
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     reason = refusal(meta_model(name, options))
     if reason is not None:
-        raise UnsupportedModelError(f"timm model {name!r} does not fit: {reason}; `edgevit models` lists what fits")
+        raise UnsupportedModelError(
+            f"timm model {name!r} is not supported: {reason}; `edgevit models` lists what is supported"
+        )
     if classes is not None and classes < 0:
         raise UnsupportedModelError(f"{name} needs 0 classes (the pooled row) or more, got {classes}")
     if classes is not None:
@@ -97,7 +99,7 @@ def program_from_module(
     """
     reason = refusal(model)
     if reason is not None:
-        raise UnsupportedModelError(f"{name!r} does not fit: {reason}; `edgevit models` lists what fits")
+        raise UnsupportedModelError(f"{name!r} is not supported: {reason}; `edgevit models` lists what is supported")
     with torch.no_grad():
         spec = program_spec(model, name, {"source": "timm"} if origin is None else origin, published=published)
         # Copied, so that training the module later does not reach into the Program.
@@ -115,7 +117,7 @@ def check_name(name: str) -> None:
         raise UnknownModelError(f"timm has no weights named {name!r}; those of {architecture} are: {tags}")
     known = [*timm.list_models(["deit*", "vit_*"]), *CONFIGS]
     near = difflib.get_close_matches(architecture, known, n=4, cutoff=0.5)
-    hint = f"nearest names: {', '.join(near)}" if near else "`edgevit models` lists what fits"
+    hint = f"nearest names: {', '.join(near)}" if near else "`edgevit models` lists what is supported"
     raise UnknownModelError(f"no model is named {name!r}; {hint}")
 
 

@@ -54,13 +54,13 @@ def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any
     config |= {**_DEFAULTS[kind], **hub.config}
     if config.get("use_swiglu_ffn"):
         raise UnsupportedModelError(
-            f"{hub.name} does not fit: its FFN is gated (SwiGLU); `edgevit models` lists what fits"
+            f"{hub.name} is not supported: its FFN is gated (SwiGLU); `edgevit models` lists what is supported"
         )
     activation, dim = config["hidden_act"], config["hidden_size"]
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"{hub.name} does not fit: it has the activation {shown(activation)}")
+        raise UnsupportedModelError(f"{hub.name} is not supported: it has the activation {shown(activation)}")
     if not dim:
-        raise UnsupportedModelError(f"{hub.name} does not fit: its hidden_size is {dim}, expected 1 or more")
+        raise UnsupportedModelError(f"{hub.name} is not supported: its hidden_size is {dim}, expected 1 or more")
     neurons = int(dim * config["mlp_ratio"]) if "mlp_ratio" in config else config["intermediate_size"]
     arguments: dict[str, Any] = {
         "img_size": config["image_size"],

@@ -170,7 +170,7 @@ def to_timm_names(state: Mapping[str, Tensor], where: str, say: Say) -> dict[str
 def _refuse(family: Family, name: str, where: str) -> None:
     for pattern, reason in family.refused:
         if re.fullmatch(pattern, name):
-            raise WeightsError(f"{where} does not fit: {reason} ({name}); `edgevit models` lists what fits")
+            raise WeightsError(f"{where} is not supported: {reason} ({name}); `edgevit models` lists what is supported")
 
 
 def _three_axes(value: Tensor) -> Tensor:

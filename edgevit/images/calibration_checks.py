@@ -121,7 +121,7 @@ def _probed(pixels: np.ndarray) -> np.ndarray:
 
 
 def _far(pixels: np.ndarray, spec: ImageSpec) -> list[str]:
-    """Signs, sound on their own, that the images are unlike what the model learnt from: brightness, and noise."""
+    """Signs, sound on their own, that the images are unlike what the model learned from: brightness, and noise."""
     some = _probed(pixels)
     mean, expected = float(some.mean()) / 255, float(np.mean(spec.mean))
     doubts = []

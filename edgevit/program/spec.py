@@ -155,7 +155,7 @@ class OriginalSpec:
     """The model that a Program was compressed from: what every figure of it is held against.
 
     `weights_sha256` is `weights_digest` of it ("": not recorded), `macs` per image, `steps` what was done to it, one
-    sentence each. `new_head`: its classifier had learnt nothing yet, so its answers say nothing.
+    sentence each. `new_head`: its classifier had learned nothing yet, so its answers say nothing.
     """
 
     name: str

@@ -27,7 +27,7 @@ DAMPING = 0.01
 BLOCK = 64
 
 
-def rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
+def gptq_rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
     """Return what gives the Program with the weights of a plan's int8 Linears on their grid; each is rounded only once.
 
     Rounding such a Program again changes nothing. A Linear whose input was not seen stays as it is (a patch stem, which
@@ -39,7 +39,7 @@ def rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
         seen = ranges.tensor(entry.name)
         assert seen is not None
         given = program.weights[f"{entry.name}.weight"]
-        moments = shrunk(seen.moments, seen.rows)
+        moments = shrink_covariance(seen.moments, seen.rows)
         return round_weight(given, moments, bits, noise=entry.scale**2 / 12, exact=entry.outliers)
 
     def rounded(plan: QuantPlan) -> Program:
@@ -50,7 +50,7 @@ def rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Program]:
     return rounded
 
 
-def shrunk(moments: np.ndarray, rows: int) -> np.ndarray:
+def shrink_covariance(moments: np.ndarray, rows: int) -> np.ndarray:
     """Moments of so many rows, `[in, in]`, with what two columns seem to share made smaller as far as it may be chance.
 
     The share that minimises the expected squared error (Schaefer and Strimmer, 2005, target D), with the variances that

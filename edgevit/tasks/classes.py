@@ -31,7 +31,7 @@ def read_classes(text: str, spec: ProgramSpec) -> tuple[int, ...]:
     wrong = [item for item, number in zip(filter(None, items), found, strict=True) if number not in known]
     twice = sorted(n for n, count in Counter(found).items() if count > 1 and n in known)
     if wrong or twice or not found:
-        named = "or its classes' names" if names else "and its Program holds no names"
+        named = "or its classes' names" if names else "and this model has no class names; pass --labels"
         got = (
             f"got {', '.join(repr(w[:80]) for w in wrong[:5])}"
             if wrong

@@ -91,7 +91,7 @@ def check_coverage(plan: QuantPlan, kernels: Sequence[tuple[str, bool]]) -> Cove
 
 
 def _planned_name(linear: str) -> str:
-    """Return the planned name: where few rows are needed, queries and keys/values are two Gemms under one plan entry."""
+    """Return the plan entry of a Linear: where few rows are needed, two Gemms (queries; keys, values) share one."""
     for part in (".q", ".kv"):
         if linear.endswith(part):
             return linear.removesuffix(part) + ".qkv"

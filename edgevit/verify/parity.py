@@ -91,7 +91,8 @@ class ParityResult:
     @property
     def summary(self) -> str:
         error, cosine = max(p.error for p in self.paths), min(p.cosine for p in self.paths)
-        return f"{len(self.paths)} paths, largest error {error:.2g} of the logits' deviation, least cosine {cosine:.5f}"
+        count = len(self.paths)
+        return f"{count} path{'s' * (count != 1)}, max error {error:.2g} x logit std, min cosine {cosine:.5f}"
 
 
 def check_parity(

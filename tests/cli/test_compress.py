@@ -127,7 +127,7 @@ def test_a_new_head_learns_the_classes_of_the_data(
     assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
     assert made.branches == dense(classes=10).spec.branches
     assert made.original is None
-    # Evaluated by the names it has learnt: a class alone, after it in the alphabet, stays the class that it is.
+    # Evaluated by the names it has learned: a class alone, after it in the alphabet, stays the class that it is.
     few = photos(tmp_path / "few", classes=4, seed=3)
     for label in (0, 1):
         shutil.rmtree(few / f"kind{label}")
@@ -268,7 +268,7 @@ def test_without_labels_the_model_teaches(
     assert 0 <= answer["agreement"] <= 1
     status, _, said = run(capsys, program, *options, "--new-head", "-o", tmp_path / "no")
     assert status == errors.TrainingError.exit_code
-    assert "a new head is learnt from labels" in said
+    assert "a new head needs labelled data" in said
 
 
 def test_labels_can_be_left_unused(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgevit.onnx_form.linear import quantize_weight
 from edgevit.quantize.plan import plan_quantization
-from edgevit.quantize.round import DAMPING, round_weight, rounder, shrunk
+from edgevit.quantize.round import DAMPING, gptq_rounder, round_weight, shrink_covariance
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.tasks.sensitivity import drift
 from tests.quantize.watched import logits, watched, with_outlier
@@ -67,25 +67,25 @@ def test_rounding_again_changes_nothing(seed: int, width: int, out: int, bits: i
 @pytest.mark.parametrize("bits", [7, 8])
 def test_inputs_never_seen_come_out_twice_as_exact(bits: int) -> None:
     x, later = related(2000, 48), related(500, 48, seed=1)
-    rounded = round_weight(WEIGHT, shrunk(x.T @ x / len(x), len(x)), bits)
+    rounded = round_weight(WEIGHT, shrink_covariance(x.T @ x / len(x), len(x)), bits)
     assert moved(later, WEIGHT, rounded) < 0.5 * moved(later, WEIGHT, nearest(WEIGHT, bits))
 
 
 def test_few_images_do_no_harm_to_others() -> None:
     x, later = related(8, 48), related(500, 48, seed=1)
-    rounded = round_weight(WEIGHT, shrunk(x.T @ x / len(x), len(x)), 7)
+    rounded = round_weight(WEIGHT, shrink_covariance(x.T @ x / len(x), len(x)), 7)
     assert moved(later, WEIGHT, rounded) < 1.05 * moved(later, WEIGHT, nearest(WEIGHT, 7))
 
 
 def test_what_may_be_chance_is_shrunk_and_the_rest_is_left() -> None:
     x = related(4000, 48)
     moments = x.T @ x / len(x)
-    many, few = shrunk(moments, 4000), shrunk(moments, 8)
+    many, few = shrink_covariance(moments, 4000), shrink_covariance(moments, 8)
     np.testing.assert_allclose(many.diagonal(), moments.diagonal())
     between = ~np.eye(48, dtype=bool)
     assert np.abs(many / moments)[between].min() > 0.95
     assert np.abs(few / moments)[between].max() < 0.5
-    assert np.abs(shrunk(np.eye(3), 5) - np.eye(3)).max() == 0
+    assert np.abs(shrink_covariance(np.eye(3), 5) - np.eye(3)).max() == 0
 
 
 def test_columns_with_nothing_in_common_are_rounded_to_the_nearest() -> None:
@@ -131,7 +131,7 @@ def test_a_whole_model_keeps_what_is_not_int8_and_drifts_less(options: dict[str,
     plan = plan_quantization(program, ranges, weight_bits=7)
     entries = tuple(dataclasses.replace(e, int8=e.name != "b01_ffn.fc1") for e in plan.linears)
     plan = dataclasses.replace(plan, linears=entries)
-    rounded = rounder(program, ranges)(plan)
+    rounded = gptq_rounder(program, ranges)(plan)
     changed = {name for name, value in rounded.weights.items() if (value != program.weights[name]).any()}
     assert changed == {f"{e.name}.weight" for e in entries if e.int8 and e.name != "stem"}
     assert all((program.weights[name] == value).all() for name, value in before.items())

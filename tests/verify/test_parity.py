@@ -51,7 +51,7 @@ def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
     assert drawn[0] < 2 and drawn[-1] > 4 and len(set(drawn)) > 4
     assert all(p.compared == 6 and p.flips == 0 and p.error < 1e-4 for p in result.paths)
     assert to_data(result)["paths"][1]["cosine"] > 0.9999
-    assert result.summary.startswith("12 paths, largest error ")
+    assert result.summary.startswith("12 paths, max error ")
 
 
 @pytest.mark.parametrize("name", ONNX_MODULES)

@@ -72,7 +72,7 @@ def train_gates(
 
     Raises:
         BudgetError: the budget is not in (0, 1], below what stem, head and gates cost, or missed; or skipping branches
-            changes no output, so that nothing can be learnt.
+            changes no output, so that nothing can be learned.
         ImagesError: the images are not what the model takes.
     """
     settings = settings or Settings()

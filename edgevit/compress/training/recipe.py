@@ -37,7 +37,7 @@ class TrainRecipe:
     """Every number of a training run; what is not the paper's (arXiv 2310.11117) is marked ours in docs/usdc.md.
 
     Attributes:
-        epochs_joint: passes over the data of stage 1, in which structure and gates are learnt together.
+        epochs_joint: passes over the data of stage 1, in which structure and gates are learned together.
         epochs_recover: passes of stage 2, with the structure fixed and the gates still learning.
         small: side in pixels of the images in all epochs but the last `full_epochs` of stage 2, smaller ones cost less
             (as in DeiT III, arXiv 2204.07118, section 3); 0 for the model's own. The teacher sees them whole.
