@@ -233,7 +233,8 @@ def _supervision(job: CompressJob, data: LabelledSet, recipe: TrainRecipe, say: 
     if job.unlabelled or data.labels is None:
         if job.new_head:
             raise TrainingError(
-                f"a new head needs labelled data, and {data.source} has no labels (or --unlabelled leaves them out); leave out --new-head"
+                f"a new head needs labelled data, and {data.source} has no labels (or --unlabelled leaves them out); "
+                "leave out --new-head"
             )
         if recipe.teacher < 1:
             say("training without labels: the given model's outputs are all that is followed (teacher = 1)")
