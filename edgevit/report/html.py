@@ -11,6 +11,7 @@ from edgevit.report import devices, differences, emulation, original, pictures
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 from edgevit.schema.measurement import Environment, Latency, Measurement, not_the_device
+from edgevit.util import strict_json
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -56,7 +57,7 @@ def _head(report: Report) -> str:
     warning = f"<p class=strong>Times on this page were {escape(other)}.</p>" if other else ""
     return (
         f"<header><h1>{escape(report.name)}</h1>"
-        f'<p class="lead">{escape(str(report.target.get("description", report.target.get("name", ""))))}. '
+        f'<p class="lead">{escape(report.target.description)}. '
         f"Input {height} × {width}, {gated}{removed}.{sha}</p>{warning}</header>"
     )
 
@@ -115,9 +116,8 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
 
 def _coverage_tile(report: Report) -> tuple[str, str, str]:
     done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
-    bits = report.target.get("weight_bits")
-    note = f"weights of {bits} bits, per channel" if bits else ""
-    if report.target.get("int8") is False:
+    note = f"weights of {report.target.weight_bits} bits, per channel"
+    if not report.target.int8:
         note = "this target computes in float"
     return ("Int8 Linears in branches", f"{done} of {total}", note)
 
@@ -319,9 +319,10 @@ def _size(report: Report) -> str:
 
 def _recipe(report: Report) -> str:
     done = {"prune": 0.0, "gate": 1.0}  # what this build did not do is not said of it
-    asked = {key: value for key, value in report.recipe.items() if key not in done or value != done[key]}
+    recipe = strict_json.to_data(report.recipe)
+    asked = {key: value for key, value in recipe.items() if key not in done or value != done[key]}
     rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]
-    rows += [("target", str(report.target.get("name", ""))), *say.int8_choice(report.target), *report.tools.items()]
+    rows += [("target", report.target.name), *say.int8_choice(report.target), *report.tools.items()]
     return _section("How it was made", "", _pairs(rows))
 
 
