@@ -209,16 +209,16 @@ Measured = tuple[int, int | None, int | None]
 def _onnxruntime(case: Case, candidate: Candidate, image: np.ndarray) -> Measured:
     settings = ort.entries(candidate.target.weight_bits)
     peaks = arena.measure_arena(candidate.model, image, settings=settings)
-    return ort_bound.bound(candidate.model).arena_bytes, max(path.peak_bytes for path in peaks), None
+    return ort_bound.bound(candidate.model).bound.arena_bytes, max(path.peak_bytes for path in peaks), None
 
 
 def _openvino(case: Case, candidate: Candidate, image: np.ndarray) -> Measured:
-    return ov_bound.bound(candidate.model).total_bytes, None, None
+    return ov_bound.bound(candidate.model).bound.bound_bytes, None, None
 
 
 def _tvm(case: Case, candidate: Candidate, image: np.ndarray) -> Measured:
     needed = tvm.memory(candidate.folder)
-    bound = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
+    detail = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
     touched, processes = [], []
     for effort in case.efforts.values():
         runner = tvm.start(candidate.folder)
@@ -228,7 +228,7 @@ def _tvm(case: Case, candidate: Candidate, image: np.ndarray) -> Measured:
             processes.append(runner.told["peak_bytes"])
         finally:
             runner.close()
-    return bound.arena_bytes, max(touched), max(processes)
+    return detail.bound.arena_bytes, max(touched), max(processes)
 
 
 BOUNDS: dict[str, Callable[[Case, Candidate, np.ndarray], Measured]] = {

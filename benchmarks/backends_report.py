@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.timing import Ratio
+from edgevit.schema.claims import Fraction
 from edgevit.schema.measurement import Environment
-from edgevit.verify.accuracy import Fraction
 
 NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tvm": "TVM"}
 

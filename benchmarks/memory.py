@@ -40,7 +40,7 @@ from edgevit.program.program import Program, expected_shapes
 from edgevit.program.spec import BranchSpec, GateSpec
 from edgevit.quantize.observe import observe
 from edgevit.quantize.plan import plan_quantization
-from edgevit.schema.memory_bound import Bound, CappedRun, check_bound
+from edgevit.schema.memory_bound import BoundDetail, CappedRun, check_bound
 from edgevit.util import strict_json
 
 MODELS = {
@@ -60,7 +60,7 @@ class OrtRow:
 
     model: str
     variant: str
-    bound: Bound
+    bound: BoundDetail
     peaks: dict[str, int]
     drawn: tuple[tuple[int, int], ...]
     ratio_all_open: float
@@ -77,7 +77,7 @@ class OpenVinoRow:
 
     model: str
     variant: str
-    bound: Bound
+    bound: BoundDetail
     process_growth_bytes: int
 
 
@@ -206,7 +206,7 @@ def _ort_row(
         drawn=tuple(drawn),
         ratio_all_open=checked.paths[0].ratio,
         capped=run_capped(file, made, image),
-        capped_at_half=run_capped(file, made, image, cap_bytes=made.arena_bytes // 2),
+        capped_at_half=run_capped(file, made, image, cap_bytes=made.bound.arena_bytes // 2),
         default_peak_bytes=int(_self(file)),
         cpu_ratio_to_default=_cpu_ratio(file) if model == "deit_tiny" and "pruned" not in variant else None,
         process_growth_bytes=process.peak_bytes - process.imported_bytes,
@@ -276,8 +276,9 @@ def _cpu_ratio(file: Path) -> float:
     return statistics.median(ours / default for ours, default in pairs)
 
 
-def _short(made: Bound) -> dict[str, int]:
-    return {key: value for key, value in strict_json.to_data(made).items() if key.endswith("_bytes")}
+def _short(made: BoundDetail) -> dict[str, int]:
+    every = strict_json.to_data(made) | strict_json.to_data(made.bound)
+    return {key: value for key, value in every.items() if key.endswith("_bytes") and value is not None}
 
 
 def _machine() -> dict[str, str]:
@@ -315,26 +316,28 @@ def _markdown(ort_rows: list[OrtRow], ov_rows: list[OpenVinoRow]) -> str:
     ]
     for row in ort_rows:
         made = row.bound
-        parts = " / ".join(map(_mb, (made.arena_weights_bytes, made.activations_bytes, made.fragmentation_bytes)))
+        sizes = (made.arena_weights_bytes, made.bound.activations_bytes, made.bound.fragmentation_bytes)
+        parts = " / ".join(map(_mb, sizes))
         paths = [_mb(row.peaks[name]) if name in row.peaks else "" for name in ("all_skipped", "real")]
         drawn = _mb(max(peak for _, peak in row.drawn)) if row.drawn else ""
         passed = ["passed" if run.passed else "failed" for run in (row.capped, row.capped_at_half)]
         cpu = f"{row.cpu_ratio_to_default:.3f}" if row.cpu_ratio_to_default else ""
-        cells = [row.model, row.variant, _mb(made.arena_bytes), parts, _mb(row.peaks["all_open"])]
+        cells = [row.model, row.variant, _mb(made.bound.arena_bytes), parts, _mb(row.peaks["all_open"])]
         cells += [f"{row.ratio_all_open:.3f}", *paths, drawn, *passed, _mb(row.default_peak_bytes), cpu]
         lines.append(f"| {' | '.join([*cells, _mb(row.process_growth_bytes)])} |")
     lines += [
         "",
         "## OpenVINO: tensors, and the process",
         "",
-        "Proven: " + ov_bound.PROVEN + ". Process: growth of a fresh process from import to its peak.",
+        "Proven: " + ov_bound.COVERS + ". Process: growth of a fresh process from import to its peak.",
         "",
         "| model | variant | tensors (proven) | of it constants / activations | process (measured) |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for item in ov_rows:
-        parts = " / ".join(map(_mb, (item.bound.weights_bytes, item.bound.activations_bytes)))
-        cells = [item.model, item.variant, _mb(item.bound.total_bytes), parts, _mb(item.process_growth_bytes)]
+        bound = item.bound.bound
+        parts = " / ".join(map(_mb, (bound.weights_bytes, bound.activations_bytes)))
+        cells = [item.model, item.variant, _mb(bound.bound_bytes), parts, _mb(item.process_growth_bytes)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from benchmarks.peer_builds import OPSET
 from benchmarks.timing import Ratio
+from edgevit.schema.claims import Drop, Fraction
 from edgevit.schema.measurement import Environment
-from edgevit.verify.accuracy import Drop, Fraction
 
 FLOAT = "ORT fp32"
 VNNI = {"avx512_vnni", "avx_vnni"}

@@ -38,7 +38,7 @@ from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.ranges import Method
-from edgevit.quantize.round import rounder
+from edgevit.quantize.round import gptq_rounder
 from edgevit.quantize.smooth import smooth
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from edgevit.tasks.sensitivity import Evaluate, drift, sensitivity
@@ -146,7 +146,7 @@ def evaluator(rounded: Rounded, images: np.ndarray, threads: int, weight_bits: i
 
 def weights_on_grid(program: Program, ranges: Ranges, *, nearest: bool = False) -> Rounded:
     """What gives the Program to lower for a plan; lowering rounds to nearest what is not on the grid yet."""
-    given = rounder(program, ranges)
+    given = gptq_rounder(program, ranges)
     return lambda plan: program if nearest or plan is None else given(plan)
 
 

@@ -133,7 +133,7 @@ def try_onnxruntime(seed: int) -> Tried:
             made = ort_bound.bound(model)
             again = {f"{name} again": effort for name, effort in EFFORTS.items()}
             measured = measure_arena(model, image, {**EFFORTS, **again}, settings=settings)
-            ratio = made.arena_bytes / max(path.peak_bytes for path in measured)
+            ratio = made.bound.arena_bytes / max(path.peak_bytes for path in measured)
             check_bound(made, measured)
             capped = run_capped(model, made, image, settings=settings)
             fault = "" if capped.passed else f"under the cap: {capped.error}"
@@ -158,8 +158,9 @@ def try_tvm(seed: int) -> Tried:
             efforts: Mapping[str, float] = EFFORTS if program.spec.gated else {"real": 0.0}
             found = [tvm.touched(Path(folder), image, effort)[0] for effort in efforts.values()]
             peak = max(touched for touched in found if touched is not None)
-            ratio = made.arena_bytes / max(peak, needed.inputs)
-            fault = "" if peak <= made.arena_bytes else f"{peak} bytes touched, the bound says {made.arena_bytes}"
+            limit = made.bound.arena_bytes
+            ratio = limit / max(peak, needed.inputs)
+            fault = "" if peak <= limit else f"{peak} bytes touched, the bound says {limit}"
         except EdgevitError as error:
             fault = str(error).splitlines()[0]
     return _tried(program, seed, "tvm", bits, ratio, fault)

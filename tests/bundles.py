@@ -18,27 +18,56 @@ from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
+from edgevit.schema.claims import Claim, CoverageFigures, ParityFigures, ParityResult, PathParity, Tolerance
 from edgevit.schema.manifest import (
     EFFORT_ALL_OPEN,
     EFFORT_ALL_SKIPPED,
     AccuracyRow,
     BranchFacts,
-    Claim,
     EffortContract,
     InputContract,
     Macs,
     Manifest,
-    MemoryBound,
     OutputContract,
     PathName,
     Sizes,
 )
+from edgevit.schema.memory_bound import MemoryBound
+from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import load_target
 from edgevit.util import strict_json
-from edgevit.util.strict_json import to_data
 from tests.tiny import tiny_images, tiny_program
 
 MODEL = {"onnxruntime": "model/model.onnx", "openvino": "model/model.xml"}
+RECIPE = Recipe(
+    model="tiny",
+    weights_sha256="1" * 64,
+    prune=0.0,
+    gate=0.7,
+    seed=0,
+    calibration="photos",
+    calibration_images=4,
+    calibration_sha256="0" * 64,
+)
+PARITY = ParityFigures(
+    against_float=ParityResult(
+        paths=(
+            PathParity(
+                path="real",
+                effort=0.0,
+                images=4,
+                compared=4,
+                open=3.0,
+                flips=0,
+                max_abs_error=2.1e-6,
+                error=2.1e-6,
+                cosine=1.0,
+                deviation=1.0,
+            ),
+        ),
+        tolerance=Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05),
+    )
+)
 PATHS: tuple[tuple[PathName, float], ...] = (
     ("all_open", EFFORT_ALL_OPEN),
     ("all_skipped", EFFORT_ALL_SKIPPED),
@@ -69,7 +98,7 @@ def sample_bundle(
             golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
         runner.close()
         manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
-        settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target["weight_bits"])
+        settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target.weight_bits)
         manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
         write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
     return folder
@@ -97,8 +126,8 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
     return Manifest(
         name="tiny",
         backend=runtime,
-        target=to_data(load_target(f"x86-64-{runtime}")) | {"inference_precision": "f32", "requires_flags": []},
-        recipe={"model": "tiny", "prune": 0.0, "gate": 0.7, "calibration": {"digest": "0" * 64, "images": 4}},
+        target=dataclasses.replace(load_target(f"x86-64-{runtime}"), inference_precision="f32", requires_flags=()),
+        recipe=RECIPE,
         tools={"edgevit": "0.1.0", **onnx_backend(runtime).versions()},
         origin={"source": "generated", "licence": "Apache-2.0"},
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
@@ -131,11 +160,11 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
             covers="weights and arena over every gate path",
         ),
         claims=(
-            Claim(name="parity", held=True, summary="4 forms agree within 1e-4", figures={"largest_error": 2.1e-6}),
-            Claim(name="coverage", held=True, summary="8 of 8 Gemm int8", figures={"int8": 8, "linears": 8}),
+            Claim(name="parity", held=True, summary="4 forms agree within 1e-4", figures=PARITY),
+            Claim(name="coverage", held=True, summary="8 of 8 Gemm int8", figures=CoverageFigures(int8=8, planned=8)),
         ),
         accuracy=(
-            AccuracyRow(model="float", metric="top1", value=0.751, low=0.723, high=0.777, images=1000),
+            AccuracyRow(model="original", metric="top1", value=0.751, low=0.723, high=0.777, images=1000),
             AccuracyRow(model="bundle", metric="top1", value=0.744, low=0.716, high=0.770, images=1000),
             AccuracyRow(model="bundle", metric="agreement", value=0.958, low=0.944, high=0.969, images=1000),
         ),

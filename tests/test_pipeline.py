@@ -83,8 +83,8 @@ def test_every_target_builds_and_its_bundle_runs(tmp_path: Path, target: str) ->
         loaded = backend(bundle.manifest.backend).load(
             bundle.folder,
             file=bundle.manifest.model,
-            precision=bundle.manifest.target["inference_precision"],
-            weight_bits=bundle.manifest.target["weight_bits"],
+            precision=bundle.manifest.target.inference_precision,
+            weight_bits=bundle.manifest.target.weight_bits,
         )
         assert {g.path for g in verify_bundle(bundle, loaded)} == {"all_open", "all_skipped", "real"}
     text = (tmp_path / "bundle" / "manifest.json").read_text()
@@ -248,8 +248,9 @@ def test_a_wrong_bound_fails_the_build(tmp_path: Path, monkeypatch: pytest.Monke
     right = ort_bound.bound
 
     def half(model: onnx.ModelProto) -> object:
-        bound = right(model)
-        return replace(bound, activations_bytes=bound.activations_bytes // 2, arena_bytes=bound.arena_bytes // 2)
+        detail = right(model)
+        halves = {name: getattr(detail.bound, name) // 2 for name in ("activations_bytes", "arena_bytes")}
+        return replace(detail, bound=replace(detail.bound, **halves))
 
     monkeypatch.setattr(ort_bound, "bound", half)
     with pytest.raises(BoundError):

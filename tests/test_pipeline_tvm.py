@@ -23,7 +23,7 @@ from edgevit.build.prediction import predict
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
-from edgevit.schema.manifest import Claim
+from edgevit.schema.claims import Claim
 from edgevit.schema.target import Target, load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip

@@ -29,7 +29,6 @@ from edgevit.schema.manifest import (
     Sizes,
 )
 from edgevit.schema.recipe import Recipe
-from edgevit.util import strict_json
 
 GOLDEN_CANDIDATES = 32
 GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
@@ -54,8 +53,8 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
     return Manifest(
         name=f"{spec.name}-{facts.case.target.name}",
         backend=facts.case.target.backend,
-        target=strict_json.to_data(facts.case.target),
-        recipe=strict_json.to_data(facts.recipe),
+        target=facts.case.target,
+        recipe=facts.recipe,
         tools={"edgevit": __version__, **facts.versions},
         origin=dict(spec.origin),
         original=without_answers(spec.original),

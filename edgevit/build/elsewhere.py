@@ -6,7 +6,8 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 
-from edgevit.schema.manifest import Claim, ClaimName, MemoryBound
+from edgevit.schema.claims import Claim, ClaimName
+from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.target import Target
 
 # What of each claim hangs on the kernels that the target's processor picks.
@@ -42,7 +43,7 @@ def qualified(
         dataclasses.replace(
             claim,
             summary=f"{claim.summary}; on {here} ({OPEN[claim.name].format(arch=arch)}: {SHOWS})",
-            figures={**claim.figures, "proven_on": here},
+            proven_on=here,
         )
         for claim in claims
     )

@@ -96,10 +96,10 @@ def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
     program = Program(spec=spec, weights=zeros)
     if target.backend == "tvm":
         laid = tvm.predict(program, plan, target)
-        bound = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
-        return laid.weights, bound.total_bytes
+        detail = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
+        return laid.weights, detail.bound.bound_bytes
     model = detached(program, plan)
-    return written_bytes(*model), ort_bound.bound(*model).total_bytes if target.backend == "onnxruntime" else None
+    return written_bytes(*model), ort_bound.bound(*model).bound.bound_bytes if target.backend == "onnxruntime" else None
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -37,15 +37,27 @@ from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.program.original import kept_answers, told, when_compressed
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
-from edgevit.schema.manifest import AccuracyRow, Claim, ClaimName, MemoryBound
-from edgevit.schema.memory_bound import Bound, PathMemory, check_bound
+from edgevit.schema.claims import (
+    FIGURES,
+    AccuracyFigures,
+    BoundFigures,
+    Claim,
+    ClaimName,
+    CoverageFigures,
+    Figures,
+    OriginalResult,
+    ParityFigures,
+    PlannedException,
+    SkipFigures,
+)
+from edgevit.schema.manifest import AccuracyRow
+from edgevit.schema.memory_bound import BoundDetail, MemoryBound, PathMemory, check_bound
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import Target, missing_flags
-from edgevit.util import strict_json
 from edgevit.util.progress import track
 from edgevit.verify.accuracy import Named, judge, name_classes
 from edgevit.verify.coverage import check_coverage
-from edgevit.verify.original import OriginalResult, accuracy_rows, compare_original
+from edgevit.verify.original import accuracy_rows, compare_original
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, FLOAT, INT8, QUANTIZED, check_parity, deviation, drawn_paths
 from edgevit.verify.skip import Trace, check_skip_nodes, check_skip_time
 
@@ -157,7 +169,7 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
         say("Verifying that skipped branches are skipped")
         claims.append(_skip(case, runner, say))
     say("Bounding memory")
-    bound, memory, claim = _bound(case, say)
+    detail, claim = _bound(case, say)
     claims.append(claim)
     say("Verifying accuracy")
     rows, claim = _accuracy(case, runner)
@@ -165,12 +177,12 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
     float_top1 = next((row for row in rows if row.metric == "top1"), None)  # the least changed model comes first
     if float_top1 and (warned := chance_warning(float_top1.value, float_top1.images, case.program.spec.head.classes)):
         say(warned)
-    said, memory = qualified(claims, memory, case.target)
+    said, memory = qualified(claims, detail.bound, case.target)
     rates, spread = _watch(case, runner)
     return Evidence(
         claims=said,
         bound=memory,
-        branch_bytes={name.split("/")[0]: max(then, other) for name, then, other in bound.branches},
+        branch_bytes={name.split("/")[0]: max(then, other) for name, then, other in detail.branches},
         open_rates=rates,
         accuracy=rows,
         deviation=spread,
@@ -179,12 +191,12 @@ def prove(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
 
 def _unverified(case: Case, claims: Sequence[Claim], say: Say) -> Evidence:
     say("Bounding memory")
-    _, memory, claim = _bound(case, say)
+    detail, claim = _bound(case, say)
     names: tuple[ClaimName, ...] = ("parity", "skip", "accuracy") if case.program.spec.gated else ("parity", "accuracy")
     left = (Claim(name=name, held=None, summary=f"not verified: {case.unrunnable}") for name in names)
     rates, spread = _watch(case, reference(case.model))
     said = (*claims, *left, claim)
-    return Evidence(claims=said, bound=memory, branch_bytes={}, open_rates=rates, accuracy=(), deviation=spread)
+    return Evidence(claims=said, bound=detail.bound, branch_bytes={}, open_rates=rates, accuracy=(), deviation=spread)
 
 
 def _watch(case: Case, runner: Runner) -> tuple[np.ndarray, float]:
@@ -199,18 +211,21 @@ def _watch(case: Case, runner: Runner) -> tuple[np.ndarray, float]:
     return rates, deviation(np.concatenate(logits), GOLDEN_PART * head_deviation(case.program))
 
 
-def _claim(name: ClaimName, summary: str, figures: Any) -> Claim:
-    data = strict_json.to_data(figures)
-    return Claim(name=name, held=True, summary=summary, figures=data if isinstance(data, dict) else {"parts": data})
+def _claim(summary: str, figures: Figures) -> Claim:
+    """Return the claim that these figures are of, which holds."""
+    name = next(name for name, kind in FIGURES.items() if isinstance(figures, kind))
+    return Claim(name=name, held=True, summary=summary, figures=figures)
 
 
 def _coverage(case: Case, plan: QuantPlan) -> Claim:
     result = check_coverage(plan, _linear_kernels(case, plan))
-    kept = [{"name": p.name, "int8": p.int8, "outliers": len(p.outliers), "why": p.reason} for p in plan.linears]
-    exceptions = [k for k in kept if k["why"]]
-    return _claim(
-        "coverage", result.summary, {"int8": result.int8, "planned": result.planned, "exceptions": exceptions}
+    exceptions = tuple(
+        PlannedException(name=p.name, int8=p.int8, outliers=len(p.outliers), why=p.reason)
+        for p in plan.linears
+        if p.reason
     )
+    figures = CoverageFigures(int8=result.int8, planned=result.planned, exceptions=exceptions)
+    return _claim(result.summary, figures)
 
 
 def _linear_kernels(case: Case, plan: QuantPlan) -> tuple[tuple[str, bool], ...]:
@@ -233,12 +248,12 @@ def _parity(case: Case, runner: Runner) -> Claim:
     how: dict[str, Any] = {"efforts": efforts, "lengths": lengths, "least_deviation": least}
     result = check_parity(floats, runner, images, FLOAT if exact else INT8, **how)
     if exact or case.target.inference_precision != "f32":
-        return _claim("parity", result.summary, result)
+        return _claim(result.summary, ParityFigures(against_float=result))
     del floats  # it holds the float weights again, and so will what comes next
     written = reference_with_margins(case.model, optimised=False)
     kernels = check_parity(written, runner, images, QUANTIZED, **how)
     summary = f"against float: {result.summary}; against the lowered graph: {kernels.summary}"
-    return _claim("parity", summary, {"float": result, "lowered": kernels})
+    return _claim(summary, ParityFigures(against_float=result, against_lowered=kernels))
 
 
 def gate_lengths(program: Program) -> np.ndarray:
@@ -268,20 +283,20 @@ def head_deviation(program: Program) -> float:
 def _skip(case: Case, runner: Runner, say: Say) -> Claim:
     """What was timed is said but not kept: equal inputs make equal bundles, and no two timings are equal."""
     spec, images = case.program.spec, case.calibration.images[: 1 if case.elsewhere else SKIP_IMAGES]
-    figures: dict[str, Any] = {}
+    figures = SkipFigures()
     summary = []
     traced = TRACES.get(case.target.backend)
     if traced is not None:
         nodes = check_skip_nodes(spec, traced(case.folder), images)
-        figures["nodes"] = nodes
+        figures = replace(figures, nodes=nodes)
         summary.append(nodes.summary)
     if case.elsewhere:
-        return _claim("skip", f"{nodes.summary}; on one image, in an emulator", figures)
+        return _claim(f"{nodes.summary}; on one image, in an emulator", figures)
     times = check_skip_time(spec, runner, images, margin=_skip_margin(case, runner))
     say(times.summary)
-    figures["time"] = {"macs_ratio": times.expected}
+    figures = replace(figures, macs_ratio=times.expected)
     summary.append(f"the time of all skipped against all open is near what MACs say, {times.expected:.1%}")
-    return _claim("skip", "; ".join(summary), figures)
+    return _claim("; ".join(summary), figures)
 
 
 def _trace_onnxruntime(folder: Path) -> Trace:
@@ -313,32 +328,33 @@ def _skip_margin(case: Case, runner: Runner) -> float:
     return SKIP_MARGIN + gates * GATE_MS.get(case.target.backend, max(GATE_MS.values())) / max(min(times), 1e-3)
 
 
-def _bound(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
+def _bound(case: Case, say: Say) -> tuple[BoundDetail, Claim]:
     if case.target.backend == "onnxruntime":
         return _bound_onnxruntime(case)
     return _bound_tvm(case, say) if case.target.backend == "tvm" else _bound_openvino(case, say)
 
 
-def _bound_onnxruntime(case: Case) -> tuple[Bound, MemoryBound, Claim]:
+def _bound_onnxruntime(case: Case) -> tuple[BoundDetail, Claim]:
     image = case.calibration.images[:1]
     path = case.folder / (ort.MODEL if "onnx" in case.target.formats else ort.ORT_MODEL)
-    bound = ort_bound.bound(path if "onnx" in case.target.formats else case.model)
+    detail = ort_bound.bound(path if "onnx" in case.target.formats else case.model)
     settings = ort.entries(case.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
-    result = check_bound(bound, measured)
-    capped = arena.check_capped(arena.run_capped(path, bound, image, settings=settings))
+    result = check_bound(detail, measured)
+    capped = arena.check_capped(arena.run_capped(path, detail, image, settings=settings))
     peak = max(p.peak_bytes for p in measured)
     summary = (
-        f"{bound.total_bytes / 1e6:.2f} MB proven over all paths; arena peak {peak / 1e6:.2f} MB measured, "
+        f"{detail.bound.bound_bytes / 1e6:.2f} MB proven over all paths; arena peak {peak / 1e6:.2f} MB measured, "
         f"all-open run passes under a cap of {capped.cap_bytes / 1e6:.2f} MB"
     )
-    return bound, _memory(bound, peak, proven=True), _claim("bound", summary, result)
+    return replace(detail, bound=replace(detail.bound, measured_peak_bytes=peak)), _claim(summary, result)
 
 
-def _bound_openvino(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
+def _bound_openvino(case: Case, say: Say) -> tuple[BoundDetail, Claim]:
     """The graph's tensors are bounded; the process, which holds more, is measured, and said but not kept."""
     model = case.folder / "model.xml"
-    bound = ov_bound.bound(model)
+    detail = ov_bound.bound(model)
+    size = detail.bound.bound_bytes
     probe = probe_local(
         MODULES[case.target.backend],
         model,
@@ -350,21 +366,22 @@ def _bound_openvino(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
     peak = probe.process.peak_bytes - probe.process.imported_bytes if probe.process else None
     if peak is not None:
         say(f"a fresh process grew by {peak / 1e6:.1f} MB (measured, not a bound)")
-    summary = f"{bound.total_bytes / 1e6:.2f} MB proven for the graph's tensors; the process holds more: profile it"
-    return bound, _memory(bound, None, proven=False), _claim("bound", summary, {"total_bytes": bound.total_bytes})
+    summary = f"{size / 1e6:.2f} MB proven for the graph's tensors; the process holds more: profile it"
+    return detail, _claim(summary, BoundFigures(bound_bytes=size))
 
 
-def _bound_tvm(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
+def _bound_tvm(case: Case, say: Say) -> tuple[BoundDetail, Claim]:
     """Read off the library that ships, for any architecture; held against fresh processes of its own runner.
 
     What they touched is said but not kept: to the byte it is never twice the same.
     """
     needed = tvm_backend.memory(case.folder)
-    bound = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
+    detail = tvm_bound.bound(arena=needed.arena, io=needed.inputs + needed.outputs, weights=needed.weights)
+    run_bytes, figures = detail.bound.arena_bytes, BoundFigures(bound_bytes=detail.bound.bound_bytes)
     image = case.calibration.images[:1]
     if case.elsewhere:
-        summary = f"{bound.arena_bytes / 1e6:.2f} MB proven for a run on any path; not measured, as no device ran it"
-        return bound, _memory(bound, None, proven=True), _claim("bound", summary, {"total_bytes": bound.total_bytes})
+        summary = f"{run_bytes / 1e6:.2f} MB proven for a run on any path; not measured, as no device ran it"
+        return detail, _claim(summary, figures)
     measured = [
         # Small buffers may lie where the process has been before; its input a run touches in any case.
         PathMemory(
@@ -378,29 +395,14 @@ def _bound_tvm(case: Case, say: Say) -> tuple[Bound, MemoryBound, Claim]:
         for touched, gates in [tvm_backend.touched(case.folder, image, effort)]
         if touched is not None
     ]
-    check_bound(bound, measured)
+    check_bound(detail, measured)
     peak = max(path.peak_bytes for path in measured)
-    say(f"a run touched {peak / 1e6:.2f} MB (the bound says {bound.arena_bytes / 1e6:.2f} MB)")
+    say(f"a run touched {peak / 1e6:.2f} MB (the bound says {run_bytes / 1e6:.2f} MB)")
     summary = (
-        f"{bound.arena_bytes / 1e6:.2f} MB proven for a run on any path, held by fresh processes on {len(measured)}; "
-        f"weights are {bound.weights_bytes / 1e6:.2f} MB of a mapped file, read as branches open"
+        f"{run_bytes / 1e6:.2f} MB proven for a run on any path, held by fresh processes on {len(measured)}; "
+        f"weights are {detail.bound.weights_bytes / 1e6:.2f} MB of a mapped file, read as branches open"
     )
-    return bound, _memory(bound, None, proven=True), _claim("bound", summary, {"total_bytes": bound.total_bytes})
-
-
-def _memory(bound: Bound, peak: int | None, *, proven: bool) -> MemoryBound:
-    return MemoryBound(
-        bound_bytes=bound.total_bytes,
-        weights_bytes=bound.weights_bytes,
-        activations_bytes=bound.activations_bytes,
-        scratch_bytes=bound.scratch_bytes,
-        fragmentation_bytes=bound.fragmentation_bytes,
-        io_bytes=bound.io_bytes,
-        arena_bytes=bound.arena_bytes,
-        measured_peak_bytes=peak,
-        proven=proven,
-        covers=bound.proven,
-    )
+    return detail, _claim(summary, figures)
 
 
 def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim]:
@@ -434,8 +436,8 @@ def _accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Clai
         # Few images without labels say little; labelled ones that were seen before are said beside them.
         when = when_compressed(spec.original, spec.head.classes, labelled=True) if labels is None else ""
         summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
-    figures = {**strict_json.to_data(result), "original": against}
-    return accuracy_rows(result, against), _claim("accuracy", summary, figures)
+    figures = AccuracyFigures(against_float=result, against_original=against)
+    return accuracy_rows(result, against), _claim(summary, figures)
 
 
 def _answers(spec: ProgramSpec, named: Named, images: np.ndarray) -> np.ndarray | None:

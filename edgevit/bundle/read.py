@@ -15,26 +15,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.errors import BundleError, ParityError
-from edgevit.schema.manifest import (
-    MANIFEST_SCHEMA,
-    Bundle,
-    BundleFile,
-    GoldenCase,
-    Manifest,
-    PathName,
-)
-from edgevit.util import limits, strict_json
+from edgevit.schema.manifest import Bundle, BundleFile, GoldenCase, PathName
+from edgevit.schema.manifest_file import MANIFEST, is_plain, parse_manifest, with_faults
+from edgevit.util import limits
 from edgevit.util.atomic import scratch
 from edgevit.util.limits import LimitError
 
-MANIFEST = "manifest.json"
 # Bundles store their members uncompressed; whoever packs one again uses deflate, and cannot gain much on real weights.
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CHUNK_BYTES = 1 << 20
@@ -92,7 +85,7 @@ def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
     faults = [_golden_fault(result, bundle.manifest.golden_tolerance) for result in results if not result.held]
     if faults:
         headline = f"{len(faults)} of {len(results)} golden outputs of {bundle.manifest.name} are not reproduced here:"
-        raise ParityError(_listed(headline, faults))
+        raise ParityError(with_faults(headline, faults))
     return results
 
 
@@ -164,59 +157,15 @@ def _check(folder: Path, shown: Path) -> Bundle:
         raw = limits.read_regular(path, limits.DOCUMENT_BYTES)
     except (OSError, LimitError) as error:
         raise BundleError(f"{shown}: {MANIFEST} cannot be read: {error}") from error
-    manifest = _parse(raw, shown)
+    manifest = parse_manifest(raw, shown)
     faults = [fault for file in manifest.files if (fault := _file_fault(folder, file))]
     listed = {file.path for file in manifest.files}
     # is_file() follows links; a link is a fault of its own even where it leads nowhere.
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     faults += [f"{name}: not listed in {MANIFEST}" for name in sorted(present - listed - {MANIFEST})]
     if faults:
-        raise BundleError(_listed(f"{shown} is damaged or was changed; copy or build it again:", faults))
+        raise BundleError(with_faults(f"{shown} is damaged or was changed; copy or build it again:", faults))
     return Bundle(folder=folder, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
-
-
-def _parse(raw: bytes, shown: Path) -> Manifest:
-    try:
-        data = strict_json.parse(raw)
-    except ValueError as error:
-        raise BundleError(
-            f"{shown}: {MANIFEST} is not JSON that can be read ({error}); copy or build the bundle again"
-        ) from None
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != MANIFEST_SCHEMA:
-        raise BundleError(
-            f"{shown} has schema {strict_json.shown(schema)}; this edgevit reads schema {MANIFEST_SCHEMA}"
-        )
-    files = data.get("files")
-    if isinstance(files, list) and len(files) > limits.ARCHIVE_MEMBERS.value:
-        raise BundleError(f"{shown}: {MANIFEST} lists {len(files)} files, allowed: {limits.ARCHIVE_MEMBERS}")
-    faults: list[str] = []
-    manifest = strict_json.from_data(Manifest, data, faults, "manifest")
-    if manifest is None:
-        raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
-    faults = [f"{file.path!r} leads out of the bundle" for file in manifest.files if not _plain(file.path)]
-    listed = {file.path for file in manifest.files}
-    used = {manifest.model, *manifest.models.values(), *([manifest.labels] if manifest.labels else [])}
-    used |= {name for case in manifest.golden for name in (case.image, case.logits, case.gates)}
-    faults += [f"{name!r} is used but not among the files" for name in sorted(used - listed)]
-    faults += [f"no output {name!r}" for name in ("logits", "gates") if name not in {o.name for o in manifest.outputs}]
-    if len(listed) != len(manifest.files):
-        faults.append("a file is listed twice")
-    threads = manifest.target.get("threads", 1)
-    if not isinstance(threads, int) or not 1 <= threads <= limits.THREADS.value:
-        faults.append(f"target: threads is {threads!r}, allowed: 1 to {limits.THREADS.value}")
-    if manifest.sha256 and not strict_json.seal_holds(raw, manifest.sha256):
-        faults.append("it was changed since it was written: its sha256 is another")
-    if faults:
-        raise BundleError(_listed(f"{shown}: {MANIFEST} has faults:", faults))
-    return manifest
-
-
-def _plain(name: str) -> bool:
-    """Whether a member's name stays inside the bundle on every system."""
-    parts = PurePosixPath(name).parts
-    plain = bool(parts) and "/".join(parts) == name and ".." not in parts and not name.startswith("/")
-    return plain and not any(c in name for c in "\\:\0")
 
 
 def _file_fault(folder: Path, file: BundleFile) -> str | None:
@@ -240,7 +189,7 @@ def _unpack(path: Path, folder: Path) -> None:
             members = archive.infolist()
             faults = _member_faults(members, path.stat().st_size)
             if faults:
-                raise BundleError(_listed(f"{path} is not a bundle to be trusted:", faults))
+                raise BundleError(with_faults(f"{path} is not a bundle to be trusted:", faults))
             for member in members:
                 _extract(archive, member, folder / member.filename)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -249,7 +198,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 def _member_faults(members: list[zipfile.ZipInfo], zip_bytes: int) -> list[str]:
     """What must be known before anything is unpacked."""
-    faults = [f"{m.filename!r} leads out of the bundle" for m in members if not _plain(m.filename)]
+    faults = [f"{m.filename!r} leads out of the bundle" for m in members if not is_plain(m.filename)]
     faults += [f"{m.filename!r} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
     if len({m.filename.casefold() for m in members}) != len(members):
         faults.append("a member is there twice")
@@ -275,8 +224,3 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) ->
             if left < 0:  # the header lied about its size
                 raise BundleError(f"{member.filename!r} unpacks to more than the {member.file_size} bytes it claims")
             file.write(chunk)
-
-
-def _listed(headline: str, faults: list[str]) -> str:
-    more = [f"  - ... and {len(faults) - 20} more"] if len(faults) > 20 else []
-    return "\n".join([headline, *(f"  - {fault}" for fault in faults[:20]), *more])

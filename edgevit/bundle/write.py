@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from edgevit.errors import OutputError
 from edgevit.schema.manifest import BundleFile, GoldenCase, Manifest, PathName
+from edgevit.schema.manifest_file import MANIFEST
 from edgevit.util import atomic, strict_json
 from edgevit.util.ownership import Kind
 
-MANIFEST = "manifest.json"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
 PROGRAM = "runner/native/runner"  # the one file that may be executed
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -185,7 +185,7 @@ def _weights_licence(manifest: Manifest) -> str:
         "": "No licence is stated: ask whoever made the weights before passing this bundle on.",
         "apache-2.0": "The text of the Apache License 2.0 is in edgevit.txt beside this file.",
     }.get(licence.lower(), f"Find the text of {licence!r} where the weights come from.")
-    done = "; ".join([*_compression(manifest), *(["quantized to int8"] if manifest.target.get("int8") else [])])
+    done = "; ".join([*_compression(manifest), *(["quantized to int8"] if manifest.target.int8 else [])])
     changed = f"edgevit changed the weights: {done}; " if done else "edgevit left the weights as they are, in float; "
     return f"Weights of this bundle\n\n{known}\n\n{note}\n{changed}compiled as manifest.json says.\n"
 

@@ -48,7 +48,7 @@ def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None
     if run and verified.missing_flags:
         click.echo(
             f"edgevit: note: this CPU lacks {', '.join(verified.missing_flags).replace('|', ' or ')}, which target "
-            f"{manifest.target['name']} counts on; it runs slower here and may round int8 differently",
+            f"{manifest.target.name} counts on; it runs slower here and may round int8 differently",
             err=True,
         )
     click.echo(f"{manifest.name}: {len(manifest.files)} files intact, sha256 {verified.sha256}")

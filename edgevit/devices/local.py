@@ -23,8 +23,7 @@ from edgevit.measure.environment import cpu_flags, held_to
 from edgevit.measure.run import profile_bundle
 from edgevit.schema.manifest import Bundle, Manifest
 from edgevit.schema.measurement import GoldenParity, ImagesUsed, Measurement
-from edgevit.schema.target import Target, missing_flags
-from edgevit.util import strict_json
+from edgevit.schema.target import missing_flags
 
 DEFAULT_RUNS = 200
 
@@ -107,7 +106,7 @@ def profile_prepared(
     cpus: Sequence[int] | None = None,
 ) -> Measurement:
     """Measure an opened bundle on this machine with images uint8 `[n, height, width, 3]` that are ready for it."""
-    name, target = bundle.manifest.backend, target_of(bundle.manifest)
+    name, target = bundle.manifest.backend, bundle.manifest.target
     if target.cpu is not None and target.arch != platform.machine():
         raise DeviceError(
             f"{bundle.manifest.name} is machine code for {target.arch}, this machine is {platform.machine()}, and an "
@@ -145,7 +144,7 @@ def golden_parity(bundle: Bundle, runner: Runner) -> tuple[GoldenParity, ...]:
 def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
     """Load the bundle's model with its runtime; freed at the end of the context."""
     manifest = bundle.manifest
-    model, target = PurePosixPath(manifest.model), target_of(manifest)
+    model, target = PurePosixPath(manifest.model), manifest.target
     runner = backend(manifest.backend).load(
         bundle.folder / model.parent,
         threads=threads or target.threads,
@@ -161,20 +160,7 @@ def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
 
 def lacking(manifest: Manifest) -> tuple[str, ...]:
     """CPU flags that the bundle's target counts on and this machine does not have."""
-    return missing_flags(target_of(manifest), cpu_flags())
-
-
-def target_of(manifest: Manifest) -> Target:
-    """The target a bundle was built for.
-
-    Raises:
-        BundleError: the manifest's target is none.
-    """
-    faults: list[str] = []
-    target = strict_json.from_data(Target, manifest.target, faults, "target")
-    if target is None:
-        raise BundleError(f"the target of {manifest.name} has faults: {'; '.join(faults)}; build it again")
-    return target
+    return missing_flags(manifest.target, cpu_flags())
 
 
 def prepare_images(bundle: Bundle, source: Path | None, runs: int) -> tuple[NDArray[np.uint8], ImagesUsed]:

@@ -94,8 +94,8 @@ def profile_bundle(
     target = manifest.target
     settings: dict[str, Any] = {
         "threads": threads,
-        "precision": target["inference_precision"],
-        "weight_bits": target["weight_bits"],
+        "precision": target.inference_precision,
+        "weight_bits": target.weight_bits,
     }
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     few = images[:TRACED_IMAGES]
@@ -167,7 +167,7 @@ def _untimed(
         snapshot(),
         runtime=manifest.backend,
         runtime_version=runtime_version,
-        inference_precision=manifest.target["inference_precision"],
+        inference_precision=manifest.target.inference_precision,
         threads=threads,
         cpus=cpus,
     )

@@ -53,7 +53,7 @@ def device_rows(
         BundleError: the bundles are not of one model.
     """
     names = names or [manifest.name for manifest, _ in bundles]
-    models = [str(manifest.recipe.get("model", manifest.name)) for manifest, _ in bundles]
+    models = [manifest.recipe.model for manifest, _ in bundles]
     for name, model in zip(names, models, strict=True):
         if model != models[0]:
             raise BundleError(
@@ -126,7 +126,7 @@ def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
     hidden = machine.emulated_by is not None and emulation is None  # edgevit's own emulated device says so in its name
     return DeviceRow(
         device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}{other}",
-        target=str(manifest.target.get("name", "")),
+        target=manifest.target.name,
         bundle=name,
         runtime=manifest.backend,
         int8=any(branch.int8_linears for branch in manifest.branches),

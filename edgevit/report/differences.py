@@ -10,6 +10,7 @@ from typing import Any
 
 from edgevit.report import text as say
 from edgevit.schema.manifest import Manifest
+from edgevit.util import strict_json
 
 MEANING = "Everything below this table is of the first bundle, except the rows of devices."
 SAME = "They were built alike: nothing in how they were made differs."
@@ -46,10 +47,11 @@ def differences(manifests: Sequence[Manifest]) -> tuple[Difference, ...]:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "target", str(manifest.target.get("name", say.UNKNOWN))
+    yield "target", manifest.target.name
     yield "runtime", manifest.backend
-    yield from _flat("", {key: value for key, value in manifest.target.items() if key not in (*PROSE, "backend")})
-    yield from _flat("", manifest.recipe)
+    target = strict_json.to_data(manifest.target)
+    yield from _flat("", {key: value for key, value in target.items() if key not in (*PROSE, "backend")})
+    yield from _flat("", strict_json.to_data(manifest.recipe))
     yield from _flat("made with ", manifest.tools)
     yield from _flat("weights, ", manifest.origin)
     yield "classes in all", str(next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), ""))

@@ -15,6 +15,7 @@ from edgevit.report import text as say
 from edgevit.report.cards import Note, Part, Section, pairs, picture, section, table, unmeasured
 from edgevit.report.view import BranchRow, Report
 from edgevit.schema.measurement import Environment, Latency, Measurement, not_the_device
+from edgevit.util import strict_json
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -36,7 +37,7 @@ def render(report: Report) -> str:
     )
     return _template().render(
         report=report,
-        description=str(report.target.get("description", report.target.get("name", ""))),
+        description=report.target.description,
         gates=_gates(report),
         tiles=_tiles(report),
         first=[section for section in sections[:1] if section],
@@ -107,9 +108,8 @@ def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None
 
 def _coverage_tile(report: Report) -> tuple[str, str, str]:
     done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
-    bits = report.target.get("weight_bits")
-    note = f"weights of {bits} bits, per channel" if bits else ""
-    if report.target.get("int8") is False:
+    note = f"weights of {report.target.weight_bits} bits, per channel"
+    if not report.target.int8:
         note = "this target computes in float"
     return ("Int8 Linears in branches", f"{done} of {total}", note)
 
@@ -311,9 +311,10 @@ def _size(report: Report) -> Section:
 
 def _recipe(report: Report) -> Section:
     done = {"prune": 0.0, "gate": 1.0}  # what this build did not do is not said of it
-    asked = {key: value for key, value in report.recipe.items() if key not in done or value != done[key]}
+    recipe = strict_json.to_data(report.recipe)
+    asked = {key: value for key, value in recipe.items() if key not in done or value != done[key]}
     rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]
-    rows += [("target", str(report.target.get("name", ""))), *say.int8_choice(report.target), *report.tools.items()]
+    rows += [("target", report.target.name), *say.int8_choice(report.target), *report.tools.items()]
     return section("How it was made", "", pairs(rows))
 
 

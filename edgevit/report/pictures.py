@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from edgevit.report import text as say
 from edgevit.report.svg import Scale, element, line, picture, rect, text
 from edgevit.report.view import BranchRow, MemoryView, Report
-from edgevit.schema.manifest import AccuracyRow, MemoryBound
+from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.measurement import MemoryPoint, PathLatency
+from edgevit.schema.memory_bound import MemoryBound
 
 SCRATCH = {"tvm": "the virtual machine"}  # what its scratch is for, by runtime
 WIDE = 920.0
@@ -17,7 +18,6 @@ WIDEST_SLOT = 60.0
 GOLDEN_RATIO = 0.6180339887
 MODEL_NAMES = {
     "original": "original",
-    "float": "float model",
     "compressed": "compressed, float",
     "bundle": "this bundle",
 }
@@ -204,7 +204,7 @@ def accuracy(rows: Sequence[AccuracyRow]) -> str:
         parts.append(text(x(tick), bottom + 16, f"{100 * tick:.0f} %", anchor="middle", class_="tick"))
     for index, row in enumerate(rows):
         y = top + lane * (index + 0.5)
-        name = f"{say.metric(row)}, {MODEL_NAMES.get(row.model, row.model)}"
+        name = f"{say.metric(row)}, {MODEL_NAMES[row.model]}"
         if row.path != "real":
             name += f", {say.PATH_NAMES[row.path]}"
         parts.append(text(left - 14, y + 4, name, anchor="end", class_="label"))
@@ -216,7 +216,7 @@ def accuracy(rows: Sequence[AccuracyRow]) -> str:
 
 
 def _tone(row: AccuracyRow) -> str:
-    return "before" if row.model in ("original", "float") else "after"
+    return "before" if row.model == "original" else "after"
 
 
 def size_and_macs(report: Report) -> str:

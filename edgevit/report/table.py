@@ -14,7 +14,7 @@ from edgevit.report.view import BranchRow, Report
 def show(report: Report, console: Console) -> None:
     """Print the whole report."""
     # A manifest's strings are shown as they are: Text knows no markup.
-    console.print(Text.assemble((report.name, "bold"), f"  {report.target.get('name', '')}"))
+    console.print(Text.assemble((report.name, "bold"), f"  {report.target.name}"))
     if report.bundles:
         console.print(_differences(report))
         console.print(f"{'' if report.differences else f'{differences.SAME} '}{differences.MEANING}\n", highlight=False)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.measurement import Latency
+from edgevit.schema.target import Target
 
 UNKNOWN = "–"
 PATH_NAMES = {"all_open": "all open", "all_skipped": "all skipped", "real": "real images"}
@@ -64,10 +62,10 @@ def percentile(value: float | None) -> str:
     return "n too small" if value is None else ms(value)
 
 
-def int8_choice(target: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
-    reason = target.get("reasons", {}).get("int8")
-    return [("int8 or float", str(reason))] if reason else []
+def int8_choice(target: Target) -> list[tuple[str, str]]:
+    """Whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
+    reason = target.reasons.get("int8")
+    return [("int8 or float", reason)] if reason else []
 
 
 def spread(latency: Latency) -> str:

@@ -8,25 +8,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
 
 from edgevit.errors import BundleError
 from edgevit.program.original import told, when_compressed
 from edgevit.program.spec import OriginalSpec
 from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.report.differences import Difference, differences
-from edgevit.schema.manifest import (
-    AccuracyRow,
-    BranchFacts,
-    Claim,
-    Macs,
-    Manifest,
-    MemoryBound,
-    Sizes,
-)
+from edgevit.schema.claims import Claim
+from edgevit.schema.manifest import AccuracyRow, BranchFacts, Macs, Manifest, Sizes
 from edgevit.schema.measurement import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
+from edgevit.schema.memory_bound import MemoryBound
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target
 
-REPORT_SCHEMA = 1
+REPORT_SCHEMA = 2
 DISTURBED_RATIO = 1.2
 RateSource = Literal["measured", "calibration", "always", "removed"]
 
@@ -99,8 +95,8 @@ class Report:
     name: str
     bundle_sha256: str | None
     runtime: str
-    target: dict[str, Any]
-    recipe: dict[str, Any]
+    target: Target
+    recipe: Recipe
     tools: dict[str, str]
     origin: dict[str, str]
     input_size: tuple[int, int]
@@ -247,9 +243,8 @@ def _change(before: float, after: float) -> Before:
 
 
 def _top1(rows: Sequence[AccuracyRow]) -> dict[str, float]:
-    """Top-1 on the real path by model, in the rows' order; what edgevit 0.1 called 'float' is the original."""
-    names = {"float": "original"}
-    return {names.get(r.model, r.model): r.value for r in rows if r.metric == "top1" and r.path == "real"}
+    """Top-1 on the real path by model, in the rows' order."""
+    return {row.model: row.value for row in rows if row.metric == "top1" and row.path == "real"}
 
 
 def _agreement(rows: Sequence[AccuracyRow], against: str) -> AccuracyRow | None:
@@ -276,7 +271,7 @@ def _points(rows: Sequence[AccuracyRow], before: str, after: str) -> float | Non
 
 def _original_unknown(manifest: Manifest) -> str:
     """Why a compressed bundle has no row against its original."""
-    known = any(row.model in ("original", "float") or row.against == "original" for row in manifest.accuracy)
+    known = any("original" in (row.model, row.against) for row in manifest.accuracy)
     lessened = manifest.original is not None or any(b.gated or b.units < b.units_total for b in manifest.branches)
     if known or not lessened or not manifest.accuracy:
         return ""

@@ -1,17 +1,22 @@
-"""What a bundle says about itself (`manifest.json`); what a device measured of it is in `measurespec.py`.
+"""What a bundle says about itself (`manifest.json`); what a device measured of it is in `measurement.py`.
 
 Plain data: numbers are numbers, their unit is the end of their name. A bundle is never changed after it is written.
+`manifest_file.py` reads it, also that of an older edgevit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edgevit.program.spec import BranchKind, ImageSpec, OriginalSpec
+from edgevit.schema.claims import Claim
+from edgevit.schema.memory_bound import MemoryBound
+from edgevit.schema.recipe import Recipe
+from edgevit.schema.target import Target
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA: Literal[2] = 2
 
 # Added to every gate logit, these open or close all gates: finite, because JSON knows no infinity.
 EFFORT_ALL_OPEN = 1e30
@@ -24,7 +29,7 @@ PIXELS = (
 )
 
 PathName = Literal["all_open", "all_skipped", "real"]
-ClaimName = Literal["parity", "skip", "coverage", "bound", "accuracy"]
+Setting = str | int | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,49 +111,15 @@ class Macs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryBound:
-    """Upper bound over all gate paths: weights, activations, scratch, input and output, gaps between buffers.
-
-    `arena_bytes` is the part of it that lives in the runtime's arena (0: there is none); `measured_peak_bytes`, the
-    largest peak over the paths tried at build time, is to be compared with that part. `proven` false: the runtime
-    cannot be bounded soundly. `covers` says what the figure is.
-    """
-
-    bound_bytes: int
-    weights_bytes: int
-    activations_bytes: int
-    scratch_bytes: int
-    io_bytes: int
-    fragmentation_bytes: int = 0
-    arena_bytes: int = 0
-    measured_peak_bytes: int | None
-    proven: bool
-    covers: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A claim about the build that a verifier checked. `summary` is one line for people, e.g. '48 of 48 Gemm int8'.
-
-    `held` None: the machine that built it could not run it, so nobody has checked yet; `summary` says why.
-    """
-
-    name: ClaimName
-    held: bool | None
-    summary: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class AccuracyRow:
     """One measured fraction: top-1 or top-5 on labelled images, or agreement with another model on any.
 
     `model` says of what: 'original' in float, 'compressed' (the Program in float; absent where nothing was compressed)
-    or 'bundle'; edgevit 0.1 wrote 'float' for the original. An agreement is with the model `against`: the original, or
-    the float model that was quantized. `low`..`high` is the 95 % interval, `images` is n.
+    or 'bundle'. An agreement is with the model `against`: the original, or the float model that was quantized.
+    `low`..`high` is the 95 % interval, `images` is n.
     """
 
-    model: str
+    model: Literal["original", "compressed", "bundle"]
     metric: Literal["top1", "top5", "agreement"]
     value: float
     low: float
@@ -182,20 +153,19 @@ class BundleFile:
 class Manifest:
     """`manifest.json`. `files` lists every file of the bundle but the manifest itself.
 
-    `target` is the whole target, `recipe` how the bundle was made (model, weights digest, prune, gate, calibration
-    digest and count, options), `tools` versions by package, `origin` where the weights came from, their licence and
-    credit, `original` the model that was compressed (None: the bundle's is its own original, or an older edgevit did
-    not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the file a runtime loads; `model` is the
-    one that was verified, `runtime_settings` how it was loaded (threads are the device's choice). `golden_tolerance` is
-    the largest absolute logit difference that `edgevit verify` accepts. `sha256` is of `manifest.json` without it, and
-    tells damage only ('': written before there was one).
+    `target` is the whole target, `recipe` how the bundle was made, `tools` versions by package, `origin` where the
+    weights came from, their licence and credit, `original` the model that was compressed (None: the bundle's is its own
+    original, or an older edgevit did not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the
+    file a runtime loads; `model` is the one that was verified, `runtime_settings` how it was loaded (threads are the
+    device's choice). `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
+    `sha256` is of `manifest.json` without it, and tells damage only ('': written before there was one).
     """
 
-    schema: int = MANIFEST_SCHEMA
+    schema: Literal[2] = MANIFEST_SCHEMA
     name: str
     backend: str
-    target: dict[str, Any]
-    recipe: dict[str, Any]
+    target: Target
+    recipe: Recipe
     tools: dict[str, str]
     origin: dict[str, str]
     input: InputContract
@@ -203,7 +173,7 @@ class Manifest:
     outputs: tuple[OutputContract, ...]
     model: str
     models: dict[str, str]
-    runtime_settings: dict[str, Any]
+    runtime_settings: dict[str, Setting]
     branches: tuple[BranchFacts, ...]
     sizes: Sizes
     macs: Macs

@@ -6,11 +6,11 @@ its `manifest.json`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from edgevit.schema.manifest import PathName
+from edgevit.schema.target import Target
 
 MEASUREMENT_SCHEMA = 1
 # Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
@@ -265,16 +265,16 @@ class Measurement:
     not_the_device: str = ""
 
 
-def not_the_device(target: Mapping[str, Any], machine: Environment) -> str:
+def not_the_device(target: Target, machine: Environment) -> str:
     """What to say first where times of `machine` are not those of a bundle's target; nothing where they may be.
 
     Another architecture, or a CPU without instructions that the target counts on, as far as a measurement names them.
     """
     arch = SAME_ARCH.get(machine.arch, machine.arch)
-    needs = [set(need.split("|")) for need in target.get("requires_flags", ())]
+    needs = [set(need.split("|")) for need in target.requires_flags]
     lacking = ["|".join(sorted(need)) for need in needs if need <= set(ISA) and not need & set(machine.isa)]
-    if arch == target.get("arch", arch) and (not lacking or not machine.isa):
+    if arch == target.arch and (not lacking or not machine.isa):
         return ""
-    without = f", without {', '.join(lacking)}" if arch == target.get("arch", arch) else ""
-    meant = target.get("description") or target.get("name")
+    without = f", without {', '.join(lacking)}" if arch == target.arch else ""
+    meant = target.description or target.name
     return f"measured on {machine.cpu} ({machine.arch}{without}), which is not the device this was built for: {meant}"

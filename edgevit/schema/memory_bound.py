@@ -6,50 +6,65 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgevit.errors import BoundError
+from edgevit.schema.claims import BoundFigures, PathCheck
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class MemoryBound:
     """An upper bound on the memory that a runtime holds for a model, over every gate path, in bytes.
 
     Attributes:
-        runtime: `onnxruntime` or `openvino`.
-        proven: what the figures are a bound of, in one sentence.
+        bound_bytes: the sum of weights, activations, scratch, io and fragmentation.
         weights_bytes: constants as the runtime holds them while it runs, packed copies included.
-        arena_weights_bytes: the part of the weights that lives in ONNX Runtime's arena; 0 for other runtimes.
         activations_bytes: the worst path's live tensors, the branch bodies' included.
         scratch_bytes: what is in use beyond a run's worst moment: the copies that weights are packed from at load.
-        fragmentation_bytes: gaps between live tensors that an arena of the bound's size can have on any gate path.
         io_bytes: the model's inputs and outputs; the inputs belong to the caller.
-        arena_bytes: the part of the total that lives in ONNX Runtime's arena, gaps included: the cap it can run
-            under. 0 where there is no arena that could be capped.
-        total_bytes: the sum of weights, activations, scratch, fragmentation and io.
+        fragmentation_bytes: gaps between live tensors that an arena of the bound's size can have on any gate path.
+        arena_bytes: the part of the bound that lives in the runtime's arena, gaps included: the cap it can run under. 0
+            where there is no arena that could be capped.
+        measured_peak_bytes: the largest peak over the paths tried at build time, to be compared with `arena_bytes`
+            (None: it was not measured, or is not the same twice).
+        proven: the bound is one on what the runtime takes for a run; False: it cannot be bounded soundly.
+        covers: what the figures are a bound of, in one sentence.
+    """
+
+    bound_bytes: int
+    weights_bytes: int
+    activations_bytes: int
+    scratch_bytes: int
+    io_bytes: int
+    fragmentation_bytes: int = 0
+    arena_bytes: int = 0
+    measured_peak_bytes: int | None = None
+    proven: bool
+    covers: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundDetail:
+    """A memory bound node by node, as runs are held against it; only `bound` is written down.
+
+    Attributes:
+        bound: the figures.
+        arena_weights_bytes: the part of the weights that lives in the runtime's arena; 0 where there is none.
         main_frame_bytes: peak of the main graph's own tensors.
         branches: (name of the branch, peak of its open body, peak of its skipped body), one per gate.
-        timeline: (node, bytes live while it runs), the all-open path in order of execution; for ONNX Runtime this is
-            what its arena has in use, weights included.
+        timeline: (node, bytes live while it runs), the all-open path in order of execution; where the runtime has an
+            arena this is what it has in use, weights included.
         skipped: the same for the nodes of the skipped bodies.
     """
 
-    runtime: str
-    proven: str
-    weights_bytes: int
-    arena_weights_bytes: int
-    activations_bytes: int
-    scratch_bytes: int
-    fragmentation_bytes: int
-    io_bytes: int
-    arena_bytes: int
-    total_bytes: int
-    main_frame_bytes: int
-    branches: tuple[tuple[str, int, int], ...]
-    timeline: tuple[tuple[str, int], ...]
+    bound: MemoryBound
+    arena_weights_bytes: int = 0
+    main_frame_bytes: int = 0
+    branches: tuple[tuple[str, int, int], ...] = ()
+    timeline: tuple[tuple[str, int], ...] = ()
     skipped: tuple[tuple[str, int], ...] = ()
 
     @property
     def in_use_bytes(self) -> int:
         """What the arena can have in use at once: `arena_bytes` without the gaps."""
-        return self.arena_bytes - self.fragmentation_bytes
+        return self.bound.arena_bytes - self.bound.fragmentation_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,25 +95,7 @@ class CappedRun:
     error: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class PathCheck:
-    """One path against the bound; `ratio` is the bound, gaps included, over the measured peak."""
-
-    name: str
-    open_branches: int
-    peak_bytes: int
-    ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoundResult:
-    """The bound held on every path tried."""
-
-    bound_bytes: int
-    paths: tuple[PathCheck, ...]
-
-
-def check_bound(bound: Bound, measured: Sequence[PathMemory]) -> BoundResult:
+def check_bound(detail: BoundDetail, measured: Sequence[PathMemory]) -> BoundFigures:
     """Hold every measured path against the bound, and every node of it against the bound's figure for that node.
 
     Raises:
@@ -107,12 +104,12 @@ def check_bound(bound: Bound, measured: Sequence[PathMemory]) -> BoundResult:
     """
     if not measured:
         raise BoundError("no path was measured, so the memory bound is not checked; measure at least the all-open path")
-    faults = [fault for path in measured for fault in _faults(bound, path)]
+    faults = [fault for path in measured for fault in _faults(detail, path)]
     if faults:
         shown = "\n".join(f"  - {fault}" for fault in faults[:5])
         more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise BoundError(
-            f"the memory bound of {bound.in_use_bytes} bytes does not hold:\n{shown}{more}\n"
+            f"the memory bound of {detail.in_use_bytes} bytes does not hold:\n{shown}{more}\n"
             "the bound's rules do not describe this runtime; do not ship its figure"
         )
     checks = tuple(
@@ -120,18 +117,18 @@ def check_bound(bound: Bound, measured: Sequence[PathMemory]) -> BoundResult:
             name=path.name,
             open_branches=path.open_branches,
             peak_bytes=path.peak_bytes,
-            ratio=bound.arena_bytes / path.peak_bytes,
+            ratio=detail.bound.arena_bytes / path.peak_bytes,
         )
         for path in measured
     )
-    return BoundResult(bound_bytes=bound.arena_bytes, paths=checks)
+    return BoundFigures(bound_bytes=detail.bound.arena_bytes, paths=checks)
 
 
-def _faults(bound: Bound, path: PathMemory) -> list[str]:
+def _faults(detail: BoundDetail, path: PathMemory) -> list[str]:
     faults = []
-    if path.peak_bytes > bound.in_use_bytes:
+    if path.peak_bytes > detail.in_use_bytes:
         faults.append(f"path {path.name}: peak {path.peak_bytes} bytes is above the bound")
-    allowed = dict((*bound.timeline, *bound.skipped))
+    allowed = dict((*detail.timeline, *detail.skipped))
     for node, in_use in path.nodes:
         if node not in allowed:
             faults.append(f"path {path.name}: {node} ran, which the bound does not know")

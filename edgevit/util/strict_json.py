@@ -32,6 +32,18 @@ T = TypeVar("T")
 _LONG_NUMBER = re.compile(rb"\d{19}|\d[eE]\+?\d{3}")  # an integer beyond 64 bits, or a float beyond 1e308, has these
 _ENOUGH_FAULTS = 100
 _SHOWN_CHARACTERS = 80
+_CHOSEN_BY = "chosen by"
+
+
+def chosen_by(key: str, kinds: Mapping[Any, type]) -> dict[str, Any]:
+    """Return metadata for a dataclass's field whose type `key`, another key of the same table, chooses from `kinds`."""
+    return {_CHOSEN_BY: (key, kinds)}
+
+
+def choice(item: dataclasses.Field[Any]) -> tuple[str, Mapping[Any, type]]:
+    """Return the key that chooses the type of a field and the types by its values; no types where none was declared."""
+    key, kinds = item.metadata.get(_CHOSEN_BY, ("", {}))
+    return key, kinds
 
 
 def to_data(value: Any) -> Any:
@@ -213,6 +225,8 @@ def _read_union(kinds: list[Any], data: Any, faults: list[str], where: str) -> A
         if not own:
             return value
         tried = own
+    if all(isinstance(kind, type) and not dataclasses.is_dataclass(kind) for kind in kinds) and len(kinds) > 1:
+        tried = [f"{where}: got {shown(data)}, expected {' or '.join(kind.__name__ for kind in kinds)}"]
     faults.extend(tried)
     return None
 
@@ -266,7 +280,16 @@ def _read_dataclass(cls: Any, data: Any, faults: list[str], where: str) -> Any:
     before = len(faults)
     for name, item in fields.items():
         if name in data:
-            values[name] = _read(kinds[name], data[name], faults, f"{where}.{name}")
+            values[name] = _read(_chosen(item, kinds[name], data), data[name], faults, f"{where}.{name}")
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             faults.append(f"{where}: missing key {name!r}")
     return cls(**values) if len(faults) == before else None
+
+
+def _chosen(item: Any, kind: Any, data: Mapping[str, Any]) -> Any:
+    """Return the type that another key chooses for a field (see `chosen_by`), otherwise the declared one."""
+    key, kinds = choice(item)
+    if not kinds:
+        return kind
+    chosen = data.get(key)
+    return kinds[chosen] | None if isinstance(chosen, str) and chosen in kinds else Any  # the key has the fault

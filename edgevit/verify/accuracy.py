@@ -14,75 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from edgevit.errors import AccuracyError
+from edgevit.schema.claims import AccuracyResult, Decides, Drop, Fraction
 from edgevit.util.progress import track
 from edgevit.verify.parity import deviation_over_images
 
 Z = 1.959964  # 95 %, two-sided
 NEAR = 0.5  # of the deviation over images: scores and features that say the same
 Run = Callable[[np.ndarray], np.ndarray]
-Decides = Literal["class", "score", "features"]
-AGREES: dict[Decides, str] = {
-    "class": "agrees with the float model on",
-    "score": "its one score is within half a deviation of float's on",
-    "features": "its features are within half a deviation of float's on",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fraction:
-    """`hits` of `images`, with the Wilson 95 % interval `low`..`high`."""
-
-    hits: int
-    images: int
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}, n = {self.images})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drop:
-    """Float top-1 minus the build's on the same images, with the 95 % interval of paired differences (McNemar)."""
-
-    value: float
-    low: float
-    high: float
-    images: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyResult:
-    """What was measured; the top-1 fields are None without labels. `cosine` is of the logits with the float model's.
-
-    `decides` says what agreement is about.
-    """
-
-    agreement: Fraction
-    cosine_mean: float
-    cosine_min: float
-    top1: Fraction | None
-    float_top1: Fraction | None
-    drop: Drop | None
-    min_agreement: float
-    max_top1_drop: float
-    decides: Decides = "class"
-
-    @property
-    def summary(self) -> str:
-        text = f"{AGREES[self.decides]} {self.agreement}"
-        if self.top1 and self.float_top1:
-            text += f"; top-1 {self.top1}, float {self.float_top1.value:.1%}"
-        return text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

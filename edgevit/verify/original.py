@@ -6,67 +6,14 @@ when even the near end of the 95 % interval lies beyond it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from edgevit.errors import AccuracyError
+from edgevit.schema.claims import AccuracyResult, Fraction, OriginalResult
 from edgevit.schema.manifest import AccuracyRow
-from edgevit.verify.accuracy import AccuracyResult, Drop, Fraction, Named, fraction, paired_drop
-
-
-@dataclass(frozen=True, kw_only=True)
-class OriginalResult:
-    """A build and the original model in float on the same images.
-
-    Attributes:
-        agreement: of the build with the original.
-        compressed_agreement: of the compressed model in float with the original (None: nothing was compressed).
-        quantized_agreement: of the build with the float model that was quantized.
-        top1: the build's; `original_top1` the original's (None without labels, like all drops).
-        drop: the original's top-1 minus the build's.
-        compression: the original's minus the compressed float model's (None: nothing was compressed).
-        quantization: the float model's minus the build's.
-        max_drop: points that may be lost (None: no limit).
-    """
-
-    agreement: Fraction
-    compressed_agreement: Fraction | None
-    quantized_agreement: Fraction
-    top1: Fraction | None = None
-    original_top1: Fraction | None = None
-    drop: Drop | None = None
-    compression: Drop | None = None
-    quantization: Drop | None = None
-    max_drop: float | None = None
-
-    @property
-    def lost(self) -> float:
-        """Return what counts against the limit, as a fraction: top-1 where there are labels, otherwise agreement."""
-        return self.drop.value if self.drop is not None else 1 - self.agreement.value
-
-    @property
-    def summary(self) -> str:
-        """Return one line: what the original says, what was lost to what, and on how many images that is known."""
-        parts = []
-        if self.top1 and self.original_top1 and self.drop and self.quantization:
-            parts.append(f"top-1 {self.top1}, original {self.original_top1.value:.1%}: lost {self.drop}")
-            if self.compression:
-                parts[0] += (
-                    f", {_points(self.compression)} to compression, {_points(self.quantization)} to quantization"
-                )
-        if self.compressed_agreement is None:
-            parts.append(f"agrees with the original on {self.agreement}")
-        else:
-            before = f"the compressed float model on {self.compressed_agreement.value:.1%}"
-            parts.append(f"agrees with the original on {self.agreement}, {before}")
-            parts.append(f"with that float model on {self.quantized_agreement}")
-        if self.max_drop is not None:
-            beyond = 100 * self.lost > self.max_drop
-            doubt = f", which {self.agreement.images} images cannot tell from this" if beyond else ""
-            parts.append(f"at most {self.max_drop:g} points may be lost{doubt}")
-        return "; ".join(parts)
+from edgevit.verify.accuracy import Named, fraction, paired_drop
 
 
 def compare_original(
@@ -112,16 +59,12 @@ def _check_drop(result: OriginalResult) -> None:
     near, what = (1 - result.agreement.high, "agreement") if drop is None else (drop.low, "top-1")
     if 100 * near <= limit + 1e-9:
         return
-    of = f"; {_points(result.compression)} of it went to compression" if result.compression else ""
+    of = f"; {result.compression.points} of it went to compression" if result.compression else ""
     raise AccuracyError(
         f"the build lost {100 * result.lost:.1f} points of {what} against the original model in float (at least "
         f"{100 * near:.1f}, n = {result.agreement.images}{of}), at most {limit:g} allowed by --max-drop. Prune and "
         "gate less, train after compressing (`edgevit compress`), calibrate on more images, or allow more"
     )
-
-
-def _points(drop: Drop) -> str:
-    return f"{100 * drop.value:.1f}"
 
 
 def accuracy_rows(result: AccuracyResult, against: OriginalResult | None) -> tuple[AccuracyRow, ...]:
@@ -149,7 +92,7 @@ def accuracy_rows(result: AccuracyResult, against: OriginalResult | None) -> tup
 
 
 def _row(
-    model: str,
+    model: Literal["original", "compressed", "bundle"],
     metric: Literal["top1", "agreement"],
     value: Fraction,
     against: Literal["original", "float"] = "float",

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from edgevit.errors import ParityError
+from edgevit.schema.claims import ParityResult, PathParity, Tolerance
 
 Reference = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
@@ -31,25 +32,6 @@ class Runner(Protocol):
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far a build may be from its reference.
-
-    Attributes:
-        max_error: largest absolute logit difference, as a fraction of the deviation of the reference's logits.
-        min_cosine: smallest cosine between the logits of one image; with fewer than 10 classes, between the logits of
-            all images, counted from each class's mean.
-        gate_margin: a gate whose reference logit is this near to its limit may differ, as a multiple of the length of
-            its weights: rounding moves a normalised row by a share of itself, and its logit in proportion to them.
-        max_flips: fraction of all runs in which a gate may differ in this way.
-    """
-
-    max_error: float
-    min_cosine: float
-    gate_margin: float
-    max_flips: float
-
-
 # float32 sums in another order.
 FLOAT = Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05)
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
@@ -58,41 +40,6 @@ QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flip
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
 # verify/accuracy.py to say.
 INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathParity:
-    """One path over all images. Errors are over the `compared` images, those that took the reference's path.
-
-    `error` is relative to `deviation`, that of the reference's logits; it and `max_abs_error` are in logits. `flips`
-    counts images on which a gate differed within the margin; `open` is the mean number of branches that ran in the
-    reference.
-    """
-
-    path: str
-    effort: float
-    images: int
-    compared: int
-    open: float
-    flips: int
-    max_abs_error: float
-    error: float
-    cosine: float
-    deviation: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityResult:
-    """Every path, and the tolerance they held."""
-
-    paths: tuple[PathParity, ...]
-    tolerance: Tolerance
-
-    @property
-    def summary(self) -> str:
-        error, cosine = max(p.error for p in self.paths), min(p.cosine for p in self.paths)
-        count = len(self.paths)
-        return f"{count} path{'s' * (count != 1)}, max error {error:.2g} x logit std, min cosine {cosine:.5f}"
 
 
 def check_parity(

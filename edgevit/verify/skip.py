@@ -17,6 +17,7 @@ import numpy as np
 from edgevit.errors import SkipError
 from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
 from edgevit.program.spec import ProgramSpec
+from edgevit.schema.claims import PathNodes, SkipNodesResult
 
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 MATRIX_OPS = ("Gemm", "MatMul")
@@ -27,29 +28,6 @@ ALWAYS = re.compile(r"[^./]+(\.gate/.*|/y|/kept.*|/skipped)")
 
 class Runner(Protocol):
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathNodes:
-    """What one run executed: branches that ran, all nodes, and matrix kernels (Gemm, MatMul and their int8 forms)."""
-
-    effort: float
-    open: int
-    nodes: int
-    matrix_kernels: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkipNodesResult:
-    """Executed nodes per path; `matrix_kernels` are of the stem, the head, the gates and the branches that ran."""
-
-    paths: tuple[PathNodes, ...]
-
-    @property
-    def summary(self) -> str:
-        counts = sorted({(p.open, p.matrix_kernels) for p in self.paths}, reverse=True)
-        listed = ", ".join(f"{kernels} with {open_} open" for open_, kernels in counts)
-        return f"no node of a closed branch runs; matrix kernels: {listed}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import random_bounds
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
-from edgevit.schema.memory_bound import Bound
+from edgevit.schema.memory_bound import BoundDetail
 from tests.backends.tvm.available import needs_tvm
 
 
@@ -35,9 +35,9 @@ def test_tvms_bound_holds_on_every_path_of_a_random_program(seed: int) -> None:
 def test_a_bound_that_does_not_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ort_bound.bound
 
-    def half(model: Path) -> Bound:
+    def half(model: Path) -> BoundDetail:
         made = whole(model)
-        return replace(made, arena_bytes=made.arena_bytes // 2)
+        return replace(made, bound=replace(made.bound, arena_bytes=made.bound.arena_bytes // 2))
 
     monkeypatch.setattr(ort_bound, "bound", half)
     tried = random_bounds.try_onnxruntime(0)

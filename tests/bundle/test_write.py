@@ -11,8 +11,11 @@ from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import write_bundle
 from edgevit.errors import OutputError
 from edgevit.program.spec import OriginalSpec
+from edgevit.schema.target import load_target
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
+
+FLOAT = load_target("rpi4-onnxruntime")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -94,10 +97,10 @@ def test_a_model_that_was_not_given_is_refused(tmp_path: Path) -> None:
         ({}, {}, "edgevit changed the weights: gated; quantized to int8; compiled"),
         (
             {"gated": False, "removed": ("b01_ffn",)},
-            {"target": {"int8": False}},
+            {"target": FLOAT},
             "changed the weights: pruned; compiled",
         ),
-        ({"gated": False}, {"target": {"int8": False}}, "edgevit left the weights as they are, in float; compiled"),
+        ({"gated": False}, {"target": FLOAT}, "edgevit left the weights as they are, in float; compiled"),
         (
             {},
             {"original": OriginalSpec(name="x", weights_sha256="", macs=1, parameters=1, steps=("pruned by 10%",))},
@@ -108,5 +111,5 @@ def test_a_model_that_was_not_given_is_refused(tmp_path: Path) -> None:
 def test_the_licence_says_what_was_done_to_the_weights_and_nothing_else(
     tmp_path: Path, options: dict[str, Any], changes: dict[str, Any], done: str
 ) -> None:
-    folder = sample_bundle(tmp_path / "bundle", changes={"target": {"int8": True}} | changes, **options)
+    folder = sample_bundle(tmp_path / "bundle", changes=changes, **options)
     assert done in (folder / "licences" / "weights.txt").read_text()

@@ -67,7 +67,11 @@ def emulated() -> Measurement:
 
 def built(target: str, **recipe: Any) -> Manifest:
     facts = manifest()
-    return dataclasses.replace(facts, target=facts.target | {"name": target}, recipe=facts.recipe | recipe)
+    return dataclasses.replace(
+        facts,
+        target=dataclasses.replace(facts.target, name=target),
+        recipe=dataclasses.replace(facts.recipe, **recipe),
+    )
 
 
 def test_a_row_per_device_in_terms_of_what_it_can_tell() -> None:

@@ -17,15 +17,13 @@ from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
 from edgevit.schema.manifest import Manifest
-from tests.bundles import sample_bundle, sample_manifest
+from tests.bundles import RECIPE, sample_bundle, sample_manifest
 from tests.report.sample import SHA, manifest, measurement
 from tests.tiny import tiny_program
 
-RECIPE: dict[str, Any] = {"model": "tiny", "weights_sha256": "1" * 64, "prune": 0.0, "gate": 1.0, "classes": []}
-
 
 def made(**recipe: Any) -> Manifest:
-    return dataclasses.replace(manifest(), recipe={**RECIPE, **recipe})
+    return dataclasses.replace(manifest(), recipe=dataclasses.replace(RECIPE, **recipe))
 
 
 def values(*manifests: Manifest) -> dict[str, tuple[str, ...]]:
@@ -34,7 +32,7 @@ def values(*manifests: Manifest) -> dict[str, tuple[str, ...]]:
 
 def test_what_was_asked_for_and_what_came_of_it() -> None:
     assert values(made(), made()) == {}
-    asked = made(prune=0.3, weights_sha256="2" * 64, classes=[1, 2])
+    asked = made(prune=0.3, weights_sha256="2" * 64, classes=(1, 2))
     assert values(made(), asked) == {
         "weights sha256": ("1" * 12, "2" * 12),
         "prune": ("0.0", "0.3"),
@@ -46,7 +44,7 @@ def test_what_was_asked_for_and_what_came_of_it() -> None:
 
 def test_targets_runtimes_and_bits() -> None:
     here, there = manifest(), sample_manifest(tiny_program(gated=True), "openvino")
-    here = dataclasses.replace(here, target={**here.target, "weight_bits": 7})
+    here = dataclasses.replace(here, target=dataclasses.replace(here.target, weight_bits=7))
     told = values(here, there)
     assert told["target"] == ("x86-64-onnxruntime", "x86-64-openvino")
     assert told["runtime"] == ("onnxruntime", "openvino")
@@ -78,7 +76,9 @@ def test_they_come_first_in_the_terminal_and_on_the_page() -> None:
 
 def test_the_command_names_two_builds_by_their_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = sample_bundle(tmp_path / "one", changes={"recipe": RECIPE})
-    two = sample_bundle(tmp_path / "two", changes={"recipe": {**RECIPE, "prune": 0.5, "weights_sha256": "2" * 64}})
+    two = sample_bundle(
+        tmp_path / "two", changes={"recipe": dataclasses.replace(RECIPE, prune=0.5, weights_sha256="2" * 64)}
+    )
     assert main(["report", str(one), str(two), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["bundles"] == ["one", "two"]
@@ -87,6 +87,6 @@ def test_the_command_names_two_builds_by_their_folders(tmp_path: Path, capsys: p
     assert "What differs" in capsys.readouterr().out
     assert main(["report", str(one), f"{one}.zip"]) == 19
     assert "given twice" in capsys.readouterr().err
-    other = sample_bundle(tmp_path / "other", changes={"recipe": {**RECIPE, "model": "deit"}})
+    other = sample_bundle(tmp_path / "other", changes={"recipe": dataclasses.replace(RECIPE, model="deit")})
     assert main(["report", str(one), str(other)]) == 19
     assert "other was built of deit, one of tiny" in capsys.readouterr().err

@@ -20,19 +20,18 @@ from edgevit.report.table import show
 from edgevit.report.view import make_report
 from edgevit.schema.manifest import Manifest
 from edgevit.schema.measurement import not_the_device
-from edgevit.schema.target import load_target
-from edgevit.util.strict_json import to_data
+from edgevit.schema.target import Target, load_target
 from tests.bundles import sample_bundle
 from tests.report.sample import ENVIRONMENT, SHA, manifest, measurement
 
-PI = to_data(load_target("rpi5-onnxruntime"))
+PI = load_target("rpi5-onnxruntime")
 SAID = (
     "measured on Great CPU 9000 (x86_64), which is not the device this was built for: Raspberry Pi 5 (Cortex-A76, dot "
     "product), ONNX Runtime on the CPU"
 )
 
 
-def built_for(target: dict[str, Any]) -> Manifest:
+def built_for(target: Target) -> Manifest:
     facts = manifest()
     return dataclasses.replace(facts, target=target)
 
@@ -46,18 +45,21 @@ def text(facts: Manifest) -> str:
 @pytest.mark.parametrize(
     ("target", "machine", "said"),
     [
-        ({"arch": "x86_64", "requires_flags": []}, {}, ""),
-        ({"arch": "x86_64", "requires_flags": ["avx2", "avx512_vnni|fma", "bmi1"]}, {}, ""),
-        ({"arch": "x86_64", "requires_flags": ["avx512_vnni|avx_vnni"]}, {}, "without avx512_vnni|avx_vnni)"),
-        ({"arch": "x86_64", "requires_flags": ["avx512_vnni"]}, {"isa": ()}, ""),
-        ({"arch": "aarch64", "requires_flags": ["asimd"]}, {}, "Great CPU 9000 (x86_64), which is not the device"),
-        ({"arch": "aarch64", "requires_flags": ["asimd"]}, {"arch": "arm64", "isa": ("asimd",)}, ""),
-        ({"arch": "aarch64", "requires_flags": ["asimddp"]}, {"arch": "aarch64", "isa": ("asimd",)}, "without asimddp"),
-        ({}, {}, ""),
+        ({"arch": "x86_64", "requires_flags": ()}, {}, ""),
+        ({"arch": "x86_64", "requires_flags": ("avx2", "avx512_vnni|fma", "bmi1")}, {}, ""),
+        ({"arch": "x86_64", "requires_flags": ("avx512_vnni|avx_vnni",)}, {}, "without avx512_vnni|avx_vnni)"),
+        ({"arch": "x86_64", "requires_flags": ("avx512_vnni",)}, {"isa": ()}, ""),
+        ({"arch": "aarch64", "requires_flags": ("asimd",)}, {}, "Great CPU 9000 (x86_64), which is not the device"),
+        ({"arch": "aarch64", "requires_flags": ("asimd",)}, {"arch": "arm64", "isa": ("asimd",)}, ""),
+        (
+            {"arch": "aarch64", "requires_flags": ("asimddp",)},
+            {"arch": "aarch64", "isa": ("asimd",)},
+            "without asimddp",
+        ),
     ],
 )
 def test_another_architecture_or_fewer_instructions(target: dict[str, Any], machine: dict[str, Any], said: str) -> None:
-    told = not_the_device({"name": "t", **target}, dataclasses.replace(ENVIRONMENT, **machine))
+    told = not_the_device(dataclasses.replace(PI, **target), dataclasses.replace(ENVIRONMENT, **machine))
     assert said in told and bool(said) == bool(told)
 
 
@@ -89,7 +91,7 @@ def test_profile_says_it_in_its_first_line_and_in_the_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = next(name for name in ("rpi5-onnxruntime", "x86-64-onnxruntime") if not same(name))
-    folder = sample_bundle(tmp_path / "pi", changes={"target": to_data(load_target(other))})
+    folder = sample_bundle(tmp_path / "pi", changes={"target": load_target(other)})
     assert main(["profile", str(folder), "--runs", "2"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("THIS MACHINE was measured, not a device: measured on ")

@@ -21,7 +21,6 @@ from edgevit.schema.measurement import (
     PathInstructions,
 )
 from edgevit.schema.target import load_target
-from edgevit.util.strict_json import to_data
 from tests.report.sample import SHA, manifest, measurement
 
 
@@ -72,7 +71,7 @@ def test_what_was_not_counted_says_why() -> None:
 
 def test_the_report_says_why_a_target_computes_in_float() -> None:
     built = manifest()
-    target = to_data(load_target("rpi4-onnxruntime"))
+    target = load_target("rpi4-onnxruntime")
     page = render(make_report(replace(built, target=target), bundle_sha256=SHA))
     assert "without dot product" in page and "this target computes in float" in page
     assert "this target computes in float" not in render(make_report(built, bundle_sha256=SHA))

@@ -9,7 +9,8 @@ import pytest
 
 from edgevit.report.html import render
 from edgevit.report.view import Report, make_report
-from edgevit.schema.manifest import Claim
+from edgevit.schema.claims import Claim
+from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
 from tests.report.test_table import EMULATED
 
@@ -47,7 +48,7 @@ def variants() -> dict[str, Report]:
         "measured": make_report(facts, [measurement()], bundle_sha256=SHA),
         "two measurements": make_report(facts, [measurement(), measurement()], bundle_sha256=SHA),
         "nothing known": make_report(
-            dataclasses.replace(facts, claims=(), accuracy=(), origin={}, recipe={}),
+            dataclasses.replace(facts, claims=(), accuracy=(), origin={}),
             [measurement(memory=None, process=None, unattributed_time_ms=None)],
             bundle_sha256=SHA,
         ),
@@ -115,7 +116,7 @@ def test_strings_of_a_manifest_cannot_become_markup() -> None:
         manifest(),
         name=evil,
         origin={evil: evil},
-        recipe={evil: evil},
+        recipe=dataclasses.replace(RECIPE, model=evil, compression=(evil,)),
         claims=(Claim(name="skip", held=True, summary=evil),),
     )
     page = render(make_report(facts))

@@ -13,6 +13,7 @@ from edgevit.report import original
 from edgevit.report.html import render
 from edgevit.report.table import show
 from edgevit.report.view import make_report
+from tests.bundles import RECIPE
 from tests.report.sample import manifest
 from tests.report.test_view import AGREED, TOP1, kept
 
@@ -89,10 +90,10 @@ def test_what_the_rows_do_not_show_is_said_beside_them(made: Any, said: str) -> 
 
 
 def test_how_it_was_made_names_the_original_and_only_what_this_build_did() -> None:
-    recipe = {"model": "tiny", "prune": 0.0, "gate": 1.0, "seed": 0, "compression": ["pruned by 10%", "gated to 95%"]}
+    recipe = dataclasses.replace(RECIPE, gate=1.0, compression=("pruned by 10%", "gated to 95%"))
     page = render(make_report(facts(*AGREED, recipe=recipe)))
     assert "<dt>compression</dt><dd>pruned by 10%; gated to 95%</dd>" in page
     assert "<dt>prune</dt>" not in page and "<dt>gate</dt>" not in page
     assert "<dt>original&#x27;s cost</dt><dd>5 MACs, 7 parameters, 28 B float32</dd>" in page
     assert "<dt>1000 images of val.tar</dt><dd>top-1 of the original 75.1 %, top-1 when compressed 68.1 %" in page
-    assert "<dt>gate</dt><dd>0.9</dd>" in render(make_report(facts(recipe=recipe | {"gate": 0.9})))
+    assert "<dt>gate</dt><dd>0.9</dd>" in render(make_report(facts(recipe=dataclasses.replace(recipe, gate=0.9))))

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from edgevit.report.table import show
 from edgevit.report.view import make_report
-from edgevit.schema.manifest import Claim, Manifest
+from edgevit.schema.claims import Claim
+from edgevit.schema.manifest import Manifest
 from edgevit.schema.measurement import Measurement
 from tests.report.sample import SHA, manifest, measurement
 

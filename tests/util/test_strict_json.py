@@ -19,6 +19,18 @@ class Point:
     table: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    n: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    kind: str
+    size: Point | Pair | None = field(default=None, metadata=strict_json.chosen_by("kind", {"point": Point}))
+    setting: str | int | bool = ""
+
+
 HOSTILE = {
     "a number that overflows a float": (b"1" + b"0" * 400, "an integer of 401 digits"),
     "a number that overflows a float, negative": (b"-1" + b"0" * 400, "an integer of 401 digits"),
@@ -113,3 +125,25 @@ def test_of_many_faults_the_first_are_enough(data: dict[str, object]) -> None:
 
 def test_a_layout_is_looked_up_once() -> None:
     assert strict_json._layout(Point) is strict_json._layout(Point)
+
+
+@pytest.mark.parametrize(
+    ("data", "read", "fault"),
+    [
+        ({"kind": "point", "size": {"n": 3}}, Shape(kind="point", size=Point(n=3)), ""),
+        ({"kind": "point", "size": None}, Shape(kind="point"), ""),
+        ({"kind": "point"}, Shape(kind="point"), ""),
+        ({"kind": "point", "size": {"y": 3}}, None, "s.size: unknown key 'y', allowed: x, n, rest, table"),
+        ({"kind": [], "size": {"n": 3}}, None, "s.kind: got a list of 0, expected str"),
+        ({"kind": "point", "setting": 0}, Shape(kind="point", setting=0), ""),
+        ({"kind": "point", "setting": False}, Shape(kind="point", setting=False), ""),
+        ({"kind": "point", "setting": 0.5}, None, "s.setting: got 0.5, expected str or int or bool"),
+    ],
+)
+def test_another_key_chooses_a_type_and_a_union_names_all_of_its_own(
+    data: dict[str, object], read: Shape | None, fault: str
+) -> None:
+    faults: list[str] = []
+    got = strict_json.from_data(Shape, data, faults, "s")
+    assert (got, faults) == (read, [fault] if fault else [])
+    assert got is None or type(got.setting) is type(data.get("setting", ""))

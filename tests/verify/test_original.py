@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgevit.errors import AccuracyError
+from edgevit.schema.claims import OriginalResult
 from edgevit.verify.accuracy import Named, judge
-from edgevit.verify.original import OriginalResult, accuracy_rows, compare_original
+from edgevit.verify.original import accuracy_rows, compare_original
 
 TRUTH = np.arange(200) % 5
 LIMITS = {"min_agreement": 0.0, "max_top1_drop": 1.0}

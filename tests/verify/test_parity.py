@@ -15,12 +15,12 @@ from edgevit.build.verify_build import LEAST_PART, head_deviation
 from edgevit.errors import ParityError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
+from edgevit.schema.claims import Tolerance
 from edgevit.util.strict_json import to_data
 from edgevit.verify.parity import (
     FLOAT,
     INT8,
     QUANTIZED,
-    Tolerance,
     centred_cosine,
     check_parity,
     deviation,

@@ -21,7 +21,7 @@ import numpy as np
 import edgevit
 from edgevit.backends.onnxruntime import memory
 from edgevit.errors import BoundError
-from edgevit.schema.memory_bound import Bound, CappedRun, PathMemory
+from edgevit.schema.memory_bound import BoundDetail, CappedRun, PathMemory
 from edgevit.util.atomic import scratch
 
 TIMEOUT_S = 600
@@ -76,7 +76,7 @@ def measure_arena(
 
 def run_capped(
     model: Path,
-    bound: Bound,
+    detail: BoundDetail,
     image: np.ndarray,
     *,
     cap_bytes: int | None = None,
@@ -86,8 +86,8 @@ def run_capped(
 
     What the cap leaves beside the weights is one piece of memory, as on a device that is given the bound.
     """
-    cap = bound.arena_bytes if cap_bytes is None else cap_bytes
-    chunk = max(cap - bound.arena_weights_bytes, memory.ARENA_UNIT_BYTES)
+    cap = detail.bound.arena_bytes if cap_bytes is None else cap_bytes
+    chunk = max(cap - detail.arena_weights_bytes, memory.ARENA_UNIT_BYTES)
     with scratch() as folder:
         limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
         reply = _child(folder, model, image, [np.inf, np.inf], limits, settings, _here)

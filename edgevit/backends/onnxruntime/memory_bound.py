@@ -48,19 +48,19 @@ from edgevit.backends.onnxruntime.frames import main_frame, rounded
 from edgevit.backends.onnxruntime.placement import room_needed
 from edgevit.backends.onnxruntime.shapes import constant
 from edgevit.errors import BoundError
-from edgevit.schema.memory_bound import Bound
+from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 from edgevit.util.atomic import scratch
 
 SMALL_CONSTANT_BYTES = 127
 # Operator: the input that is packed when it is a constant matrix.
 PACKED: Mapping[str, int] = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "QGemm": 3}
-PROVEN = (
+COVERS = (
     "what ONNX Runtime's arena has in use while the model loads and at any moment of a run over any gate path, plus "
     "the constants outside it and the input, on x86-64 with AVX2 or better"
 )
 
 
-def bound(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | None = None) -> Bound:
+def bound(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | None = None) -> BoundDetail:
     """Bound the memory of a lowered model (in memory, or `model.onnx` with its data beside it).
 
     `weights` are the large initialisers of a model in memory that only names them.
@@ -94,7 +94,7 @@ def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] |
         return onnx.load(path, load_external_data=False).graph
 
 
-def bound_of_graph(graph: onnx.GraphProto) -> Bound:
+def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
     """The bound of an optimised graph; see the module for what it covers."""
     weights = _weights(graph)
     main = main_frame(graph)
@@ -115,17 +115,19 @@ def bound_of_graph(graph: onnx.GraphProto) -> Bound:
     initialised = {t.name for t in graph.initializer}
     inputs = sum(main.values[v.name].nbytes for v in graph.input if v.name not in initialised)
     arena = weights.arena + room
-    return Bound(
-        runtime="onnxruntime",
-        proven=PROVEN,
-        weights_bytes=weights.arena + weights.other,
+    return BoundDetail(
+        bound=MemoryBound(
+            bound_bytes=arena + weights.other + inputs,
+            weights_bytes=weights.arena + weights.other,
+            activations_bytes=activations,
+            scratch_bytes=in_use - running,
+            io_bytes=inputs + outputs,
+            fragmentation_bytes=room - in_use,
+            arena_bytes=arena,
+            proven=True,
+            covers=COVERS,
+        ),
         arena_weights_bytes=weights.arena,
-        activations_bytes=activations,
-        scratch_bytes=in_use - running,
-        fragmentation_bytes=room - in_use,
-        io_bytes=inputs + outputs,
-        arena_bytes=arena,
-        total_bytes=arena + weights.other + inputs,
         main_frame_bytes=main.peak,
         branches=tuple((s.node.removesuffix("/y"), s.bodies[0].peak, s.bodies[1].peak) for s in main.steps if s.bodies),
         timeline=tuple(timeline),

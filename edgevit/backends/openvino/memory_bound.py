@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.errors import BoundError, RuntimeMissingError
-from edgevit.schema.memory_bound import Bound
+from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 
-PROVEN = (
+COVERS = (
     "what the tensors of the model's graph need on any gate path: constants as stored, and activations live at once in "
     "the graph's order; not the process, to which OpenVINO adds packed weights, scratch, code: that is measured"
 )
@@ -32,7 +32,7 @@ PROVEN = (
 NO_TENSOR = ("Parameter", "Result", "Constant")
 
 
-def bound(model: Path) -> Bound:
+def bound(model: Path) -> BoundDetail:
     """Bound the tensors of an IR (`model.xml`, `model.bin` beside it).
 
     Raises:
@@ -52,17 +52,16 @@ def bound(model: Path) -> Bound:
     weights = main.weights
     activations = max((step.live + max((b.peak for b in step.bodies), default=0) for step in main.steps), default=0)
     io = sum(_nbytes(port) for port in (*read.inputs, *read.outputs))
-    return Bound(
-        runtime="openvino",
-        proven=PROVEN,
-        weights_bytes=weights,
-        arena_weights_bytes=0,
-        activations_bytes=activations,
-        scratch_bytes=0,
-        fragmentation_bytes=0,
-        io_bytes=io,
-        arena_bytes=0,
-        total_bytes=weights + activations + io,
+    return BoundDetail(
+        bound=MemoryBound(
+            bound_bytes=weights + activations + io,
+            weights_bytes=weights,
+            activations_bytes=activations,
+            scratch_bytes=0,
+            io_bytes=io,
+            proven=False,  # the process holds more
+            covers=COVERS,
+        ),
         main_frame_bytes=main.peak,
         branches=tuple(
             (step.node.removesuffix("/y"), step.bodies[0].peak, step.bodies[1].peak)

@@ -6,9 +6,9 @@ every gate path a run touches only what it was given: arena, input and outputs. 
 
 from __future__ import annotations
 
-from edgevit.schema.memory_bound import Bound
+from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 
-PROVEN = (
+COVERS = (
     "what a run touches on any gate path: the arena that the library is given, image and outputs, and an allowance for "
     "the virtual machine; and the weights, which are pages of a file"
 )
@@ -16,21 +16,19 @@ PROVEN = (
 MACHINE_BYTES = 1 << 16
 
 
-def bound(*, arena: int, io: int, weights: int) -> Bound:
+def bound(*, arena: int, io: int, weights: int) -> BoundDetail:
     """Bound a run by the bytes of its arena, of its inputs and outputs, and of the weights file."""
     touched = arena + io + MACHINE_BYTES
-    return Bound(
-        runtime="tvm",
-        proven=PROVEN,
-        weights_bytes=weights,
-        arena_weights_bytes=0,
-        activations_bytes=arena,
-        scratch_bytes=MACHINE_BYTES,
-        fragmentation_bytes=0,
-        io_bytes=io,
-        arena_bytes=touched,
-        total_bytes=weights + touched,
+    return BoundDetail(
+        bound=MemoryBound(
+            bound_bytes=weights + touched,
+            weights_bytes=weights,
+            activations_bytes=arena,
+            scratch_bytes=MACHINE_BYTES,
+            io_bytes=io,
+            arena_bytes=touched,
+            proven=True,
+            covers=COVERS,
+        ),
         main_frame_bytes=arena,
-        branches=(),
-        timeline=(),
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgevit import __version__
 from edgevit.bundle.read import open_bundle
-from edgevit.devices.local import prepare_images, target_of
+from edgevit.devices.local import prepare_images
 from edgevit.devices.qemu import emulator, native_run, userland
 from edgevit.devices.qemu.cores import CORES
 from edgevit.devices.qemu.emulator import Cpu, Userland
@@ -28,6 +28,7 @@ from edgevit.devices.qemu.processes import (
 )
 from edgevit.errors import DeviceError, ParityError
 from edgevit.measure.run import path_efforts
+from edgevit.schema.claims import CoverageFigures, figures_of
 from edgevit.schema.manifest import BranchFacts, Manifest
 from edgevit.schema.measurement import (
     BranchMeasurement,
@@ -128,7 +129,7 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
     if manifest.backend == "tvm":
         native_run.require_fit(manifest, cpu)
         return ()
-    target = target_of(manifest)
+    target = manifest.target
     if manifest.backend not in place.runtimes:
         raise DeviceError(
             f"the emulated device has no {manifest.backend}; run: edgevit device setup {userland.NAME} "
@@ -245,11 +246,11 @@ def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Golden]) -> tuple[Golde
 
 def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
     """What a branch's products depend on: its sizes, and columns of its Linears that make kernels of their own."""
-    coverage = next((claim.figures for claim in manifest.claims if claim.name == "coverage"), {})
+    coverage = figures_of(manifest.claims, CoverageFigures)
     outliers = (
-        (e["name"].partition(".")[2], e["int8"], e["outliers"])
-        for e in coverage.get("exceptions", ())
-        if e["name"].startswith(f"{branch.name}.")
+        (linear.name.partition(".")[2], linear.int8, linear.outliers)
+        for linear in (coverage.exceptions if coverage else ())
+        if linear.name.startswith(f"{branch.name}.")
     )
     return (branch.kind, branch.units, branch.macs, branch.int8_linears, *outliers)
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from edgevit.backends.tvm.run.process import ProcessRunner
 from edgevit.backends.tvm.run.runner import MANIFEST, read_manifest
 from edgevit.bundle.read import GoldenResult, rerun_golden
-from edgevit.devices.local import target_of
 from edgevit.devices.qemu import emulator
 from edgevit.devices.qemu.emulator import Counter, Cpu, Userland
 from edgevit.devices.qemu.guest_program import between
@@ -45,7 +44,7 @@ def require_fit(manifest: Manifest, cpu: Cpu) -> None:
     Raises:
         DeviceError: it is for another architecture, or for instructions that the processor does not have.
     """
-    target = target_of(manifest)
+    target = manifest.target
     if target.arch != "aarch64":
         raise DeviceError(
             f"{manifest.name} is machine code for {target.arch}, {cpu.name} is an aarch64 processor; build it for a "
@@ -116,7 +115,7 @@ def machine(cpu: Cpu, manifest: Manifest) -> Environment:
             now,
             runtime=manifest.backend,
             runtime_version=manifest.tools.get(manifest.backend, ""),
-            inference_precision=manifest.target["inference_precision"],
+            inference_precision=manifest.target.inference_precision,
             threads=1,
             root=root,
         )

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 from edgevit.backends.tvm.compile.toolchain import MACHINES
 from edgevit.backends.tvm.run.runner import LIBRARY
-from edgevit.devices.local import target_of
 from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.ssh.connection import Address
 from edgevit.devices.ssh.shell import Told
@@ -34,7 +33,7 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
     Raises:
         DeviceError: another architecture, an older C library, a CPU without the instructions, or without these CPUs.
     """
-    target = target_of(bundle.manifest)
+    target = bundle.manifest.target
     machine, bits = _line(told, "machine"), _line(told, "bits")
     if machine not in MACHINES.get(target.arch, (target.arch,)):
         raise DeviceError(
@@ -100,7 +99,7 @@ def environment_of(
         cpus: those that the runs were held to (None: all).
         emulated: whether the runner itself found an emulator.
     """
-    manifest, target = bundle.manifest, target_of(bundle.manifest)
+    manifest, target = bundle.manifest, bundle.manifest.target
     with scratch() as folder:
         still, *moments = (folder / name for name in ("still", "before", "after"))
         _root(told, "", still)

@@ -21,7 +21,6 @@ from edgevit.backends.onnxruntime.branch_trace import kernel_times, traced
 from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from edgevit.backends.tvm.run.trace import kernel_calls
 from edgevit.bundle.read import load_golden
-from edgevit.devices.local import target_of
 from edgevit.devices.ssh.board_environment import NATIVE, emulator_of, environment_of, require_fit
 from edgevit.devices.ssh.connection import Address, printable
 from edgevit.devices.ssh.shell import PROGRAMS, Told, Work, run_shell
@@ -92,7 +91,7 @@ def profile(
         DeviceError: the board cannot be reached, cannot run the bundle, or gives no measurement.
         BundleError: a file of the bundle is not what it should be.
     """
-    compiled = target_of(bundle.manifest).threads
+    compiled = bundle.manifest.target.threads
     if threads is not None and threads > compiled:
         raise DeviceError(
             f"TVM's kernels are compiled for {compiled} thread{'s' * (compiled > 1)}, got --threads {threads}; "
@@ -168,7 +167,7 @@ def _text(plan: Plan) -> bytes:
 def _calls(case: _Case, steps: Sequence[str]) -> str:
     classes = str(next(output.shape[-1] for output in case.bundle.manifest.outputs if output.name == "logits"))
     options = [] if case.cpus is None else ["--cpus", ",".join(map(str, case.cpus))]
-    if target_of(case.bundle.manifest).threads > 1:  # asked for by number, a board with fewer CPUs refuses
+    if case.bundle.manifest.target.threads > 1:  # asked for by number, a board with fewer CPUs refuses
         options += ["--threads", str(case.threads)]
     parts = []
     for step in steps:

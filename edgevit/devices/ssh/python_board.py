@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from edgevit.backends import MODULES
-from edgevit.bundle.read import MANIFEST, open_bundle
+from edgevit.bundle.read import open_bundle
 from edgevit.devices import board_program
-from edgevit.devices.local import DEFAULT_RUNS, prepare_images, target_of
+from edgevit.devices.local import DEFAULT_RUNS, prepare_images
 from edgevit.devices.ssh import native_board
 from edgevit.devices.ssh.connection import parse_address
 from edgevit.devices.ssh.job import Content, Job, run_job
 from edgevit.errors import BundleError, DeviceError
 from edgevit.schema.manifest import Manifest
+from edgevit.schema.manifest_file import MANIFEST
 from edgevit.schema.measurement import Measurement
 from edgevit.util import strict_json
 
@@ -71,7 +72,7 @@ def profile(
         np.save(stored, pixels, allow_pickle=False)
         request = {"used": used, "runs": runs, "threads": threads, "cpus": None if cpus is None else list(cpus)}
         job = Job(
-            arch=target_of(manifest).arch,
+            arch=manifest.target.arch,
             needs=requirements(manifest),
             files={
                 **program_files(("edgevit.devices.board_program", *WORKERS, MODULES[manifest.backend])),

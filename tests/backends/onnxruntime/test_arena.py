@@ -28,7 +28,7 @@ def image() -> np.ndarray:
 def test_a_halved_bound_fails_the_check(model: Path, image: np.ndarray) -> None:
     made, measured = bound(model), measure_arena(model, image)
     assert check_bound(made, measured).paths[0].ratio >= 1
-    halved = dataclasses.replace(made, arena_bytes=made.arena_bytes // 2)
+    halved = dataclasses.replace(made, bound=dataclasses.replace(made.bound, arena_bytes=made.bound.arena_bytes // 2))
     with pytest.raises(BoundError, match="path all_open: peak .* is above the bound"):
         check_bound(halved, measured)
 
@@ -50,11 +50,11 @@ def test_a_node_that_the_bound_does_not_know_fails_the_check(model: Path, image:
 
 def test_half_the_bound_fails_cleanly(model: Path, image: np.ndarray) -> None:
     made = bound(model)
-    half = run_capped(model, made, image, cap_bytes=made.arena_bytes // 2)
+    half = run_capped(model, made, image, cap_bytes=made.bound.arena_bytes // 2)
     assert not half.passed
-    with pytest.raises(BoundError, match=f"capped at {made.arena_bytes // 2} bytes"):
+    with pytest.raises(BoundError, match=f"capped at {made.bound.arena_bytes // 2} bytes"):
         check_capped(half)
-    assert check_capped(run_capped(model, made, image)).cap_bytes == made.arena_bytes
+    assert check_capped(run_capped(model, made, image)).cap_bytes == made.bound.arena_bytes
 
 
 def test_a_rule_that_is_too_kind_is_caught(model: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

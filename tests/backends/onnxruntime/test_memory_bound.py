@@ -19,7 +19,7 @@ from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec, StemSpec
-from edgevit.schema.memory_bound import Bound, PathMemory, check_bound
+from edgevit.schema.memory_bound import BoundDetail, PathMemory, check_bound
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
 from tests.tiny import tiny_images, tiny_program, tiny_spec, tiny_weights
 
@@ -45,7 +45,7 @@ def write(program: Program, folder: Path, plan: QuantPlan | None = None) -> Path
     return folder / "model.onnx"
 
 
-def slacks(made: Bound, path: PathMemory) -> set[int]:
+def slacks(made: BoundDetail, path: PathMemory) -> set[int]:
     """Bound minus measured, over all nodes of a run that the bound's timeline shows."""
     allowed = dict(made.timeline)
     return {allowed[node] - in_use for node, in_use in path.nodes if node in allowed}
@@ -78,7 +78,7 @@ def test_every_node_of_every_path_has_in_use_what_the_bound_says(case: str, int8
     made = bound(model)
     measured = measure_arena(model, image)
     check_bound(made, measured)
-    held = made.io_bytes - image.nbytes  # outputs of the run before, which the first run does not have
+    held = made.bound.io_bytes - image.nbytes  # outputs of the run before, which the first run does not have
     (padding,) = {0} if case != "pruned" or not int8 else slacks(made, measured[-1])
     assert slacks(made, measured[0]) == {held + padding}
     assert all(slacks(made, path) == {padding} for path in measured[1:])
@@ -93,19 +93,19 @@ def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
     spec = dataclasses.replace(tiny_spec(gated=True, image=(64, 64)), stem=stem)
     model = write(Program(spec=spec, weights=tiny_weights(spec)), tmp_path)
     made, measured = bound(model), measure_arena(model, tiny_images(spec, 1))
-    assert [slacks(made, path) for path in measured] == [{made.io_bytes - 64 * 64 * 3}, {0}, {0}]
+    assert [slacks(made, path) for path in measured] == [{made.bound.io_bytes - 64 * 64 * 3}, {0}, {0}]
 
 
 def test_the_parts_add_up_and_branches_are_named(tmp_path: Path) -> None:
     program = tiny_program(gated=True)
     made = bound(assemble(program))
     assert made == bound(write(program, tmp_path))
-    parts = made.weights_bytes + made.activations_bytes + made.scratch_bytes + made.fragmentation_bytes
-    assert made.total_bytes == parts + made.io_bytes
+    parts = ("weights_bytes", "activations_bytes", "scratch_bytes", "fragmentation_bytes", "io_bytes")
+    assert made.bound.bound_bytes == sum(getattr(made.bound, name) for name in parts)
     assert [name for name, _, _ in made.branches] == [b.name for b in program.spec.branches]
     assert all(opened > 0 and skipped == 0 for _, opened, skipped in made.branches)
-    assert made.main_frame_bytes <= made.activations_bytes
-    assert made.main_frame_bytes + max(opened for _, opened, _ in made.branches) >= made.activations_bytes
+    assert made.main_frame_bytes <= made.bound.activations_bytes
+    assert made.main_frame_bytes + max(opened for _, opened, _ in made.branches) >= made.bound.activations_bytes
 
 
 def test_all_open_run_passes_at_the_bound_and_fails_just_below_what_is_in_use(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_all_open_run_passes_at_the_bound_and_fails_just_below_what_is_in_use(tm
     model = write(program, tmp_path)
     made = bound(model)
     assert run_capped(model, made, image).passed
-    held = made.io_bytes - image.nbytes
+    held = made.bound.io_bytes - image.nbytes
     below = run_capped(model, made, image, cap_bytes=made.in_use_bytes - held - 256)
     assert not below.passed
     assert "Available memory" in below.error
@@ -157,11 +157,13 @@ def test_with_few_tokens_loading_needs_more_than_any_run(gated: bool, tmp_path: 
     image = tiny_images(program.spec, 1)
     model = write(program, tmp_path, quantized(program.spec))
     made, measured = bound(model), measure_arena(model, image)
-    copy, outputs = 256 * 64, made.io_bytes - image.nbytes
-    assert made.activations_bytes + outputs < copy <= made.activations_bytes + outputs + made.scratch_bytes
+    copy, outputs = 256 * 64, made.bound.io_bytes - image.nbytes
+    running = made.bound.activations_bytes + outputs
+    assert running < copy <= running + made.bound.scratch_bytes
     assert check_bound(made, measured).paths[0].ratio < 1.1
     assert run_capped(model, made, image).passed
-    forgotten = dataclasses.replace(made, arena_bytes=made.arena_bytes - made.scratch_bytes, scratch_bytes=0)
+    less = made.bound.arena_bytes - made.bound.scratch_bytes
+    forgotten = dataclasses.replace(made, bound=dataclasses.replace(made.bound, arena_bytes=less, scratch_bytes=0))
     assert not run_capped(model, forgotten, image).passed
     if not gated:  # with gates the last weights packed are so small that a run has more in use than loading
         assert measured[0].peak_bytes > max(in_use for _, in_use in measured[0].nodes)

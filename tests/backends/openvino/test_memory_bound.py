@@ -24,13 +24,13 @@ def test_a_graph_worked_out_by_hand(tmp_path: Path) -> None:
     made = bound(tmp_path / "model.xml")
     live = dict(made.timeline)
     constants = 4 * 8 * 4 + 8
-    assert made.weights_bytes == constants
+    assert made.bound.weights_bytes == constants
     assert [live[n] - constants for n in ("doubled", "wide", "narrow", "sum")] == [128, 512, 544, 288]
-    assert made.activations_bytes == made.main_frame_bytes == 544
-    assert made.io_bytes == 128 + 128
-    assert made.total_bytes == constants + 544 + 256
-    assert made.arena_bytes == 0
-    assert "not the process" in made.proven
+    assert made.bound.activations_bytes == made.main_frame_bytes == 544
+    assert made.bound.io_bytes == 128 + 128
+    assert made.bound.bound_bytes == constants + 544 + 256
+    assert made.bound.arena_bytes == 0
+    assert "not the process" in made.bound.covers
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -42,9 +42,9 @@ def test_gated_model_counts_the_worse_body_and_the_constants_of_all(int8: bool, 
     assert [name for name, _, _ in made.branches] == [b.name for b in program.spec.branches]
     assert all(opened > skipped > 0 for _, opened, skipped in made.branches)
     worst = max(opened for _, opened, _ in made.branches)
-    assert max(worst, made.main_frame_bytes) <= made.activations_bytes <= worst + made.main_frame_bytes
+    assert max(worst, made.main_frame_bytes) <= made.bound.activations_bytes <= worst + made.main_frame_bytes
     stored = sum(w.nbytes for w in program.weights.values())
-    assert (0.2 if int8 else 0.95) * stored < made.weights_bytes < (0.6 if int8 else 1.1) * stored
+    assert (0.2 if int8 else 0.95) * stored < made.bound.weights_bytes < (0.6 if int8 else 1.1) * stored
     plain = tmp_path / "plain"
     plain.mkdir()
     compile(assemble(program, plan, gating="open"), plain)

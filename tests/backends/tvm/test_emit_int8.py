@@ -18,9 +18,10 @@ from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.quantize.observe import observe
 from edgevit.quantize.plan import plan_quantization
+from edgevit.schema.claims import Tolerance
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.verify.coverage import check_coverage
-from edgevit.verify.parity import QUANTIZED, Tolerance, check_parity
+from edgevit.verify.parity import QUANTIZED, check_parity
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 

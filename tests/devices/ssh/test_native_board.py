@@ -110,7 +110,7 @@ def refusal(bundle: Path, board: Board, **asked: Any) -> str:  # noqa: F811
 def test_a_board_is_told_how_many_threads_a_run_has(bundle: Path) -> None:
     """Also where it is the target's number: a board with fewer CPUs must refuse, not run with fewer in silence."""
     with open_bundle(bundle) as opened:
-        manifest = dataclasses.replace(opened.manifest, target=opened.manifest.target | {"threads": 2})
+        manifest = dataclasses.replace(opened.manifest, target=dataclasses.replace(opened.manifest.target, threads=2))
         for threads in (2, 1):
             case = native_board._Case(
                 bundle=dataclasses.replace(opened, manifest=manifest),
@@ -129,7 +129,9 @@ def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board:
     assert "CPUs 4000 were asked for; 127.0.0.1 offers 0" in refusal(bundle, board, cpus=(4000,))
     assert "compiled for 1 thread, got --threads 3" in refusal(bundle, board, threads=3)
     with open_bundle(bundle) as opened:
-        elsewhere = dataclasses.replace(opened.manifest, target=opened.manifest.target | {"arch": "riscv64"})
+        elsewhere = dataclasses.replace(
+            opened.manifest, target=dataclasses.replace(opened.manifest.target, arch="riscv64")
+        )
         with pytest.raises(DeviceError, match="is aarch64, the bundle's target riscv64"):
             require_fit(dataclasses.replace(opened, manifest=elsewhere), MACHINE, ADDRESS, None)
         with pytest.raises(BundleError, match="has no runner/native/runner; build it again"):

@@ -13,7 +13,8 @@ from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import ImagesError, ParityError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
-from edgevit.verify.parity import FLOAT, Tolerance, check_parity
+from edgevit.schema.claims import Tolerance
+from edgevit.verify.parity import FLOAT, check_parity
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 

@@ -13,9 +13,10 @@ from edgevit.backends.reference import reference_with_margins
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.program.spec import StemKind, StemSpec
+from edgevit.schema.claims import Tolerance
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import load_target
-from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, Tolerance, check_parity
+from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED, check_parity
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_spec, tiny_weights
 
