@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgevit.measure.branch_times import Trace
 
 
-class ProgramRunner(Runner, Protocol):
+class NativeRunner(Runner, Protocol):
     """A started program that is handed image after image; `told` is all that it printed of the last run."""
 
     told: dict[str, Any]
@@ -23,8 +23,8 @@ class ProgramRunner(Runner, Protocol):
         ...
 
 
-class Program(Protocol):
-    """The program of one build; its options are those of `backends/tvm/cxx/main.cc`.
+class NativeProgram(Protocol):
+    """The program of one build; it takes a folder, `-` for images on its input, and options.
 
     Attributes:
         path: of the program in the build's folder, `runner/native/...`; the libraries that it loads lie beside it.
@@ -32,15 +32,16 @@ class Program(Protocol):
         given_bytes: sizes of the buffers that a run is given: arena, image, effort, logits and gates.
     """
 
-    path: str
-    files: tuple[str, ...]
-
+    @property
+    def path(self) -> str: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
     @property
     def given_bytes(self) -> tuple[int, ...]: ...
 
     def start(
         self, command: Sequence[str], *, threads: int | None = None, environment: Mapping[str, str] | None = None
-    ) -> ProgramRunner:
+    ) -> NativeRunner:
         """Start it by a command that ends with the program's path, on this machine or in an emulator."""
         ...
 
@@ -54,7 +55,7 @@ class Program(Protocol):
 class NativeBackend(Backend, Protocol):
     """A backend with NATIVE."""
 
-    def program(self, folder: Path) -> Program:
+    def program(self, folder: Path) -> NativeProgram:
         """Return the program of the build in `folder`.
 
         Raises:
@@ -62,7 +63,7 @@ class NativeBackend(Backend, Protocol):
         """
         ...
 
-    def start(self, folder: Path, *, trace: bool = False, threads: int | None = None) -> ProgramRunner:
+    def start(self, folder: Path, *, trace: bool = False, threads: int | None = None) -> NativeRunner:
         """Start the program of the build in `folder` here, on at most as many threads as it was compiled for.
 
         Raises:

@@ -17,7 +17,6 @@ from edgevit.backends import backend, desk
 from edgevit.backends.targets import accept, load_target
 from edgevit.build.host import target_health
 from edgevit.build.prediction import predict
-from edgevit.bundle.runner_source import joined
 from edgevit.devices import local
 from edgevit.errors import CoverageError, RuntimeMissingError, SkipError, TargetError
 from edgevit.schema.target import Target
@@ -118,10 +117,3 @@ def test_its_evidence_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(dummy_desk, "executed", lambda build: lambda image, effort: ran)
         build(tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_part_of_the_runner_takes_nothing_that_a_bundle_lacks(tmp_path: Path) -> None:
-    part = tmp_path / "part.py"
-    part.write_text('"""Doc."""\n\nfrom edgevit.util import text\n\nUSED = ()\n')
-    with pytest.raises(ValueError, match="imports from edgevit"):
-        joined(part)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends.native import Program, ProgramRunner, native_backend
+from edgevit.backends.native import NativeProgram, NativeRunner, native_backend
 from edgevit.bundle.read import GoldenResult, rerun_golden
 from edgevit.devices.qemu import emulator
 from edgevit.devices.qemu.emulator import Counter, Cpu, Userland
@@ -120,7 +120,7 @@ def machine(cpu: Cpu, manifest: Manifest) -> Environment:
 @contextmanager
 def _started(
     userland: Userland, cpu: Cpu, bundle: Bundle, *, counter: Counter | None, heap: bool, timeout_s: float
-) -> Iterator[ProgramRunner]:
+) -> Iterator[NativeRunner]:
     """The bundle's runner in the emulator; the counter has written what it counted when the context ends."""
     own = _program(bundle)
     program = bundle.folder / own.path
@@ -145,7 +145,7 @@ def _started(
             runner.close()
 
 
-def _program(bundle: Bundle) -> Program:
+def _program(bundle: Bundle) -> NativeProgram:
     return native_backend(bundle.manifest.backend).program(bundle.folder.resolve())
 
 

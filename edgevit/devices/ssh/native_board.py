@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import __version__
-from edgevit.backends.native import Program, native_backend
+from edgevit.backends.native import NativeProgram, native_backend
 from edgevit.bundle.read import load_golden
 from edgevit.devices.ssh.board_environment import NATIVE, emulator_of, environment_of, require_fit
 from edgevit.devices.ssh.connection import Address, printable
@@ -67,7 +67,7 @@ class _Case:
         return np.arange(len(self.images))[timed_images(len(self.images), self.runs)]
 
     @property
-    def program(self) -> Program:
+    def program(self) -> NativeProgram:
         return native_backend(self.bundle.manifest.backend).program(self.bundle.folder)
 
     @property

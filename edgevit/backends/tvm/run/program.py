@@ -1,4 +1,4 @@
-"""The C++ runner of a build, for whoever starts it: see `edgevit.backends.native.Program`."""
+"""The C++ runner of a build, for whoever starts it: see `edgevit.backends.native.NativeProgram`."""
 
 from __future__ import annotations
 
