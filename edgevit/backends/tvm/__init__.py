@@ -20,7 +20,8 @@ from edgevit.backends.refusals import refused_attention, refused_formats, refuse
 from edgevit.backends.tvm.compile.toolchain import linker
 from edgevit.backends.tvm.inspect.bytecode import Memory, bound
 from edgevit.backends.tvm.inspect.shipped import read
-from edgevit.backends.tvm.run.canary import INSTALL, PINNED
+from edgevit.backends.tvm.run.canary import INSTALL as INSTALL
+from edgevit.backends.tvm.run.canary import PINNED
 from edgevit.backends.tvm.run.canary import require as usable
 from edgevit.backends.tvm.run.canary import versions as installed
 from edgevit.backends.tvm.run.process import ProcessRunner, command, foreign
