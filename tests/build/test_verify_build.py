@@ -15,6 +15,7 @@ from edgevit.build import verify_build as verifying
 from edgevit.build.case import Case
 from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble
+from edgevit.schema.claims import BoundFigures
 from edgevit.schema.memory_bound import PathMemory
 from tests.bundles import FixedRunner
 from tests.test_pipeline import image_set, lenient
@@ -64,18 +65,18 @@ def told(monkeypatch: pytest.MonkeyPatch, desk: Told) -> list[str]:
 
 
 PATH = PathMemory(name="real", effort=0.0, open_branches=1, peak_bytes=60, nodes=())
-MEMORY = MemoryEvidence(bound=BOUND, proven=True, summary="held", measured=(PATH,), remark="60 bytes today")
+MEMORY = MemoryEvidence(detail=BOUND, summary="held", measured=(PATH,), remark="60 bytes today")
 
 
 def test_what_is_not_the_same_every_time_is_said_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     said = told(monkeypatch, Told(MEMORY))
     found = verifying._bound(case(), RUNNER, said.append)
     assert said == ["60 bytes today"] and found.bound is not None
-    assert found.claim.figures == {"total_bytes": 100} and found.bound.measured_peak_bytes is None
+    assert found.claim.figures == BoundFigures(bound_bytes=100) and found.bound.measured_peak_bytes is None
     told(monkeypatch, Told(replace(MEMORY, exact=True, remark="")))
     found = verifying._bound(case(), RUNNER, said.append)
     assert len(said) == 1 and found.bound is not None and found.bound.measured_peak_bytes == 60
-    assert found.claim.figures["bound_bytes"] == 100
+    assert isinstance(found.claim.figures, BoundFigures) and found.claim.figures.paths[0].peak_bytes == 60
 
 
 def test_evidence_above_the_bound_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import pytest
 
 from edgevit.errors import BoundError
-from edgevit.schema.memory_bound import Bound, CappedRun, PathMemory
+from edgevit.schema.memory_bound import BoundDetail, CappedRun, MemoryBound, PathMemory
 from edgevit.verify.memory import check_capped, check_memory
 
-BOUND = Bound(
-    runtime="any",
-    proven="everything",
-    weights_bytes=0,
-    arena_weights_bytes=0,
-    activations_bytes=100,
-    scratch_bytes=0,
-    fragmentation_bytes=0,
-    io_bytes=0,
-    arena_bytes=100,
-    total_bytes=100,
-    main_frame_bytes=100,
-    branches=(),
-    timeline=(),
+BOUND = BoundDetail(
+    bound=MemoryBound(
+        bound_bytes=100,
+        weights_bytes=0,
+        activations_bytes=100,
+        scratch_bytes=0,
+        io_bytes=0,
+        arena_bytes=100,
+        proven=True,
+        covers="everything",
+    )
 )
 
 

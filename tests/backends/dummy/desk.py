@@ -11,7 +11,7 @@ import numpy as np
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.bundle.runner_source import joined
 from edgevit.program.program import Program
-from edgevit.schema.memory_bound import Bound, PathMemory
+from edgevit.schema.memory_bound import BoundDetail, MemoryBound, PathMemory
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import Target
 from tests.backends.dummy import MODEL
@@ -55,23 +55,18 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
     model = Interpreter(build.folder / MODEL)
     measured = tuple(_held(model, image, name, effort) for name, effort in efforts.items())
     most, weights = sum(each.peak_bytes for each in measured), sum(array.nbytes for array in model.arrays.values())
-    bound = Bound(
-        runtime="dummy",
-        proven="what every value of every path would take",
+    bound = MemoryBound(
+        bound_bytes=weights + most + image.nbytes,
         weights_bytes=weights,
-        arena_weights_bytes=0,
         activations_bytes=most,
         scratch_bytes=0,
-        fragmentation_bytes=0,
         io_bytes=image.nbytes,
         arena_bytes=most,
-        total_bytes=weights + most + image.nbytes,
-        main_frame_bytes=most,
-        branches=(),
-        timeline=(),
+        proven=True,
+        covers="what every value of every path would take",
     )
     summary = f"{most} bytes hold every value of {len(measured)} paths"
-    return MemoryEvidence(bound=bound, proven=True, summary=summary, measured=measured, exact=True)
+    return MemoryEvidence(detail=BoundDetail(bound=bound), summary=summary, measured=measured, exact=True)
 
 
 def _held(model: Interpreter, image: np.ndarray, name: str, effort: float) -> PathMemory:
