@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.peers import MODELS, RUNTIMES, backend_versions, data_folder, take_turn
 from benchmarks.timing import Ratio, Times, interleave, ratio
-from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
+from edgevit.backends import Runner, onnx_backend, onnx_backends
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
 from edgevit.measure.environment import cpu_flags, environment, snapshot
@@ -180,7 +180,7 @@ def _result(
 def chosen_targets() -> list[Target]:
     """Per runtime the x86 target that this CPU is made for: all its flags are there, or OpenVINO's one."""
     every = [load_target(name) for name in list_targets()]
-    shipped = [target for target in every if target.arch == "x86_64" and target.backend in ONNX_MODULES]
+    shipped = [target for target in every if target.arch == "x86_64" and target.backend in onnx_backends()]
     chosen = []
     for runtime in RUNTIMES.values():
         own = sorted((t for t in shipped if t.backend == runtime), key=lambda t: -len(t.requires_flags))

@@ -7,46 +7,18 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from edgevit import __version__
-from edgevit.backends.tvm.compile.toolchain import MACHINES, linker
-from edgevit.backends.tvm.run.process import INSTALL_EMULATOR, emulator_path
-from edgevit.backends.tvm.run.runtime import llvm_architectures
+from edgevit.backends import DEFAULT, MODULES, backend
+from edgevit.build.host import TargetHealth, installed, runtime_versions, target_health
 from edgevit.devices.qemu import estimate, userland
-from edgevit.errors import DeviceError, RuntimeMissingError, TargetError
+from edgevit.errors import DeviceError
 from edgevit.measure.environment import cpu_flags
-from edgevit.schema.target import Target, list_targets, load_target, missing_flags
+from edgevit.schema.target import list_targets, load_target
 
-PACKAGES = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "safetensors",
-    "pillow",
-    "rich",
-    "openvino",
-    "apache-tvm",
-    "apache-tvm-ffi",
-    "torch",
-    "torchvision",
-    "timm",
-)
-RUNTIME_PACKAGES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "tvm": ("apache-tvm", "apache-tvm-ffi")}
-INSTALL = {
-    **dict.fromkeys(("torch", "torchvision", "timm"), "pip install 'edgevit[train]'"),
-    **dict.fromkeys(("apache-tvm", "apache-tvm-ffi"), "pip install 'edgevit[tvm]'"),
-    "openvino": "pip install 'edgevit[openvino]'",
-}
-# From the fastest to the slowest wherever a CPU has what they need. Measured side by side in reports/reference/: with
-# VNNI in peers-vnni.md, with AVX2 in backends.md, for ARM by executed instructions in arm.md and arm-tvm.md.
-FASTEST = (
-    *("x86-64-avx512vnni-tvm", "x86-64-openvino", "x86-64-avxvnni-tvm", "x86-64-onnxruntime", "x86-64-v4-tvm"),
-    *("x86-64-v3-tvm", "x86-64-avx2-onnxruntime"),
-    *("armv8.6-i8mm-tvm", "cortex-a76-tvm", "armv8.6-i8mm-onnxruntime", "rpi5-onnxruntime"),
-    *("cortex-a72-tvm", "cortex-a53-tvm", "rpi4-onnxruntime"),
-)
+OURS = ("numpy", "onnx", *backend(DEFAULT).PACKAGES, "safetensors", "pillow", "rich")
+TRAINING = ("torch", "torchvision", "timm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +28,6 @@ class Package:
     name: str
     version: str | None
     install: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetHealth:
-    """Whether a target can be built here, and whether this CPU runs it as a device would."""
-
-    name: str
-    builds: bool
-    runs_as_device: bool
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +50,9 @@ class Health:
 def diagnose() -> Health:
     """Look at this machine; nothing heavy is imported and nothing is changed."""
     flags = cpu_flags()
-    versions = {name: _version(name) for name in PACKAGES}
+    runtimes = runtime_versions()
+    names = dict.fromkeys((*OURS, *runtimes, *TRAINING))
+    versions = {name: runtimes[name] if name in runtimes else installed(name) for name in names}
     interesting = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
     return Health(
         edgevit=__version__,
@@ -100,33 +64,8 @@ def diagnose() -> Health:
         data=os.environ.get("EDGEVIT_DATA"),
         packages=tuple(Package(name=n, version=v, install=_install(n)) for n, v in versions.items()),
         emulation=_emulation(),
-        targets=tuple(_target(load_target(name), set(flags), versions) for name in list_targets()),
+        targets=tuple(target_health(load_target(name), set(flags), runtimes) for name in list_targets()),
         compress=all(versions[name] for name in ("torch", "timm")),
-    )
-
-
-def host_target(machine: str | None = None) -> tuple[Target, str]:
-    """Return the fastest target that this machine can build and run as a device would, and why it is that one.
-
-    Raises:
-        TargetError: there is none; says of every target for this architecture what is missing.
-    """
-    arch, flags = machine or platform.machine(), set(cpu_flags())
-    versions = {name: _version(name) for names in RUNTIME_PACKAGES.values() for name in names}
-    passed: list[str] = []
-    for name in FASTEST:
-        target = load_target(name)
-        if arch not in MACHINES[target.arch]:
-            continue
-        remarks = _target(target, flags, versions).remarks
-        if not remarks:
-            rest = f"; faster, but not here: {'; '.join(passed)}" if passed else ""
-            return target, f"{name}: the fastest that this machine can build and run ({target.description}){rest}"
-        passed.append(f"{name} ({remarks[0]})")
-    possible = "".join(f"\n  - {line}" for line in passed) or f" there are none for the architecture {arch}"
-    raise TargetError(
-        f"no target can be both built and run on this machine:{possible}\nInstall what is missing, or name a target: "
-        "`edgevit targets` lists all"
     )
 
 
@@ -144,50 +83,10 @@ def _emulation() -> tuple[Package, ...]:
     )
 
 
-def _target(target: Target, flags: set[str], versions: dict[str, str | None]) -> TargetHealth:
-    remarks = [f"{n} is missing: {_install(n)}" for n in RUNTIME_PACKAGES[target.backend] if versions[n] is None]
-    if target.backend == "tvm":
-        remarks += _compiling(target, tvm_installed=not remarks)
-    builds = not remarks
-    if platform.machine() != target.arch:
-        remarks.append(f"this machine is {platform.machine()}, the target {target.arch}")
-        if target.backend == "tvm":
-            emulator = emulator_path()
-            remarks.append(f"verified here in {emulator}" if emulator else f"not verified here: {INSTALL_EMULATOR}")
-    lacking = missing_flags(target, flags) if platform.machine() == target.arch else ()
-    if lacking:
-        means = "do not run here" if target.backend == "tvm" else "run here exactly, but slower than on the target"
-        remarks.append(f"this CPU lacks {', '.join(lacking)}: bundles {means}")
-    return TargetHealth(name=target.name, builds=builds, runs_as_device=not remarks, remarks=tuple(remarks))
-
-
-def _compiling(target: Target, *, tvm_installed: bool) -> list[str]:
-    """What is missing to compile machine code for the target."""
-    remarks = []
-    try:
-        linker(target.arch)
-    except RuntimeMissingError as error:
-        remarks.append(str(error))
-    if not tvm_installed:
-        return remarks
-    try:
-        known = llvm_architectures()
-    except RuntimeMissingError as error:
-        return [*remarks, str(error)]
-    if target.arch not in known:
-        remarks.append(f"the installed TVM cannot compile for {target.arch}, only for: {', '.join(known) or 'nothing'}")
-    return remarks
-
-
 def _install(package: str) -> str:
-    return INSTALL.get(package, "pip install edgevit")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    if package in TRAINING:
+        return "pip install 'edgevit[train]'"
+    return next((backend(name).INSTALL for name in MODULES if package in backend(name).PACKAGES), "pip install edgevit")
 
 
 def _memory() -> int | None:

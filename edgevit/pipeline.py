@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
-from edgevit.backends import Runner, Source, backend
+from edgevit.backends import Runner, Source, backend, desk
 from edgevit.backends.reference import reference, taps
+from edgevit.build.case import Case, Place
 from edgevit.build.describe import Facts, describe, golden_runs
-from edgevit.build.verify_build import Case, Place, prove
+from edgevit.build.preflight import require_target
+from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.errors import ProgramError, TargetError
 from edgevit.images.image_set import ImageSet
@@ -242,9 +244,12 @@ def build(
     Raises:
         OutputError: the output exists, or cannot be written.
         ProgramError, TargetError: see `check_limit`.
+        RuntimeMissingError: the target's runtime or a tool it compiles with is not installed.
+        TargetError: nothing can be compiled for the target.
         VerificationError: a claim did not hold; its class says which.
     """
     refuse_existing(folder, force=force)
+    require_target(target, recipe.tune_s)
     check_limit(program, target, evaluation, max_drop)
     check_size(program.spec, int8=target.int8)
     _warn_of_memory(program, say)
@@ -272,7 +277,7 @@ def build(
             max_drop=max_drop,
         )
         runner = _load(case)
-        evidence = prove(case, runner, say)
+        evidence = verify_build(case, runner, say)
         say("Writing the bundle")
         golden = golden_runs(
             runner, program.spec, calibration.images, chooser=reference(model) if case.elsewhere else runner
@@ -309,6 +314,7 @@ def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) 
     manifest = describe(facts, files)
     report = make_report(manifest)
     pages = {"report.json": report_json.render(report), "report.html": report_html.render(report)}
+    pages["runner/run.py"] = desk(manifest.backend).runner_source()
     labels = facts.case.program.spec.labels
     archive = write_bundle(folder, manifest, {**files, **pages}, facts.golden, labels=labels, force=force)
     return Built(folder=folder, archive=archive, manifest=manifest)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import onnx_backend
+from edgevit.backends import desk, onnx_backend
 from edgevit.bundle.write import GoldenRun, write_bundle
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
@@ -100,7 +100,8 @@ def sample_bundle(
         manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
         settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target.weight_bits)
         manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
-        write_bundle(folder, manifest, {"model": model, **(files or {})}, golden, labels=labels, force=force)
+        every = {"model": model, "runner/run.py": desk(runtime).runner_source(), **(files or {})}
+        write_bundle(folder, manifest, every, golden, labels=labels, force=force)
     return folder
 
 

@@ -13,8 +13,8 @@ import pytest
 from edgevit import pipeline
 from edgevit.backends import backend
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
-from edgevit.build import verify_build
-from edgevit.build.verify_build import GOLDEN_PART, head_deviation
+from edgevit.build import accuracy, case
+from edgevit.build.case import GOLDEN_PART, head_deviation
 from edgevit.bundle.read import open_bundle, verify_bundle
 from edgevit.errors import (
     AccuracyError,
@@ -185,13 +185,13 @@ def test_max_drop_counts_classes_and_is_refused_where_there_are_none() -> None:
     with pytest.raises(ProgramError, match="tiny decides between none"):
         pipeline.check_limit(program, lenient("x86-64-onnxruntime"), image_set(program), 1.0, given=True)
     named = Named(build=np.ones(3, np.int64), floats=np.zeros(3, np.int64), cosines=np.ones(3), decides="score")
-    assert verify_build._answers(program.spec, named, image_set(program).images) is None
+    assert accuracy.answers_of(program.spec, named, image_set(program).images) is None
     dense = tiny_program(classes=1).spec
-    assert verify_build._answers(dense, named, image_set(program).images) is named.floats
+    assert accuracy.answers_of(dense, named, image_set(program).images) is named.floats
 
 
 def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_build, "emulator_path", lambda: None)
+    monkeypatch.setattr(case, "emulator_path", lambda: None)
     monkeypatch.setattr("platform.machine", lambda: "s390x")
     program = tiny_program()
     with pytest.raises(TargetError, match="--max-drop cannot be judged here: machine code for aarch64"):

@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from edgevit import pipeline
-from edgevit.build import verify_build
+from edgevit.build import case, verify_build
 from edgevit.build.prediction import predict
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
 from edgevit.schema.claims import Claim
 from edgevit.schema.target import Target, load_target
+from edgevit.util import machines
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
 from tests.bundles import rehash
@@ -37,7 +38,7 @@ from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm.compile import emit, library, toolchain  # noqa: E402
 from edgevit.backends.tvm.inspect import counts  # noqa: E402
 from edgevit.backends.tvm.parts import stages  # noqa: E402
-from edgevit.backends.tvm.run import canary, process  # noqa: E402
+from edgevit.backends.tvm.run import canary  # noqa: E402
 from tests.backends.tvm.native_runner import resign  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
@@ -73,8 +74,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
 
 @pytest.fixture(scope="module")
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
-    if process.emulator_path() is None:
-        unavailable(f"no emulator of aarch64; on Debian: {process.INSTALL_EMULATOR}")
+    if machines.emulator_path() is None:
+        unavailable(f"no emulator of aarch64; on Debian: {machines.INSTALL_EMULATOR}")
     return board(tmp_path_factory.mktemp("crossed") / "bundle")
 
 
@@ -184,7 +185,7 @@ def test_aarch64_is_verified_in_an_emulator(crossed: pipeline.Built) -> None:
 
 
 def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_build, "emulator_path", lambda: None)
+    monkeypatch.setattr(case, "emulator_path", lambda: None)
     manifest = board(tmp_path / "bundle").manifest
     assert set(summaries(manifest)) == {"bound"} and not manifest.accuracy
     open_claims: list[Claim] = [claim for claim in manifest.claims if claim.held is None]
@@ -195,7 +196,7 @@ def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, m
 def test_a_cpu_without_the_instructions_builds_what_it_cannot_check(
     built: pipeline.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_build, "cpu_flags", lambda: ("avx2",))
+    monkeypatch.setattr(case, "cpu_flags", lambda: ("avx2",))
     manifest = build(tmp_path / "bundle").manifest
     claims = {claim.name: claim.summary for claim in manifest.claims if claim.held is None}
     assert set(claims) == {"parity", "skip", "accuracy"} and set(summaries(manifest)) == {"coverage", "bound"}
@@ -219,7 +220,8 @@ def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ParityError):
         build(tmp_path / "bundle")
     # Where its result is thrown away, so that only its work is left:
-    monkeypatch.setattr(verify_build, "_parity", lambda case, runner: Claim(name="parity", held=True, summary=""))
+    rest = tuple(each for each in verify_build.VERIFIERS if each.name != "parity")
+    monkeypatch.setattr(verify_build, "VERIFIERS", rest)
     with pytest.raises(SkipError, match="b00_mhsa is closed .* still runs 4 nodes: b00_mhsa/norm, b00_mhsa/qkv"):
         build(tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
@@ -299,8 +301,8 @@ def test_a_float_build_needs_no_coverage(tmp_path: Path) -> None:
 
 
 def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path) -> None:
-    if process.emulator_path() is None:
-        unavailable(f"no emulator of aarch64; on Debian: {process.INSTALL_EMULATOR}")
+    if machines.emulator_path() is None:
+        unavailable(f"no emulator of aarch64; on Debian: {machines.INSTALL_EMULATOR}")
     built = board(tmp_path / "bundle", INT8_BOARD)
     held = summaries(built.manifest)
     assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgevit.backends.targets import load_target
 from edgevit.build.prediction import Prediction, predict
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.write import refuse_existing
-from edgevit.errors import ImagesError, ProgramError, TargetError
+from edgevit.errors import ImagesError, ProgramError
 from edgevit.frontends.imagenet import SUBSETS, imagenet_names
 from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
@@ -20,7 +21,7 @@ from edgevit.program.original import as_original, weights_digest, with_original
 from edgevit.program.program import Program, is_program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
 from edgevit.schema.recipe import Recipe
-from edgevit.schema.target import Target, load_target
+from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.tasks.counterpart import fitting
 from edgevit.util.resources import shipped
@@ -75,8 +76,6 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
     target = _target(job, say)
-    if job.tune_s and target.backend != "tvm":
-        raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
     _ready_to_begin(job, target)
     given, kept = _given(job, say)
     given, original = _with_original(job, given, say)
@@ -129,7 +128,7 @@ def _target(job: Job, say: Say = lambda _: None) -> Target:
     """The target that was named; for `host` the fastest that this machine can build and run, and says which."""
     if job.target != HOST:
         return load_target(job.target)
-    from edgevit.doctor import host_target
+    from edgevit.build.host import host_target
 
     target, why = host_target()
     say(f"building for {why}")

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
+from edgevit.backends import backend
+from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
 from edgevit.build.preflight import Output, ready
 from edgevit.compress.gate.judge import Answers, answers
@@ -40,7 +42,7 @@ from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program
 from edgevit.program.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
-from edgevit.schema.target import Target, load_target
+from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.util import strict_json
 from edgevit.util.progress import Say
@@ -176,8 +178,8 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
     ready(_outputs(job, 4 * sum(array.size for array in dense.weights.values())))
-    if target.backend == "tvm":
-        bound_bytes(dense.spec, target)  # the result needs it, and only TVM can tell
+    if backend(target.backend).NATIVE:
+        bound_bytes(dense.spec, target)  # the result needs it, and of machine code only its compiler can tell
     training = Training(
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,

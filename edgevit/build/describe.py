@@ -10,7 +10,8 @@ import numpy as np
 
 from edgevit import __version__
 from edgevit.backends import Runner, backend
-from edgevit.build.verify_build import Case, Evidence
+from edgevit.build.case import Case
+from edgevit.build.verify_build import Evidence
 from edgevit.bundle.write import GoldenRun
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.original import uncompressed, without_answers
@@ -49,7 +50,7 @@ class Facts:
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
     """The manifest, but for what only the writer knows (hashes, golden file names)."""
     spec, evidence = facts.case.program.spec, facts.evidence
-    models = _models(tuple(files))
+    models = _models(facts.case.target.backend, tuple(files))
     return Manifest(
         name=f"{spec.name}-{facts.case.target.name}",
         backend=facts.case.target.backend,
@@ -93,8 +94,9 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
     )
 
 
-def _models(files: Sequence[str]) -> dict[str, str]:
-    known = {"model.onnx": "onnx", "model.ort": "ort", "model.xml": "ir", "model.so": "so"}
+def _models(runtime: str, files: Sequence[str]) -> dict[str, str]:
+    """File of the model by format, in the order of the files."""
+    known = {name: kind for kind, name in backend(runtime).FILES.items()}
     return {known[name]: name for name in files if name in known}
 
 
@@ -143,7 +145,7 @@ def _macs(facts: Facts) -> Macs:
 def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -> Sizes:
     first = next(iter(models.values()))
     # What one device loads: the model that was verified and the data beside it, not its other formats.
-    beside = (f"{first}.data", "model.bin", "model.weights")
+    beside = backend(facts.case.target.backend).BESIDE
     loaded = [path for name, path in files.items() if name == first or name in beside]
     spec = facts.case.program.spec
     parameters = sum(int(np.prod(shape)) for shape in expected_shapes(spec).values())

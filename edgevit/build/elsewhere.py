@@ -6,6 +6,7 @@ import dataclasses
 import platform
 from collections.abc import Sequence
 
+from edgevit.backends import backend
 from edgevit.schema.claims import Claim, ClaimName
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.target import Target
@@ -18,7 +19,6 @@ OPEN: dict[ClaimName, str] = {
     "bound": "{arch} packs weights otherwise",
     "accuracy": "{arch} kernels round otherwise",
 }
-CHOOSE_KERNELS = ("onnxruntime", "openvino")  # on the device, when they load a model
 SHOWS = "edgevit profile --device shows it there"
 
 
@@ -27,7 +27,7 @@ def qualified(
 ) -> tuple[tuple[Claim, ...], MemoryBound]:
     """Say of every claim, and of the bound, on which machine it was proven; as they are where that is the target's.
 
-    Machine code of TVM runs on the target's processor only, so that what was proven was proven there.
+    Machine code runs on the target's processor only, so that what was proven was proven there.
 
     Args:
         claims: proven on this machine.
@@ -37,7 +37,7 @@ def qualified(
     """
     here = machine or platform.machine()
     arch = target.arch
-    if here == arch or target.backend not in CHOOSE_KERNELS:
+    if here == arch or backend(target.backend).NATIVE:
         return tuple(claims), bound
     said = tuple(
         dataclasses.replace(

@@ -10,12 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgevit.backends import tvm
-from edgevit.backends.onnxruntime import memory_bound as ort_bound
-from edgevit.backends.onnxruntime import written_bytes
-from edgevit.backends.tvm import memory_bound as tvm_bound
+from edgevit.backends import Forecast, desk
+from edgevit.backends.targets import accept
 from edgevit.errors import BudgetError
-from edgevit.onnx_form.assemble import detached
 from edgevit.onnx_form.check import check_size
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.program import Program, expected_shapes
@@ -31,7 +28,7 @@ BISECTIONS = 24
 class Prediction:
     """Bytes, MACs per image, and how many Linears would be int8.
 
-    `model_bytes` is what `holds` says: the code of a TVM build only a compiler can tell. `bound_bytes` is the memory
+    `model_bytes` is what `holds` says: how large machine code is only a compiler can tell. `bound_bytes` is the memory
     bound of the predicted structure; None for a runtime without one. `expected_macs` is None for a Program with gates
     of its own: how often they open only images tell.
     """
@@ -55,23 +52,25 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
     Raises:
         BudgetError: the stem and the head alone cost more than the budget.
         ProgramError: it is too large for any target's file.
-        RuntimeMissingError: TVM's kernels are laid out by TVM, which is not installed.
+        RuntimeMissingError: only the target's runtime could tell, and it is not installed.
+        TargetError: the target asks for what its runtime cannot do.
     """
+    accept(target)
     spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
     check_size(spec, int8=target.int8)
     names = linear_names(spec)
-    model_bytes, bound = _memory(spec, target)
+    found = _forecast(spec, target)
     everything = total_macs(spec)
     return Prediction(
         model=program.spec.name,
         target=target.name,
         float_bytes=4 * sum(a.size for a in program.weights.values()),
-        model_bytes=model_bytes,
-        holds="weights; code comes on top" if target.backend == "tvm" else "weights and graph",
+        model_bytes=found.model_bytes,
+        holds=found.holds,
         dense_macs=total_macs(program.spec),
         all_open_macs=everything,
         expected_macs=None if program.spec.gated and gate == 1.0 else everything * gate,
-        bound_bytes=bound,
+        bound_bytes=found.bound_bytes,
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),
     )
@@ -79,11 +78,11 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
 
 def bound_bytes(spec: ProgramSpec, target: Target) -> int | None:
     """The memory bound of a build of this structure for `target`; None for a runtime without one."""
-    return _memory(spec, target)[1]
+    return _forecast(spec, target).bound_bytes
 
 
-def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
-    """(bytes of the model, memory bound if there is one), with zeros for weights."""
+def _forecast(spec: ProgramSpec, target: Target) -> Forecast:
+    """What the runtime predicts of this structure, with zeros for weights."""
     plan = None
     if target.int8:
         plan = QuantPlan(
@@ -93,13 +92,7 @@ def _memory(spec: ProgramSpec, target: Target) -> tuple[int, int | None]:
             attentions=attention_names(spec) if target.attention == "int8" else (),
         )
     zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}
-    program = Program(spec=spec, weights=zeros)
-    if target.backend == "tvm":
-        laid = tvm.predict(program, plan, target)
-        detail = tvm_bound.bound(arena=laid.arena, io=laid.inputs + laid.outputs, weights=laid.weights)
-        return laid.weights, detail.bound.bound_bytes
-    model = detached(program, plan)
-    return written_bytes(*model), ort_bound.bound(*model).bound.bound_bytes if target.backend == "onnxruntime" else None
+    return desk(target.backend).predict(Program(spec=spec, weights=zeros), plan, target)
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:

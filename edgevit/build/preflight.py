@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit.backends import backend
+from edgevit.backends.targets import accept
 from edgevit.errors import OutputError
 from edgevit.schema.target import Target
 
@@ -53,7 +54,7 @@ def ready(
     Args:
         outputs: what will be written.
         target: what will be built for; None: nothing is compiled.
-        tune_s: seconds of the search for TVM's tiles.
+        tune_s: seconds of the search for the fastest tiles of compiled kernels.
         temporary_bytes: what the folder for temporary files has to hold at the very least.
 
     Raises:
@@ -66,15 +67,18 @@ def ready(
     _require_apart(outputs)
     _require_space(outputs, temporary_bytes)
     if target is not None:
-        _require_tools(target, tune_s)
+        require_target(target, tune_s)
 
 
-def _require_tools(target: Target, tune_s: float) -> None:
-    backend(target.backend).versions()
-    if target.backend == "tvm":
-        from edgevit.backends import tvm
+def require_target(target: Target, tune_s: float = 0.0) -> None:
+    """Refuse a target that nothing can be built for here, which needs a look at it, the runtime and its tools only.
 
-        tvm.require_tools(target, tune_s)
+    Raises:
+        RuntimeMissingError: the target's runtime or a tool it compiles with is not installed.
+        TargetError: it asks for what its runtime cannot do, or nothing can be compiled for it.
+    """
+    accept(target)
+    backend(target.backend).require(target, tune_s)
 
 
 def _require_writable(output: Output) -> None:

@@ -1,4 +1,4 @@
-"""Run the model of this bundle on images, with nothing but numpy, pillow and the runtime (TVM's is in the bundle).
+"""Run the model of this bundle on images, with nothing but numpy, pillow and its runtime.
 
 python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
@@ -15,7 +15,6 @@ import sys
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.split(os.path.realpath(__file__))[0]]
 
 import argparse
-import functools
 import hashlib
 import io
 import json
@@ -24,7 +23,6 @@ import os
 import platform
 import re
 import stat
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,8 +69,7 @@ def main() -> int:
     threads = arguments.threads or manifest["target"]["threads"]
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         refuse(f"its target has {threads!r} threads, allowed: 1 to {MOST_THREADS}")
-    loaders = {"onnxruntime": load_onnxruntime, "openvino": load_openvino, "tvm": load_tvm}
-    run = loaders[manifest["backend"]](manifest, threads)
+    run = load_model(manifest, threads)
     if arguments.check:
         return check_golden(manifest, run)
     status = 0
@@ -111,8 +108,7 @@ def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
     """How the paths of all files begin that are loaded or run to classify an image."""
     folder, _, model = manifest["model"].rpartition("/")
     own = f"{folder}/" if folder else model.rpartition(".")[0] + "."
-    native = ("runner/native/",) if manifest["backend"] == "tvm" else ()
-    return (own, *native, *([manifest["labels"]] if manifest["labels"] else []))
+    return (own, *USED, *([manifest["labels"]] if manifest["labels"] else []))
 
 
 def changed_files(manifest: dict[str, Any], begin: tuple[str, ...]) -> list[str]:
@@ -222,105 +218,24 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
     return np.asarray(cropped, dtype=np.uint8)[None]
 
 
-def load_onnxruntime(manifest: dict[str, Any], threads: int) -> Run:
-    """Load the model with ONNX Runtime; the function takes an image and an effort, gives logits and gates."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would report its use over the network
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    for key, value in manifest["runtime_settings"].items():
-        options.add_session_config_entry(key, value)
-    if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
-        # The int8 kernels would saturate here: slower ones are exact.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    # The memory bound in the manifest holds for these settings; they cost no time.
-    options.enable_mem_reuse = options.enable_mem_pattern = False
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    arena = {"max_mem": 0, "arena_extend_strategy": 0, "initial_chunk_size_bytes": 1 << 20}
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo(
-            "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-        ),
-        onnxruntime.OrtArenaCfg({**arena, "max_dead_bytes_per_chunk": 256}),
-    )
-    session = onnxruntime.InferenceSession(str(ROOT / manifest["model"]), options, providers=["CPUExecutionProvider"])
-
-    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        feeds = {"image": image}
-        if manifest["effort"]:
-            feeds["effort"] = np.array(effort, dtype=np.float32)
-        logits, gates = session.run(["logits", "gates"], feeds)
-        return logits, gates
-
-    return run
-
-
-def load_openvino(manifest: dict[str, Any], threads: int) -> Run:
-    """Load the model with OpenVINO; the function takes an image and an effort, gives logits and gates."""
-    settings = {**manifest["runtime_settings"], "INFERENCE_NUM_THREADS": threads}
-    if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
-        # int8 kernels would saturate here: the model is computed as written, in float.
-        settings["LP_TRANSFORMS_MODE"] = "NO"
-    request = openvino_core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
-
-    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        feeds = {"image": image}
-        if manifest["effort"]:
-            feeds["effort"] = np.array(effort, dtype=np.float32)
-        results = request.infer(feeds)
-        return results["logits"].copy(), results["gates"].copy()
-
-    return run
-
-
-def load_tvm(manifest: dict[str, Any], threads: int) -> Run:
-    """Start the bundle's own program, which takes images one after the other; the function hands it one."""
-    program = ROOT / "runner" / "native" / "runner"
-    program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
-    classes = manifest["outputs"][0]["shape"][1]
-    command = [str(program), str(ROOT), "-", "--top", str(classes)]
-    if threads != manifest["target"]["threads"]:  # else it takes as many, or one per CPU
-        command += ["--threads", str(threads)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1)
-    pipe, answers = process.stdin, process.stdout
-    assert pipe is not None and answers is not None
-
-    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        try:
-            pipe.write(np.float32(effort).tobytes() + image.tobytes())
-            pipe.flush()
-        except BrokenPipeError:  # it has said why, on standard error
-            sys.exit(process.wait() or 1)
-        line = answers.readline()
-        if not line:
-            sys.exit(process.wait() or 1)
-        told = json.loads(line)
-        logits = np.empty((1, classes), dtype=np.float32)
-        for index, value in told["top"]:
-            logits[0, index] = value
-        return logits, np.array(told["gates"], dtype=np.uint8)
-
-    return run
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """One Core for the process: several that end in any order leave signal handlers an unmapped stack (2026.4)."""
-    # It would report its use over the network: without this package it takes a stub.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino.Core()
-
-
 def lacks_vnni() -> bool:
     """Whether this is an x86 CPU that adds int8 products in 16 bits."""
     cpu = Path("/proc/cpuinfo")
     x86 = platform.machine() in ("x86_64", "AMD64") and cpu.is_file()
     return x86 and "vnni" not in cpu.read_text(encoding="utf-8", errors="replace")
+
+
+# What stands here belongs to the runtime: a bundle's runner has the part that its backend gives in place of it.
+# ---- runtime ----
+USED: tuple[str, ...] = ()
+
+
+def load_model(manifest: dict[str, Any], threads: int) -> Run:
+    """Load the model; the function takes an image and an effort, gives logits and gates."""
+    raise NotImplementedError("this is the common part of a bundle's runner; run the bundle's own runner/run.py")
+
+
+# ---- end of what belongs to the runtime ----
 
 
 def classify(

@@ -66,7 +66,8 @@ def write_bundle(
         folder: where it goes; must not exist unless `force`.
         manifest: everything known; `files`, `golden` and `labels` in it are filled in here.
         files: path inside the bundle -> its content, or the file that holds it: the model, report.json, report.html,
-            `licences/weights.txt` if there is more to say than `origin` does. A folder stands for all files below it.
+            runner/run.py, `licences/weights.txt` if there is more to say than `origin` does. A folder stands for all
+            files below it.
         golden: runs of the verified model, one per path.
         labels: names of the classes, if known.
         force: replace what is there.
@@ -111,7 +112,6 @@ def _fill(
         "licences/weights.txt": _weights_licence(manifest),
         **files,
         "licences/edgevit.txt": _own_licence(),
-        "runner/run.py": _runner(),
     }
     cases = []
     for run in golden:
@@ -169,10 +169,6 @@ def _npy(array: NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _runner() -> Path:
-    return Path(__file__).with_name("runner.py")
 
 
 def _weights_licence(manifest: Manifest) -> str:

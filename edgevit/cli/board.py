@@ -51,7 +51,7 @@ BOARD = (
         help="Measure on a board, or on an emulated processor, instead of this machine.",
     ),
     click.option(
-        "--python", default="python3", show_default=True, help="Python on the board, a name or path; TVM needs none."
+        "--python", default="python3", show_default=True, help="Python there, a name or path; machine code needs none."
     ),
     click.option("--timeout", type=SECONDS, default=1800, show_default=True, help="Seconds the device may take."),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgevit.backends import DEFAULT
 from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
 
@@ -35,14 +36,14 @@ def command() -> None:
     "runtimes",
     multiple=True,
     type=click.Choice(list(RUNTIMES)),
-    help="Repeatable; TVM needs none. Default: onnxruntime.",
+    help=f"Repeatable; a bundle of machine code needs none. Default: {DEFAULT}.",
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
     from edgevit.devices.qemu import userland
     from edgevit.util.progress import say
 
-    made = userland.setup(runtimes or ("onnxruntime",), cpus or DEFAULT_CPUS, say=say)
+    made = userland.setup(runtimes or (DEFAULT,), cpus or DEFAULT_CPUS, say=say)
     click.echo(f"{made.emulator_version} with {_contents(made.packages)} in {made.folder}")
     if made.uncounted:
         click.echo(f"edgevit: note: no instructions will be counted: {made.uncounted}", err=True)

@@ -22,7 +22,8 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str | None, as_json: bool) -> None:
     """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
-    from edgevit.schema.target import list_targets, load_target
+    from edgevit.backends.targets import load_target
+    from edgevit.schema.target import list_targets
     from edgevit.util import strict_json
 
     if name is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from edgevit.backends import MODULES, desk
 from edgevit.build.prediction import bound_bytes, gated, scaled
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
@@ -43,9 +44,10 @@ def static_for(spec: ProgramSpec, target: Target, limit_bytes: int) -> float:
     """
     floor = bound_bytes(gated(scaled(spec, 0.0)), target)
     if floor is None:
+        bounded = " or ".join(name for name in MODULES if desk(name).BOUNDED)
         raise BudgetError(
             f"target {target.name} runs on {target.backend}, which has no memory bound; give --memory with a target on "
-            "onnxruntime or tvm, or --static"
+            f"{bounded}, or --static"
         )
     if floor > limit_bytes:
         raise BudgetError(

@@ -61,7 +61,7 @@ def inspect(path: Path) -> Verified:
 def verify(path: Path, *, threads: int | None = None) -> Verified:
     """Check every file of a bundle against its manifest and run its golden inputs again.
 
-    This runs what the bundle holds: machine code, where its runtime is TVM.
+    This runs what the bundle holds: machine code, with some runtimes.
 
     Raises:
         BundleError: not a bundle, or damaged.

@@ -110,7 +110,6 @@ def probe_runner(
 
 
 def trace_local(
-    runtime: str,
     backend: str,
     model: Path,
     images: NDArray[np.uint8],
@@ -121,13 +120,12 @@ def trace_local(
     precision: str,
     weight_bits: int,
 ) -> Trace:
-    """Trace every image all-open and all-skipped in a fresh process (`backends.onnxruntime.branch_trace`).
+    """Trace every image all-open and all-skipped in a fresh process of this machine; see `edgevit.measure.trace`.
 
     Raises:
         BundleError: the process failed.
     """
     request = {
-        "runtime": runtime,
         "backend": backend,
         "model": str(model.resolve()),
         "branches": list(branches),
@@ -137,11 +135,9 @@ def trace_local(
         "weight_bits": weight_bits,
     }
     faults: list[str] = []
-    trace = strict_json.from_data(
-        Trace, _fresh("edgevit.backends.onnxruntime.branch_trace", request, images), faults, "trace"
-    )
+    trace = strict_json.from_data(Trace, _fresh("edgevit.measure.trace", request, images), faults, "trace")
     if trace is None:
-        raise BundleError(f"{runtime} gave a trace that cannot be read: {'; '.join(faults)}")
+        raise BundleError(f"{backend} gave a trace that cannot be read: {'; '.join(faults)}")
     return trace
 
 

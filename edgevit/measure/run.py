@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import statistics
 import time
@@ -79,7 +80,7 @@ def profile_bundle(
         images: uint8 RGB `[n, height, width, 3]`, prepared as the manifest's contract says: gates are watched on all
             of them, and so many are timed, evenly spread, that each is run at least RUNS_PER_IMAGE times per path.
         used: what `images` are.
-        backend: module that loads the model in a fresh process, by its full name.
+        backend: module of the backend, which loads the model in a fresh process, by its full name.
         runtime_version: version of the runtime.
         runs: timed runs per path.
         threads: threads of a run.
@@ -99,7 +100,7 @@ def profile_bundle(
     }
     model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
     few = images[:TRACED_IMAGES]
-    probe = _probe(manifest.backend, backend, model, few, list(efforts.values()), **settings)
+    probe = _probe(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs)
@@ -107,7 +108,7 @@ def profile_bundle(
     gates = np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
     branches = [branch.name for branch in manifest.branches]
     gated = [branch.name for branch in manifest.branches if branch.gated]
-    trace = trace_local(manifest.backend, backend, model, few, branches=branches, gated=gated, **settings)
+    trace = trace_local(backend, model, few, branches=branches, gated=gated, **settings)
     real = timings["real"]
     machine = environment(
         before,
@@ -139,11 +140,9 @@ def profile_bundle(
     )
 
 
-def _probe(
-    kind: str, backend: str, model: Path, images: NDArray[np.uint8], efforts: list[float], **settings: Any
-) -> Probe:
-    """A fresh process with the model: the C++ program that a TVM bundle ships, or this Python for other backends."""
-    if kind == "tvm":
+def _probe(backend: str, model: Path, images: NDArray[np.uint8], efforts: list[float], **settings: Any) -> Probe:
+    """A fresh process with the model: the program that a bundle of machine code ships, or this Python."""
+    if importlib.import_module(backend).NATIVE:
         return probe_runner(backend, model, images[:1], efforts, threads=settings["threads"])
     return probe_local(backend, model, images, efforts, **settings)
 

@@ -23,7 +23,7 @@ OPERATORS = frozenset({
 # fmt: on
 MAX_NODES = 20_000
 MAX_BYTES = 2**31 - 1  # protobuf's limit of one message
-MAX_DEPTH = 1  # OpenVINO's compile time is exponential in the nesting depth of If
+MAX_DEPTH = 1  # a runtime's compile time can be exponential in the nesting depth of If
 
 
 def check_size(spec: ProgramSpec, *, int8: bool) -> None:

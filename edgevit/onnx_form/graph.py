@@ -1,7 +1,7 @@
 """A small builder of ONNX graphs that knows where initialisers belong.
 
 Initialisers of 1 KB and more live in the main graph, smaller ones (scales, zero points, biases) in the branch that
-uses them: weights inside an If body are held twice by ONNX Runtime, scales outside it keep int8 kernels from forming.
+uses them: weights inside an If body can be held twice by a runtime, scales outside it keep int8 kernels from forming.
 They stay arrays until the model is made, and may stay so beside it: a message holds no more than 2 GiB, and a copy.
 """
 

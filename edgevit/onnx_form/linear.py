@@ -67,7 +67,7 @@ def _int8_gemm(
         x = graph.op("QuantizeLinear", [x, scale, zero], f"{name}/x_q")
     x = graph.op("DequantizeLinear", [x, scale, zero], f"{name}/x_dq")
     values, scales = quantize_weight(weight, plan.weight_bits)
-    # OpenVINO folds a transposed int8 weight at compile time only when it is stored `[out, in]`.
+    # A runtime may fold a transposed int8 weight at compile time only when it is stored `[out, in]`.
     w = _dequantize(graph, f"{name}/w", np.ascontiguousarray(values.T), scales, axis=0)
     inputs = [x, w]
     if bias is not None:

@@ -155,7 +155,7 @@ class Manifest:
 
     `target` is the whole target, `recipe` how the bundle was made, `tools` versions by package, `origin` where the
     weights came from, their licence and credit, `original` the model that was compressed (None: the bundle's is its own
-    original, or an older edgevit did not keep it). `models` maps a format of the target ('onnx', 'ort', 'ir') to the
+    original, or an older edgevit did not keep it). `models` maps a format of the target ('onnx', 'ir', ...) to the
     file a runtime loads; `model` is the one that was verified, `runtime_settings` how it was loaded (threads are the
     device's choice). `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
     `sha256` is of `manifest.json` without it, and tells damage only ('': written before there was one).

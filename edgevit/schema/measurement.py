@@ -115,7 +115,7 @@ class MemoryTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessMemory:
-    """Resident memory of a fresh process with numpy and the runtime only, or of a TVM bundle's own C++ runner.
+    """Resident memory of a fresh process with numpy and the runtime only, or of the C++ runner of machine code.
 
     After importing them (the runner: when it began to load), after loading the model, and its high-water mark after
     running every path.

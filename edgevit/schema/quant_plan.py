@@ -31,7 +31,7 @@ class LinearPlan:
 class QuantPlan:
     """One LinearPlan per Linear, in graph order; 7 `weight_bits` keep vpmaddubsw from saturating (no VNNI).
 
-    `attentions` are branches whose attention is int8 too, with scales found at run time; only TVM's kernels do that,
+    `attentions` are branches whose attention is int8 too, with scales found at run time; only few runtimes do that,
     and the lowered graph computes it in float.
     """
 

@@ -18,7 +18,7 @@ class Recipe:
         calibration: name of the calibration set.
         calibration_images: how many images it holds.
         calibration_sha256: digest over its pixels.
-        tune_s: CPU seconds that a search for TVM's register tiles might take (0 = the default tiles).
+        tune_s: CPU seconds that a search for register tiles of compiled kernels might take (0 = the default tiles).
         classes: the model's classes that were kept, by its own numbers (empty = all).
         held_out: images of the calibration set that nothing was chosen by, kept back to judge the build on (0: it was
             judged on other images, or there were too few); `calibration_images` and its digest are without them.

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import ONNX_MODULES, OnnxBackend, backend, onnx_backend, onnxruntime
+from edgevit.backends import OnnxBackend, backend, onnx_backend, onnx_backends, onnxruntime
 from edgevit.backends.reference import reference_with_margins
 from edgevit.errors import BundleError, ImagesError, OutputError, RuntimeMissingError
 from edgevit.onnx_form.assemble import assemble, detached
@@ -28,7 +28,7 @@ def int8_model() -> onnx.ModelProto:
     return assemble(PROGRAM, tiny_plan(PROGRAM))
 
 
-@pytest.fixture(params=tuple(ONNX_MODULES))
+@pytest.fixture(params=onnx_backends())
 def runtime(request: pytest.FixtureRequest) -> OnnxBackend:
     return onnx_backend(request.param)
 
@@ -40,7 +40,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_both_runtimes_compute_the_same_float_function(tmp_path: Path) -> None:
     model = assemble(PROGRAM)
     runners = []
-    for name in ONNX_MODULES:
+    for name in onnx_backends():
         folder = tmp_path / name
         folder.mkdir()
         onnx_backend(name).compile(model, folder)
@@ -178,7 +178,7 @@ def test_openvino_kernels_are_counted_on_the_twin() -> None:
 
 def test_executed_nodes_stop_at_closed_gates(int8_model: onnx.ModelProto, tmp_path: Path) -> None:
     onnxruntime.compile(int8_model, tmp_path)
-    (on, all_ones), (off, zeros) = (onnxruntime.trace(tmp_path, IMAGES[:1], e) for e in (1e9, -1e9))
+    (on, all_ones), (off, zeros) = (onnxruntime.executed(tmp_path, IMAGES[:1], e) for e in (1e9, -1e9))
     assert (all_ones.tolist(), zeros.tolist()) == ([1] * 4, [0] * 4)
     opened, closed = dict(on), dict(off)
     assert opened["b01_ffn.fc1/y"] == "QGemm" and "b01_ffn/skipped" not in opened

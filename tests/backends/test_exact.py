@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from edgevit.backends import lacks_vnni, onnx_backend, onnxruntime, openvino
+from edgevit.backends.onnxruntime import shipped_runner
 from edgevit.backends.reference import reference
-from edgevit.bundle import runner
 from edgevit.onnx_form.assemble import assemble
 from tests.bundles import sample_bundle
 from tests.lowered import tiny_plan
@@ -53,8 +53,8 @@ def test_the_shipped_runner_decides_when_it_loads(
     folder = sample_bundle(tmp_path / "bundle")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["target"]["weight_bits"] = weight_bits
-    monkeypatch.setattr(runner, "ROOT", folder)
-    monkeypatch.setattr(runner, "lacks_vnni", lambda: lacks)
+    monkeypatch.setattr(shipped_runner, "ROOT", folder)
+    monkeypatch.setattr(shipped_runner, "lacks_vnni", lambda: lacks)
     taken: dict[str, str] = {}
 
     class Watched(ort.SessionOptions):  # type: ignore[misc]
@@ -63,7 +63,7 @@ def test_the_shipped_runner_decides_when_it_loads(
             super().add_session_config_entry(key, value)
 
     monkeypatch.setattr(ort, "SessionOptions", Watched)
-    run = runner.load_onnxruntime(manifest, 1)
+    run = shipped_runner.load_model(manifest, 1)
     assert ("session.x64quantprecision" in taken) == exact
     image = np.load(folder / manifest["golden"][0]["image"])
     np.testing.assert_array_equal(run(image, 0.0)[0].shape, manifest["outputs"][0]["shape"])

@@ -65,8 +65,10 @@ def test_doctor_says_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_names_the_install_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from edgevit import doctor
+    from edgevit.build import host
 
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("openvino", "torch") else "1.0")
+    for module in (doctor, host):
+        monkeypatch.setattr(module, "installed", lambda name: None if name in ("openvino", "torch") else "1.0")
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "pip install 'edgevit[openvino]'" in shown

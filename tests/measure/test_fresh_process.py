@@ -64,7 +64,6 @@ def test_a_process_that_fails_is_told_with_its_last_words(module: Path) -> None:
         probe()
     with pytest.raises(BundleError, match="cannot load and run the model"):
         trace_local(
-            "onnxruntime",
             "edgevit.backends.onnxruntime",
             Path("missing.onnx"),
             IMAGES,

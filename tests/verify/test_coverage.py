@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from edgevit.backends import ONNX_MODULES, onnx_backend
+from edgevit.backends import onnx_backend, onnx_backends
 from edgevit.errors import CoverageError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
@@ -25,7 +25,7 @@ def lower(plan: QuantPlan | None, name: str) -> onnx.ModelProto:
     return assemble(PROGRAM, plan, gating="if" if name == "onnxruntime" else "open")
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_a_quantized_model_runs_int8(name: str) -> None:
     result = check_coverage(PLAN, kernels(lower(PLAN, name), name))
     assert result.summary == "10 of 10 Gemm int8"
@@ -33,13 +33,13 @@ def test_a_quantized_model_runs_int8(name: str) -> None:
     assert counted["b00_mhsa.qkv"] == 1 and counted["b01_mhsa.qkv"] == 2
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_a_linear_planned_float_is_no_fault(name: str) -> None:
     plan = tiny_plan(PROGRAM, floats=("b00_ffn.fc2", "head"))
     assert check_coverage(plan, kernels(lower(plan, name), name)).summary == "8 of 8 Gemm int8"
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_a_float_branch_body_is_caught(name: str) -> None:
     broken = tiny_plan(PROGRAM, floats=("b00_ffn.fc1", "b00_ffn.fc2"))
     message = r"8 of 10 Gemm int8; (?s:.*)b00_ffn.fc1: 0 int8 and 1 float kernels\n  b00_ffn.fc2: 0 int8"

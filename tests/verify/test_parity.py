@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import ONNX_MODULES, Runner, onnx_backend
+from edgevit.backends import Runner, onnx_backend, onnx_backends
 from edgevit.backends.reference import reference_with_margins
-from edgevit.build.verify_build import LEAST_PART, head_deviation
+from edgevit.build.case import LEAST_PART, head_deviation
 from edgevit.errors import ParityError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
@@ -41,7 +41,7 @@ def runner(model: onnx.ModelProto, folder: Path, name: str = "onnxruntime") -> R
     return onnx_backend(name).load(folder)
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
     result = check_parity(REFERENCE, runner(assemble(PROGRAM), tmp_path, name), IMAGES, FLOAT)
     by_name = {p.path: p for p in result.paths}
@@ -54,7 +54,7 @@ def test_float_is_float_on_every_path(name: str, tmp_path: Path) -> None:
     assert result.summary.startswith("12 paths, max error ")
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_int8_computes_the_quantized_graph(name: str, tmp_path: Path) -> None:
     # Against the same rounded values in float arithmetic, int8 kernels are nearly exact.
     model = assemble(PROGRAM, PLAN)
@@ -84,7 +84,7 @@ def test_a_clipping_scale_is_caught_against_the_quantized_graph(tmp_path: Path) 
         check_parity(quantized, runner(assemble(PROGRAM, wrong), tmp_path), IMAGES, QUANTIZED)
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_int8_stays_within_its_tolerance_of_float(name: str, tmp_path: Path) -> None:
     result = check_parity(REFERENCE, runner(assemble(PROGRAM, PLAN), tmp_path, name), IMAGES, INT8)
     assert all(p.error > 1e-3 for p in result.paths if p.path != "all_skipped")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevit.backends import ONNX_MODULES, Runner, onnx_backend, onnxruntime
+from edgevit.backends import Runner, onnx_backend, onnx_backends, onnxruntime
 from edgevit.errors import SkipError
 from edgevit.onnx_form.assemble import Gating, assemble
 from edgevit.program.macs import total_macs
@@ -24,7 +24,7 @@ LARGE_IMAGES = tiny_images(LARGE.spec, 3)
 
 def tracer(model: onnx.ModelProto, folder: Path) -> Trace:
     onnxruntime.compile(model, folder, formats=("onnx",))
-    return lambda image, effort: onnxruntime.trace(folder, image, effort)
+    return lambda image, effort: onnxruntime.executed(folder, image, effort)
 
 
 def runner(gating: Gating, name: str, folder: Path) -> Runner:
@@ -85,7 +85,7 @@ def test_a_branch_that_does_not_run_when_open_is_caught() -> None:
         check_skip_nodes(PROGRAM.spec, trace, IMAGES)
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_skipping_saves_time(name: str, tmp_path: Path) -> None:
     result = check_skip_time(LARGE.spec, runner("if", name, tmp_path), LARGE_IMAGES, margin=0.25)
     assert result.expected == skipped_macs(LARGE.spec) / total_macs(LARGE.spec) < 0.1
@@ -93,7 +93,7 @@ def test_skipping_saves_time(name: str, tmp_path: Path) -> None:
     assert "all skipped costs" in result.summary and to_data(result)["runs"] == 15
 
 
-@pytest.mark.parametrize("name", ONNX_MODULES)
+@pytest.mark.parametrize("name", onnx_backends())
 def test_computing_both_sides_is_caught_by_time(name: str, tmp_path: Path) -> None:
     with pytest.raises(SkipError, match=r"all open \S+ ms, all skipped \S+ ms; a closed gate does not save"):
         check_skip_time(LARGE.spec, runner("both", name, tmp_path), LARGE_IMAGES, margin=0.25)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, feed, lacks_vnni, missing
+from edgevit.backends import Source, Start, feed, lacks_vnni, missing
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.ort_format import canonical
+from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_precision
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
 from edgevit.util.strict_json import write_atomic
@@ -25,9 +26,19 @@ from edgevit.util.strict_json import write_atomic
 if TYPE_CHECKING:
     import onnx
 
+    from edgevit.measure.branch_times import Trace
+    from edgevit.schema.target import Target
+
 NAME = "onnxruntime"
-FORMATS = ("onnx", "ort")
 MODEL, DATA, ORT_MODEL = "model.onnx", "model.onnx.data", "model.ort"
+FILES: Mapping[str, str] = {"onnx": MODEL, "ort": ORT_MODEL}
+FORMATS = tuple(FILES)
+BESIDE: tuple[str, ...] = (DATA,)
+PACKAGES: tuple[str, ...] = ("onnxruntime",)
+INSTALL = "pip install edgevit"
+WHEELS = PACKAGES
+NATIVE = False
+READS_ONNX = True
 LARGE_BYTES = 1024
 ALIGN_BYTES = 64
 INT8_OPS = ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
@@ -54,6 +65,24 @@ class OnnxRuntimeRunner:
 
 def versions() -> dict[str, str]:
     return {"onnxruntime": str(_runtime().__version__)}
+
+
+def refused(target: Target) -> tuple[str, ...]:
+    return (
+        *refused_formats(target, FILES),
+        *refused_precision(target),
+        *refused_attention(target),
+        *refused_cpu(target),
+    )
+
+
+def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
+    return ()
+
+
+def require(target: Target, tune_s: float = 0.0) -> None:
+    versions()
+    refuse_search(target, tune_s)
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
@@ -119,7 +148,29 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     return tuple(found)
 
 
-def trace(
+def trace_branches(
+    model: Path,
+    images: np.ndarray,
+    *,
+    branches: Sequence[str],
+    gated: Sequence[str],
+    threads: int,
+    precision: str,
+    weight_bits: int,
+) -> Trace:
+    from edgevit.backends.onnxruntime import branch_times
+
+    return branch_times.trace(model, images, options(threads, weight_bits), branches=branches, gated=gated)
+
+
+def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], start: Start | None = None) -> int | None:
+    from edgevit.backends.onnxruntime import arena
+
+    measured = arena.measure_arena(model, image, settings=settings, start=start)
+    return max(path.peak_bytes for path in measured)
+
+
+def executed(
     folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: int = 1
 ) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
     """The nodes that one run executes, in order, as (name, operator), from the runtime's profile; and its gates.

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import edgevit
+from edgevit.backends import Start
 from edgevit.backends.onnxruntime import memory
 from edgevit.errors import BoundError
 from edgevit.schema.memory_bound import BoundDetail, CappedRun, PathMemory
@@ -26,8 +27,6 @@ from edgevit.util.atomic import scratch
 
 TIMEOUT_S = 600
 SUFFIX = "_kernel_time"
-# Runs a fresh Python with some arguments in a folder; on another device, that device's.
-Start = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 PATHS: Mapping[str, float] = {"all_open": np.inf, "all_skipped": -np.inf, "real": 0.0}
 
 
@@ -97,19 +96,6 @@ def run_capped(
             # Weights are taken past the cap: ONNX Runtime holds only what comes after them against it.
             error = f"the arena held {held} bytes" if held > cap else ""
     return CappedRun(cap_bytes=cap, passed=not error, error=error)
-
-
-def check_capped(run: CappedRun) -> CappedRun:
-    """Return `run` if it passed.
-
-    Raises:
-        BoundError: it did not.
-    """
-    if not run.passed:
-        raise BoundError(
-            f"the all-open run failed under an arena capped at {run.cap_bytes} bytes, the memory bound: {run.error}"
-        )
-    return run
 
 
 def _child(

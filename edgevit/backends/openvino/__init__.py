@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, feed, lacks_vnni, missing
+from edgevit.backends import Source, Start, feed, lacks_vnni, missing
+from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
 
 if TYPE_CHECKING:
     import onnx
 
+    from edgevit.measure.branch_times import Trace
+    from edgevit.schema.target import Target
+
 NAME = "openvino"
-FORMATS = ("ir",)
 MODEL, DATA = "model.xml", "model.bin"
+FILES: Mapping[str, str] = {"ir": MODEL}
+FORMATS = tuple(FILES)
+BESIDE: tuple[str, ...] = (DATA,)
+PACKAGES: tuple[str, ...] = ("openvino",)
+INSTALL = "pip install 'edgevit[openvino]'"
+WHEELS: tuple[str, ...] = ("openvino", "openvino-telemetry")
+NATIVE = False
+READS_ONNX = True
 PRECISIONS = ("f32", "bf16")
 INT8 = ("i8", "u8")
 # OpenVINO 2026.4's fusion of small MLPs (TokenizeMLPSeqSnippets) crashes on a few token rows by at most 256 columns,
@@ -52,6 +63,23 @@ class OpenVinoRunner:
 
 def versions() -> dict[str, str]:
     return {"openvino": str(_runtime().__version__)}
+
+
+def refused(target: Target) -> tuple[str, ...]:
+    return (
+        *refused_formats(target, FILES),
+        *refused_attention(target),
+        *refused_cpu(target),
+    )
+
+
+def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
+    return ()
+
+
+def require(target: Target, tune_s: float = 0.0) -> None:
+    versions()
+    refuse_search(target, tune_s)
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
@@ -103,6 +131,18 @@ def counting(path: Path, *, threads: int = 1, precision: str = "f32", weight_bit
     """An infer request, set up as `load` does, whose `profiling_info` tells the time of every node; an `If` is one."""
     more = {**_exact(weight_bits), "PERF_COUNT": True}
     return _compiled(_core().read_model(path), threads, precision, **more).create_infer_request()
+
+
+def trace_branches(
+    model: Path, images: np.ndarray, *, branches: Sequence[str], gated: Sequence[str], **settings: Any
+) -> Trace:
+    from edgevit.backends.openvino import branch_times
+
+    return branch_times.trace(counting(model, **settings), images, branches=branches, gated=gated)
+
+
+def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], start: Start | None = None) -> None:
+    return None
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:

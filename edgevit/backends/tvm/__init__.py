@@ -8,43 +8,98 @@ device needs.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevit.backends.refusals import refused_attention, refused_formats, refused_precision, refused_threads
 from edgevit.backends.tvm.compile.toolchain import linker
 from edgevit.backends.tvm.inspect.bytecode import Memory, bound
 from edgevit.backends.tvm.inspect.shipped import read
-from edgevit.backends.tvm.run.canary import INSTALL, require
+from edgevit.backends.tvm.run.canary import INSTALL as INSTALL
+from edgevit.backends.tvm.run.canary import PINNED
+from edgevit.backends.tvm.run.canary import require as usable
 from edgevit.backends.tvm.run.canary import versions as installed
 from edgevit.backends.tvm.run.process import ProcessRunner, command, foreign
-from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, TvmRunner, read_manifest
+from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, MOST_THREADS, WEIGHTS, TvmRunner, read_manifest
 from edgevit.backends.tvm.run.runner import load as load_here
-from edgevit.backends.tvm.run.runtime import compiles_for, runtime
+from edgevit.backends.tvm.run.runtime import compiles_for, llvm_architectures, runtime
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
 from edgevit.util.resources import usable_cache
 from edgevit.util.strict_json import dumps, write_atomic
 
 if TYPE_CHECKING:
-    from edgevit.backends import Source
+    from edgevit.backends import Source, Start
     from edgevit.backends.tvm.codegen.schedules import Isa
+    from edgevit.backends.tvm.run.program import TvmProgram
+    from edgevit.measure.branch_times import Trace
     from edgevit.program.program import Program
     from edgevit.schema.quant_plan import QuantPlan
     from edgevit.schema.target import Target
 
 NAME = "tvm"
-FORMATS = ("so",)
+FILES: Mapping[str, str] = {"so": LIBRARY}
+FORMATS = tuple(FILES)
+BESIDE: tuple[str, ...] = (WEIGHTS,)
+PACKAGES: tuple[str, ...] = tuple(PINNED)
+WHEELS: tuple[str, ...] = ()  # its program brings the runtime along
+NATIVE = True
+READS_ONNX = False
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
-NATIVE, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
-RUNNER = f"{NATIVE}/runner"
+PROGRAM, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
+RUNNER = f"{PROGRAM}/runner"
+CPU_NAME = "[A-Za-z0-9._+-]{1,64}"  # it becomes a part of what the compiler is told
 
 
 def versions() -> dict[str, str]:
     found = installed()
     runtime()
     return {"tvm": found["apache-tvm"], "tvm_ffi": found["apache-tvm-ffi"]}
+
+
+def refused(target: Target) -> tuple[str, ...]:
+    return (
+        *refused_threads(target, MOST_THREADS),
+        *refused_formats(target, FILES),
+        *refused_precision(target),
+        *refused_attention(target, int8=True),
+        *_refused_cpu(target),
+    )
+
+
+def _refused_cpu(target: Target) -> tuple[str, ...]:
+    """Return the fault of a target without a CPU that there are kernels for; the flags that it needs are looked at."""
+    if target.cpu is None:
+        return ("cpu: missing; machine code is compiled for one CPU: name it as LLVM does, such as 'x86-64-v3'",)
+    if not re.fullmatch(CPU_NAME, target.cpu):
+        return (f"cpu: got {target.cpu!r}, allowed: a name as LLVM has them, of letters, digits and . _ + -",)
+    try:
+        isa_of(target)
+    except TargetError as error:
+        return (f"cpu, requires_flags: {error}",)
+    return ()
+
+
+def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
+    """Return what is missing to compile machine code for the target."""
+    remarks = []
+    try:
+        linker(target.arch)
+    except RuntimeMissingError as error:
+        remarks.append(str(error))
+    if not installed:
+        return tuple(remarks)
+    try:
+        known = llvm_architectures()
+    except RuntimeMissingError as error:
+        return (*remarks, str(error))
+    if target.arch not in known:
+        remarks.append(f"the installed TVM cannot compile for {target.arch}, only for: {', '.join(known) or 'nothing'}")
+    return tuple(remarks)
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
@@ -55,7 +110,7 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no g++ for it.
         TargetError: no kernels for the target, or to be searched for where its code does not run.
     """
-    require()
+    usable()
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile import library, native, tune
     from edgevit.backends.tvm.compile.emit import lower
@@ -68,20 +123,20 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     executable = library.build(lowered)
     names = library.write(lowered, folder, executable)
     write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
-    for part in (NATIVE, SOURCES):
+    for part in (PROGRAM, SOURCES):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    native.build_runner(source.target.arch, folder / NATIVE)
+    native.build_runner(source.target.arch, folder / PROGRAM)
     for path in native.SOURCES:
         write_atomic(folder / SOURCES / path.name, path.read_bytes())
     for name, text in native.licences().items():
         (folder / LICENCES / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / LICENCES / name, text)
-    parts = (NATIVE, SOURCES, LICENCES)
+    parts = (PROGRAM, SOURCES, LICENCES)
     written = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
     return (*names, *(path.relative_to(folder).as_posix() for path in written))
 
 
-def require_tools(target: Target, tune_s: float = 0.0) -> None:
+def require(target: Target, tune_s: float = 0.0) -> None:
     """Refuse at once what `build` would refuse in the end: all that it needs beside the Program is looked at.
 
     Another architecture's runtime libraries are fetched where they are not there yet.
@@ -91,7 +146,8 @@ def require_tools(target: Target, tune_s: float = 0.0) -> None:
         RuntimeMissingError: see `build`.
         TargetError: see `build`.
     """
-    require()
+    versions()
+    usable()
     from edgevit.backends.tvm.compile import native, tune
 
     isa, arch = isa_of(target), target.arch
@@ -170,6 +226,28 @@ def start(folder: Path, *, trace: bool = False, threads: int | None = None) -> P
     return ProcessRunner(command(manifest, runner), folder, manifest, trace=trace, threads=threads)
 
 
+def program(folder: Path) -> TvmProgram:
+    from edgevit.backends.tvm.run.program import TvmProgram
+
+    return TvmProgram(folder=folder, manifest=read_manifest(folder / MANIFEST))
+
+
+def trace_branches(
+    model: Path, images: np.ndarray, *, branches: Sequence[str], gated: Sequence[str], threads: int, **settings: Any
+) -> Trace:
+    from edgevit.backends.tvm import branch_times
+
+    runner = start(model.parent, trace=True, threads=threads)
+    try:
+        return branch_times.trace(runner, images, branches=branches, gated=gated)
+    finally:
+        runner.close()
+
+
+def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], start: Start | None = None) -> None:
+    return None
+
+
 def memory(folder: Path) -> Memory:
     """What a run needs on any path, read off the library without running it, for any architecture.
 
@@ -187,7 +265,7 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
         RuntimeMissingError: no TVM, or an unusable one.
         TargetError: no kernels for the target.
     """
-    require()
+    usable()
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile.emit import chain
     from edgevit.backends.tvm.parts.stages import Stages

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgevit import __version__
+from edgevit.backends import backend
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.local import prepare_images
 from edgevit.devices.qemu import emulator, native_run, userland
@@ -86,14 +87,14 @@ def profile(
         warnings = _fit(bundle.manifest, cpu, place)
         pixels, used = prepare_images(bundle, images, min(runs, MOST_IMAGES))
         here = Place(userland=place, cpu=cpu, folder=folder, timeout_s=timeout_s)
-        copy_program(here.folder / "program")
+        copy_program(here.folder / "program", bundle.manifest.backend)
         asked = _runs(bundle.manifest, len(pixels))
         shapes = {_shape(bundle.manifest, branch) for branch in bundle.manifest.branches if branch.gated}
         more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
         say(f"Running up to {len(asked) + more} inferences on the emulated {cpu.name}")
         caches = CORES[cpu.name].geometry if find_mca() else ""
         counted = work(here, bundle, pixels, asked, more=more, caches=caches)
-        if bundle.manifest.backend == "tvm":
+        if backend(bundle.manifest.backend).NATIVE:
             peak = native_run.arena_peak(bundle, counted.answer.heap)
         else:
             peak = arena_peak(here, bundle, pixels[:1])
@@ -126,7 +127,7 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
     Raises:
         DeviceError: its runtime is not in the user land, or not for aarch64.
     """
-    if manifest.backend == "tvm":
+    if backend(manifest.backend).NATIVE:
         native_run.require_fit(manifest, cpu)
         return ()
     target = manifest.target

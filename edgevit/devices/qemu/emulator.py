@@ -48,7 +48,7 @@ _ARMV8 = ("fp", "asimd", "aes", "pmull", "sha1", "sha2", "crc32", "cpuid")
 _A76 = (*_ARMV8, "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "dcpop", "asimddp")
 _I8MM = (*_A76, "jscvt", "fcma", "sha3", "sha512", "asimdfhm", "flagm", "flagm2", "frint", "i8mm", "bf16")
 # `max` is no product, and in qemu 7.2 its SME gives wrong numbers: without SVE and SME it stands for an Armv8.6 core.
-# Its part is one without SVE: of newer parts ONNX Runtime takes SVE for granted, and crashes.
+# Its part is one without SVE: of newer parts a runtime takes SVE for granted, and crashes.
 CPUS: Mapping[str, Cpu] = MappingProxyType(
     {
         cpu.name: cpu

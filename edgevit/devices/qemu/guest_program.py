@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.backends import backend
 from edgevit.measure.environment import environment, snapshot
 from edgevit.util import strict_json
 
@@ -37,12 +38,13 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    backend, before = manifest["backend"], snapshot()
+    runtime, before = manifest["backend"], snapshot()
     images = np.load(IMAGES, allow_pickle=False)
     runner = _runner(bundle)
-    importlib.import_module(backend)
+    backend(runtime).versions()  # imports it
     heap = [_heap(BEGIN_ANEW)]
-    run = getattr(runner, f"load_{backend}")(manifest, request["threads"])
+    load = getattr(runner, "load_model", None) or getattr(runner, f"load_{runtime}")  # older bundles know every runtime
+    run = load(manifest, request["threads"])
     heap += [_heap(MOST), _heap(BEGIN_ANEW)]
     golden = [_golden(bundle, case, run) for case in manifest["golden"]]
     mark = ctypes.CDLL(None).syscall
@@ -60,8 +62,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     machine = environment(
         before,
         snapshot(),
-        runtime=backend,
-        runtime_version=str(sys.modules[backend].__version__),
+        runtime=runtime,
+        runtime_version=str(sys.modules[runtime].__version__),
         inference_precision=manifest["target"]["inference_precision"],
         threads=request["threads"],
     )

@@ -1,4 +1,4 @@
-"""A TVM bundle on an emulated processor: its own C++ runner is all that runs there, and is handed image after image."""
+"""Machine code on an emulated processor: its own C++ runner is all that runs there, and is handed image after image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends.tvm.run.process import ProcessRunner
-from edgevit.backends.tvm.run.runner import MANIFEST, read_manifest
+from edgevit.backends.native import NativeProgram, NativeRunner, native_backend
 from edgevit.bundle.read import GoldenResult, rerun_golden
 from edgevit.devices.qemu import emulator
 from edgevit.devices.qemu.emulator import Counter, Cpu, Userland
@@ -25,7 +24,6 @@ from edgevit.schema.measurement import Environment, HeapPeaks
 from edgevit.schema.target import missing_flags
 from edgevit.util.atomic import scratch
 
-RUNNER = "runner/native/runner"
 PYTHON = "none: the C++ runner"
 ALIGN_BYTES = 64
 
@@ -98,10 +96,7 @@ def arena_peak(bundle: Bundle, heap: HeapPeaks | None) -> int | None:
     """What a run holds at most there: what it is given, and what it allocates beside that; None if not counted."""
     if heap is None:
         return None
-    compiled = read_manifest(bundle.folder / MANIFEST)
-    image, effort = 3 * compiled.height * compiled.width, 4
-    given = (4 * compiled.arena, image, effort, 4 * compiled.classes, compiled.branches)
-    return sum(_aligned(part) for part in given) + heap.running_bytes - heap.loaded_bytes
+    return sum(_aligned(part) for part in _program(bundle).given_bytes) + heap.running_bytes - heap.loaded_bytes
 
 
 def machine(cpu: Cpu, manifest: Manifest) -> Environment:
@@ -125,19 +120,14 @@ def machine(cpu: Cpu, manifest: Manifest) -> Environment:
 @contextmanager
 def _started(
     userland: Userland, cpu: Cpu, bundle: Bundle, *, counter: Counter | None, heap: bool, timeout_s: float
-) -> Iterator[ProcessRunner]:
+) -> Iterator[NativeRunner]:
     """The bundle's runner in the emulator; the counter has written what it counted when the context ends."""
-    program = bundle.folder / RUNNER
+    own = _program(bundle)
+    program = bundle.folder / own.path
     program.chmod(program.stat().st_mode | 0o100)  # unpacking a zip may lose it
     expired = threading.Event()
     with emulator.started(userland, cpu, counter, heap=heap) as command:
-        runner = ProcessRunner(
-            [*command, str(program.resolve())],
-            bundle.folder.resolve(),
-            read_manifest(bundle.folder / MANIFEST),
-            threads=1,
-            environment=emulator.environment(userland),
-        )
+        runner = own.start([*command, str(program.resolve())], threads=1, environment=emulator.environment(userland))
 
         def give_up() -> None:
             expired.set()
@@ -153,6 +143,10 @@ def _started(
         finally:
             alarm.cancel()
             runner.close()
+
+
+def _program(bundle: Bundle) -> NativeProgram:
+    return native_backend(bundle.manifest.backend).program(bundle.folder.resolve())
 
 
 def _failure(cpu: Cpu, error: EdgevitError) -> DeviceError:

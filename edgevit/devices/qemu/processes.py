@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends.onnxruntime import arena
+from edgevit.backends import MODULES, backend
 from edgevit.devices.qemu import emulator, guest_program, native_run
 from edgevit.devices.qemu.emulator import Counter, Cpu, Userland
 from edgevit.devices.qemu.estimate import Block, read_blocks
@@ -22,7 +22,7 @@ from edgevit.schema.manifest import Bundle, Manifest, PathName
 from edgevit.schema.measurement import Environment, HeapPeaks
 from edgevit.util import strict_json
 
-MODULES = ("edgevit.devices.qemu.guest_program", "edgevit.backends.onnxruntime.arena")
+GUEST = "edgevit.devices.qemu.guest_program"
 # (path, image, effort) of an inference; one without a path warms up.
 Asked = tuple[PathName | None, int, float]
 
@@ -80,9 +80,10 @@ class Worked:
     misses: tuple[tuple[int, ...], ...]
 
 
-def copy_program(folder: Path) -> None:
-    """The modules that run there, apart from this machine's packages."""
-    for name, content in program_files(MODULES).items():
+def copy_program(folder: Path, runtime: str) -> None:
+    """The modules that run there, apart from this machine's packages; of machine code none of the runtime's does."""
+    own = () if backend(runtime).NATIVE else (MODULES[runtime],)
+    for name, content in program_files((GUEST, *own)).items():
         assert isinstance(content, Path)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(content, folder / name)
@@ -113,7 +114,7 @@ def work(
     out, blocks = place.folder / "counts", place.folder / "blocks"
     first = {path: at for at, (path, _, _) in reversed(list(enumerate(asked)))}
     counter = Counter(out=out, blocks=blocks, caches=caches, misses=tuple(first.values()))
-    ask = _native if bundle.manifest.backend == "tvm" else _python
+    ask = _native if backend(bundle.manifest.backend).NATIVE else _python
     answer = ask(place, bundle, pixels, asked, more, counter if place.userland.plugin else None)
     if place.userland.plugin is None:
         return Worked(answer=answer, classes=(), blocks=(), misses=())
@@ -136,9 +137,7 @@ def _python(
     np.save(place.folder / guest_program.IMAGES, pixels, allow_pickle=False)
     runs = [(index, effort) for _, index, effort in asked]
     request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
-    done = place.python(
-        ["-m", "edgevit.devices.qemu.guest_program", json.dumps(request)], place.folder, counter, heap=True
-    )
+    done = place.python(["-m", GUEST, json.dumps(request)], place.folder, counter, heap=True)
     if done.returncode:
         raise DeviceError(
             f"the bundle does not run on the emulated {place.cpu.name}: {emulator.last_words(done.stderr)}"
@@ -204,12 +203,9 @@ def read_answer(path: Path, manifest: Manifest, runs: int) -> Answer:
 def arena_peak(here: Place, bundle: Bundle, image: NDArray[np.uint8]) -> int | None:
     """What the runtime's arena holds at most there, over all-open, all-skipped and real; None if it has no arena."""
     manifest = bundle.manifest
-    if manifest.backend != "onnxruntime":
-        return None
 
     def start(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         return here.python(arguments, folder)
 
     settings = {key: str(value) for key, value in manifest.runtime_settings.items()}
-    measured = arena.measure_arena(bundle.folder / manifest.model, image, settings=settings, start=start)
-    return max(path.peak_bytes for path in measured)
+    return backend(manifest.backend).arena_peak(bundle.folder / manifest.model, image, settings, start)

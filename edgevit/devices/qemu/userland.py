@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgevit.backends import DEFAULT, MODULES, SILENCED, backend
 from edgevit.devices.qemu import packages
 from edgevit.devices.qemu.emulator import (
     CPUS,
@@ -34,14 +35,14 @@ from edgevit.util.resources import user_cache
 NAME = "qemu"
 RECORD = "device.json"
 SCHEMA = 1
-RUNTIMES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino", "openvino-telemetry")}
+RUNTIMES = {name: backend(name).WHEELS for name in MODULES if backend(name).WHEELS}
 COMMON = ("numpy", "pillow")
 DEFAULT_CPUS = ("cortex-a72", "cortex-a76", "armv8.6-i8mm")
 TRIAL_S = 300
 # Loads what a bundle needs, and says which machine it is on; the loop between the marks is there to be counted.
-TRIAL = """
+TRIAL = f"""
 import ctypes, importlib, json, platform, sys
-sys.modules["openvino_telemetry"] = None
+sys.modules.update(dict.fromkeys({SILENCED!r}))
 modules = [importlib.import_module(name) for name in sys.argv[1:]]
 call = ctypes.CDLL(None).syscall
 call(0x7ffe, 1)
@@ -86,7 +87,7 @@ def devices_folder() -> Path:
 
 
 def setup(
-    runtimes: Sequence[str] = ("onnxruntime",), cpus: Sequence[str] = DEFAULT_CPUS, *, say: Say = lambda _: None
+    runtimes: Sequence[str] = (DEFAULT,), cpus: Sequence[str] = DEFAULT_CPUS, *, say: Say = lambda _: None
 ) -> Userland:
     """Fetch, unpack and try the user land; it appears whole or not at all, and replaces one that is there.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from edgevit.backends.tvm.compile.toolchain import MACHINES
-from edgevit.backends.tvm.run.runner import LIBRARY
+from edgevit.backends.native import native_backend
 from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.ssh.connection import Address
 from edgevit.devices.ssh.shell import Told
@@ -19,6 +18,7 @@ from edgevit.schema.manifest import Bundle
 from edgevit.schema.measurement import Environment
 from edgevit.schema.target import missing_flags
 from edgevit.util.atomic import scratch
+from edgevit.util.machines import MACHINES
 
 NATIVE = "runner/native"
 GLIBC = re.compile(rb"GLIBC_(\d+)\.(\d+)")
@@ -28,7 +28,7 @@ KNOWN = {("/", "proc"), ("/", "sys"), ("/", "etc")}
 
 
 def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[int] | None) -> None:
-    """Refuse a board that cannot run a TVM bundle, before anything is copied to it.
+    """Refuse a board that cannot run a bundle of machine code, before anything is copied to it.
 
     Raises:
         DeviceError: another architecture, an older C library, a CPU without the instructions, or without these CPUs.
@@ -43,7 +43,8 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
         raise DeviceError(
             f"{address} has a 64-bit kernel ({machine}) but 32-bit programs; install its 64-bit system there"
         )
-    needed, here = needed_glibc(bundle.folder), glibc(told.get("libc", ""))
+    loaded = native_backend(bundle.manifest.backend).program(bundle.folder).files
+    needed, here = needed_glibc(bundle.folder, loaded), glibc(told.get("libc", ""))
     version = ".".join(map(str, needed))
     if "musl" in told.get("libc", "").lower():
         raise DeviceError(f"{address} has musl as its C library; the bundle's runner needs glibc {version}")
@@ -66,9 +67,9 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
         raise DeviceError(f"CPUs {', '.join(map(str, cpus))} were asked for; {address} offers {have}")
 
 
-def needed_glibc(folder: Path) -> tuple[int, int]:
-    """The newest version of glibc that the runner, its libraries and the model ask for."""
-    files = [folder / LIBRARY, *sorted((folder / NATIVE).iterdir())]
+def needed_glibc(folder: Path, loaded: Sequence[str]) -> tuple[int, int]:
+    """The newest version of glibc that the runner, its libraries and the model's code, `loaded`, ask for."""
+    files = [*(folder / name for name in loaded if name.endswith(".so")), *sorted((folder / NATIVE).iterdir())]
     found = {(int(major), int(minor)) for path in files for major, minor in GLIBC.findall(path.read_bytes())}
     return max(found, default=(2, 0))
 

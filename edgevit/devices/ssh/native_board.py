@@ -1,4 +1,4 @@
-"""Profile a TVM bundle on a board over ssh with its own C++ runner: the board needs sh, tar, C and C++ libraries."""
+"""Profile machine code on a board over ssh with its own C++ runner: the board needs sh, tar, C and C++ libraries."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevit import __version__
-from edgevit.backends.onnxruntime.branch_trace import kernel_times, traced
-from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS, read_manifest
-from edgevit.backends.tvm.run.trace import kernel_calls
+from edgevit.backends.native import NativeProgram, native_backend
 from edgevit.bundle.read import load_golden
 from edgevit.devices.ssh.board_environment import NATIVE, emulator_of, environment_of, require_fit
 from edgevit.devices.ssh.connection import Address, printable
 from edgevit.devices.ssh.shell import PROGRAMS, Told, Work, run_shell
 from edgevit.errors import BundleError, DeviceError
-from edgevit.measure.branch_times import Trace
+from edgevit.measure.branch_times import Trace, traced
 from edgevit.measure.run import (
     TRACED_IMAGES,
     TimedRun,
@@ -42,7 +40,6 @@ from edgevit.schema.manifest import Bundle, PathName
 from edgevit.schema.measurement import GoldenParity, ImagesUsed, Measurement, ProcessMemory
 from edgevit.util import strict_json
 
-RUNNER = f"{NATIVE}/runner"
 # What a dynamic loader says of a library that is missing, or too old.
 LOADER = re.compile(r"error while loading shared libraries: (\S+?):|version `(\w+_[\d.]+)' not found")
 Plan = Sequence[tuple[int, float]]
@@ -70,6 +67,10 @@ class _Case:
         return np.arange(len(self.images))[timed_images(len(self.images), self.runs)]
 
     @property
+    def program(self) -> NativeProgram:
+        return native_backend(self.bundle.manifest.backend).program(self.bundle.folder)
+
+    @property
     def gated(self) -> list[str]:
         return [branch.name for branch in self.bundle.manifest.branches if branch.gated]
 
@@ -85,7 +86,9 @@ def profile(
     cpus: Sequence[int] | None,
     timeout_s: float,
 ) -> Measurement:
-    """Measure an opened TVM bundle on a board with images uint8 `[n, height, width, 3]` that are ready for it.
+    """Measure an opened bundle of machine code on a board.
+
+    `images`, uint8 `[n, height, width, 3]`, are ready for it.
 
     Raises:
         DeviceError: the board cannot be reached, cannot run the bundle, or gives no measurement.
@@ -94,11 +97,12 @@ def profile(
     compiled = bundle.manifest.target.threads
     if threads is not None and threads > compiled:
         raise DeviceError(
-            f"TVM's kernels are compiled for {compiled} thread{'s' * (compiled > 1)}, got --threads {threads}; "
+            f"its kernels are compiled for {compiled} thread{'s' * (compiled > 1)}, got --threads {threads}; "
             "leave it away"
         )
-    if not (bundle.folder / RUNNER).is_file():
-        raise BundleError(f"{bundle.manifest.name} has no {RUNNER}; build it again")
+    runner = native_backend(bundle.manifest.backend).program(bundle.folder).path
+    if not (bundle.folder / runner).is_file():
+        raise BundleError(f"{bundle.manifest.name} has no {runner}; build it again")
     held = None if cpus is None else tuple(cpus)
     case = _Case(
         bundle=bundle, images=images, used=used, address=address, runs=runs, threads=threads or compiled, cpus=held
@@ -136,7 +140,7 @@ def _work(case: _Case, *, emulated: bool) -> Work:
     plans = _plans(case)
     files: dict[str, bytes | Path] = {
         **{f"{PROGRAMS}/{path.name}": path for path in sorted((folder / NATIVE).iterdir())},
-        **{name: folder / name for name in (LIBRARY, WEIGHTS, MANIFEST)},
+        **{name: folder / name for name in case.program.files},
         "images": np.concatenate([case.images, *golden]).tobytes(),
         **{f"{step}.plan": _text(plans[step]) for step in steps},
     }
@@ -314,9 +318,8 @@ def _golden(case: _Case, lines: Sequence[Any]) -> tuple[GoldenParity, ...]:
 
 
 def _trace(case: _Case, lines: Sequence[Any]) -> Trace:
-    weights = [part.name for part in read_manifest(case.bundle.folder / MANIFEST).weights]
-    runs = [kernel_calls(line["calls"], weights) for line in lines[1:]]
+    runs = [line["calls"] for line in lines[1:]]
     if len(runs) != len(_plans(case)["traced"]):
         raise ValueError("traced runs are missing")
     names = [branch.name for branch in case.bundle.manifest.branches]
-    return kernel_times(runs, branches=names, gated=case.gated)
+    return case.program.branch_times(runs, branches=names, gated=case.gated)

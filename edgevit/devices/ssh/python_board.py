@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import MODULES
+from edgevit.backends import MODULES, backend
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import board_program
 from edgevit.devices.local import DEFAULT_RUNS, prepare_images
@@ -29,7 +29,7 @@ from edgevit.util import strict_json
 DEFAULT_TIMEOUT_S = 1800
 PACKAGE = Path(__file__).parents[2]
 # Modules that run in processes of their own, so that nobody imports them.
-WORKERS = ("edgevit.measure.probe", "edgevit.backends.onnxruntime.branch_trace")
+WORKERS = ("edgevit.measure.probe", "edgevit.measure.trace")
 
 
 def profile(
@@ -52,7 +52,7 @@ def profile(
         runs: timed runs per path.
         threads: threads of a run (None: the target's).
         cpus: CPUs of the board to hold the run to (None: all).
-        python: Python on the board, 3.11 or newer, with numpy and the runtime; a TVM bundle needs none.
+        python: Python on the board, 3.11 or newer, with numpy and the runtime; a bundle of machine code needs none.
         timeout_s: how long the measurement may take there.
 
     Raises:
@@ -64,7 +64,7 @@ def profile(
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
         pixels, used = prepare_images(bundle, images, runs)
-        if manifest.backend == "tvm":
+        if backend(manifest.backend).NATIVE:
             return native_board.profile(
                 bundle, pixels, used, address, runs=runs, threads=threads, cpus=cpus, timeout_s=timeout_s
             )
@@ -89,7 +89,7 @@ def profile(
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """(module, pip requirement) of numpy and the bundle's runtime, in the version the bundle was verified with."""
     runtime = manifest.backend
-    # What follows the release (OpenVINO tells its commit) means nothing to pip.
+    # What follows the release (some tell their commit) means nothing to pip.
     release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(runtime, ""))
     return (("numpy", "numpy"), (runtime, f"{runtime}=={release[0]}" if release else runtime))
 

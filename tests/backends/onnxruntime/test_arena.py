@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from edgevit.backends.onnxruntime import arena, compile, frames, memory_bound
-from edgevit.backends.onnxruntime.arena import check_capped, measure_arena, run_capped
+from edgevit.backends.onnxruntime.arena import measure_arena, run_capped
 from edgevit.backends.onnxruntime.memory_bound import bound
 from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.schema.memory_bound import check_bound
+from edgevit.verify.memory import check_capped
 from tests.tiny import tiny_images, tiny_program
 
 

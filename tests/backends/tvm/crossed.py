@@ -11,7 +11,8 @@ import numpy as np
 import tvm
 
 from edgevit.backends.tvm.codegen.schedules import Isa
-from edgevit.backends.tvm.run.process import SYSROOT, emulator_path
+from edgevit.backends.tvm.run.process import SYSROOT
+from edgevit.util.machines import emulator_path
 from tests.absent import unavailable
 
 COMPILER = "aarch64-linux-gnu-gcc"

@@ -18,10 +18,11 @@ from edgevit.backends.tvm.codegen.schedules import Isa
 from edgevit.backends.tvm.compile import library
 from edgevit.backends.tvm.compile.emit import lower
 from edgevit.backends.tvm.compile.native import build_runner
-from edgevit.backends.tvm.run.process import SYSROOT, emulator_path
+from edgevit.backends.tvm.run.process import SYSROOT
 from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.program.program import Program
+from edgevit.util.machines import emulator_path
 from tests.absent import unavailable
 from tests.tiny import tiny_images
 

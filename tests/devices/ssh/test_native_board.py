@@ -249,7 +249,7 @@ def test_versions_of_glibc(arm: Path) -> None:
     assert glibc("ldd (Ubuntu GLIBC 2.35-0ubuntu3.8) 2.35\nCopyright") == (2, 35)
     assert glibc("ldd (GNU libc) 2.40") == (2, 40)
     assert glibc("sh: ldd: not found") is None and glibc("") is None
-    assert (2, 17) < needed_glibc(arm) < (3, 0)
+    assert (2, 17) < needed_glibc(arm, ("model.so", "model.json")) < (3, 0)
 
 
 # ---- A board that is emulated ----

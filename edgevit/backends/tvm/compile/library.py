@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from edgevit.backends.tvm.compile.emit import Lowered
-from edgevit.backends.tvm.compile.toolchain import MACHINES, linker
+from edgevit.backends.tvm.compile.toolchain import linker
 from edgevit.backends.tvm.run.canary import INSTALL, versions
 from edgevit.backends.tvm.run.runner import (
     LIBRARY,
@@ -29,6 +29,7 @@ from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.schema.manifest import BundleFile
 from edgevit.util import strict_json
 from edgevit.util.atomic import scratch
+from edgevit.util.machines import MACHINES
 
 # Nothing in the file that depends on when or where it was linked.
 LINK_OPTIONS = ("-Wl,--build-id=none", "-s")

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
-from edgevit.backends.tvm.compile.toolchain import MACHINES, linker
+from edgevit.backends.tvm.compile.toolchain import linker
 from edgevit.backends.tvm.run.canary import INSTALL, PINNED, versions
 from edgevit.backends.tvm.run.runtime import package
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.util import strict_json
 from edgevit.util.atomic import scratch, sweep
+from edgevit.util.machines import MACHINES
 from edgevit.util.resources import usable_cache
 
 CXX = Path(__file__).parents[1] / "cxx"

@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgevit.errors import RuntimeMissingError
+from edgevit.util.machines import MACHINES
 
-# The names that operating systems give an architecture; the first one is ours.
-MACHINES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"x86_64": ("x86_64", "AMD64"), "aarch64": ("aarch64", "arm64")}
-)
 # How Debian writes them in package names.
 PACKAGES: Mapping[str, str] = MappingProxyType({"x86_64": "x86-64", "aarch64": "aarch64"})
 

@@ -31,7 +31,6 @@ from edgevit.backends.tvm.codegen.schedules import (
     tiles,
 )
 from edgevit.backends.tvm.compile.emit import lower
-from edgevit.backends.tvm.compile.toolchain import MACHINES
 from edgevit.backends.tvm.kernels import int8
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights, product
 from edgevit.backends.tvm.parts.stages import Choose
@@ -41,6 +40,7 @@ from edgevit.errors import OutputError, TargetError
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from edgevit.util import atomic, strict_json
+from edgevit.util.machines import MACHINES
 from edgevit.util.progress import track
 from edgevit.util.resources import user_cache
 

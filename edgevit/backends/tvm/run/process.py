@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgevit.backends import feed
-from edgevit.backends.tvm.compile.toolchain import MACHINES
 from edgevit.backends.tvm.run.runner import Manifest
 from edgevit.backends.tvm.run.trace import Call, kernel_calls
 from edgevit.errors import BundleError, EdgevitError, ImagesError, RuntimeMissingError
+from edgevit.util.machines import INSTALL_EMULATOR, MACHINES, emulator_path
 
-EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
-INSTALL_EMULATOR = "apt install qemu-user-static"
 SYSROOT = "/usr/aarch64-linux-gnu"  # where Debian's cross compiler keeps the C library
 # The emulated CPU by what the library needs beyond plain NEON, the most first.
 CPUS = (("i8mm", "max"), ("asimddp", "cortex-a76"), ("asimd", "cortex-a72"))
@@ -134,8 +131,3 @@ def command(manifest: Manifest, runner: Path) -> tuple[str, ...]:
         )
     cpu = next(cpu for flag, cpu in CPUS if flag in manifest.flags)
     return (emulator, "-cpu", cpu, "-L", SYSROOT, str(runner))
-
-
-def emulator_path() -> str | None:
-    """The emulator of aarch64, if there is one."""
-    return next((found for name in EMULATORS if (found := shutil.which(name))), None)

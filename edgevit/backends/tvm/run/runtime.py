@@ -55,7 +55,12 @@ def compiles_for() -> tuple[str, ...]:
     Raises:
         RuntimeMissingError: a package is not installed, its libraries cannot be loaded, or the process ended otherwise.
     """
-    done = subprocess.run(ASK, capture_output=True, text=True, check=False)
+    return _asked(ASK)
+
+
+@cache
+def _asked(command: tuple[str, ...]) -> tuple[str, ...]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         raise RuntimeMissingError(f"TVM's compiler cannot be used: {reason.removeprefix(ERROR)}")

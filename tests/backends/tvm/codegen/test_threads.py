@@ -234,8 +234,8 @@ def test_a_run_touches_no_more_than_the_bound_says(tmp_path: Path) -> None:
     """Stacks and queues of the threads are there before; DeiT-Ti's shapes, one block."""
     program = tiny_program(dim=192, heads=3, hidden=768, image=(224, 224), patch=16, depth=1)
     library.write(lower(program, replace(AVX2, threads=2)), tmp_path)
-    (tmp_path / backend.NATIVE).mkdir(parents=True)
-    native_runner.here(tmp_path / backend.NATIVE)
+    (tmp_path / backend.PROGRAM).mkdir(parents=True)
+    native_runner.here(tmp_path / backend.PROGRAM)
     bound, image = backend.memory(tmp_path).activations, tiny_images(program.spec, 1)
     touched = [backend.touched(tmp_path, image, 0.0)[0] for _ in range(5)]
     assert all(bytes_ is not None and 0.9 * bound < bytes_ <= bound for bytes_ in touched), touched

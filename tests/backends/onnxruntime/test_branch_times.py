@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.backends.onnxruntime.branch_trace import branch_times, memory_over_run, split_runs, top_level
+from edgevit.backends.onnxruntime.branch_times import memory_over_run, split_runs, top_level
+from edgevit.measure.branch_times import times_by_branch
 
 
 def node(name: str, ts: int, dur: int, op: str = "Gemm", in_use: int | None = None, peak: int = 0) -> dict[str, Any]:
@@ -31,9 +32,9 @@ def test_what_lies_inside_an_if_is_not_counted_twice() -> None:
 
 def test_a_gated_branch_is_its_if_and_an_ungated_one_the_sum_of_its_nodes() -> None:
     rows = [(e["name"].removesuffix("_kernel_time"), float(e["dur"])) for e in top_level(RUN)]
-    assert branch_times(rows, ["b00_mhsa", "b00_ffn"], ["b00_mhsa"]) == {"b00_mhsa": 50.0, "b00_ffn": 23.0}
+    assert times_by_branch(rows, ["b00_mhsa", "b00_ffn"], ["b00_mhsa"]) == {"b00_mhsa": 50.0, "b00_ffn": 23.0}
     # Without gates the same rows are the nodes of both.
-    assert branch_times(rows, ["b00_mhsa", "b00_ffn"], []) == {"b00_mhsa": 52.0, "b00_ffn": 23.0}
+    assert times_by_branch(rows, ["b00_mhsa", "b00_ffn"], []) == {"b00_mhsa": 52.0, "b00_ffn": 23.0}
 
 
 def test_runs_are_told_apart_by_their_spans() -> None:

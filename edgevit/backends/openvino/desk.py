@@ -1,0 +1,62 @@
+"""What the machine that builds asks of OpenVINO; see `edgevit.backends.Desk`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgevit.backends import Build, Forecast, MemoryEvidence
+from edgevit.backends import openvino as runtime
+from edgevit.backends.onnxruntime import written_bytes
+from edgevit.backends.openvino import memory_bound
+from edgevit.bundle.runner_source import joined
+from edgevit.measure.fresh_process import probe_local
+from edgevit.onnx_form.assemble import assemble, detached
+from edgevit.program.program import Program
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.schema.target import Target
+
+GATE_MS = 0.07  # measured: up to 0.065
+BOUNDED = False
+
+
+def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
+    """The IR holds what an ONNX model with its weights beside it does, and nearly as much of a graph."""
+    return Forecast(model_bytes=written_bytes(*detached(program, plan)), holds="weights and graph", bound_bytes=None)
+
+
+def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:
+    """Its runtime graph shows no branch bodies: the plain twin of the same plan is looked at."""
+    twin = assemble(build.program, build.plan, gating="open")
+    return runtime.linear_kernels(twin, precision=build.target.inference_precision)
+
+
+def executed(build: Build) -> None:
+    """It tells of an If that it ran, not what ran in it."""
+    return None
+
+
+def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:
+    """Bound the graph's tensors; the process, which holds more, is measured, and said but not kept."""
+    model, target = build.folder / runtime.MODEL, build.target
+    detail = memory_bound.bound(model)
+    probe = probe_local(
+        runtime.__name__,
+        model,
+        image,
+        # The peak is the process's, so that the paths' order does not matter.
+        tuple(efforts.values()),
+        threads=target.threads,
+        precision=target.inference_precision,
+    )
+    peak = probe.process.peak_bytes - probe.process.imported_bytes if probe.process else None
+    size = detail.bound.bound_bytes / 1e6
+    summary = f"{size:.2f} MB proven for the graph's tensors; the process holds more: profile it"
+    remark = "" if peak is None else f"a fresh process grew by {peak / 1e6:.1f} MB (measured, not a bound)"
+    return MemoryEvidence(detail=detail, summary=summary, remark=remark)
+
+
+def runner_source() -> str:
+    return joined(Path(__file__).with_name("shipped_runner.py"))

@@ -1,0 +1,37 @@
+"""Targets, and what their runtimes refuse in them: looked at when one is read, and again before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevit.backends import MODULES, backend
+from edgevit.schema import target as target_schema
+from edgevit.schema.target import Target
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read a target by shipped name or by the path of a TOML file.
+
+    Raises:
+        TargetError: the name is unknown (the nearest names are offered), or the file has faults (all are listed), also
+            such that only its runtime knows.
+    """
+    return target_schema.load_target(name_or_path, refused=refused)
+
+
+def accept(target: Target) -> Target:
+    """Return a target that its runtime can build for.
+
+    Raises:
+        TargetError: it asks for what its runtime cannot do; says all that is wrong.
+    """
+    if faults := refused(target):
+        raise target_schema.refusal(f"target {target.name}", faults)
+    return target
+
+
+def refused(target: Target) -> tuple[str, ...]:
+    """Return what is wrong with a target as far as its runtime goes, a line each."""
+    if target.backend not in MODULES:
+        return (f"backend: got {target.backend!r}, allowed: {', '.join(map(repr, MODULES))}",)
+    return backend(target.backend).refused(target)

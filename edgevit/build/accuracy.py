@@ -1,0 +1,71 @@
+"""What compression and quantization cost: the bundle against the float model, and both against the original."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgevit.backends import Runner
+from edgevit.backends.reference import reference
+from edgevit.build.case import LEAST_PART, Case, claim, head_deviation
+from edgevit.onnx_form.assemble import detached
+from edgevit.program.original import kept_answers, told, when_compressed
+from edgevit.program.spec import ProgramSpec
+from edgevit.schema.claims import AccuracyFigures, Claim, OriginalResult
+from edgevit.schema.manifest import AccuracyRow
+from edgevit.verify.accuracy import Named, judge, name_classes
+from edgevit.verify.original import accuracy_rows, compare_original
+
+EMULATED_IMAGES = 4  # each takes seconds
+
+
+def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim]:
+    """Hold the bundle against the float model that was quantized, and both against the original where it is known.
+
+    Raises:
+        AccuracyError: more is lost than the target, or the limit against the original, allows.
+    """
+    floats = reference(*detached(case.program))
+    limits: dict[str, float] = {"min_agreement": case.target.min_agreement, "max_top1_drop": case.target.max_top1_drop}
+
+    def bundle(image: np.ndarray) -> np.ndarray:
+        return runner.run(image)[0]
+
+    def compressed(image: np.ndarray) -> np.ndarray:
+        return floats.run(image)[0]
+
+    judged = case.evaluation or case.calibration
+    # In an emulator an image takes seconds, and top-1 of a few says nothing, unless a limit asks for it.
+    count = EMULATED_IMAGES if case.elsewhere else len(judged)
+    images = judged.images[:count]
+    labels = None if judged.labels is None or case.evaluation is None else judged.labels[:count]
+    if case.elsewhere and case.max_drop is None:
+        labels = None
+    spec = case.program.spec
+    least = LEAST_PART * head_deviation(case.program)
+    named = name_classes(bundle, compressed, images, features=not spec.head.linear, least_deviation=least)
+    result = judge(named, labels, **limits)
+    answers = answers_of(spec, named, judged.images)
+    against: OriginalResult | None = None
+    judged_on = _judged_on(case)
+    summary = f"{result.summary}{judged_on}; against the original: {told(spec.original, spec.head.classes)}"
+    if answers is not None:
+        against = compare_original(answers[:count], named, labels, compressed=spec.compressed, max_drop=case.max_drop)
+        # Few images without labels say little; labelled ones that were seen before are said beside them.
+        when = when_compressed(spec.original, spec.head.classes, labelled=True) if labels is None else ""
+        summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
+    figures = AccuracyFigures(against_float=result, against_original=against)
+    return accuracy_rows(result, against), claim(summary, figures)
+
+
+def answers_of(spec: ProgramSpec, named: Named, images: np.ndarray) -> np.ndarray | None:
+    """What the original says of the images, where that is known; classes are all that is kept of its answers."""
+    if not spec.compressed:
+        return named.floats
+    return kept_answers(spec, images) if named.decides == "class" else None
+
+
+def _judged_on(case: Case) -> str:
+    """Which images, where they are not labelled ones that the user gave to judge with."""
+    if case.evaluation is None:
+        return ", on the calibration images themselves, which are too few to hold any out"
+    return "" if case.evaluation.labels is not None else ", on images held out of the calibration"
