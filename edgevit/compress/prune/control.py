@@ -117,13 +117,13 @@ class MaskControl:
         self.measured += 1
         self.images += self._size
 
-    def replan(self, fraction: float, *, returns: bool = True) -> PrunePlan:
-        """Choose the units to keep when `fraction` of the all-open MACs has to go, and mask the others.
+    def replan(self, left: float, *, returns: bool = True) -> PrunePlan:
+        """Choose the units to keep when `left` of the all-open MACs may stay, and mask the others.
 
         Without `returns` what is out stays out.
         """
         scores = [self._score(b.name, returns=returns) for b in self.spec.branches]
-        plan = plan_prune(scores, self.spec, fraction)
+        plan = plan_prune(scores, self.spec, left)
         for branch, planned in zip(self.spec.branches, plan.branches, strict=True):
             if not branch.removed:
                 kept = torch.isin(torch.tensor(branch.kept), torch.tensor(planned.kept, dtype=torch.long)).float()

@@ -57,8 +57,8 @@ class Choice:
     uneven: float = 0.0
 
 
-def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float) -> PrunePlan:
-    """Remove at least `fraction` of the MACs of `spec` (all-open path) at the least sum of predicted losses.
+def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, left: float) -> PrunePlan:
+    """Leave at most `left` of the MACs of `spec` (all-open path) at the least sum of predicted losses.
 
     Losses between measured levels are interpolated, and removing more of a branch never counts as costing less; FFNs
     keep multiples of 16 neurons. No level more of any branch would fit the budget. The last MHSA that is left decides
@@ -66,34 +66,40 @@ def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float
     head and one level of neurons stay: without either kind a network is none.
 
     Raises:
-        BudgetError: `fraction` is not in [0, 1), what has to stay costs more than the budget, or a score is no number.
+        BudgetError: `left` is not in (0, 1], what has to stay costs more than the budget, or a score is no number.
     """
     total = total_macs(spec)
-    if not 0 <= fraction < 1:
-        raise BudgetError(f"cannot remove {fraction:g} of the MACs; allowed is 0 (nothing) to less than 1")
+    if not 0 < left <= 1:
+        raise BudgetError(f"cannot leave {left:g} of the MACs; allowed is 1 (all of them) to more than 0")
     _check_scores(scores, spec)
-    if fraction == 0:
+    if left == 1:
         kept = tuple(BranchPlan(name=b.name, kept=b.kept, loss=0.0) for b in spec.branches)
         return PrunePlan(branches=kept, macs=total, budget_macs=total)
-    budget = int(total * (1 - fraction))
-    best: list[Choice] | None = None
-    for last in _last_mhsa_candidates(spec):
-        floor, menu = _menu(scores, spec, last)
-        found = _with_both_kinds(spec, menu, budget - floor)
-        if found is not None and (best is None or _worth(found) < _worth(best)):
-            best = found
+    budget = int(total * left)
+    best = _best_choices(scores, spec, budget)
     if best is None:
         least = least_macs(spec)
         raise BudgetError(
-            f"cannot remove {fraction:.1%} of {total / 1e6:.1f} MMACs of {spec.name}: stem, head and the least of "
-            f"attention and FFN that has to stay take {least / 1e6:.1f} M; the most that can be removed is "
-            f"{1 - least / total:.1%}"
+            f"{spec.name} cannot come down to {left:.1%} of its {total / 1e6:.1f} MMACs: stem, head and the least of "
+            f"attention and FFN that has to stay take {least / 1e6:.1f} M; the least that can be left is "
+            f"{least / total:.1%}"
         )
     branches = tuple(
         BranchPlan(name=b.name, kept=tuple(sorted(s.order[len(s.order) - c.units :])), loss=c.loss)
         for b, s, c in zip(spec.branches, scores, best, strict=True)
     )
     return PrunePlan(branches=branches, macs=total_macs(_reduced(spec, best)), budget_macs=budget)
+
+
+def _best_choices(scores: Sequence[BranchScore], spec: ProgramSpec, budget_macs: int) -> list[Choice] | None:
+    """Return the cheapest choice of every branch over all that the last MHSA may be, or None."""
+    best: list[Choice] | None = None
+    for last in _last_mhsa_candidates(spec):
+        floor, menu = _menu(scores, spec, last)
+        found = _with_both_kinds(spec, menu, budget_macs - floor)
+        if found is not None and (best is None or _worth(found) < _worth(best)):
+            best = found
+    return best
 
 
 def check_reached(spec: ProgramSpec, reduced: ProgramSpec, budget_macs: float, whole_macs: int) -> str:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edgevit.compress.training.recipe import Augment
 from edgevit.errors import ImagesError, TrainingError
 from edgevit.frontends.timm_import import timm
 from edgevit.images.image_set import UNREADABLE_LIMIT, UnreadableImage, check_unreadable, upright
@@ -27,25 +28,6 @@ from edgevit.program.spec import ImageSpec
 from edgevit.torch_form.vit import normalise_pixels
 
 Transform = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """How training images are varied (timm's `create_transform`).
-
-    Attributes:
-        scale_min: smallest area of the random resized crop, as a part of the image; 1 keeps all but the aspect.
-        hflip: probability of a mirror image.
-        color_jitter: factor of brightness, contrast and saturation; timm leaves it out beside `auto_augment`.
-        auto_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3` or `original`; empty for none.
-        erase: probability that a rectangle is erased (set to the mean).
-    """
-
-    scale_min: float = 0.6
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str = ""
-    erase: float = 0.0
 
 
 class Batches:

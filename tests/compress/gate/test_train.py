@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.initial import measure_skips
 from edgevit.compress.gate.threshold import expected_macs, fixed_macs, open_rates
-from edgevit.compress.gate.train import attach_gates, train_gates
+from edgevit.compress.gate.train import train_gates
 from edgevit.errors import BudgetError, ImagesError
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
