@@ -76,7 +76,7 @@ Reduction = tuple[Tensor, Tensor, Tensor]  # kept columns [k], weight [k, dim], 
 def _reductions(
     model: Vit, branch: BranchSpec, statistics: Statistics, order: tuple[int, ...], levels: tuple[int, ...]
 ) -> list[Reduction]:
-    """The compensated output linear of every level below the first; a branch that is gone leaves its skip rows."""
+    """Return the compensated output linear of every level below the first; a branch that goes leaves skip rows."""
     result = []
     for kept in levels[1:]:
         known, name = statistics[branch.name], output_linear(branch)
@@ -93,7 +93,7 @@ def _reductions(
 
 
 def _losses(model: Vit, index: int, x: Tensor, reductions: list[Reduction], reference: Tensor) -> np.ndarray:
-    """Summed KL of every level of one branch on a batch; the stream `x` before the branch is reused."""
+    """Return the summed KL of every level of one branch on a batch; the stream `x` before the branch is reused."""
     branch, inner = model.spec.branches[index], list[Tensor]()
     if branch.removed:
         return np.zeros(1)

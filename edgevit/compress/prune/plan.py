@@ -103,7 +103,7 @@ def _best_choices(scores: Sequence[BranchScore], spec: ProgramSpec, budget_macs:
 
 
 def check_reached(spec: ProgramSpec, reduced: ProgramSpec, budget_macs: float, whole_macs: int) -> str:
-    """Hold a pruned model against its budget from below; what to tell the user, empty where it is near.
+    """Check a pruned model against its budget from below; return what to tell the user, empty where it is near.
 
     Args:
         spec: the model before pruning.
@@ -143,7 +143,7 @@ def check_kinds(spec: ProgramSpec, reduced: ProgramSpec) -> None:
 
 
 def _next_level(spec: ProgramSpec, reduced: ProgramSpec) -> int:
-    """MACs of the cheapest level that could be given back to one branch; 0 where nothing was taken."""
+    """Return the MACs of the cheapest level that could be given back to one branch; 0 where nothing was taken."""
     macs, found = total_macs(reduced), []
     for index, (full, branch) in enumerate(zip(spec.branches, reduced.branches, strict=True)):
         higher = [units for units in offered_levels(full) if units > branch.units]
@@ -155,7 +155,7 @@ def _next_level(spec: ProgramSpec, reduced: ProgramSpec) -> int:
 
 
 def least_macs(spec: ProgramSpec) -> int:
-    """All-open MACs of the smallest model a plan can make: one head, and one level of neurons."""
+    """Return the all-open MACs of the smallest model a plan can make: one head, and one level of neurons."""
     kinds = [[i for i, b in enumerate(spec.branches) if b.kind == kind and not b.removed] for kind in LAYERS]
     least = []
     for left in itertools.product(*(members for members in kinds if members)):
@@ -177,7 +177,7 @@ def _check_scores(scores: Sequence[BranchScore], spec: ProgramSpec) -> None:
 
 
 def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
-    """The spec with only the planned units; a branch without any loses its gate too."""
+    """Return the spec with only the planned units; a branch without any loses its gate too."""
     branches = tuple(
         replace(b, kept=p.kept) if p.kept else _emptied(b) for b, p in zip(spec.branches, plan.branches, strict=True)
     )
@@ -185,7 +185,7 @@ def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
 
 
 def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice] | None:
-    """One choice per row within the budget with the least total loss, of these the least uneven one, or None.
+    """Return one choice per row within the budget, of least total loss and then least uneven, or None.
 
     Exact (Pareto dynamic programming). States are kept as arrays (macs, worth) without dominated ones; MACs share large
     common factors, so they stay few.
@@ -221,7 +221,7 @@ def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice]
 
 
 def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: int) -> list[Choice] | None:
-    """The cheapest choices that leave some attention and some FFN, of those that `spec` has."""
+    """Return the cheapest choices that leave some attention and some FFN, of those that `spec` has."""
     found = cheapest(menu, budget_macs)
     if found is None:
         return None
@@ -235,19 +235,19 @@ def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: i
 
 
 def _worth(choices: Sequence[Choice]) -> tuple[float, float]:
-    """What compares plans of different menus; their losses are rounded alike, so that sums are exact."""
+    """Return what compares plans of different menus; their losses are rounded alike, so that sums are exact."""
     return sum(c.loss for c in choices), sum(c.uneven for c in choices)
 
 
 def _last_mhsa_candidates(spec: ProgramSpec) -> list[int | None]:
-    """Which MHSA may be the last one left; None where that makes no difference to the rows computed."""
+    """Return which MHSA may be the last one left; None where it makes no difference to the rows computed."""
     if spec.head.pool != "prefix":
         return [None]
     return [-1, *(i for i, b in enumerate(spec.branches) if b.kind == "mhsa" and not b.removed)]
 
 
 def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) -> tuple[int, list[list[Choice]]]:
-    """MACs outside the branches, and every branch's choices, if MHSA `last` stays and all later MHSA go."""
+    """Return the MACs outside the branches, and every branch's choices, if MHSA `last` stays and all later MHSA go."""
     branches = list(spec.branches)
     if last is not None:
         branches = [_emptied(b) if b.kind == "mhsa" and i > last else b for i, b in enumerate(branches)]
@@ -276,13 +276,13 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
 
 
 def _resolution(losses: Sequence[Sequence[float]]) -> float:
-    """The unit that the branches' losses are rounded to, a power of two."""
+    """Return the unit that the branches' losses are rounded to, a power of two."""
     most = sum(max(row) for row in losses)
     return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
 
 
 def offered_levels(branch: BranchSpec) -> list[int]:
-    """Numbers of units a branch may keep: all, none, and whole heads or multiples of 16 neurons between."""
+    """Return how many units a branch may keep: all, none, and whole heads or multiples of 16 neurons between."""
     step = NEURON_STEP if branch.kind == "ffn" and branch.units >= 4 * NEURON_STEP else 1
     return sorted({0, branch.units, *range(step, branch.units, step)})
 
@@ -292,7 +292,7 @@ def _emptied(branch: BranchSpec) -> BranchSpec:
 
 
 def _reduced(spec: ProgramSpec, choices: Sequence[Choice]) -> ProgramSpec:
-    """The spec with that many units per branch (which ones does not matter to the MACs)."""
+    """Return the spec with that many units per branch (which ones does not matter to the MACs)."""
     branches = tuple(
         replace(b, kept=b.kept[: c.units]) if c.units else _emptied(b)
         for b, c in zip(spec.branches, choices, strict=True)

@@ -32,7 +32,7 @@ class InMemory:
         self._spec, self._images, self._batch, self._seed = spec, images, batch, seed
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from step `start` on.
+        """Yield the batches of an epoch from step `start` on.
 
         Yields:
             images float32 `[<= batch, 3, height, width]`, normalised, and labels int64 `[<= batch]`, all unlabelled.

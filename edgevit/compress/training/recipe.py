@@ -134,7 +134,7 @@ class TrainRecipe:
 
 
 def load_recipe(path: Path | None) -> TrainRecipe:
-    """The recipe of a TOML file, defaults where it is silent; the default recipe without a file.
+    """Return the recipe of a TOML file, defaults where it is silent; the default recipe without a file.
 
     Raises:
         TrainingError: unreadable, or with every fault at once.
@@ -154,7 +154,7 @@ def load_recipe(path: Path | None) -> TrainRecipe:
 
 
 def to_toml(recipe: TrainRecipe) -> str:
-    """The recipe as text that `load_recipe` reads."""
+    """Return the recipe as text that `load_recipe` reads."""
     table = strict_json.to_data(recipe)
     augment = table.pop("augment")
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
@@ -164,7 +164,7 @@ def to_toml(recipe: TrainRecipe) -> str:
 
 
 def check(recipe: TrainRecipe) -> list[str]:
-    """What is impossible in a recipe, one line each."""
+    """Return what is impossible in a recipe, one line each."""
     r = recipe
     shares = {
         n: getattr(r, n)

@@ -82,7 +82,7 @@ class Run:
         return fit_head(job.dense, self.trained, job.recipe.seed)
 
     def due(self, stage: str) -> bool:
-        """Whether a stage is asked for and not over yet."""
+        """Return whether a stage is asked for and not over yet."""
         if stage == "joint":
             return self.job.budgets.compresses and (self.state is None or self.state["stage"] == "joint")
         return self.job.recipe.epochs_recover > 0

@@ -112,7 +112,7 @@ def stage_settings(recipe: TrainRecipe, *, joint: bool, bfloat16: bool, first_st
 
 
 def with_crop(program: Program, crop_pct: float) -> Program:
-    """The Program with another evaluation crop; 0 keeps its own."""
+    """Return the Program with another evaluation crop; 0 keeps its own."""
     if not crop_pct:
         return program
     return program.with_weights({}, replace(program.spec, image=replace(program.spec.image, crop_pct=crop_pct)))
