@@ -24,10 +24,10 @@ from torch import Tensor
 
 from edgevit.compress.gate.threshold import expected_macs
 from edgevit.compress.gate.train import train_gates
+from edgevit.compress.prune.divergence import score
 from edgevit.compress.prune.observe import collect
 from edgevit.compress.prune.plan import plan_prune
 from edgevit.compress.prune.refit import refit
-from edgevit.compress.prune.score import score
 from edgevit.compress.prune.shrink import shrink
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
@@ -262,7 +262,7 @@ class Made:
             statistics = collect(case.dense, case.calibration)
             scores = score(case.dense, case.calibration[:SCORED_IMAGES], statistics)
             for level in PRUNE:
-                plan = plan_prune(scores, case.dense.spec, level)
+                plan = plan_prune(scores, case.dense.spec, 1 - level)
                 self._keep(case, level, "plain", shrink(case.dense, plan, None))
                 small = shrink(case.dense, plan, statistics)
                 self._keep(case, level, "compensated", small)

@@ -163,7 +163,7 @@ def _compiled(case: Case, name: str, runtime: str, program: Program, plan: Quant
     folder = case.folder / name
     folder.mkdir(exist_ok=True)
     onnx_backend(runtime).compile(
-        assemble(program, plan, gating="open"), folder, formats=onnx_backend(runtime).FORMATS[:1]
+        assemble(program, plan, gating="open"), folder, formats=tuple(onnx_backend(runtime).FILES)[:1]
     )
     return folder
 

@@ -28,13 +28,15 @@ import torch
 
 from benchmarks.usdc_report import draw, table
 from edgevit.build.prediction import predict
+from edgevit.compress.budgets import split_budget
 from edgevit.compress.gate.judge import answers
 from edgevit.compress.training.batches import evaluation
 from edgevit.compress.training.recipe import TrainRecipe
-from edgevit.compress.training_run import Training, train
-from edgevit.compress.usdc import split_budget, with_crop
+from edgevit.compress.usdc.inputs import Training
+from edgevit.compress.usdc.stages import with_crop
 from edgevit.frontends.resolve import resolve
 from edgevit.images.labelled import open_labelled
+from edgevit.pipeline import train
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program, load_program
 from edgevit.schema.target import load_target

@@ -19,10 +19,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import interleave, ratio
 from benchmarks.usdc import COMPRESSED, SIZE, data
+from edgevit.compress.budgets import split_budget
 from edgevit.compress.training.batches import Batches
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.loss import task_loss
-from edgevit.compress.usdc import Together, prepare, split_budget
+from edgevit.compress.usdc.hooks import StageHooks
+from edgevit.compress.usdc.stages import prepare
 from edgevit.images.labelled import open_labelled
 from edgevit.program.program import Program, load_program
 from edgevit.torch_form.vit import Vit
@@ -62,16 +64,16 @@ def joint_step(dense: Program, batch: int) -> Callable[[bool], None]:
     images, labels = next(source.epoch(0))
     blank = np.zeros((4, dense.spec.image.height, dense.spec.image.width, 3), np.uint8)
     model, teacher = Vit(prepare(dense, budgets, blank, recipe)), Vit(dense).eval().requires_grad_(False)
-    together = Together(model, dense.spec, budgets, recipe, World(), joint=True)
+    hooks = StageHooks(model, dense.spec, budgets, recipe, World(), joint=True)
 
     def step(trim: bool) -> None:
-        together.begin(0, 0, 0.1, batch)
+        hooks.begin(0, 0, 0.1, batch)
         with torch.no_grad():
             wanted = teacher(images, trim=trim)
-        logits = model(images, together.decide, together.tap, trim=trim)
+        logits = model(images, hooks.decide, hooks.tap, trim=trim)
         loss = task_loss(logits, labels, wanted, weight=recipe.teacher, temperature=recipe.temperature, smoothing=0.0)
-        torch.autograd.backward(loss + together.penalty())
-        together.observe()
+        torch.autograd.backward(loss + hooks.penalty())
+        hooks.observe()
         model.zero_grad()
 
     return step

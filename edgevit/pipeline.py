@@ -1,7 +1,10 @@
 """The stages and their order; the only file that knows it.
 
 compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates -> Program
+train     Program -> head -> gates and masks -> joint -> prune -> recover -> thresholds -> fold -> Program
 build     Program -> ranges -> quantization plan -> lower -> compile -> verify -> bound -> bundle
+verify    coverage -> parity -> skip -> bound -> accuracy (`build.verify_build`)
+profile   bundle -> images -> load -> golden outputs -> measurement (`devices`: a board has none of what this imports)
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +25,7 @@ from edgevit.build.describe import Facts, describe, golden_runs
 from edgevit.build.preflight import require_target
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
+from edgevit.compress.budgets import Budgets
 from edgevit.errors import ProgramError, TargetError
 from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form.assemble import assemble, detached
@@ -42,6 +47,9 @@ from edgevit.schema.target import Target
 from edgevit.util.atomic import scratch
 from edgevit.util.progress import track
 
+if TYPE_CHECKING:
+    from edgevit.compress.usdc.inputs import Training
+
 Say = Callable[[str], None]
 SCORED_IMAGES = 64
 JUDGED_IMAGES = 48
@@ -62,9 +70,9 @@ class Built:
 def compress(
     dense: Program,
     images: np.ndarray,
+    budgets: Budgets,
     *,
-    prune: float = 0.0,
-    gate: float = 1.0,
+    score: str = "divergence",
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> Program:
@@ -73,8 +81,8 @@ def compress(
     Args:
         dense: the trained model.
         images: calibration images, uint8 `[n, height, width, 3]`.
-        prune: fraction of the MACs to remove.
-        gate: expected MACs with gates as a fraction of the pruned model's; 1 attaches none.
+        budgets: MACs that are left, as fractions of the dense model's; 1 and 1 change nothing.
+        score: how units are ranked, a name of `compress.prune.score.METHODS`.
         seed: of gate training.
         say: told where few units leave a budget far from met.
 
@@ -82,12 +90,8 @@ def compress(
         BudgetError: a budget that cannot be met, or is missed from above or below.
         RuntimeMissingError: torch is not installed.
     """
-    if prune == 0.0 and gate == 1.0:
+    if budgets.static == 1.0 and budgets.expected == 1.0:
         return dense
-    on = f"without labels, on {len(images)} images (edgevit {__version__})"
-    steps = [f"pruned by {prune:.0%} of its MACs {on}"] if prune > 0.0 else []
-    steps += [f"gated to {gate:.0%} of the MACs left {on}"] if gate < 1.0 else []
-    original = original_of(dense, *steps)
     from edgevit.util.optional import require_torch
 
     require_torch("pruning and gating")
@@ -95,21 +99,63 @@ def compress(
     from edgevit.compress.prune.observe import collect
     from edgevit.compress.prune.plan import check_reached, plan_prune, planned_spec
     from edgevit.compress.prune.refit import refit
-    from edgevit.compress.prune.score import score
+    from edgevit.compress.prune.score import score_method
     from edgevit.compress.prune.shrink import shrink
 
     program = dense
-    if prune > 0.0:
+    if budgets.prunes:
         statistics = collect(dense, images)
-        scores = score(dense, images[:SCORED_IMAGES], statistics)
-        plan = plan_prune(scores, dense.spec, prune)
+        scores = score_method(score)(dense, images[:SCORED_IMAGES], statistics)
+        plan = plan_prune(scores, dense.spec, budgets.static)
         note = check_reached(dense.spec, planned_spec(dense.spec, plan), plan.budget_macs, total_macs(dense.spec))
         if note:
             say(f"warning: {note}")
         program = refit(shrink(dense, plan, statistics), dense, images)
-    if gate < 1.0:
-        program = train_gates(program, images, gate, teacher=dense, seed=seed, say=say)
-    return with_original(program, original)
+    if budgets.gates:
+        left = min(1.0, budgets.expected * total_macs(dense.spec) / total_macs(program.spec))
+        program = train_gates(program, images, left, teacher=dense, seed=seed, say=say)
+    return with_original(program, original_of(dense, *_steps(budgets, len(images))))
+
+
+def _steps(budgets: Budgets, images: int) -> list[str]:
+    """Return what is done to the dense model, a sentence each."""
+    on = f"without labels, on {images} images (edgevit {__version__})"
+    steps = [f"pruned by {1 - budgets.static:.0%} of its MACs {on}"] if budgets.prunes else []
+    if budgets.gates:
+        steps.append(f"gated to {budgets.expected / budgets.static:.0%} of the MACs left {on}")
+    return steps
+
+
+def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> Program:
+    """Prune and gate a Program by training it on a data set; write it to `folder`/program. Needs torch.
+
+    Args:
+        job: model, data, budgets and recipe; its budgets of 1 and 1 train the model as it is.
+        resume: go on from the folder's checkpoint, as if the run had not stopped.
+        say: told what a person should know.
+
+    Raises:
+        TrainingError: the data, the recipe or the state do not allow to go on; the last checkpoint stays.
+        BudgetError: a budget below what has to stay, or a result far from what was asked for; no Program is written.
+        OutputError: there is a run already (and `resume` is false), or the disk refuses.
+    """
+    from edgevit.compress.prune.plan import check_kinds
+    from edgevit.compress.usdc.run import begin, finish
+    from edgevit.compress.usdc.stages import MEAN_IMAGES, fold_gates, prepare, prune_trained, set_thresholds
+
+    run = begin(job, resume=resume, say=say)
+    images = run.held.images
+    program = run.interrupted()
+    if program is None:
+        program = prepare(run.dense_with_head(), job.budgets, images[:MEAN_IMAGES], job.recipe)
+    if run.due("joint"):
+        program = prune_trained(*run.stage("joint", program), say)
+    if run.due("recover"):
+        program = run.stage("recover", program)[0].to_program()
+    program = set_thresholds(program, total_macs(job.dense.spec), job.budgets, images, say)
+    program = fold_gates(program, job.budgets, images)
+    check_kinds(job.dense.spec, program.spec)
+    return finish(run, program)
 
 
 def compare(program: Program, original: Program, judged: ImageSet, *, both: bool = True) -> Program:

@@ -16,6 +16,7 @@ from edgevit.backends.onnxruntime import memory_bound as ort_bound
 from edgevit.build import accuracy, case
 from edgevit.build.case import GOLDEN_PART, head_deviation
 from edgevit.bundle.read import open_bundle, verify_bundle
+from edgevit.compress.budgets import Budgets
 from edgevit.errors import (
     AccuracyError,
     BoundError,
@@ -350,12 +351,12 @@ def test_int8_weights_lie_on_their_grid_before_they_are_lowered(name: str) -> No
 
 def test_nothing_to_compress_gives_the_same_program() -> None:
     program = tiny_program()
-    assert pipeline.compress(program, image_set(program).images) is program
+    assert pipeline.compress(program, image_set(program).images, Budgets()) is program
 
 
 def test_compressing_prunes_and_gates_and_keeps_the_original() -> None:
     program = tiny_program(depth=3, dim=32, hidden=64)
-    small = pipeline.compress(program, image_set(program, 16).images, prune=0.2, gate=0.8)
+    small = pipeline.compress(program, image_set(program, 16).images, Budgets(static=0.8, expected=0.64))
     kept = small.spec.original
     assert kept is not None and (kept.weights_sha256, kept.macs) == (weights_digest(program), total_macs(program.spec))
     assert [step.split(" of ")[0] for step in kept.steps] == ["pruned by 20%", "gated to 80%"]

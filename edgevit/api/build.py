@@ -9,6 +9,7 @@ from edgevit.backends.targets import load_target
 from edgevit.build.prediction import Prediction, predict
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.write import refuse_existing
+from edgevit.compress.budgets import Budgets
 from edgevit.errors import ImagesError, ProgramError
 from edgevit.frontends.imagenet import SUBSETS, imagenet_names
 from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
@@ -89,7 +90,8 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     compressing = job.prune > 0.0 or job.gate < 1.0
     if compressing:
         say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
-    program = compress(given, images.calibration.images, prune=job.prune, gate=job.gate, seed=job.seed, say=say)
+    left = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
+    program = compress(given, images.calibration.images, left, seed=job.seed, say=say)
     if original is not None and images.judged is not None and program.spec.original is not None:
         program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:

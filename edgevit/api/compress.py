@@ -16,6 +16,7 @@ from edgevit.backends import backend
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
 from edgevit.build.preflight import Output, ready
+from edgevit.compress.budgets import Budgets, split_budget
 from edgevit.compress.gate.judge import Answers, answers
 from edgevit.compress.gate.subgroups import parse_groups
 from edgevit.compress.memory_budget import fits, parse_bytes, static_for
@@ -24,20 +25,15 @@ from edgevit.compress.training.device import device_of, use_threads
 from edgevit.compress.training.distributed import World, join, leave, lost
 from edgevit.compress.training.recipe import TrainRecipe, load_recipe, to_toml
 from edgevit.compress.training.sets import open_data
-from edgevit.compress.training_run import (
-    RECIPE,
-    RESULT,
-    Training,
-    kept,
-    split_data,
-    train,
-)
-from edgevit.compress.usdc import Budgets, split_budget, with_crop
+from edgevit.compress.usdc.inputs import Training, split_data
+from edgevit.compress.usdc.resume import RECIPE, RESULT, kept
+from edgevit.compress.usdc.stages import with_crop
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
 from edgevit.frontends.resolve import resolve
 from edgevit.images.labelled import LabelledSet, compact_labels, place_set, subset
 from edgevit.images.match import UNLABELLED, chance_warning
+from edgevit.pipeline import train
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program

@@ -31,13 +31,13 @@ def parse_bytes(text: str) -> int:
 
 
 def fits(spec: ProgramSpec, target: Target, limit_bytes: int) -> bool:
-    """Whether the memory bound of a build of this structure (int8, its gates as they are) is within the limit."""
+    """Return whether the memory bound of a build of this structure (int8, gates as they are) is within the limit."""
     found = bound_bytes(spec, target)
     return found is not None and found <= limit_bytes
 
 
 def static_for(spec: ProgramSpec, target: Target, limit_bytes: int) -> float:
-    """MACs, as a fraction of `spec`'s, of the largest evenly scaled model with gates whose bound is within the limit.
+    """Return MACs, as a fraction of `spec`'s, of the largest evenly scaled gated model whose bound is within the limit.
 
     Raises:
         BudgetError: the runtime has no bound, or stem and head alone need more.

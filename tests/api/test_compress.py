@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from edgevit.api.compress import Training, train
+from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.judge import answers
 from edgevit.compress.training.recipe import TrainRecipe, to_toml
-from edgevit.compress.training_run import COLUMNS, _program_of, _refuse_foreign, split_data
-from edgevit.compress.usdc import Budgets
+from edgevit.compress.usdc.inputs import split_data
+from edgevit.compress.usdc.resume import program_of, refuse_foreign
+from edgevit.compress.usdc.run import COLUMNS
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.images.labelled import LabelledSet, open_labelled
 from edgevit.program.macs import stem_macs, total_macs
@@ -153,7 +155,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_can_start_anew(finish
     shutil.copytree(finished, folder)
     (folder / "recipe.toml").write_text(to_toml(SHORT))
     (folder / ".checkpoint.pt.edgevit-1-abcdefgh").write_bytes(b"half")
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     assert {p.name for p in folder.iterdir()} - {"tensorboard"} == {
         *("checkpoint.pt", "metrics.csv", "program", "recipe.toml")
     }
@@ -337,4 +339,4 @@ def test_without_class_token_gates_read_the_mean(data: LabelledSet, tmp_path: Pa
 )
 def test_a_checkpoint_of_a_model_that_it_does_not_hold_is_refused(spec: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        _program_of({"spec": spec, "state": {"w": torch.zeros(8)}})
+        program_of({"spec": spec, "state": {"w": torch.zeros(8)}})

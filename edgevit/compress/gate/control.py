@@ -75,7 +75,7 @@ class GateControl:
         self._spent: list[float] = []
 
     def set_costs(self, fixed: float, branches: Sequence[float], dead: frozenset[int] = frozenset()) -> None:
-        """MACs as fractions of the dense model's: what always runs, and every branch; `dead` ones have no unit left."""
+        """Set MACs as parts of the dense model's: what always runs, and every branch; `dead` ones have no unit left."""
         self.fixed, self.costs, self.dead = fixed, tuple(branches), dead
 
     def begin(self, step: int, micro: int, done: float, size: int, budget: float) -> None:
@@ -98,7 +98,7 @@ class GateControl:
         self._seen = {}
 
     def decide(self, index: int, x: Tensor) -> Tensor:
-        """Open (1) or not (0) for this process's samples `[b]`: one decision per group, with Heun's derivative."""
+        """Return open (1) or not (0) for this process's samples `[b]`: a decision per group, with Heun's derivative."""
         if index in self.dead:
             return x.new_zeros(len(x))
         local = self.model.gate_logit(self.model.spec.branches[index], x).float()
@@ -116,7 +116,7 @@ class GateControl:
         return decisions[start : start + len(x)].to(x.dtype)
 
     def _draw(self, index: int, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions of all groups, 0 or 1, and how likely each was to be 1, which has a derivative."""
+        """Draw decisions of all groups, 0 or 1, and how likely each was to be 1, which has a derivative."""
         if not self._noise:
             margins = means.detach()
             self._settled.setdefault(index, []).append(margins[self._groups.to(means.device)].cpu())
@@ -128,7 +128,7 @@ class GateControl:
         return opened, torch.sigmoid(means / self._noise)
 
     def penalty(self) -> Tensor:
-        """Price and squared gap of this micro-batch's MACs to the budget; unused MACs are accuracy given away."""
+        """Return price and squared gap of this micro-batch's MACs to the budget; unused MACs are lost accuracy."""
         spent = torch.tensor(self.fixed)
         if self._seen:
             spent = self.fixed + torch.stack([odds * self.costs[i] for i, odds in self._seen.items()]).sum()
@@ -137,7 +137,7 @@ class GateControl:
         return self.price * over + self.settings.stiffness / 2 * over**2
 
     def update(self) -> dict[str, float]:
-        """Move the price after an optimiser step; the step's figures for the log."""
+        """Move the price after an optimiser step; return the step's figures for the log."""
         over = float(np.mean(self._spent)) if self._spent else 0.0
         self._spent = []
         self._follow()
@@ -156,7 +156,7 @@ class GateControl:
         self._settled = {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"price": self.price, "shift": self.shift, "opened": {str(i): v for i, v in self.opened.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:

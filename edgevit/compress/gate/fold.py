@@ -13,7 +13,7 @@ FEWEST_IMAGES = 200  # that agree: then a gate decides otherwise for at most 1.5
 
 
 def fold_constant(program: Program, images: np.ndarray) -> Program:
-    """The Program without gates that decide alike for all of `images` (uint8 `[n, height, width, 3]`).
+    """Return the Program without gates that decide alike for all of `images` (uint8 `[n, height, width, 3]`).
 
     A branch that ran for every image loses its gate; one that ran for none goes, and its skip rows stay. Both are
     exact on these images, and `effort` no longer moves them. Fewer than 200 images prove nothing: all gates stay.

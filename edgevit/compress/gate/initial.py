@@ -60,14 +60,14 @@ def measure_skips(program: Program, images: np.ndarray) -> Skips:
 
 
 def _gate_input(model: Vit, x: Tensor) -> Tensor:
-    """The row all gates of a model read (they share one pool), without the gate's weight: `[B, D]`."""
+    """Return the row all gates of a model read (they share one pool), without the gate's weight: `[B, D]`."""
     prefix = model.spec.stem.prefix
     pooled = x[:, 0] if prefix else x.mean(dim=1)
     return F.layer_norm(pooled, (pooled.shape[-1],), eps=model.spec.norm_eps)
 
 
 def predictor(inputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Ridge regression `inputs @ weight + bias` of `values [n]`, the ridge chosen by leave-one-out.
+    """Fit ridge regression `inputs @ weight + bias` to `values [n]`, the ridge chosen by leave-one-out.
 
     Where no ridge predicts better than the mean, the weight is 0.
     """
@@ -87,7 +87,7 @@ def predictor(inputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float
 
 
 def initial_gates(program: Program, images: np.ndarray, budget: float, spread: float) -> Program:
-    """Skip rows at the mean outputs; each gate's logit is `spread * log(predicted loss / MACs)`, shifted to the budget.
+    """Set skip rows to mean outputs, and each gate's logit to `spread * log(predicted loss / MACs)` plus one shift.
 
     Args:
         program: with gates attached (their weights are replaced).
@@ -122,7 +122,7 @@ def initial_gates(program: Program, images: np.ndarray, budget: float, spread: f
 
 
 def _shift(logits: np.ndarray, macs: np.ndarray, target: float) -> float:
-    """What to add to logits `[n, gates]` so that the expected MACs of the gated branches are `target`."""
+    """Return what to add to logits `[n, gates]` so that the expected MACs of the gated branches are `target`."""
     low, high = -float(logits.max()) - 20, -float(logits.min()) + 20
     for _ in range(60):
         middle = (low + high) / 2

@@ -26,7 +26,7 @@ class Answers:
     macs: float
 
     def top1(self, labels: np.ndarray) -> float:
-        """Share of images whose largest logit is their label's."""
+        """Return the share of images whose largest logit is their label's."""
         return float((self.logits.argmax(axis=1) == labels).mean())
 
 

@@ -43,7 +43,7 @@ class Groups:
             raise _refusal(str(self))
 
     def __str__(self) -> str:
-        """The text that `parse_groups` reads."""
+        """Return the text that `parse_groups` reads."""
         numbers = {"average": (self.size,), "random": (self.low, self.high)}.get(self.kind, ())
         return " ".join(map(str, (self.kind, *numbers)))
 
@@ -68,7 +68,7 @@ def parse_groups(text: str) -> Groups:
 
 
 def split(groups: Groups, batch: int, seed: tuple[int, ...]) -> np.ndarray:
-    """The group of each sample, int64 `[batch]`: numbers 0, 1, 2, ... in runs, the batch being shuffled already.
+    """Return the group of each sample, int64 `[batch]`: numbers 0, 1, 2, ... in runs, the batch being shuffled already.
 
     A function of its arguments alone; `seed` (numbers from 0, such as seed and step) moves `random` and `recursive`.
     """
@@ -77,7 +77,7 @@ def split(groups: Groups, batch: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 def sizes(groups: Groups, batch: int, seed: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of each group, in order; they sum to `batch`, which may be any number from 1.
+    """Return the size of each group, in order; they sum to `batch`, which may be any number from 1.
 
     - `batch`: one group. `sample`: groups of 1.
     - `average`: groups of `size`, the last of what is left.

@@ -22,14 +22,14 @@ FAR = 0.02  # of all MACs: further from a budget is not what was asked for
 
 
 def fixed_macs(spec: ProgramSpec) -> int:
-    """MACs of a path on which every gate is closed."""
+    """Return the MACs of a path on which every gate is closed."""
     ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
     return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + ungated
 
 
 @torch.no_grad()
 def open_rates(program: Program, images: np.ndarray, effort: float = 0.0) -> np.ndarray:
-    """Whether each branch ran for each image: bool `[n, branches]`; ungated branches always run, removed ones never.
+    """Return whether each branch ran for each image: bool `[n, branches]`; ungated ones always run, removed ones never.
 
     Raises:
         ImagesError: the images are not what the model takes.
@@ -42,7 +42,7 @@ def open_rates(program: Program, images: np.ndarray, effort: float = 0.0) -> np.
 
 
 def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
-    """How far every gate is above its threshold, `[n, branches]`, each branch after the decisions before it."""
+    """Return how far every gate is above its threshold, `[n, branches]`, each branch after the decisions before it."""
     spec, rows = model.spec, []
     for batch in work:
         margins = np.zeros((len(batch), len(spec.branches)))
@@ -60,7 +60,7 @@ def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
 
 
 def expected_macs(spec: ProgramSpec, ran: np.ndarray) -> float:
-    """Mean MACs per image, given which branches ran (`open_rates`)."""
+    """Return mean MACs per image, given which branches ran (`open_rates`)."""
     branches = np.array(macs_by_branch(spec))
     gated = np.array([b.gate is not None for b in spec.branches])
     return fixed_macs(spec) + float((ran[:, gated] * branches[gated]).sum(axis=1).mean())
@@ -102,7 +102,7 @@ def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) ->
 
 
 def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_macs: int) -> str:
-    """Hold mean MACs against a budget from above and below; what to tell the user, empty where they are near.
+    """Check mean MACs against a budget from both sides; return what to tell the user, empty where they are near.
 
     Gates that decide alike for all images come in steps of a whole branch, and thresholds take the nearer step.
 
@@ -136,7 +136,7 @@ def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_
 
 
 def shift_for(margins: np.ndarray, macs: np.ndarray, target: float) -> float:
-    """What to add to `margins [n, gates]`, taken as given, so that the mean MACs of open gates are about `target`.
+    """Return what to add to `margins [n, gates]`, taken as given, for mean MACs of open gates of about `target`.
 
     `macs [gates]` and `target` are in one unit, whatever it is.
     """

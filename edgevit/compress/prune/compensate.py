@@ -12,18 +12,18 @@ RIDGE = 1e-4
 
 
 def ridged(covariance: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """`C + ridge * mean(diag C) * I`: invertible, and dead columns cost nothing to remove."""
+    """Return `C + ridge * mean(diag C) * I`: invertible, and dead columns cost nothing to remove."""
     level = ridge * float(np.mean(np.diag(covariance))) + 1e-12
     return covariance + level * np.eye(len(covariance))
 
 
 def columns_of(positions: np.ndarray | list[int] | tuple[int, ...], unit: int) -> np.ndarray:
-    """Column indices of units of `unit` columns each."""
+    """Return column indices of units of `unit` columns each."""
     return (np.asarray(positions, dtype=np.int64)[:, None] * unit + np.arange(unit)).reshape(-1)
 
 
 def removal_order(weight: np.ndarray, covariance: np.ndarray, unit: int, *, at_once: int = 1) -> tuple[int, ...]:
-    """Positions of all units in the order in which they are best removed (the first costs least).
+    """Return the positions of all units in the order in which they are best removed (the first costs least).
 
     Greedy structured OBS (ZipLM, arXiv 2302.04089): the cost of removing S with optimal compensation is
     `tr(W_S^T (inv(C)_SS)^-1 W_S)`; `inv(C)` and W are updated after every removal.
@@ -63,7 +63,7 @@ def _unit_costs(inverse: np.ndarray, w: np.ndarray, unit: int) -> np.ndarray:
 def compensated(
     weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, covariance: np.ndarray, keep: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight `[kept, out]` and bias `[out]` after removing all columns but `keep`.
+    """Return weight `[kept, out]` and bias `[out]` after removing all columns but `keep`.
 
     Ridge regression of the removed columns on the kept ones (CORP, arXiv 2602.05243) is folded in:
     `W_K + C_KK^-1 C_KS W_S` and `b + (mu_S - mu_K C_KK^-1 C_KS) W_S`.

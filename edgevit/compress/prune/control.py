@@ -67,7 +67,7 @@ class MaskControl:
 
     @property
     def ready(self) -> bool:
-        """Whether importance was measured on enough images to choose by it."""
+        """Return whether importance was measured on enough images to choose by it."""
         return self.images >= self.settings.fewest_images
 
     def begin(self, step: int, size: int) -> None:
@@ -117,13 +117,13 @@ class MaskControl:
         self.measured += 1
         self.images += self._size
 
-    def replan(self, fraction: float, *, returns: bool = True) -> PrunePlan:
-        """Choose the units to keep when `fraction` of the all-open MACs has to go, and mask the others.
+    def replan(self, left: float, *, returns: bool = True) -> PrunePlan:
+        """Choose the units to keep when `left` of the all-open MACs may stay, and mask the others.
 
         Without `returns` what is out stays out.
         """
         scores = [self._score(b.name, returns=returns) for b in self.spec.branches]
-        plan = plan_prune(scores, self.spec, fraction)
+        plan = plan_prune(scores, self.spec, left)
         for branch, planned in zip(self.spec.branches, plan.branches, strict=True):
             if not branch.removed:
                 kept = torch.isin(torch.tensor(branch.kept), torch.tensor(planned.kept, dtype=torch.long)).float()
@@ -131,7 +131,7 @@ class MaskControl:
         return self.plan()
 
     def plan(self) -> PrunePlan:
-        """The plan that the masks are."""
+        """Return the plan that the masks are."""
         branches = tuple(
             BranchPlan(
                 name=b.name,
@@ -143,11 +143,11 @@ class MaskControl:
         return PrunePlan(branches=branches, macs=0, budget_macs=0)
 
     def _mask(self, name: str) -> list[float]:
-        """The mask of a branch as numbers; empty for one that was gone before."""
+        """Return the mask of a branch as numbers; empty for one that was gone before."""
         return self.masks[name].tolist() if name in self.masks else []
 
     def _score(self, name: str, *, returns: bool) -> BranchScore:
-        """Loss by number of units kept: the sum of what goes, all of it together for the whole branch."""
+        """Return the loss by number of units kept: the sum of what goes, all of it together for the whole branch."""
         branch = next(b for b in self.spec.branches if b.name == name)
         if branch.removed:
             return BranchScore(name=name, order=(), units=(0,), loss=(0.0,))
@@ -167,7 +167,7 @@ class MaskControl:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {
             "masks": dict(self.masks),
             "units": {n: torch.from_numpy(u) for n, u in self.units.items()},

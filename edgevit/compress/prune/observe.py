@@ -37,12 +37,12 @@ Statistics = Mapping[str, BranchStatistics]
 
 
 def output_linear(branch: BranchSpec) -> str:
-    """Array prefix of the branch's last linear."""
+    """Return the array prefix of the branch's last linear."""
     return f"{branch.name}.{'proj' if branch.kind == 'mhsa' else 'fc2'}"
 
 
 def keep_input(branch: BranchSpec, kept: list[Tensor]) -> Tap:
-    """A tap that appends the input of the branch's output linear to `kept`."""
+    """Return a tap that appends the input of the branch's output linear to `kept`."""
     wanted = output_linear(branch)
 
     def tap(name: str, value: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def keep_input(branch: BranchSpec, kept: list[Tensor]) -> Tap:
 
 
 def row_weights(spec: ProgramSpec, x: Tensor, prefix_weight: float) -> Tensor:
-    """Weight `[B, N]` of the rows of a stream `[B, N, D]` in least squares.
+    """Return weight `[B, N]` of the rows of a stream `[B, N, D]` in least squares.
 
     An error matters relative to the row's standard deviation, as the LayerNorm that reads it divides by that: without
     this a few outlier tokens (variance 1000 times the others' in vit_tiny) would decide everything. Prefix rows
@@ -91,7 +91,7 @@ class Moments:
 
 @torch.no_grad()
 def collect(program: Program, images: np.ndarray, *, prefix_weight: float = PREFIX_WEIGHT) -> Statistics:
-    """One forward pass over uint8 images `[n, height, width, 3]`, all gates open.
+    """Return every branch's moments over uint8 images `[n, height, width, 3]`, in one forward pass, all gates open.
 
     Raises:
         ImagesError: the images are not what the model takes.

@@ -57,8 +57,8 @@ class Choice:
     uneven: float = 0.0
 
 
-def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float) -> PrunePlan:
-    """Remove at least `fraction` of the MACs of `spec` (all-open path) at the least sum of predicted losses.
+def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, left: float) -> PrunePlan:
+    """Leave at most `left` of the MACs of `spec` (all-open path) at the least sum of predicted losses.
 
     Losses between measured levels are interpolated, and removing more of a branch never counts as costing less; FFNs
     keep multiples of 16 neurons. No level more of any branch would fit the budget. The last MHSA that is left decides
@@ -66,28 +66,23 @@ def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float
     head and one level of neurons stay: without either kind a network is none.
 
     Raises:
-        BudgetError: `fraction` is not in [0, 1), what has to stay costs more than the budget, or a score is no number.
+        BudgetError: `left` is not in (0, 1], what has to stay costs more than the budget, or a score is no number.
     """
     total = total_macs(spec)
-    if not 0 <= fraction < 1:
-        raise BudgetError(f"cannot remove {fraction:g} of the MACs; allowed is 0 (nothing) to less than 1")
+    if not 0 < left <= 1:
+        raise BudgetError(f"cannot leave {left:g} of the MACs; allowed is 1 (all of them) to more than 0")
     _check_scores(scores, spec)
-    if fraction == 0:
+    if left == 1:
         kept = tuple(BranchPlan(name=b.name, kept=b.kept, loss=0.0) for b in spec.branches)
         return PrunePlan(branches=kept, macs=total, budget_macs=total)
-    budget = int(total * (1 - fraction))
-    best: list[Choice] | None = None
-    for last in _last_mhsa_candidates(spec):
-        floor, menu = _menu(scores, spec, last)
-        found = _with_both_kinds(spec, menu, budget - floor)
-        if found is not None and (best is None or _worth(found) < _worth(best)):
-            best = found
+    budget = int(total * left)
+    best = _best_choices(scores, spec, budget)
     if best is None:
         least = least_macs(spec)
         raise BudgetError(
-            f"cannot remove {fraction:.1%} of {total / 1e6:.1f} MMACs of {spec.name}: stem, head and the least of "
-            f"attention and FFN that has to stay take {least / 1e6:.1f} M; the most that can be removed is "
-            f"{1 - least / total:.1%}"
+            f"{spec.name} cannot come down to {left:.1%} of its {total / 1e6:.1f} MMACs: stem, head and the least of "
+            f"attention and FFN that has to stay take {least / 1e6:.1f} M; the least that can be left is "
+            f"{least / total:.1%}"
         )
     branches = tuple(
         BranchPlan(name=b.name, kept=tuple(sorted(s.order[len(s.order) - c.units :])), loss=c.loss)
@@ -96,8 +91,19 @@ def plan_prune(scores: Sequence[BranchScore], spec: ProgramSpec, fraction: float
     return PrunePlan(branches=branches, macs=total_macs(_reduced(spec, best)), budget_macs=budget)
 
 
+def _best_choices(scores: Sequence[BranchScore], spec: ProgramSpec, budget_macs: int) -> list[Choice] | None:
+    """Return the cheapest choice of every branch over all that the last MHSA may be, or None."""
+    best: list[Choice] | None = None
+    for last in _last_mhsa_candidates(spec):
+        floor, menu = _menu(scores, spec, last)
+        found = _with_both_kinds(spec, menu, budget_macs - floor)
+        if found is not None and (best is None or _worth(found) < _worth(best)):
+            best = found
+    return best
+
+
 def check_reached(spec: ProgramSpec, reduced: ProgramSpec, budget_macs: float, whole_macs: int) -> str:
-    """Hold a pruned model against its budget from below; what to tell the user, empty where it is near.
+    """Check a pruned model against its budget from below; return what to tell the user, empty where it is near.
 
     Args:
         spec: the model before pruning.
@@ -137,7 +143,7 @@ def check_kinds(spec: ProgramSpec, reduced: ProgramSpec) -> None:
 
 
 def _next_level(spec: ProgramSpec, reduced: ProgramSpec) -> int:
-    """MACs of the cheapest level that could be given back to one branch; 0 where nothing was taken."""
+    """Return the MACs of the cheapest level that could be given back to one branch; 0 where nothing was taken."""
     macs, found = total_macs(reduced), []
     for index, (full, branch) in enumerate(zip(spec.branches, reduced.branches, strict=True)):
         higher = [units for units in offered_levels(full) if units > branch.units]
@@ -149,7 +155,7 @@ def _next_level(spec: ProgramSpec, reduced: ProgramSpec) -> int:
 
 
 def least_macs(spec: ProgramSpec) -> int:
-    """All-open MACs of the smallest model a plan can make: one head, and one level of neurons."""
+    """Return the all-open MACs of the smallest model a plan can make: one head, and one level of neurons."""
     kinds = [[i for i, b in enumerate(spec.branches) if b.kind == kind and not b.removed] for kind in LAYERS]
     least = []
     for left in itertools.product(*(members for members in kinds if members)):
@@ -171,7 +177,7 @@ def _check_scores(scores: Sequence[BranchScore], spec: ProgramSpec) -> None:
 
 
 def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
-    """The spec with only the planned units; a branch without any loses its gate too."""
+    """Return the spec with only the planned units; a branch without any loses its gate too."""
     branches = tuple(
         replace(b, kept=p.kept) if p.kept else _emptied(b) for b, p in zip(spec.branches, plan.branches, strict=True)
     )
@@ -179,7 +185,7 @@ def planned_spec(spec: ProgramSpec, plan: PrunePlan) -> ProgramSpec:
 
 
 def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice] | None:
-    """One choice per row within the budget with the least total loss, of these the least uneven one, or None.
+    """Return one choice per row within the budget, of least total loss and then least uneven, or None.
 
     Exact (Pareto dynamic programming). States are kept as arrays (macs, worth) without dominated ones; MACs share large
     common factors, so they stay few.
@@ -215,7 +221,7 @@ def cheapest(menu: Sequence[Sequence[Choice]], budget_macs: int) -> list[Choice]
 
 
 def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: int) -> list[Choice] | None:
-    """The cheapest choices that leave some attention and some FFN, of those that `spec` has."""
+    """Return the cheapest choices that leave some attention and some FFN, of those that `spec` has."""
     found = cheapest(menu, budget_macs)
     if found is None:
         return None
@@ -229,19 +235,19 @@ def _with_both_kinds(spec: ProgramSpec, menu: list[list[Choice]], budget_macs: i
 
 
 def _worth(choices: Sequence[Choice]) -> tuple[float, float]:
-    """What compares plans of different menus; their losses are rounded alike, so that sums are exact."""
+    """Return what compares plans of different menus; their losses are rounded alike, so that sums are exact."""
     return sum(c.loss for c in choices), sum(c.uneven for c in choices)
 
 
 def _last_mhsa_candidates(spec: ProgramSpec) -> list[int | None]:
-    """Which MHSA may be the last one left; None where that makes no difference to the rows computed."""
+    """Return which MHSA may be the last one left; None where it makes no difference to the rows computed."""
     if spec.head.pool != "prefix":
         return [None]
     return [-1, *(i for i, b in enumerate(spec.branches) if b.kind == "mhsa" and not b.removed)]
 
 
 def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) -> tuple[int, list[list[Choice]]]:
-    """MACs outside the branches, and every branch's choices, if MHSA `last` stays and all later MHSA go."""
+    """Return the MACs outside the branches, and every branch's choices, if MHSA `last` stays and all later MHSA go."""
     branches = list(spec.branches)
     if last is not None:
         branches = [_emptied(b) if b.kind == "mhsa" and i > last else b for i, b in enumerate(branches)]
@@ -270,13 +276,13 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
 
 
 def _resolution(losses: Sequence[Sequence[float]]) -> float:
-    """The unit that the branches' losses are rounded to, a power of two."""
+    """Return the unit that the branches' losses are rounded to, a power of two."""
     most = sum(max(row) for row in losses)
     return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
 
 
 def offered_levels(branch: BranchSpec) -> list[int]:
-    """Numbers of units a branch may keep: all, none, and whole heads or multiples of 16 neurons between."""
+    """Return how many units a branch may keep: all, none, and whole heads or multiples of 16 neurons between."""
     step = NEURON_STEP if branch.kind == "ffn" and branch.units >= 4 * NEURON_STEP else 1
     return sorted({0, branch.units, *range(step, branch.units, step)})
 
@@ -286,7 +292,7 @@ def _emptied(branch: BranchSpec) -> BranchSpec:
 
 
 def _reduced(spec: ProgramSpec, choices: Sequence[Choice]) -> ProgramSpec:
-    """The spec with that many units per branch (which ones does not matter to the MACs)."""
+    """Return the spec with that many units per branch (which ones does not matter to the MACs)."""
     branches = tuple(
         replace(b, kept=b.kept[: c.units]) if c.units else _emptied(b)
         for b, c in zip(spec.branches, choices, strict=True)

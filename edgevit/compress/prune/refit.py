@@ -52,7 +52,7 @@ def refit(pruned: Program, dense: Program, images: np.ndarray, *, prefix_weight:
 
 
 def _fit_linear(model: Vit, branch: BranchSpec, streams: list[tuple[Tensor, Tensor]], prefix_weight: float) -> None:
-    """Weighted ridge regression of what the output linear misses on its input, added to its weight and bias.
+    """Add to the output linear's weight and bias the weighted ridge regression of what it misses on its input.
 
     Image-level directions have as many samples as there are images, so a fit without shrinkage learns the images by
     heart: the ridge is the one that does best on every `HELD_OUT`-th batch, which no fit ever sees.
@@ -95,7 +95,7 @@ class _Normal:
         self.cross += (scaled.T @ target.flatten(0, 1)).double()
 
     def solutions(self, ridges: tuple[float, ...]) -> Iterator[Tensor]:
-        """Weight and bias `[width, dim]` for every ridge; the constant is not shrunk."""
+        """Return weight and bias `[width, dim]` for every ridge; the constant is not shrunk."""
         mean_a, mean_t = self.gram[-1, :-1] / self.total, self.cross[-1] / self.total
         covariance = self.gram[:-1, :-1] / self.total - torch.outer(mean_a, mean_a)
         shared = self.cross[:-1] / self.total - torch.outer(mean_a, mean_t)
@@ -106,5 +106,5 @@ class _Normal:
             yield torch.cat([weight, (mean_t - mean_a @ weight)[None]])
 
     def error(self, solution: Tensor) -> float:
-        """Change of the squared error by a solution; below 0 it helps."""
+        """Return the change of the squared error by a solution; below 0 it helps."""
         return float((solution * (self.gram @ solution - 2 * self.cross)).sum())

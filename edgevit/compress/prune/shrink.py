@@ -14,7 +14,7 @@ from edgevit.program.spec import BranchSpec
 
 
 def shrink(program: Program, plan: PrunePlan, statistics: Statistics | None) -> Program:
-    """The Program with only the planned units; a branch that keeps all of them keeps its arrays bit for bit.
+    """Return the Program with only the planned units; a branch that keeps all of them keeps its arrays bit for bit.
 
     With `statistics`, what the removed units contributed is folded into the output linears that are left, and a branch
     that is gone leaves `skip` rows, the mean of its output. Without, units are simply cut out, and a branch that is
@@ -35,7 +35,7 @@ def shrink(program: Program, plan: PrunePlan, statistics: Statistics | None) -> 
 
 
 def leave_biases(program: Program, plan: PrunePlan) -> Program:
-    """Skip rows for every branch that will be gone and has none: its output bias, all that it adds without units."""
+    """Give skip rows to every branch that will be gone and has none: its output bias, all it adds without units."""
     branches, changed = [], {}
     for branch, planned in zip(program.spec.branches, plan.branches, strict=True):
         gone = not planned.kept and not branch.removed and not branch.skip
@@ -49,7 +49,7 @@ def leave_biases(program: Program, plan: PrunePlan) -> Program:
 def _cut(
     program: Program, branch: BranchSpec, kept: tuple[int, ...], statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
-    """Arrays of one branch with fewer units."""
+    """Return the arrays of one branch with fewer units."""
     name, arrays = branch.name, program.weights
     unit = branch.head_dim if branch.kind == "mhsa" else 1
     keep = columns_of([branch.kept.index(u) for u in kept], unit)

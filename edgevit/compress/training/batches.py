@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edgevit.compress.training.recipe import Augment
 from edgevit.errors import ImagesError, TrainingError
 from edgevit.frontends.timm_import import timm
 from edgevit.images.image_set import UNREADABLE_LIMIT, UnreadableImage, check_unreadable, upright
@@ -27,25 +28,6 @@ from edgevit.program.spec import ImageSpec
 from edgevit.torch_form.vit import normalise_pixels
 
 Transform = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augment:
-    """How training images are varied (timm's `create_transform`).
-
-    Attributes:
-        scale_min: smallest area of the random resized crop, as a part of the image; 1 keeps all but the aspect.
-        hflip: probability of a mirror image.
-        color_jitter: factor of brightness, contrast and saturation; timm leaves it out beside `auto_augment`.
-        auto_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3` or `original`; empty for none.
-        erase: probability that a rectangle is erased (set to the mean).
-    """
-
-    scale_min: float = 0.6
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str = ""
-    erase: float = 0.0
 
 
 class Batches:
@@ -98,15 +80,15 @@ class Batches:
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """`name: reason` of every image of this process's share that could not be read so far, by index."""
+        """Return `name: reason` of every image of this process's share that could not be read so far, by index."""
         return tuple(f"{self._data.names[i]}: {reason}" for i, reason in sorted(self._unreadable.items()))
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation int64 `[n]` in which an epoch goes through the set."""
+        """Return the permutation int64 `[n]` in which an epoch goes through the set."""
         return np.random.default_rng(derive_seed(self._seed, epoch)).permutation(len(self._data))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from step `start` on, as this process's contiguous part of each.
+        """Yield the batches of an epoch from step `start` on, as this process's contiguous part of each.
 
         Yields:
             images float32 `[batch / world, 3, height, width]`, normalised, and labels int64 `[batch / world]`, -1 for
@@ -144,12 +126,12 @@ class Batches:
 
 
 def evaluation(data: LabelledSet, image: ImageSpec, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The images to test on, as `edgevit.images.labelled.prepare_all` gives them: uint8 and labels."""
+    """Return the images to test on, as `edgevit.images.labelled.prepare_all` gives them: uint8 and labels."""
     return prepare_all(data, image, limit)
 
 
 def derive_seed(*parts: int) -> int:
-    """64 bits that depend on all of `parts` (such as seed, epoch and index) and on nothing else."""
+    """Return 64 bits that depend on all of `parts` (such as seed, epoch and index) and on nothing else."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
@@ -187,7 +169,7 @@ class _Reader(torch.utils.data.Dataset[_Read]):
         return images, labels, unreadable
 
     def _readable(self, index: int, unreadable: dict[int, str]) -> tuple[Image.Image, int] | None:
-        """The image at `index`, or the next readable one; None once too many are not."""
+        """Return the image at `index`, or the next readable one; None once too many are not."""
         for step in range(math.floor(UNREADABLE_LIMIT * len(self.data)) + 1):
             place = (index + step) % len(self.data)
             try:
@@ -198,7 +180,7 @@ class _Reader(torch.utils.data.Dataset[_Read]):
 
 
 def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transform | None]:
-    """The training transform in two parts: RGB image to the varied image, normalised tensor to the erased one."""
+    """Return the training transform in two parts: RGB image to varied image, normalised tensor to erased one."""
     faults = [
         f"{name} is {value:g}, allowed: {allowed}"
         for name, value, good, allowed in (
@@ -236,7 +218,7 @@ def _transforms(augment: Augment, image: ImageSpec) -> tuple[Transform, Transfor
 
 
 def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
-    """What timm does, with 0 bits too (a black image): it may draw 0, which Pillow 12 refuses."""
+    """Do what timm does, with 0 bits too (a black image): it may draw 0, which Pillow 12 refuses."""
     mask = 256 - 2 ** (8 - min(bits, 8))
     return picture.point([value & mask for value in range(256)] * len(picture.getbands()))
 

@@ -89,7 +89,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def count_numbers(state: Any) -> int:
-    """How many numbers the tensors of a state hold; what is in it several times counts once."""
+    """Count the numbers that the tensors of a state hold; what is in it several times counts once."""
     waiting, seen, count = [state], set[int](), 0
     while waiting:
         value = waiting.pop()
@@ -133,7 +133,7 @@ def _write(content: dict[str, Any], raw: IO[bytes]) -> None:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Exact types: a NumPy number is a float to Python, and yet `weights_only` refuses to read it back."""
+    """Raise TypeError for other types: a NumPy number is a float to Python, yet `weights_only` refuses to read it."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, Tensor):
         return

@@ -10,7 +10,7 @@ from edgevit.errors import TrainingError
 
 
 def device_of(name: str) -> str:
-    """The device that `name` means here: `auto` is a GPU where torch finds one; `cuda` is this process's own.
+    """Return the device that `name` means here: `auto` is a GPU where torch finds one; `cuda` is this process's own.
 
     Raises:
         TrainingError: torch does not know the device, or cannot use it here.

@@ -29,20 +29,20 @@ class World:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over processes."""
+        """Return the model with gradients averaged over processes."""
         if self.size == 1:
             return model
         # Gates of branches with no unit left take no part in a step.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
 
     def gather(self, local: Tensor) -> Tensor:
-        """Rows `[b]` of every process as `[size * b]`, by rank; derivatives flow back to the process they came from."""
+        """Return rows `[b]` of every process as `[size * b]`, by rank; derivatives flow back to their process."""
         if self.size == 1:
             return local
         return torch.cat(tuple(_AllGather.apply(local)))  # type: ignore[no-untyped-call]
 
     def mean(self, value: np.ndarray) -> np.ndarray:
-        """Mean of an array over processes."""
+        """Return the mean of an array over processes."""
         if self.size == 1:
             return value
         total = torch.from_numpy(np.ascontiguousarray(value)).clone()
@@ -72,7 +72,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def join() -> World:
-    """The world `torchrun` started this process in, or one process alone.
+    """Return the world `torchrun` started this process in, or one process alone.
 
     Raises:
         TrainingError: the other processes cannot be reached.
@@ -98,7 +98,7 @@ def leave() -> None:
 
 
 def lost(error: RuntimeError) -> str:
-    """What happened, if `error` is a process's that waited for another one in vain; otherwise nothing."""
+    """Return what happened if `error` is that of a process that waited for another one in vain, else an empty text."""
     text = str(error)
     known = isinstance(error, distributed.DistError) or any(word in text.lower() for word in LOST)
     return f"another process of this training is gone ({text.strip().splitlines()[0]})" if known else ""

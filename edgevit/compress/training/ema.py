@@ -28,7 +28,7 @@ class Ema:
             parameter.copy_(self.averages[name])
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"steps": self.steps, "averages": dict(self.averages)}
 
     def restore(self, state: dict[str, object]) -> None:

@@ -26,12 +26,12 @@ STEPS = 100
 
 
 def is_new(program: Program) -> bool:
-    """Whether the classifier is all zeros, as a new one starts."""
+    """Return whether the classifier is all zeros, as a new one starts."""
     return program.spec.head.linear and not program.weights["head.weight"].any()
 
 
 def fit_head(program: Program, data: LabelledSet, seed: int) -> Program:
-    """The Program with its classifier fitted to labelled images of `data`; 1000, or 4 a class if that is more.
+    """Fit the classifier to labelled images of `data`: 1000, or 4 a class if that is more; return the Program.
 
     Multinomial logistic regression with weight decay, solved to its one optimum.
 
@@ -50,7 +50,7 @@ def fit_head(program: Program, data: LabelledSet, seed: int) -> Program:
 
 @torch.no_grad()
 def _features(program: Program, data: LabelledSet, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-    """What the classifier reads, float32 `[n, width]`, and labels `[n]`."""
+    """Return what the classifier reads, float32 `[n, width]`, and labels `[n]`."""
     model, found, labels = Vit(program).eval().requires_grad_(False), list[Tensor](), list[np.ndarray]()
 
     def keep(name: str, value: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def _features(program: Program, data: LabelledSet, chosen: np.ndarray) -> tuple[
 
 
 def _regression(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weight `[width, classes]` and bias `[classes]`."""
+    """Return weight `[width, classes]` and bias `[classes]`."""
     weight = torch.zeros(features.shape[1], classes, requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     decay = DECAY * float(features.var(correction=0))

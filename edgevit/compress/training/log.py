@@ -157,7 +157,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(value: float | None) -> str:
-    """The shortest text that reads back as the same number."""
+    """Return the shortest text that reads back as the same number."""
     return "" if value is None else str(value) if isinstance(value, int) else repr(float(value))
 
 

@@ -42,16 +42,16 @@ class Hooks(Protocol):
     tap: Tap | None
 
     def begin(self, step: int, micro: int, done: float, size: int) -> None:
-        """Before a micro-batch's forward; `done` is the part of the stage that is over, `size` its global samples."""
+        """Prepare a micro-batch's forward; `done` is the part of the stage that is over, `size` its global samples."""
 
     def penalty(self) -> Tensor | None:
-        """Added to the micro-batch's loss."""
+        """Return what is added to the micro-batch's loss."""
 
     def observe(self) -> None:
-        """After a micro-batch's backward."""
+        """Take in the gradients after a micro-batch's backward."""
 
     def update(self, step: int, done: float) -> dict[str, float]:
-        """After the optimiser's step; figures for the log."""
+        """Follow the optimiser's step; return figures for the log."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -121,7 +121,7 @@ Save = Callable[[int, dict[str, Any]], None]  # step, state of the stage
 
 
 def stage_steps(source: Source, settings: StageSettings) -> int:
-    """Optimiser steps of a stage."""
+    """Return the number of optimiser steps of a stage."""
     return settings.epochs * (source.steps // settings.accumulate)
 
 
@@ -198,7 +198,7 @@ def fit(
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
+    """Return the part of the peak learning rate: linear warm-up, then a cosine to 1 % of it."""
     rising = warmup * total
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -207,7 +207,7 @@ def rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def make_optimiser(model: Vit, settings: StageSettings) -> torch.optim.AdamW:
-    """AdamW over groups: matrices (with decay), vectors and positions (without), and the parts of gates."""
+    """Return AdamW over groups: matrices (with decay), vectors and positions (without), and the parts of gates."""
     groups: dict[str, list[Tensor]] = {"matrix": [], "vector": [], "gate.weight": [], "gate.bias": [], "skip": []}
     for name, parameter in model.arrays.items():
         plain = name.replace("/", ".")
@@ -235,7 +235,7 @@ def make_optimiser(model: Vit, settings: StageSettings) -> torch.optim.AdamW:
 
 
 def _diverged(settings: StageSettings, step: int, saved: int, loss: float, norm: float) -> TrainingError:
-    """The error that names the step, as the log counts, and what was saved before it (the end of a stage always is)."""
+    """Return the error that names the step, as the log counts, and what was saved before it."""
     first = settings.first_step
     kept = f"the checkpoint of step {first + saved} is good and kept" if first + saved else "nothing was saved yet"
     return TrainingError(
@@ -275,13 +275,13 @@ def _loss(
 
 
 def shrink_images(images: Tensor, side: int) -> Tensor:
-    """`[B, 3, height, width]` with the shorter side of `side` pixels."""
+    """Resample `[B, 3, height, width]` to a shorter side of `side` pixels."""
     height, width = (round(length * side / min(images.shape[2:])) for length in images.shape[2:])
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True)
 
 
 def _micro_batches(source: Source, accumulate: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Micro-batches from optimiser step `first` on, over the ends of epochs; a remainder of an epoch is left out."""
+    """Yield micro-batches from optimiser step `first` on, over the ends of epochs; a remainder is left out."""
     per_epoch = max(source.steps // accumulate, 1)
     epoch, within = divmod(first, per_epoch)
     while True:
@@ -303,7 +303,7 @@ def _state(step: int, model: Vit, optimiser: torch.optim.Optimizer, ema: Ema, ho
 
 
 def _restore(state: Mapping[str, Any], model: Vit, optimiser: torch.optim.Optimizer, ema: Ema, hooks: Hooks) -> int:
-    """Put a saved state back; the step to go on with.
+    """Put a saved state back; return the step to go on with.
 
     Raises:
         TrainingError: it lacks something, or something in it is not what this run saves.

@@ -15,7 +15,7 @@ def task_loss(
     temperature: float,
     smoothing: float,
 ) -> Tensor:
-    """(1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), means over the batch.
+    """Return (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), means over the batch.
 
     Args:
         logits: `[B, classes]`, float.

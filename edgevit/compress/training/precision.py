@@ -6,7 +6,7 @@ import torch
 
 
 def bfloat16(precision: str, device: str) -> bool:
-    """True if the recipe's `precision` means bfloat16 here: `auto` takes it where there are instructions for it."""
+    """Return whether `precision` means bfloat16 here: `auto` takes it where there are instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.startswith("cuda"):

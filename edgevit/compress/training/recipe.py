@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgevit.compress.training.batches import Augment
 from edgevit.errors import TrainingError
 from edgevit.util import strict_json
 from edgevit.util.limits import IMAGE_SIDE, SEED, SETTINGS_BYTES, THREADS
@@ -30,6 +29,25 @@ MOST: dict[str, float] = {
     **dict.fromkeys(("weight_decay", "temperature", "gate_noise", "gate_bias"), 1e3),
     **dict.fromkeys(("clip", "stiffness", "price_rate", "price_limit", "checkpoint_seconds"), 1e9),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training images are varied (timm's `create_transform`).
+
+    Attributes:
+        scale_min: smallest area of the random resized crop, as a part of the image; 1 keeps all but the aspect.
+        hflip: probability of a mirror image.
+        color_jitter: factor of brightness, contrast and saturation; timm leaves it out beside `auto_augment`.
+        auto_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3` or `original`; empty for none.
+        erase: probability that a rectangle is erased (set to the mean).
+    """
+
+    scale_min: float = 0.6
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    erase: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +134,7 @@ class TrainRecipe:
 
 
 def load_recipe(path: Path | None) -> TrainRecipe:
-    """The recipe of a TOML file, defaults where it is silent; the default recipe without a file.
+    """Return the recipe of a TOML file, defaults where it is silent; the default recipe without a file.
 
     Raises:
         TrainingError: unreadable, or with every fault at once.
@@ -136,7 +154,7 @@ def load_recipe(path: Path | None) -> TrainRecipe:
 
 
 def to_toml(recipe: TrainRecipe) -> str:
-    """The recipe as text that `load_recipe` reads."""
+    """Return the recipe as text that `load_recipe` reads."""
     table = strict_json.to_data(recipe)
     augment = table.pop("augment")
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
@@ -146,7 +164,7 @@ def to_toml(recipe: TrainRecipe) -> str:
 
 
 def check(recipe: TrainRecipe) -> list[str]:
-    """What is impossible in a recipe, one line each."""
+    """Return what is impossible in a recipe, one line each."""
     r = recipe
     shares = {
         n: getattr(r, n)

@@ -78,7 +78,7 @@ def open_data(source: str | Path, split: str | None = None) -> LabelledSet:
 
 
 def _known() -> dict[str, Any]:
-    """The data sets that need no more than a folder, by name."""
+    """Return the data sets that need no more than a folder, by name."""
     declare_ops()
     from torchvision import datasets
 
@@ -100,7 +100,7 @@ def _needs_only_root(kind: type) -> bool:
 
 
 def _arguments(text: str, parameters: Any, split: str | None) -> Iterator[dict[str, Any]]:
-    """What to construct the set with, best first."""
+    """Return what to construct the set with, best first."""
     wanted = split_name(split or "train")
     fixed: dict[str, Any] = {"download": False, "loader": _load}
     fixed = {name: value for name, value in fixed.items() if name in parameters}
@@ -159,7 +159,7 @@ def _item(data: Any, index: int) -> tuple[Any, Any]:
 
 
 def _labels(text: str, data: Any) -> NDArray[np.int64]:
-    """Labels from the set's own list where it agrees with a few items, else from every item."""
+    """Return labels from the set's own list where it agrees with a few items, else from every item."""
     probes = {}
     for index in sorted({0, len(data) // 3, len(data) // 2, len(data) - 1}):
         try:

@@ -29,6 +29,15 @@ REFRESHES_PER_S = 2  # a picture takes about 10 ms of a core that trains
 WINDOW_S = 120  # long enough to hold a checkpoint or an evaluation among the steps
 _BAR = 8  # columns of a bar in the table, fewer where the terminal is narrow
 _TABLE_TEXT = 56  # columns of the table without its four bars
+# What the log's columns are called where a person reads them.
+NAMES = {
+    "rate": "lr",
+    "gradient": "grad norm",
+    "price": "MAC penalty",
+    "macs": "MACs",
+    "macs_budget": "MAC budget",
+    "static_macs": "static MACs",
+}
 _UNITS: dict[BranchKind, str] = {"mhsa": "heads", "ffn": "neurons"}
 
 
@@ -91,7 +100,8 @@ class Show:
         self._times.append((time.monotonic(), step))
         while self._times[1][0] < self._times[-1][0] - WINDOW_S:
             self._times.popleft()
-        self._step, self._images_per_s, self._row, self._branches = step, images_per_s, dict(row), tuple(branches)
+        self._step, self._images_per_s, self._branches = step, images_per_s, tuple(branches)
+        self._row = {NAMES.get(name, name): value for name, value in row.items()}
         if self._live is None and news:
             self._say(self._line())
 
@@ -117,7 +127,7 @@ class Show:
         return ", ".join([head, speed, *figures, *_summary(self._branches)])
 
     def _picture(self) -> RenderableType:
-        """What Live draws; called in Live's thread."""
+        """Return what Live draws; called in Live's thread."""
         top = Table.grid(padding=(0, 2), expand=True)
         top.add_column(no_wrap=True)
         top.add_column(ratio=1)
@@ -140,7 +150,7 @@ class Show:
 
 
 def _table(branches: Sequence[BranchState], bar: int) -> Table:
-    """One row per block, for each kind of branch: bar, units left / total, bar, gate open; `bar` columns to a bar."""
+    """Return one row per block, for each kind of branch: bar, units left / total, bar, gate open."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("block", no_wrap=True)
     blocks: dict[str, dict[BranchKind, BranchState]] = {}
@@ -175,7 +185,7 @@ def _bar(part: float, width: int, colour: str) -> RenderableType:
 
 
 def _summary(branches: Sequence[BranchState]) -> list[str]:
-    """The table in a few words: units left of each kind, and how many branches run on average."""
+    """Return the table in a few words: units left of each kind, and how many branches run on average."""
     said = []
     for kind, title in _UNITS.items():
         of_kind = [branch for branch in branches if branch.kind == kind]

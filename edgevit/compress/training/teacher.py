@@ -48,7 +48,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Taught:
-        """Of normalised images `[B, 3, height, width]`, on their device."""
+        """Answer normalised images `[B, 3, height, width]`, on their device."""
         if self.folder is None:
             return self._ask(images)
         key, streams = self._key(images), self.streams
@@ -91,7 +91,7 @@ def _write(path: Path, values: Tensor) -> None:
 
 
 def _read(path: Path, kind: type, shape: tuple[int, ...]) -> Tensor | None:
-    """Kept values; None if there are none, or the file is not whole."""
+    """Return kept values; None if there are none, or the file is not whole."""
     try:
         # Mapped first: a header that claims more than the file holds is then a fault, not an allocation.
         kept = np.load(path, allow_pickle=False, mmap_mode="r")

@@ -19,7 +19,7 @@ CELLS = 7  # tokens are averaged over a grid of at most so many cells a side, wh
 
 
 def places(spec: ProgramSpec) -> tuple[int, ...]:
-    """Branches whose input streams are compared: the MHSA at each quarter of the depth, and the last one."""
+    """Return the branches whose input streams are compared: the MHSA at each quarter of the depth, and the last."""
     mhsa = [i for i, b in enumerate(spec.branches) if b.kind == "mhsa"]
     return tuple(sorted({*(mhsa[len(mhsa) * quarter // 4] for quarter in (1, 2, 3)), mhsa[-1]}))
 
@@ -32,7 +32,7 @@ class Streams:
         self._seen: dict[int, Tensor] = {}
 
     def shape(self, images: int) -> tuple[int, int, int, int]:
-        """Of what `take` gives for so many images."""
+        """Return the shape of what `take` gives for so many images."""
         rows, columns = cells(self.spec)
         return len(self.places), images, self.spec.stem.prefix + rows * columns, self.spec.dim
 
@@ -42,27 +42,27 @@ class Streams:
             self._seen[self.places.index(index)] = summary(self.spec, x)
 
     def take(self) -> Tensor:
-        """What was seen of every place, `[places, B, prefix + cells, D]`; NaN where the stream was trimmed."""
+        """Return what was seen of every place, `[places, B, prefix + cells, D]`; NaN where the stream was trimmed."""
         some = next(iter(self._seen.values()))
         found = [self._seen.get(place, torch.full_like(some, math.nan)) for place in range(len(self.places))]
         self._seen = {}
         return torch.stack(found)
 
     def loss(self, teacher: Tensor) -> Tensor:
-        """Mean squared error to the teacher's `take` over the places seen here (0 without any), which are forgotten."""
+        """Return the mean squared error to the teacher's `take` over the places seen (0 without any); forget them."""
         errors = [F.mse_loss(seen, teacher[place].float()) for place, seen in self._seen.items()]
         self._seen = {}
         return torch.stack(errors).mean() if errors else teacher.new_zeros((), dtype=torch.float32)
 
 
 def cells(spec: ProgramSpec) -> tuple[int, int]:
-    """Rows and columns of the grid that patch tokens are averaged over: the model's own, or `CELLS` a side."""
+    """Return rows and columns of the grid that patch tokens are averaged over: the model's, or `CELLS` a side."""
     height, width = spec.grid
     return min(CELLS, height), min(CELLS, width)
 
 
 def summary(spec: ProgramSpec, x: Tensor) -> Tensor:
-    """Stream `[B, N, D]` of images of any size to normalised rows `[B, prefix + cells, D]`, float32.
+    """Reduce a stream `[B, N, D]` of images of any size to normalised rows `[B, prefix + cells, D]`, float32.
 
     Patch tokens are averaged over the grid of `cells`; each row then has mean 0 and deviation 1, so that no depth and
     no image weighs more than another.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.initial import initial_gates, measure_skips, predictor
 from edgevit.compress.gate.threshold import expected_macs, open_rates
-from edgevit.compress.gate.train import attach_gates
 from edgevit.program.macs import total_macs
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.initial import measure_skips
 from edgevit.compress.gate.threshold import expected_macs, fixed_macs, open_rates
-from edgevit.compress.gate.train import attach_gates, train_gates
+from edgevit.compress.gate.train import train_gates
+from edgevit.compress.training.in_memory import InMemory
+from edgevit.compress.training.loop import StageSettings, fit
+from edgevit.compress.usdc.hooks import StageHooks
 from edgevit.errors import BudgetError, ImagesError
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
@@ -36,17 +42,23 @@ def test_only_gates_and_skip_rows_are_new() -> None:
     torch.testing.assert_close(_logits(trained, images, hard=False), _logits(program, images, hard=False))
 
 
-def test_a_removed_branch_gets_no_gate() -> None:
+def test_gates_learn_in_the_loop_of_all_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images from memory and a controller of gates go in; of the model nothing but gates and skip rows may learn."""
+    seen: list[tuple[object, object, set[str]]] = []
+
+    def spied(model: Vit, source: object, settings: StageSettings, hooks: object, **others: Any) -> None:
+        learning = {n.replace("/", ".").split(".", 1)[1] for n, p in model.arrays.items() if p.requires_grad}
+        seen.append((source, hooks, learning))
+        fit(model, source, settings, hooks, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("edgevit.compress.gate.train.fit", spied)
     program = tiny_program(depth=2, removed=("b00_mhsa",), skip=True)
-    gated = attach_gates(program)
-    assert gated.spec.branches[0] == program.spec.branches[0]
-    assert all(b.gate is not None and b.skip for b in gated.spec.branches[1:])
-
-
-def test_the_gate_reads_the_mean_token_where_there_is_no_class_token() -> None:
-    gated = attach_gates(tiny_program(prefix=0))
-    assert {b.gate.pool for b in gated.spec.branches if b.gate} == {"mean"}
-    assert gated.weights["b00_mhsa.skip"].shape == (1, 32)
+    trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=1)
+    ((source, hooks, learning),) = seen
+    assert isinstance(source, InMemory) and isinstance(hooks, StageHooks)
+    assert hooks.gates is not None and hooks.masks is None
+    assert learning == {"gate.weight", "gate.bias", "skip"}
+    assert np.array_equal(trained.weights["b00_mhsa.skip"], program.weights["b00_mhsa.skip"])
 
 
 @pytest.mark.parametrize("budget", [0.7, 0.85])

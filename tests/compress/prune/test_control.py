@@ -58,7 +58,7 @@ def test_importance_finds_the_units_that_do_nothing() -> None:
     program = planted()
     masks = measure(program)
     lean = planned_spec(program.spec, without(masks, USELESS))
-    plan = masks.replan(1 - total_macs(lean) / total_macs(program.spec))
+    plan = masks.replan(total_macs(lean) / total_macs(program.spec))
     kept = {b.name: set(b.kept) for b in plan.branches}
     assert kept == {b.name: set(range(b.units_total)) - set(USELESS.get(b.name, ())) for b in program.spec.branches}
 
@@ -76,7 +76,7 @@ def test_without_planting_other_units_would_go() -> None:
     program = tiny_program(**SHAPE)
     masks = measure(program)
     lean = planned_spec(program.spec, without(masks, USELESS))
-    plan = masks.replan(1 - total_macs(lean) / total_macs(program.spec))
+    plan = masks.replan(total_macs(lean) / total_macs(program.spec))
     assert any(set(b.kept) & set(USELESS.get(b.name, ())) for b in plan.branches)
 
 
@@ -123,20 +123,20 @@ def test_a_plan_meets_its_budget(fraction: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks.units = {name: rng.random(len(value)) for name, value in masks.units.items()}
     masks.whole = {name: float(value.sum()) for name, value in masks.units.items()}
-    plan = masks.replan(fraction)
+    plan = masks.replan(1 - fraction)
     assert total_macs(planned_spec(program.spec, plan)) <= total_macs(program.spec) * (1 - fraction)
     assert [b.kept for b in masks.plan().branches] == [b.kept for b in plan.branches]
 
 
 def test_in_the_end_what_is_out_stays_out_however_important_it_becomes() -> None:
     masks = measure(tiny_program(**SHAPE))
-    masks.replan(0.3)
+    masks.replan(0.7)
     before = {name: mask.clone() for name, mask in masks.masks.items()}
     assert any((mask == 0).any() for mask in before.values())
     for name, mask in before.items():
         masks.units[name] = np.where(mask.numpy() == 0, 1e9, masks.units[name])
     for fraction in (0.1, 0.3, 0.5):
-        masks.replan(fraction, returns=False)
+        masks.replan(1 - fraction, returns=False)
         assert all((masks.masks[name] <= mask).all() for name, mask in before.items())
     assert sum(left(masks).values()) < sum(int(mask.sum()) for mask in before.values())
 
@@ -147,7 +147,7 @@ def test_a_branch_that_is_gone_stays_gone_in_the_plan() -> None:
     masks = measure(program)
     masks.masks["b01_ffn"] = torch.zeros(64)
     masks.whole["b01_ffn"] = 1e6
-    plan = masks.replan(0.05, returns=False)
+    plan = masks.replan(0.95, returns=False)
     assert {b.name: b.kept for b in plan.branches}["b01_ffn"] == ()
 
 
@@ -166,11 +166,11 @@ def test_a_unit_with_a_large_derivative_comes_back_while_the_budget_comes_down(
     seed: int, fraction: float, data: st.DataObject
 ) -> None:
     masks = measure(tiny_program(seed, **SHAPE))
-    masks.replan(fraction)
+    masks.replan(1 - fraction)
     out = [(n, i) for n, mask in masks.masks.items() for i in np.flatnonzero(mask.numpy() == 0).tolist()]
     name, unit = data.draw(st.sampled_from(out))
     masks.units[name][unit] = 1e9
-    masks.replan(fraction + 0.1)
+    masks.replan(0.9 - fraction)
     assert masks.masks[name][unit] == 1
     assert total_macs(planned_spec(masks.spec, masks.plan())) <= (0.9 - fraction) * total_macs(masks.spec)
 
@@ -191,11 +191,11 @@ def test_a_unit_that_is_out_is_still_measured() -> None:
 def test_equals_do_not_swap_places() -> None:
     """A unit that is out has to be worth more than those that are in, by more than a little."""
     masks = measure(tiny_program(**SHAPE))
-    masks.replan(0.3)
+    masks.replan(0.7)
     before = left(masks), {n: m.clone() for n, m in masks.masks.items()}
     for name, mask in masks.masks.items():
         masks.units[name] = np.where(mask.numpy() > 0, masks.units[name], masks.units[name] * 1.2)
-    masks.replan(0.3)
+    masks.replan(0.7)
     assert all(torch.equal(masks.masks[n], m) for n, m in before[1].items())
 
 
@@ -258,16 +258,16 @@ def test_every_step_measures_until_that_is_enough_and_then_every_second() -> Non
 
 def test_an_impossible_budget_is_refused_with_the_possible_one() -> None:
     masks = measure(tiny_program(**SHAPE), steps=1)
-    with pytest.raises(BudgetError, match="the most that can be removed"):
-        masks.replan(0.999)
+    with pytest.raises(BudgetError, match="the least that can be left"):
+        masks.replan(0.001)
 
 
 def test_state_comes_back() -> None:
     program = tiny_program(**SHAPE)
     masks, other = measure(program), MaskControl(Vit(program), EVERY)
-    masks.replan(0.3)
+    masks.replan(0.7)
     other.restore(masks.state())
     for control in (masks, other):
         measure(program, steps=2, masks=control)
-    assert [b.kept for b in other.replan(0.4).branches] == [b.kept for b in masks.replan(0.4).branches]
+    assert [b.kept for b in other.replan(0.6).branches] == [b.kept for b in masks.replan(0.6).branches]
     assert (other.measured, other.images) == (masks.measured, masks.images) == (6, 48)

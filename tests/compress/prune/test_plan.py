@@ -55,7 +55,7 @@ def test_a_plan_meets_its_budget_with_units_the_model_has(
 ) -> None:
     spec, scores = case
     fraction *= _removable(spec)
-    plan = plan_prune(scores, spec, fraction)
+    plan = plan_prune(scores, spec, 1 - fraction)
     assert plan.macs <= plan.budget_macs <= (1 - fraction) * total_macs(spec)
     pairs = zip(spec.branches, plan.branches, strict=True)
     pruned = replace(spec, branches=tuple(replace(b, kept=p.kept) for b, p in pairs))
@@ -106,7 +106,7 @@ def test_scores_that_say_nothing_take_an_even_part_of_every_branch(
         )
         for b, m in zip(spec.branches, macs_by_branch(spec, full_rows=True), strict=True)
     )
-    plan = plan_prune(scores, spec, fraction)
+    plan = plan_prune(scores, spec, 1 - fraction)
     assert plan.budget_macs - plan.macs >= 0
     assert not _could_stay(spec, plan)
     if value == 0 or pool == "mean":
@@ -126,7 +126,7 @@ def test_more_removed_never_counts_as_less_lost() -> None:
     scores = tuple(
         replace(s, loss=dip) if s.name == "b00_ffn" else s for s in _scores(spec, {"b01_ffn": 9.0, "b01_mhsa": 9.0})
     )
-    plan = plan_prune(scores, spec, 0.03)
+    plan = plan_prune(scores, spec, 0.97)
     assert 64 <= len(plan.branches[1].kept) < 128
     assert not _could_stay(spec, plan)
 
@@ -137,7 +137,7 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
     scores = _scores(spec, {})
     broken = (replace(scores[0], loss=(0.0, bad, 1.0)), *scores[1:])
     with pytest.raises(BudgetError, match=r"is no number \(b00_mhsa: (nan|inf), 1 in all\)"):
-        plan_prune(broken, spec, 0.2)
+        plan_prune(broken, spec, 0.8)
 
 
 def test_some_attention_and_some_ffn_always_stay() -> None:
@@ -153,12 +153,12 @@ def test_some_attention_and_some_ffn_always_stay() -> None:
 def test_a_model_that_is_far_below_its_budget_is_told_from_one_with_few_units() -> None:
     spec = tiny_spec(depth=2, hidden=128, pool="mean")
     whole = total_macs(spec)
-    plan = plan_prune(_scores(spec, {}), spec, 0.3)
+    plan = plan_prune(_scores(spec, {}), spec, 0.7)
     assert check_reached(spec, planned_spec(spec, plan), plan.budget_macs, whole) == ""
     with pytest.raises(BudgetError, match="pruning took too much of tiny: 90.0% of the MACs were asked for"):
         check_reached(spec, planned_spec(spec, plan), 0.9 * whole, whole)
     coarse = tiny_spec(depth=3, heads=1, hidden=8, pool="mean")
-    plan = plan_prune(_scores(coarse, {b.name: 9.0 for b in coarse.branches if b.kind == "ffn"}), coarse, 0.1)
+    plan = plan_prune(_scores(coarse, {b.name: 9.0 for b in coarse.branches if b.kind == "ffn"}), coarse, 0.9)
     note = check_reached(coarse, planned_spec(coarse, plan), plan.budget_macs, total_macs(coarse))
     assert "of the MACs where 90.0% were asked for: units of tiny come in steps, and the least step up" in note
     gone = replace(spec, branches=tuple(replace(b, kept=()) if b.kind == "ffn" else b for b in spec.branches))
@@ -173,7 +173,7 @@ def test_a_larger_budget_never_costs_more(
 ) -> None:
     spec, scores = case
     less, more = sorted((one * _removable(spec), other * _removable(spec)))
-    assert plan_prune(scores, spec, less).loss <= plan_prune(scores, spec, more).loss + 1e-9
+    assert plan_prune(scores, spec, 1 - less).loss <= plan_prune(scores, spec, 1 - more).loss + 1e-9
 
 
 @settings(max_examples=100, deadline=None)
@@ -216,26 +216,26 @@ def test_a_plan_equals_brute_force_over_a_whole_model() -> None:
             if total_macs(kept) <= budget:
                 loss = sum(s.loss[s.units.index(u)] for s, u in zip(scores, units, strict=True))
                 best = min(best, loss)
-        assert plan_prune(scores, spec, fraction).loss == pytest.approx(best)
+        assert plan_prune(scores, spec, 1 - fraction).loss == pytest.approx(best)
 
 
 def test_nothing_to_remove_keeps_everything() -> None:
     spec = tiny_spec()
-    plan = plan_prune(_scores(spec, {}), spec, 0.0)
+    plan = plan_prune(_scores(spec, {}), spec, 1.0)
     assert [b.kept for b in plan.branches] == [b.kept for b in spec.branches] and plan.loss == 0
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5])
-def test_a_fraction_that_means_nothing_is_refused(fraction: float) -> None:
+@pytest.mark.parametrize("left", [1.1, 0.0, -0.5])
+def test_a_fraction_that_means_nothing_is_refused(left: float) -> None:
     spec = tiny_spec()
-    with pytest.raises(BudgetError, match="allowed is 0"):
-        plan_prune(_scores(spec, {}), spec, fraction)
+    with pytest.raises(BudgetError, match=f"cannot leave {left:g} of the MACs; allowed is 1"):
+        plan_prune(_scores(spec, {}), spec, left)
 
 
 def test_more_than_the_branches_hold_is_refused_with_the_limit() -> None:
     spec = tiny_spec()
-    with pytest.raises(BudgetError, match=r"the most that can be removed is \d+\.\d%"):
-        plan_prune(_scores(spec, {}), spec, 0.99)
+    with pytest.raises(BudgetError, match=r"cannot come down to 1.0% of .* the least that can be left is \d+\.\d%"):
+        plan_prune(_scores(spec, {}), spec, 0.01)
 
 
 def test_neurons_stay_in_multiples_of_16() -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from edgevit.compress.training.batches import Augment, Batches, _posterize, derive_seed, evaluation
+from edgevit.compress.training.batches import Batches, _posterize, derive_seed, evaluation
+from edgevit.compress.training.recipe import Augment
 from edgevit.errors import ImagesError, TrainingError
 from edgevit.frontends.timm_import import timm
 from edgevit.images.labelled import LabelledSet, open_labelled

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevit.compress.gate.train import attach_gates
+from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.loop import (
     FINAL_RATE,

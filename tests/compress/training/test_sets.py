@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from edgevit.compress.training import sets
-from edgevit.compress.training.batches import Augment, Batches
+from edgevit.compress.training.batches import Batches
+from edgevit.compress.training.recipe import Augment
 from edgevit.compress.training.sets import open_data
 from edgevit.errors import ImagesError
 from edgevit.frontends.timm_import import declare_ops

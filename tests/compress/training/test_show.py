@@ -52,7 +52,7 @@ def test_the_picture_tells_progress_figures_and_every_block(clock: list[float]) 
     shown.update(100, 312.4, ROW, BRANCHES)
     top, figures, heading, *blocks = picture(shown)
     assert re.fullmatch(r"stage 1 \[both\] +━+╸? +100/400 +312 images/s +0:02:30 left", top)
-    assert re.split(r"\s{2,}", figures) == ["loss 0.4123", "rate 0.0003125", "kept 7", "top1 -"]
+    assert re.split(r"\s{2,}", figures) == ["loss 0.4123", "lr 0.0003125", "kept 7", "top1 -"]
     assert heading.split() == ["block", "heads", "gate", "open", "neurons", "gate", "open"]
     first, second = ([cell for cell in line.split() if not set(cell) <= set("━╸")] for line in blocks)
     assert first == ["b00", "2/3", "always", "512/768", "25%"]
@@ -134,7 +134,7 @@ def test_a_line_tells_all_there_is(clock: list[float]) -> None:
         shown.update(100, 0.44, ROW, BRANCHES)
         shown.update(200, 312.4, {}, ())
     assert said == [
-        "stage 1: step 100 of 400 (25%), 0.44 images/s, 3:00:00 left, loss 0.4123, rate 0.0003125, kept 7, "
+        "stage 1: step 100 of 400 (25%), 0.44 images/s, 3:00:00 left, loss 0.4123, lr 0.0003125, kept 7, "
         "heads 2/6, neurons 1280/1536, 2.2 of 4 branches run",
         "stage 1: step 200 of 400 (50%), 312 images/s, 1:00:00 left",
     ]

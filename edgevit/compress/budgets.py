@@ -1,0 +1,58 @@
+"""What a compressed model may cost, always as the part of the given model's MACs that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgevit.compress.prune.plan import least_macs
+from edgevit.errors import BudgetError
+from edgevit.program.macs import total_macs
+from edgevit.program.spec import ProgramSpec
+
+Fits = Callable[[ProgramSpec], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """What the result may cost, as fractions of the given model's MACs that are left; 1 removes nothing.
+
+    Attributes:
+        expected: mean MACs over images: what the gates have to reach; at most `static`.
+        static: MACs with every gate open: what pruning has to reach.
+        fits: says whether a structure is small enough, when a memory budget was given; pruning goes on until it is.
+    """
+
+    expected: float = 1.0
+    static: float = 1.0
+    fits: Fits | None = None
+
+    @property
+    def prunes(self) -> bool:
+        return self.static < 1
+
+    @property
+    def gates(self) -> bool:
+        return self.expected < self.static
+
+    @property
+    def compresses(self) -> bool:
+        return self.prunes or self.gates
+
+
+def split_budget(macs: float, static: float | None, share: float) -> Budgets:
+    """Return budgets from expected MACs, and the static part or the share of the saving that it has to bring."""
+    static = macs**share if static is None else static
+    return Budgets(expected=min(macs, static), static=static)
+
+
+def check_budgets(spec: ProgramSpec, budgets: Budgets) -> None:
+    """Raise BudgetError if what always runs, and the least of attention and FFN, cost more."""
+    floor = (least_macs(spec) + spec.dim * len(spec.branches)) / total_macs(spec)
+    for name, value in (("expected", budgets.expected), ("static", budgets.static)):
+        if not floor < value <= 1:
+            raise BudgetError(
+                f"{name} MACs of {value:g} cannot be reached by {spec.name}: stem, head, gates and the least of "
+                f"attention and FFN that has to stay are {floor:.1%} of the dense model's; ask for more than "
+                f"{floor:.3f} and at most 1"
+            )

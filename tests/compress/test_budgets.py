@@ -1,0 +1,63 @@
+"""Budgets as parts of the MACs that are left, and which of them cannot be reached."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgevit.compress.budgets import Budgets, check_budgets, split_budget
+from edgevit.compress.prune.plan import least_macs
+from edgevit.errors import BudgetError
+from edgevit.program.macs import total_macs
+from tests.tiny import tiny_program
+
+SHAPE = {"depth": 3, "dim": 32, "heads": 4, "hidden": 64}
+
+
+@given(st.floats(0.1, 1.0), st.floats(0.0, 1.0))
+def test_the_share_divides_the_saving(macs: float, share: float) -> None:
+    found = split_budget(macs, None, share)
+    assert found.expected == pytest.approx(macs)
+    assert macs <= found.static <= 1.0
+    assert split_budget(macs, None, 1.0).static == pytest.approx(macs)
+    assert not split_budget(macs, None, 0.0).prunes
+
+
+def test_a_static_budget_below_the_expected_one_is_all() -> None:
+    found = split_budget(0.7, 0.5, 0.6)
+    assert (found.expected, found.static, found.gates, found.prunes) == (0.5, 0.5, False, True)
+
+
+def test_what_cannot_be_reached_is_refused_with_the_least() -> None:
+    spec = tiny_program(**SHAPE).spec
+    closed = [replace(b, kept=()) for b in spec.branches]
+    floor = total_macs(replace(spec, branches=tuple(closed))) / total_macs(spec)
+    check_budgets(spec, Budgets(expected=floor + 0.05, static=1.0))
+    for budgets in (Budgets(expected=floor / 2, static=1.0), Budgets(expected=floor / 2, static=floor / 2)):
+        with pytest.raises(BudgetError, match=f"ask for more than {floor:.1f}"):
+            check_budgets(spec, budgets)
+    with pytest.raises(BudgetError, match="at most 1"):
+        check_budgets(spec, Budgets(expected=0.5, static=1.5))
+
+
+def test_a_budget_below_one_head_and_some_neurons_is_refused_at_once() -> None:
+    spec = tiny_program(**SHAPE).spec
+    least = least_macs(spec) / total_macs(spec)
+    with pytest.raises(BudgetError, match="the least of attention and FFN that has to stay"):
+        check_budgets(spec, Budgets(expected=least, static=least))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "prunes", "gates"),
+    [
+        (Budgets(), False, False),
+        (Budgets(expected=0.7), False, True),
+        (Budgets(expected=0.7, static=0.7), True, False),
+        (Budgets(expected=0.5, static=0.7), True, True),
+    ],
+)
+def test_a_budget_says_what_has_to_be_done(budgets: Budgets, prunes: bool, gates: bool) -> None:
+    assert (budgets.prunes, budgets.gates, budgets.compresses) == (prunes, gates, prunes or gates)
