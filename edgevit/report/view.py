@@ -25,6 +25,7 @@ from edgevit.schema.manifest import (
     Sizes,
 )
 from edgevit.schema.measurement import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
+from edgevit.util.notebook import Shown
 
 REPORT_SCHEMA = 1
 DISTURBED_RATIO = 1.2
@@ -83,7 +84,7 @@ class MemoryView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Shown):
     """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself.
 
     `accuracy_change` is top-1 of the model `accuracy_before` ('original', or 'compressed' where the original is not

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.api.compress import Training, train
 from edgevit.compress.gate.judge import answers
 from edgevit.compress.training.recipe import TrainRecipe, to_toml
-from edgevit.compress.training_run import COLUMNS, _program_of, _refuse_foreign, split_data
+from edgevit.compress.training_run import COLUMNS, Training, _program_of, _refuse_foreign, split_data, train
 from edgevit.compress.usdc import Budgets
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.images.labelled import LabelledSet, open_labelled
