@@ -74,22 +74,22 @@ if TYPE_CHECKING:
     from edgevit.api.bundle import Answer as Answer
     from edgevit.api.bundle import Bundle as Bundle
     from edgevit.api.bundle import open_bundle as open_bundle
+    from edgevit.api.doctor import Health as Health
+    from edgevit.api.doctor import diagnose as diagnose
     from edgevit.api.label_free import compress as compress
-    from edgevit.api.lists import Catalogue as Catalogue
-    from edgevit.api.lists import Health as Health
-    from edgevit.api.lists import Target as Target
-    from edgevit.api.lists import diagnose as diagnose
-    from edgevit.api.lists import models as models
-    from edgevit.api.lists import target as target
-    from edgevit.api.lists import targets as targets
     from edgevit.api.load import Preprocessing as Preprocessing
     from edgevit.api.load import Program as Program
     from edgevit.api.load import load as load
     from edgevit.api.load import save as save
+    from edgevit.api.models import Catalogue as Catalogue
+    from edgevit.api.models import models as models
     from edgevit.api.profile import Measurement as Measurement
     from edgevit.api.profile import profile as profile
     from edgevit.api.report import Report as Report
     from edgevit.api.report import report as report
+    from edgevit.api.targets import Target as Target
+    from edgevit.api.targets import target as target
+    from edgevit.api.targets import targets as targets
     from edgevit.api.train import Trained as Trained
     from edgevit.api.train import train as train
     from edgevit.api.verify import Verified as Verified
@@ -101,7 +101,9 @@ _PLACES = {
     **dict.fromkeys(("build", "predict", "Prediction"), "edgevit.api.build"),
     **dict.fromkeys(("open_bundle", "Answer", "Bundle"), "edgevit.api.bundle"),
     "compress": "edgevit.api.label_free",
-    **dict.fromkeys(("diagnose", "models", "target", "targets", "Catalogue", "Health", "Target"), "edgevit.api.lists"),
+    **dict.fromkeys(("diagnose", "Health"), "edgevit.api.doctor"),
+    **dict.fromkeys(("models", "Catalogue"), "edgevit.api.models"),
+    **dict.fromkeys(("target", "targets", "Target"), "edgevit.api.targets"),
     **dict.fromkeys(("load", "save", "Preprocessing", "Program"), "edgevit.api.load"),
     **dict.fromkeys(("profile", "Measurement"), "edgevit.api.profile"),
     **dict.fromkeys(("report", "Report"), "edgevit.api.report"),

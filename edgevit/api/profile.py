@@ -7,13 +7,15 @@ from pathlib import Path
 
 import edgevit.report.notebook  # noqa: F401  a notebook shows measurements from now on
 from edgevit.api.bundle import Bundle, bundle_path
+from edgevit.api.images import Images, take_images
 from edgevit.build.preflight import Output, ready
+from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.devices.qemu import emulate
 from edgevit.devices.ssh import python_board
-from edgevit.errors import DeviceError
+from edgevit.errors import DeviceError, ImagesError
 from edgevit.report.lines import lines
-from edgevit.schema.measurement import Measurement
+from edgevit.schema.measurement import ImagesUsed, Measurement
 from edgevit.schema.measurement_file import write_measurement
 from edgevit.util import atomic
 
@@ -22,7 +24,7 @@ __all__ = ["Measurement", "lines", "profile"]
 
 def profile(
     bundle: Bundle | str | Path,
-    images: str | Path | None = None,
+    images: Images | None = None,
     *,
     device: str | None = None,
     runs: int = local.DEFAULT_RUNS,
@@ -39,8 +41,8 @@ def profile(
 
     Args:
         bundle: what to measure, or the path of its folder or .zip.
-        images: a file, folder, .tar, .zip or TOML list of real images (default: the bundle's golden inputs, which show
-            no real mix of images: open rates and expected times then mean little).
+        images: real images, see `edgevit`; a device takes those of a path (default: the bundle's golden inputs, which
+            show no real mix of images: open rates and expected times then mean little).
         device: "ssh://[user@]board[:port]", "qemu:CPU" such as "qemu:cortex-a76", or None for this machine.
         runs: timed runs per path; p90 needs 64, p95 130, p99 662.
         threads: of a run (default: the target's).
@@ -65,11 +67,27 @@ def profile(
     if output is not None:
         ready([Output(path=Path(output), folder=False)])
         atomic.refuse_existing(Path(output), "measurement", force=force)
-    path, source = bundle_path(bundle), None if images is None else Path(images)
-    measured = _measured(path, source, device, runs, threads, cpus, python, timeout_s)
+    path = bundle_path(bundle)
+    if images is None or isinstance(images, str | Path):
+        source = None if images is None else Path(images)
+        measured = _measured(path, source, device, runs, threads, cpus, python, timeout_s)
+    elif device is None:
+        measured = _measured_here(path, images, runs, threads, cpus)
+    else:
+        raise ImagesError(f"images for {device} are {type(images).__name__}; give the path of a file or folder")
     if output is not None:
         write_measurement(measured, Path(output), force=force)
     return measured
+
+
+def _measured_here(
+    path: Path, images: Images, runs: int, threads: int | None, cpus: Sequence[int] | None
+) -> Measurement:
+    """Measure on this machine with images that are no path."""
+    with open_bundle(path) as opened:
+        taken = take_images(images, opened.manifest.input.preprocessing, limit=runs)
+        used = ImagesUsed(count=len(taken), digest=taken.digest, golden=False, unreadable=len(taken.unreadable))
+        return local.profile_prepared(opened, taken.images, used, runs=runs, threads=threads, cpus=cpus)
 
 
 def _measured(

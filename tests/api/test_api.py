@@ -199,6 +199,17 @@ def test_values_show_themselves_in_a_notebook(names: dict[str, Any]) -> None:
         assert ("<svg" in page) == (name != "answer")
 
 
+@pytest.mark.usefixtures("place")
+def test_an_array_is_measured_like_the_files_that_it_was_read_from(place: Path) -> None:
+    bundle = edgevit.open_bundle("out/tiny")
+    pixels = take_images("photos", bundle.manifest.input.preprocessing).images
+    by_path, by_array = (edgevit.profile(bundle, images, runs=24) for images in ("photos", pixels))
+    assert by_path.images == by_array.images
+    assert [b.open_rate for b in by_path.branches] == [b.open_rate for b in by_array.branches]
+    with pytest.raises(ImagesError, match="images for qemu:cortex-a76 are ndarray"):
+        edgevit.profile(bundle, pixels, device="qemu:cortex-a76")
+
+
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
 def test_a_share_that_cannot_be_is_refused(share: float, names: dict[str, Any]) -> None:
     for budget in ({"macs": share}, {"static": share}):

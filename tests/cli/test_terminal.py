@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from edgevit.cli import main, terminal
+from edgevit.cli.messages import silent
 from edgevit.cli.terminal import CLOSED, Terminal, escaped, plain
 from edgevit.errors import OutputError
+from edgevit.util.progress import say
 from tests.bundles import sample_bundle
 
 STEERING = "a\x1b[31mred\x07\x9b2J\x7f\u202eend"
@@ -53,15 +55,14 @@ def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
 
 
 def test_a_build_stops_between_its_stages_when_nobody_waits_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgevit.cli.build import _quiet
-
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        _quiet("Quantizing")
-        os.close(reading)
-        with pytest.raises(SystemExit) as ended:
-            _quiet("Lowering")
+        with silent(True):
+            say("Quantizing")
+            os.close(reading)
+            with pytest.raises(SystemExit) as ended:
+                say("Lowering")
     assert ended.value.code == CLOSED
 
 
