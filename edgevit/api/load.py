@@ -20,7 +20,6 @@ from edgevit.util.text import read_lines
 __all__ = ["DEFAULT_PROGRAM", "Preprocessing", "Program", "load", "load_kept", "save"]
 
 DEFAULT_PROGRAM = "vit_tiny_gated"
-AS_NAMED = Preprocessing()
 
 
 def load(
@@ -29,7 +28,7 @@ def load(
     weights: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     ema: bool | None = None,
-    preprocessing: Preprocessing = AS_NAMED,
+    preprocessing: Preprocessing | None = None,
     labels: str | Path | None = None,
     classes: str | Sequence[int] | None = None,
     license: str | None = None,
@@ -43,7 +42,7 @@ def load(
         weights: checkpoint of a named model, a file or hub folder; without it timm's pretrained weights are fetched.
         image_size: height and width in pixels, multiples of the patch size (default: those of the weights).
         ema: of a checkpoint with both, the averaged weights (True) or the plain ones (False).
-        preprocessing: how images are prepared, where it is not as the name says.
+        preprocessing: how images are prepared, where it is not as the name or the checkpoint says.
         labels: class names, a text file with one per line, or "imagenet-1k".
         classes: keep only these of the model's classes: numbers, or a text of numbers or names with commas.
         license: licence of the weights, as a bundle is to state it.
@@ -80,7 +79,7 @@ def load_kept(
     weights: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     ema: bool | None = None,
-    preprocessing: Preprocessing = AS_NAMED,
+    preprocessing: Preprocessing | None = None,
     labels: str | Path | None = None,
     classes: str | Sequence[int] | None = None,
     license: str | None = None,
@@ -92,7 +91,7 @@ def load_kept(
     else:
         name = str(model)
         found = resolve(name, weights=_path(weights), image_size=image_size, ema=ema, say=say)
-        found = with_preprocessing(found, name, preprocessing)
+        found = with_preprocessing(found, name, preprocessing or Preprocessing())
     named = _labelled(with_statements(found, license=license, credit=credit), _path(labels))
     if classes is None:
         return named, ()
