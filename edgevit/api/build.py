@@ -199,7 +199,8 @@ def run_build(job: Job) -> Built:
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
     compressing = job.prune > 0.0 or job.gate < 1.0
     if compressing:
-        say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
+        left = 1 - job.prune
+        say(f"compressing to {left * job.gate:.0%} of the MACs expected per image, {left:.0%} with every gate open")
     program = pipeline.compress(
         given, images.calibration.images, prune=job.prune, gate=job.gate, seed=job.seed, say=say
     )
