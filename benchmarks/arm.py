@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
-from edgevit.api.build import DEFAULT_PROGRAM
+from edgevit.api.load import DEFAULT_PROGRAM
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.qemu import emulate
 from edgevit.devices.qemu.cores import CORES

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from edgevit.api.build import DEFAULT_PROGRAM, Job, run_build
+from edgevit.api.build import Job, run_build
+from edgevit.api.load import DEFAULT_PROGRAM
 from edgevit.backends.reference import reference
 from edgevit.devices import local
 from edgevit.frontends.resolve import SHIPPED, resolve, shipped_programs

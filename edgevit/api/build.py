@@ -1,34 +1,39 @@
-"""One call of `edgevit build`: finds the model, the target and the images, then runs the pipeline on them."""
+"""Build a bundle: find the model, the target and the images, then run the pipeline on them; or predict its cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgevit import pipeline
+from edgevit.api.bundle import Bundle
+from edgevit.api.images import Images, LabelledImages, take_images
+from edgevit.api.label_free import shares
+from edgevit.api.load import DEFAULT_PROGRAM, load_kept
 from edgevit.backends.targets import load_target
-from edgevit.build.prediction import Prediction, predict
+from edgevit.build import prediction
+from edgevit.build.host import host_target
+from edgevit.build.prediction import Prediction
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.write import refuse_existing
 from edgevit.compress.budgets import Budgets
 from edgevit.errors import ImagesError, ProgramError
-from edgevit.frontends.imagenet import SUBSETS, imagenet_names
-from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
+from edgevit.frontends.preprocessing import Preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
-from edgevit.frontends.stated import with_statements
 from edgevit.images.calibration_checks import check_calibration, copies, shared_images, split_calibration
-from edgevit.images.image_set import TESTED, ImageSet, left_out, load_images, number_labels
-from edgevit.pipeline import Built, Say, build, check_limit, compare, compress
+from edgevit.images.image_set import TESTED, ImageSet, left_out, number_labels
+from edgevit.pipeline import Built, check_limit, compare
 from edgevit.program.original import as_original, weights_digest, with_original
 from edgevit.program.program import Program, is_program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
-from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.tasks.counterpart import fitting
+from edgevit.util.progress import say, warn
 from edgevit.util.resources import shipped
-from edgevit.util.text import read_lines
 
-DEFAULT_PROGRAM = "vit_tiny_gated"
+__all__ = ["Built", "Job", "Prediction", "build", "predict", "predict_build", "run_build"]
+
 MANY_IMAGES = 100
 HOST = "host"  # a target's name: this machine
 PRUNED_AT_MOST = 1.5  # share of the weights that goes for a share of the MACs
@@ -36,13 +41,16 @@ PRUNED_AT_MOST = 1.5  # share of the weights that goes for a share of the MACs
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a build was asked for, as the command line gives it; see `edgevit build --help`."""
+    """What a build was asked for, as the command line gives it; see `edgevit build --help`.
 
-    model: str | None
-    target: str
+    `prune` is the fraction of the MACs to remove, `gate` the expected MACs with gates as a fraction of what is left.
+    """
+
+    model: str | Program | None
+    target: str | Target
     weights: Path | None = None
-    calibration: Path | None = None
-    evaluation: Path | None = None
+    calibration: Images | None = None
+    evaluation: LabelledImages | None = None
     limit: int | None = None
     prune: float = 0.0
     gate: float = 1.0
@@ -64,34 +72,137 @@ class Job:
     replace_program: bool = False
 
 
-def predict_build(job: Job, say: Say = lambda _: None) -> Prediction:
+def build(
+    program: Program | str | Path,
+    *,
+    target: str | Path | Target = HOST,
+    calibration: Images | None = None,
+    evaluation: LabelledImages | None = None,
+    macs: float = 1.0,
+    static: float | None = None,
+    seed: int = 0,
+    tune_s: float = 0.0,
+    original: str | Path | None = None,
+    max_drop: float | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Quantize, compile and verify a Program for a target, and return the bundle. Takes minutes.
+
+    Args:
+        program: what to build, or what `load` takes to find it.
+        target: a name that `targets()` lists, the path of a TOML file, or "host": the fastest for this machine.
+        calibration: 100 to 300 unlabelled images like those the device will see (default: the few that ship).
+        evaluation: labelled images for top-1: a path, or an array and its class numbers `[n]`.
+        macs: share of the MACs that is left, expected per image; below 1 the Program is compressed first.
+        static: share that is left with every gate open (default: `macs`, no gates); see `compress`.
+        seed: of gate training.
+        tune_s: CPU seconds to search for TVM's tiles on this machine.
+        original: the model before compression, a Program folder or a name, to compare with.
+        max_drop: fail if more points are lost against the original in float: of top-1, or without labels of agreement.
+        output: the bundle's folder, with its .zip beside it (default: out/MODEL-TARGET).
+        force: replace a bundle that is there.
+
+    Raises:
+        TargetError: no such target, or one that cannot be built here.
+        ImagesError: images that cannot calibrate, or labels that do not fit.
+        BudgetError: `macs` or `static` cannot be met.
+        OutputError: the output is there already, or cannot be written.
+        RuntimeMissingError: the target's runtime or torch is not installed.
+        VerificationError: a claim about the build does not hold; its class says which.
+
+    Example:
+        >>> bundle = edgevit.build(program, target="my-board.toml", calibration="photos/", output="out/demo")
+        >>> all(claim.held for claim in bundle.manifest.claims)
+        True
+        >>> bundle.run("photos/00.png").logits.shape
+        (4,)
+    """
+    asked = shares(macs, static)
+    built = run_build(
+        Job(
+            model=program if isinstance(program, Program) else str(program),
+            target=target if isinstance(target, Target) else str(target),
+            calibration=calibration,
+            evaluation=evaluation,
+            prune=asked.prune,
+            gate=asked.gate,
+            seed=seed,
+            tune_s=tune_s,
+            original=None if original is None else str(original),
+            max_drop=max_drop,
+            output=None if output is None else Path(output),
+            force=force,
+        )
+    )
+    return Bundle(built.folder)
+
+
+def predict(
+    program: Program | str | Path,
+    *,
+    target: str | Path | Target = HOST,
+    macs: float = 1.0,
+    static: float | None = None,
+) -> Prediction:
+    """Predict size, MACs and memory bound of a build without calibrating or compiling; takes seconds.
+
+    Args:
+        program: what would be built, or what `load` takes to find it.
+        target: as for `build`.
+        macs: as for `build`.
+        static: as for `build`.
+
+    Raises:
+        BudgetError: stem and head alone cost more than the budget.
+        TargetError: no such target.
+        RuntimeMissingError: the target is TVM's, whose layout TVM alone knows, and it is not installed.
+
+    Example:
+        >>> predicted = edgevit.predict(program, target="x86-64-onnxruntime", macs=0.5)
+        >>> predicted.all_open_macs <= 0.5 * predicted.dense_macs
+        True
+    """
+    asked = shares(macs, static)
+    return predict_build(
+        Job(
+            model=program if isinstance(program, Program) else str(program),
+            target=target if isinstance(target, Target) else str(target),
+            prune=asked.prune,
+            gate=asked.gate,
+        )
+    )
+
+
+def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
     target = _target(job)
-    return predict(_given(job, say)[0], target, prune=job.prune, gate=job.gate)
+    return prediction.predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
 
 
-def run_build(job: Job, say: Say = lambda _: None) -> Built:
+def run_build(job: Job) -> Built:
     """Build the bundle that `job` asks for; every input is looked at before anything slow begins.
 
     Raises:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
-    target = _target(job, say)
+    target = _target(job)
     _ready_to_begin(job, target)
-    given, kept = _given(job, say)
-    given, original = _with_original(job, given, say)
+    given, kept = _given(job)
+    given, original = _with_original(job, given)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program:
         refuse_existing_program(job.save_program, force=job.replace_program)
     ready(_outputs(job, folder, target, given), temporary_bytes=_least_bytes(job, target, given))
-    images = _images(job, given, target, say)
+    images = _images(job, given, target)
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
     compressing = job.prune > 0.0 or job.gate < 1.0
     if compressing:
-        say(f"compressing: prune {job.prune:.0%} of the MACs, gates at {job.gate:.0%}")
-    left = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
-    program = compress(given, images.calibration.images, left, seed=job.seed, say=say)
+        left = 1 - job.prune
+        say(f"compressing to {left * job.gate:.0%} of the MACs expected per image, {left:.0%} with every gate open")
+    budgets = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
+    program = pipeline.compress(given, images.calibration.images, budgets, seed=job.seed, say=say)
     if original is not None and images.judged is not None and program.spec.original is not None:
         program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:
@@ -113,7 +224,7 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
         compression=known.steps if known else (),
         max_drop=job.max_drop,
     )
-    return build(
+    return pipeline.build(
         program,
         target,
         images.calibration,
@@ -126,12 +237,12 @@ def run_build(job: Job, say: Say = lambda _: None) -> Built:
     )
 
 
-def _target(job: Job, say: Say = lambda _: None) -> Target:
+def _target(job: Job) -> Target:
     """The target that was named; for `host` the fastest that this machine can build and run, and says which."""
+    if isinstance(job.target, Target):
+        return job.target
     if job.target != HOST:
         return load_target(job.target)
-    from edgevit.build.host import host_target
-
     target, why = host_target()
     say(f"building for {why}")
     return target
@@ -146,15 +257,15 @@ class _Images:
     held_out: int
 
 
-def _images(job: Job, program: Program, target: Target, say: Say) -> _Images:
-    source = job.calibration or shipped("calibration") / "shipped.toml"
-    calibration = load_images(source, program.spec.image, limit=job.limit, splits=("train",))
-    if job.evaluation and not program.spec.head.decides:
+def _images(job: Job, program: Program, target: Target) -> _Images:
+    source = shipped("calibration") / "shipped.toml" if job.calibration is None else job.calibration
+    calibration = take_images(source, program.spec.image, limit=job.limit, splits=("train",))
+    if job.evaluation is not None and not program.spec.head.decides:
         raise ImagesError(
             f"--eval is for top-1, and {program.spec.name} does not decide between classes; leave --eval away: it is "
             "judged by its scores on images held out of the calibration"
         )
-    judged = _evaluation(job.evaluation, program, say) if job.evaluation else None
+    judged = None if job.evaluation is None else _evaluation(job.evaluation, program)
     for warned in filter(None, map(left_out, (calibration, *([judged] if judged else [])))):
         say(warned)
     if job.calibration is None:
@@ -168,16 +279,16 @@ def _images(job: Job, program: Program, target: Target, say: Say) -> _Images:
         held_out = len(judged) if judged else 0
     else:
         if shared := shared_images(calibration, judged):
-            say(f"warning: {shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
+            warn(f"{shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
         if again := copies(judged):
-            say(f"warning: {again} of {len(judged)} images of --eval are copies of others, which count again")
+            warn(f"{again} of {len(judged)} images of --eval are copies of others, which count again")
     if target.int8 or job.prune or job.gate < 1.0:
         for doubt in check_calibration(calibration, program.spec.image):
-            say(f"warning: {doubt}")
+            warn(doubt)
     return _Images(calibration=calibration, judged=judged, held_out=held_out)
 
 
-def _with_original(job: Job, given: Program, say: Say) -> tuple[Program, Program | None]:
+def _with_original(job: Job, given: Program) -> tuple[Program, Program | None]:
     """The model with what it is held against, and that model: itself, or what --original names (None: not at hand)."""
     if job.original is None:
         if job.original_weights is not None:
@@ -190,8 +301,8 @@ def _with_original(job: Job, given: Program, say: Say) -> tuple[Program, Program
     if known is not None and known.weights_sha256 in ("", weights_digest(found), weights_digest(fitted)):
         return given, fitted
     if known is not None:
-        say(
-            f"warning: {job.original} is not the model that {given.spec.name} was compressed from: its weights differ "
+        warn(
+            f"{job.original} is not the model that {given.spec.name} was compressed from: its weights differ "
             f"from those of {known.name}"
         )
     return with_original(given, replace(as_original(fitted), steps=known.steps if known else ())), fitted
@@ -227,43 +338,22 @@ def _least_weights(job: Job, given: Program) -> int:
     return int(max(0.0, 1 - PRUNED_AT_MOST * job.prune) * sum(array.size for array in given.weights.values()))
 
 
-def _given(job: Job, say: Say = lambda _: None) -> tuple[Program, tuple[int, ...]]:
-    """The model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
-    model = job.model or DEFAULT_PROGRAM
-    found = resolve(model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
-    found = with_preprocessing(found, model, job.preprocessing)
-    named = _labelled(with_statements(found, license=job.license, credit=job.credit), job.labels)
-    if job.classes is None:
-        return named, ()
-    kept = read_classes(job.classes, named.spec)
-    return keep_classes(named, kept), kept
+def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
+    """Return the model, named and with the classes that were asked for, and the numbers of these (empty: all)."""
+    return load_kept(
+        DEFAULT_PROGRAM if job.model is None else job.model,
+        weights=job.weights,
+        image_size=job.image_size,
+        ema=job.ema,
+        preprocessing=job.preprocessing,
+        labels=job.labels,
+        classes=job.classes,
+        license=job.license,
+        credit=job.credit,
+    )
 
 
-def _labelled(program: Program, path: Path | None) -> Program:
-    """The Program with the class names of a text file, one per line."""
-    if path is None:
-        return program
-    if str(path) in SUBSETS and not path.exists():
-        return _named(program, path, imagenet_names(str(path)))
-    try:
-        names = read_lines(path)
-    except (OSError, ValueError) as error:
-        raise ImagesError(
-            f"{path} cannot be read as class names ({error}); give a text file, one name per line"
-        ) from error
-    return _named(program, path, names)
-
-
-def _named(program: Program, path: Path, names: tuple[str, ...]) -> Program:
-    if len(names) != program.spec.head.classes:
-        raise ImagesError(
-            f"{path} holds {len(names)} class names, but {program.spec.name} has {program.spec.head.classes} classes; "
-            "give one name per line, in the order of the model's classes"
-        )
-    return program.with_weights({}, replace(program.spec, labels=names))
-
-
-def _evaluation(source: Path, program: Program, say: Say) -> ImageSet:
+def _evaluation(source: LabelledImages, program: Program) -> ImageSet:
     """Labelled images numbered as the model's classes; a source with splits gives its test images."""
-    loaded = load_images(source, program.spec.image, labelled=True, splits=TESTED)
+    loaded = take_images(source, program.spec.image, labelled=True, splits=TESTED)
     return number_labels(loaded, program.spec, say)

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from edgevit import __version__
-from edgevit.cli import terminal
+from edgevit.cli import messages, terminal
 from edgevit.cli.exit_codes import exit_codes
 from edgevit.errors import EdgevitError, OutputError
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; every error raised on purpose is one message on stderr."""
     with terminal.guarded():
         try:
-            with _cleaning_up():
+            with _cleaning_up(), messages.shown():
                 result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -81,18 +81,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             click.echo("edgevit: stopped; nothing half-written was left.", err=True)
             return INTERRUPTED
         except click.ClickException as error:
-            error.show()
+            _refuse(error.format_message())
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                click.echo(f"See: {error.ctx.command_path} --help", err=True)
             return error.exit_code
         except EdgevitError as error:
-            click.echo(f"edgevit: {error}", err=True)
+            _refuse(str(error))
             return error.exit_code
         except OSError as error:
             told = _disk(error)
             if told is None:
                 raise
-            click.echo(f"edgevit: {told}", err=True)
+            _refuse(told)
             return OutputError.exit_code
         return result if isinstance(result, int) else 0
+
+
+def _refuse(message: str) -> None:
+    """Print an error, in the one form that all have."""
+    click.echo(f"edgevit: error: {message}", err=True)
 
 
 def _disk(error: OSError) -> str | None:

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevit.cli.budget import budget_options, take_budget
+from edgevit.cli.messages import silent
 from edgevit.cli.preprocessing import preprocessing_options, take_preprocessing
 from edgevit.cli.ranges import SEED, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 from edgevit.util import limits
 
 if TYPE_CHECKING:
-    from edgevit.build.prediction import Prediction
-    from edgevit.pipeline import Built
+    from edgevit.api.build import Built, Prediction
     from edgevit.schema.manifest import AccuracyRow
 
 EPILOG = """\b
 Examples:
   edgevit build --target host -o out/demo
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
-      --calibration photos/ --eval val.tar --prune 0.1 --gate 0.8 -o out/deit
+      --calibration photos/ --eval val.tar --macs 0.8 -o out/deit
   edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
   edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
   edgevit build hub/vit-base --target x86-64-onnxruntime     (a folder with config.json and weights)
@@ -39,8 +40,7 @@ Examples:
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: text file, one per line, or imagenet-1k.")
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
-@click.option("--prune", type=Number(0, 1, max_open=True), default=0.0, help="Fraction of MACs to remove.")
-@click.option("--gate", type=Number(0, 1, min_open=True), default=1.0, help="Expected MACs with gates, 0..1.")
+@budget_options
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of gate training.")
 @click.option(
     "--tune",
@@ -74,12 +74,16 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
     from edgevit.api.build import Job, predict_build, run_build
     from edgevit.util import strict_json
 
-    job = Job(model=model, target=target_name, preprocessing=take_preprocessing(options), **options)
-    if dry_run:
-        prediction = predict_build(job, say=_quiet if as_json else _say)
-        click.echo(strict_json.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
-        return
-    built = run_build(job, say=_quiet if as_json else _say)
+    preprocessing, asked = take_preprocessing(options), take_budget(options)
+    job = Job(
+        model=model, target=target_name, prune=asked.prune, gate=asked.gate, preprocessing=preprocessing, **options
+    )
+    with silent(as_json):
+        if dry_run:
+            prediction = predict_build(job)
+            click.echo(strict_json.dumps(prediction) if as_json else _prediction(prediction), nl=not as_json)
+            return
+        built = run_build(job)
     if as_json:
         answer = {
             "bundle": str(built.folder),
@@ -89,17 +93,6 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
         click.echo(strict_json.dumps(answer), nl=False)
         return
     _show(built)
-
-
-def _quiet(line: str) -> None:
-    """Say nothing, and go on only while somebody waits for the answer."""
-    from edgevit.cli.terminal import listening
-
-    listening()
-
-
-def _say(line: str) -> None:
-    click.echo(f"edgevit: {line}", err=True)
 
 
 def _prediction(p: Prediction) -> str:

@@ -12,7 +12,7 @@ from edgevit.cli.ranges import SEED, THREADS, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from edgevit.api.compress import Compressed
+    from edgevit.api.train import Trained
 
 EPILOG = """\b
 Example: fine-tune on your classes, then halve the expected MACs, then build.
@@ -29,8 +29,8 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.argument("model")
 @click.option("--data", required=True, help=f"Training images. {DATA}.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")
-@click.option("--macs", type=SHARE, default=1.0, show_default=True, help="Expected MACs per image; gates pay.")
-@click.option("--static", type=SHARE, help="MACs with every gate open; pruning pays (default: the recipe's share).")
+@click.option("--macs", type=SHARE, default=1.0, show_default=True, help="Share of the MACs left, expected per image.")
+@click.option("--static", type=SHARE, help="Share left with every gate open (default: from --macs, by the recipe).")
 @click.option("--memory", help="Memory bound instead of --static, such as 3.0MiB; pruning pays.")
 @click.option("--target", default="x86-64-onnxruntime", show_default=True, help="Whose memory bound is meant.")
 @click.option("--eval", "evaluation", help="Labelled images for top-1 (default: the data's val or test split).")
@@ -53,21 +53,18 @@ def command(as_json: bool, **options: Any) -> None:
     """Train MODEL (a Program or hub folder, or a name) to cost less: smaller, and less for easy images."""
     from edgevit.util import strict_json
     from edgevit.util.optional import require_torch
+    from edgevit.util.progress import say
 
     require_torch("compressing")
-    from edgevit.api.compress import CompressJob, run_compress
+    from edgevit.api.train import CompressJob, run_compress
 
     job = CompressJob(preprocessing=take_preprocessing(options), **options)
-    result = run_compress(job, say=_say)
+    result = run_compress(job, say=say)
     if result is not None:
         click.echo(strict_json.dumps(result) if as_json else _summary(result), nl=not as_json)
 
 
-def _say(line: str) -> None:
-    click.echo(f"edgevit: {line}", err=True)
-
-
-def _summary(r: Compressed) -> str:
+def _summary(r: Trained) -> str:
     d, c = r.dense, r.compressed
     rows = [
         ("top-1", _percent(d.top1), f"{_percent(c.top1)} at batch 1, {r.images} images of {r.evaluated_on}"),

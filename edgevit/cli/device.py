@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
+from edgevit.api.device import CPUS, DEFAULT_CPUS, NAME, RUNTIMES
 from edgevit.backends import DEFAULT
-from edgevit.devices.qemu.emulator import CPUS
-from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
 
 EPILOG = """\b
 Example:
@@ -40,7 +39,7 @@ def command() -> None:
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
-    from edgevit.devices.qemu import userland
+    from edgevit.api.device import userland
     from edgevit.util.progress import say
 
     made = userland.setup(runtimes or (DEFAULT,), cpus or DEFAULT_CPUS, say=say)
@@ -54,7 +53,7 @@ def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_devices(as_json: bool) -> None:
     """What is set up, and the processors it can play."""
-    from edgevit.devices.qemu import userland
+    from edgevit.api.device import userland
     from edgevit.errors import DeviceError
     from edgevit.util import strict_json
 
@@ -84,7 +83,7 @@ def list_devices(as_json: bool) -> None:
 @KIND
 def remove(kind: str) -> None:
     """Remove what `setup` made."""
-    from edgevit.devices.qemu import userland
+    from edgevit.api.device import userland
 
     click.echo("removed" if userland.remove() else "nothing was set up")
 

@@ -14,7 +14,7 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> None:
     """Say what this machine can build and run, what is missing, and the command that installs it."""
-    from edgevit.doctor import diagnose
+    from edgevit.api.doctor import diagnose
     from edgevit.util import strict_json
 
     health = diagnose()

@@ -23,14 +23,14 @@ def command(part: str, refused: bool, as_json: bool) -> None:
     """
     import difflib
 
-    from edgevit.frontends.catalogue import Catalogue, read_catalogue
+    from edgevit.api.models import models
     from edgevit.util import strict_json
 
-    catalogue = read_catalogue()
-    rows = tuple(e for e in catalogue.models if part.lower() in e.name and (e.fits or refused))
+    asked = models(part, refused=refused)
     if as_json:
-        click.echo(strict_json.dumps(Catalogue(timm=catalogue.timm, models=rows)), nl=False)
+        click.echo(strict_json.dumps(asked), nl=False)
         return
+    rows, catalogue = asked.models, models(refused=True)
     width = max((len(e.name) for e in rows), default=4)
     if any(e.fits for e in rows):
         click.echo(f"{'name':{width}}  {'input':>9}  {'params':>8}  {'MACs':>8}  {'classes':>7}  license")

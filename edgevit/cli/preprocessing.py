@@ -10,7 +10,7 @@ import click
 from edgevit.cli.ranges import Number
 
 if TYPE_CHECKING:
-    from edgevit.frontends.preprocessing import Preprocessing
+    from edgevit.api.load import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -60,6 +60,6 @@ def preprocessing_options(command: F) -> F:
 
 def take_preprocessing(options: dict[str, Any]) -> Preprocessing:
     """Take these options out of a command's."""
-    from edgevit.frontends.preprocessing import Preprocessing
+    from edgevit.api.load import Preprocessing
 
     return Preprocessing(**{name: options.pop(name) for name in NAMES})

@@ -58,23 +58,22 @@ def command(
     **settings: Any,
 ) -> None:
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
-    from edgevit.build.preflight import Output, ready
-    from edgevit.report.lines import lines
-    from edgevit.schema.measurement_file import write_measurement
-    from edgevit.util import atomic, strict_json
+    from edgevit.api.profile import lines, profile
+    from edgevit.util import strict_json
 
+    if device is not None and device.startswith("qemu:") and settings["cpus"] is not None:
+        raise click.UsageError("--cpus is for real processors; an emulated device has one")
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
-    ready([Output(path=target, folder=False)])
-    atomic.refuse_existing(target, "measurement", force=force)
     if images is None:
         click.echo(
             "edgevit: note: no --images given; the golden inputs show no real mix of images, so open rates and the "
             "expected latency mean little",
             err=True,
         )
-    measurement = _profile(bundle, images, device, python=python, timeout=timeout, **settings)
-    write_measurement(measurement, target, force=force)
+    measurement = profile(
+        bundle, images, device=device, python=python, timeout_s=timeout, output=target, force=force, **settings
+    )
     for warning in measurement.warnings:
         click.echo(f"edgevit: warning: {warning}", err=True)
     if as_json:
@@ -82,22 +81,3 @@ def command(
         return
     click.echo("\n".join(lines(measurement)))
     click.echo(f"Written to {target}; see it with: edgevit report {bundle} {target}")
-
-
-def _profile(
-    bundle: Path, images: Path | None, device: str | None, *, python: str, timeout: int, **settings: Any
-) -> Any:
-    """Here, on an emulated processor, or on a board."""
-    if device is None:
-        from edgevit.devices import local
-
-        return local.profile(bundle, images, **settings)
-    if device.startswith("qemu:"):
-        from edgevit.devices.qemu import emulate
-
-        if settings.pop("cpus") is not None:
-            raise click.UsageError("--cpus is for real processors; an emulated device has one")
-        return emulate.profile(bundle, images, device, timeout_s=timeout, **settings)
-    from edgevit.devices.ssh import python_board
-
-    return python_board.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)

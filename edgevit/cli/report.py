@@ -26,43 +26,11 @@ devices side by side; all else is of the first bundle.
 @click.option("--force", is_flag=True, help="Replace a page that is there.")
 def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bool, force: bool) -> None:
     """Report on BUNDLE (folder or zip) and on MEASUREMENTs of it, the files that `edgevit profile` writes."""
-    from contextlib import ExitStack
+    from edgevit.api.report import report, show, to_json
 
-    from edgevit.build.preflight import Output, ready
-    from edgevit.bundle.read import open_bundle
-    from edgevit.errors import OutputError
-    from edgevit.report.devices import assign
-    from edgevit.report.differences import bundle_names
-    from edgevit.report.view import make_report
-    from edgevit.schema.measurement_file import read_measurement
-    from edgevit.util import atomic, strict_json
-
-    if html:
-        ready([Output(path=html, option="--html", folder=False)])
-        atomic.refuse_existing(html, "page", force=force)
-    others = [path for path in more if path.is_dir() or path.suffix == ".zip"]
-    with ExitStack() as stack:
-        bundles = [stack.enter_context(open_bundle(path)) for path in (bundle, *others)]
-        first, *rest = assign(bundles, [read_measurement(path) for path in more if path not in others])
-        report = make_report(
-            bundles[0].manifest,
-            first,
-            bundle_sha256=bundles[0].sha256,
-            names=bundle_names([bundle, *others]),
-            others=[(each.manifest, measured) for each, measured in zip(bundles[1:], rest, strict=True)],
-        )
-    if html:
-        from edgevit.report.html import render as render_html
-
-        try:
-            html.parent.mkdir(parents=True, exist_ok=True)
-            strict_json.write_atomic(html, render_html(report), replace=force)
-        except OSError as error:
-            raise OutputError(f"cannot write {html}: {error.strerror or error}") from error
+    made = report(bundle, *more, html=html, force=force)
     if as_json:
-        from edgevit.report.json import render as render_json
-
-        click.echo(render_json(report), nl=False)
+        click.echo(to_json(made), nl=False)
     elif html:
         click.echo(f"Written to {html}")
     else:
@@ -71,6 +39,5 @@ def command(bundle: Path, more: tuple[Path, ...], html: Path | None, as_json: bo
         from rich.console import Console
 
         from edgevit.cli.terminal import plain
-        from edgevit.report.table import show
 
-        show(plain(report), Console(file=getattr(sys.stdout, "styled", sys.stdout)))
+        show(plain(made), Console(file=getattr(sys.stdout, "styled", sys.stdout)))

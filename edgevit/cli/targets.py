@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgevit.schema.target import Target
+    from edgevit.api.targets import Target
 
 EPILOG = """\b
 Examples:
@@ -22,15 +22,14 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str | None, as_json: bool) -> None:
     """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
-    from edgevit.backends.targets import load_target
-    from edgevit.schema.target import list_targets
+    from edgevit.api import targets as api
     from edgevit.util import strict_json
 
     if name is not None:
-        target = load_target(name)
+        target = api.target(name)
         click.echo(strict_json.dumps(target) if as_json else _explained(target), nl=False)
         return
-    targets = [load_target(known) for known in list_targets()]
+    targets = api.targets()
     if as_json:
         click.echo(strict_json.dumps(targets), nl=False)
         return

@@ -26,12 +26,12 @@ def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None
     That finds damage, not a maker with bad intentions, who writes his own manifest: compare the sha256 that is printed
     with one that came another way. With --run its golden inputs are run again too, which executes what it holds.
     """
-    from edgevit.devices import local
+    from edgevit.api.verify import verify
     from edgevit.util import strict_json
 
     if threads and not run:
         raise click.UsageError("--threads is for --run: without it nothing is run.")
-    verified = local.verify(bundle, threads=threads) if run else local.inspect(bundle)
+    verified = verify(bundle, run=run, threads=threads)
     manifest = verified.manifest
     if as_json:
         answer = {

@@ -88,7 +88,19 @@ def load_images(
     Raises:
         ImagesError: none found, wrong kind, a label missing, or more than 10 % of the images unreadable.
     """
-    entries = list_images(source)
+    return load_entries(list_images(source), source, image, limit=limit, labelled=labelled, splits=splits)
+
+
+def load_entries(
+    entries: Sequence[Entry],
+    source: Path,
+    image: ImageSpec,
+    *,
+    limit: int | None = None,
+    labelled: bool = False,
+    splits: Sequence[str] = (),
+) -> ImageSet:
+    """Load listed images, as `load_images` does; `source` is what messages and the set call them."""
     preferred = next((s for s in splits if any(e.split == s for e in entries)), None)
     chosen = spread([e for e in entries if preferred is None or e.split == preferred], limit)
     if labelled:
@@ -114,6 +126,35 @@ def load_images(
         digest=_digest(pixels, labels),
         source=source,
         labelling=labelling(entries),
+    )
+
+
+def set_of_array(
+    images: NDArray[np.uint8], image: ImageSpec, *, labels: NDArray[np.int64] | None = None, limit: int | None = None
+) -> ImageSet:
+    """Return prepared images, uint8 RGB `[n, height, width, 3]`, as a set; `labels` int64 `[n]` are class numbers.
+
+    Raises:
+        ImagesError: another type or shape than the model takes, or no images.
+    """
+    wanted = (image.height, image.width, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+        raise ImagesError(
+            f"images are {images.dtype} {list(images.shape)}; an array must be uint8 RGB [n, {image.height}, "
+            f"{image.width}, 3] of at least one image, already resized and cropped; give files to have that done"
+        )
+    if labels is not None and labels.shape != (len(images),):
+        raise ImagesError(f"labels are {list(labels.shape)}; give one class number per image, [{len(images)}]")
+    chosen = list(spread(range(len(images)), limit))
+    pixels = np.ascontiguousarray(images[chosen])
+    taken = None if labels is None else np.asarray(labels, np.int64)[chosen]
+    return ImageSet(
+        images=pixels,
+        labels=taken,
+        names=tuple(f"image {index}" for index in chosen),
+        unreadable=(),
+        digest=_digest(pixels, taken),
+        source=Path("array"),
     )
 
 

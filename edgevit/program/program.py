@@ -22,6 +22,7 @@ from edgevit.errors import OutputError, ProgramError
 from edgevit.program.intake import check_safetensors
 from edgevit.program.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec
 from edgevit.util import atomic, limits, strict_json
+from edgevit.util.notebook import Shown
 
 SCHEMA = 1
 STORED = ("F32", "F16", "F64")  # types of arrays in a Program's safetensors
@@ -29,7 +30,7 @@ Storage = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class Program(Shown):
     """A model as data. `weights` are float32 and read-only; use `dataclasses.replace` or `with_weights` to derive."""
 
     spec: ProgramSpec

@@ -21,6 +21,7 @@ from edgevit.schema.measurement import BranchMeasurement, Measurement, MemoryPoi
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
+from edgevit.util.notebook import Shown
 
 REPORT_SCHEMA = 2
 DISTURBED_RATIO = 1.2
@@ -79,7 +80,7 @@ class MemoryView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Shown):
     """A bundle and what was measured of it. `bundle_sha256` is None in the report inside the bundle itself.
 
     `accuracy_change` is top-1 of the model `accuracy_before` ('original', or 'compressed' where the original is not

@@ -11,6 +11,7 @@ from typing import Literal
 
 from edgevit.schema.manifest import PathName
 from edgevit.schema.target import Target
+from edgevit.util.notebook import Shown
 
 MEASUREMENT_SCHEMA = 1
 # Instruction sets that change how fast or how exactly a ViT runs, as /proc/cpuinfo names them on x86 and on ARM.
@@ -233,7 +234,7 @@ class Emulation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(Shown):
     """What one device measured of one bundle.
 
     `expected_*` is the mean over the images of each image's median time. `unattributed_time_ms` is what a traced

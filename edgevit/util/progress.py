@@ -1,13 +1,20 @@
-"""What a person is told on stderr: progress bars (at a terminal only) and single lines."""
+"""Tell a person what is going on: progress bars (at a terminal only), and messages through `logging`.
+
+Messages go to the logger `edgevit`: steps as INFO, which nobody sees unless logging is set up for them, and warnings
+as WARNING. The command line shows both on stderr.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 Say = Callable[[str], None]
+LOGGER = logging.getLogger("edgevit")
+WARNING = "warning: "
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Generator[T]:
@@ -23,5 +30,13 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def say(line: str) -> None:
-    """One line for a person, on stderr, so that stdout stays what a script reads."""
-    print(line, file=sys.stderr, flush=True)
+    """Log a step of the work; a line that begins with "warning: " is logged as a warning."""
+    if line.startswith(WARNING):
+        warn(line.removeprefix(WARNING))
+    else:
+        LOGGER.info("%s", line)
+
+
+def warn(line: str) -> None:
+    """Log what a person should look at before trusting a result."""
+    LOGGER.warning("%s", line)

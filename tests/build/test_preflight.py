@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from edgevit import pipeline
 from edgevit.api import build as build_job
-from edgevit.api import compress
+from edgevit.api import train
 from edgevit.api.build import Job, run_build
 from edgevit.backends.tvm.compile import native
 from edgevit.backends.tvm.run.runtime import compiles_for
@@ -43,8 +44,10 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*_: object, **__: object) -> None:
         pytest.fail("something slow began")
 
-    for name in ("load_images", "compress", "build", "resolve"):
+    for name in ("take_images", "load_kept"):
         monkeypatch.setattr(build_job, name, begun)
+    for name in ("compress", "build"):
+        monkeypatch.setattr(pipeline, name, begun)
 
 
 def refused(error: type[EdgevitError], said: str, *outputs: Output) -> None:
@@ -130,7 +133,7 @@ def test_a_build_asks_for_room_once_it_knows_the_weights(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(total=10**9, used=0, free=100))
-    monkeypatch.setattr(build_job, "load_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(build_job, "take_images", lambda *_, **__: pytest.fail("images were read"))
     with pytest.raises(OutputError, match="MB are needed"):
         run_build(Job(model=str(program), target="x86-64-onnxruntime", output=tmp_path / "out"))
 
@@ -189,10 +192,10 @@ def test_another_architecture_needs_a_cache_and_this_one_does_not(monkeypatch: p
 
 
 def test_training_asks_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress, "_prepared", lambda *_: pytest.fail("something was read"))
+    monkeypatch.setattr(train, "_prepared", lambda *_: pytest.fail("something was read"))
     for options in ({"output": Path("/proc/out")}, {"output": None, "teacher_cache": Path("/proc/out")}):
         with pytest.raises(OutputError, match="/proc/out cannot be written"):
-            compress.run_compress(compress.CompressJob(model="m", data="d", **options))
+            train.run_compress(train.CompressJob(model="m", data="d", **options))
 
 
 @pytest.mark.parametrize("command", ["profile", "report"])

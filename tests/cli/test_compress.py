@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edgevit import errors
-from edgevit.api.compress import Compressed, _compare_memory
+from edgevit.api.train import Trained, _compare_memory
 from edgevit.cli import main
 from edgevit.compress.training.checkpoint import load
 from edgevit.compress.training.recipe import load_recipe
@@ -338,7 +338,7 @@ def test_memory_is_held_from_below_too(
     status, out, told = run(capsys, program, *options, "--memory", "100MB")
     assert status == 0
     assert "all of tiny fits into 100000000 bytes on x86-64-onnxruntime: nothing is pruned for memory" in told
-    result, said = strict_json.from_data(Compressed, json.loads(out), []), list[str]()
+    result, said = strict_json.from_data(Trained, json.loads(out), []), list[str]()
     assert result is not None
     for bound, expected in ((95, 0), (89, 1)):
         small = replace(result.compressed, bound_bytes=bound)

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from edgevit.cli import main, terminal
+from edgevit.cli.messages import silent
 from edgevit.cli.terminal import CLOSED, Terminal, escaped, plain
 from edgevit.errors import OutputError
+from edgevit.util.progress import say
 from tests.bundles import sample_bundle
 
 STEERING = "a\x1b[31mred\x07\x9b2J\x7f\u202eend"
@@ -53,15 +55,14 @@ def test_a_reader_that_leaves_ends_a_command_quietly() -> None:
 
 
 def test_a_build_stops_between_its_stages_when_nobody_waits_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgevit.cli.build import _quiet
-
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        _quiet("Quantizing")
-        os.close(reading)
-        with pytest.raises(SystemExit) as ended:
-            _quiet("Lowering")
+        with silent(True):
+            say("Quantizing")
+            os.close(reading)
+            with pytest.raises(SystemExit) as ended:
+                say("Lowering")
     assert ended.value.code == CLOSED
 
 
@@ -70,7 +71,7 @@ def test_a_full_disk_behind_standard_output_is_one_message(command: list[str]) -
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*EDGEVIT, *command], stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == OutputError.exit_code
-    assert done.stderr == b"edgevit: cannot write to standard output: No space left on device\n"
+    assert done.stderr == b"edgevit: error: cannot write to standard output: No space left on device\n"
 
 
 def test_what_standard_error_cannot_take_is_lost_and_the_exit_code_stays() -> None:
@@ -93,7 +94,7 @@ def test_a_disk_that_is_full_anywhere_is_no_bug(
         return main(["doctor"])
 
     assert refuse(OSError(28, "No space left on device", "/tmp/x")) == OutputError.exit_code
-    assert "edgevit: /tmp/x: No space left on device; make room" in capsys.readouterr().err
+    assert "edgevit: error: /tmp/x: No space left on device; make room" in capsys.readouterr().err
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     with pytest.raises(FileNotFoundError) as none:
         tempfile._get_default_tempdir()  # type: ignore[attr-defined]
@@ -121,7 +122,7 @@ def test_an_ascii_terminal_crashes_no_command(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_text_is_shown_and_stays_valid_json() -> None:
     told = subprocess.run([*EDGEVIT, "verify", b"\xff\xfe"], capture_output=True, check=False)
-    assert told.returncode == 19 and b"edgevit: \\udcff\\udcfe does not exist" in told.stderr
+    assert told.returncode == 19 and b"edgevit: error: \\udcff\\udcfe does not exist" in told.stderr
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.api.compress import Training, train
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.judge import answers
 from edgevit.compress.training.recipe import TrainRecipe, to_toml
-from edgevit.compress.usdc.inputs import split_data
+from edgevit.compress.usdc.inputs import Training, split_data
 from edgevit.compress.usdc.resume import program_of, refuse_foreign
 from edgevit.compress.usdc.run import COLUMNS
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.images.labelled import LabelledSet, open_labelled
+from edgevit.pipeline import train
 from edgevit.program.macs import stem_macs, total_macs
 from edgevit.program.original import weights_digest
 from edgevit.program.program import Program, expected_shapes, load_program

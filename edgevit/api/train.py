@@ -1,4 +1,4 @@
-"""One call of `edgevit compress`: finds the model and the data, trains, and tells what came of it."""
+"""Compress a model by training it on a data set: find the model and the data, train, and report what came of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit import __version__
+from edgevit import __version__, pipeline
 from edgevit.backends import backend
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
@@ -33,7 +33,6 @@ from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
 from edgevit.frontends.resolve import resolve
 from edgevit.images.labelled import LabelledSet, compact_labels, place_set, subset
 from edgevit.images.match import UNLABELLED, chance_warning
-from edgevit.pipeline import train
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program
@@ -42,8 +41,9 @@ from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.util import strict_json
 from edgevit.util.progress import Say
+from edgevit.util.progress import say as log
 
-__all__ = ["CompressJob", "Compressed", "Figures", "Training", "run_compress", "train"]
+__all__ = ["CompressJob", "Figures", "Trained", "run_compress", "train"]
 
 ROOM = 0.1  # of a memory budget: less than so much below is near
 PACKAGES = ("torch", "timm", "numpy")
@@ -53,7 +53,7 @@ PACKAGES = ("torch", "timm", "numpy")
 class CompressJob:
     """What was asked for, as the command line gives it; see `edgevit compress --help`."""
 
-    model: str
+    model: str | Program
     data: str
     weights: Path | None = None
     macs: float = 1.0
@@ -95,8 +95,8 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compressed:
-    """What `run_compress` made; `DIR/result.json` is this.
+class Trained:
+    """What a training made; `DIR/result.json` is this. `load(trained.program)` is the model.
 
     `images` of `evaluated_on` were answered one by one; `agreement` is on how many of them both models name the same
     class (None with a new head).
@@ -120,7 +120,83 @@ class Compressed:
     versions: dict[str, str]
 
 
-def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | None:
+def train(
+    program: Program | str | Path,
+    data: str | Path,
+    *,
+    weights: str | Path | None = None,
+    macs: float = 1.0,
+    static: float | None = None,
+    memory: str | None = None,
+    target: str = "x86-64-onnxruntime",
+    evaluation: str | Path | None = None,
+    recipe: str | Path | None = None,
+    new_head: bool = False,
+    unlabelled: bool = False,
+    seed: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+) -> Trained | None:
+    """Train a model to cost less: smaller, and less for easy images. Needs torch; takes minutes to days.
+
+    What `edgevit compress` does. Under `torchrun` every process calls this, and all but the first return None.
+
+    Args:
+        program: the model, or what `load` takes to find it.
+        data: training images: a folder, .tar, .zip, .npz, TOML list, or torchvision:NAME:FOLDER.
+        weights: checkpoint of a named model.
+        macs: share of the MACs that is left, expected per image, above 0 to 1; gates bring it down to that.
+        static: share that is left with every gate open; pruning brings it down to that (default: the recipe's part).
+        memory: memory bound instead of `static`, such as "3.0MiB".
+        target: whose memory bound is meant.
+        evaluation: labelled images for top-1 (default: the data's val or test split, else images held out).
+        recipe: TOML file of the numbers of a training.
+        new_head: start a new classifier for the data's classes.
+        unlabelled: use no labels; follow the given model.
+        seed: of everything random (default: the recipe's).
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: on the processor.
+        output: folder of the Program, its result, log and checkpoint (default: out/MODEL-compressed).
+        resume: go on from the folder's checkpoint.
+
+    Raises:
+        TrainingError: the recipe, the data or the checkpoint do not allow it.
+        BudgetError: a budget that cannot be met.
+        ImagesError: no usable images, or labels that do not fit the model.
+        OutputError: the folder holds another training, or cannot be written.
+        RuntimeMissingError: torch is not installed.
+
+    Example:
+        >>> trained = edgevit.train(program, "data/", macs=0.6, recipe="short.toml", output="out/small")
+        >>> trained.compressed.macs < 0.65 * trained.dense.macs
+        True
+        >>> edgevit.load(trained.program).spec.gated
+        True
+    """
+    job = CompressJob(
+        model=program if isinstance(program, Program) else str(program),
+        data=str(data),
+        weights=None if weights is None else Path(weights),
+        macs=macs,
+        static=static,
+        memory=memory,
+        target=target,
+        evaluation=None if evaluation is None else str(evaluation),
+        recipe=None if recipe is None else Path(recipe),
+        new_head=new_head,
+        unlabelled=unlabelled,
+        seed=seed,
+        device=device,
+        threads=threads,
+        output=None if output is None else Path(output),
+        resume=resume,
+    )
+    return run_compress(job, say=log)
+
+
+def run_compress(job: CompressJob, say: Say = lambda _: None) -> Trained | None:
     """Train as `job` asks; under `torchrun` every process calls this, and all but the first return None.
 
     Raises:
@@ -132,7 +208,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Compressed | No
     say = say if world.main else _silent
     try:
         work = _prepared(job, world, say)
-        program = train(work.training, resume=job.resume, say=say)
+        program = pipeline.train(work.training, resume=job.resume, say=say)
     except KeyboardInterrupt:
         say(f"stopped; {kept(_folder(job))}")
         raise
@@ -165,9 +241,7 @@ class _Work:
 def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     """Look at every input; nothing slow is begun."""
     recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
-    found = resolve(job.model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
-    named = with_crop(found, recipe.crop_pct)
-    given = _with_classes(job, with_preprocessing(named, job.model, job.preprocessing))
+    given = _with_classes(job, _found(job, recipe, say))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
@@ -193,6 +267,14 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     )
 
 
+def _found(job: CompressJob, recipe: TrainRecipe, say: Say) -> Program:
+    """Return the model with the recipe's crop, and with images prepared as the user says."""
+    if isinstance(job.model, Program):
+        return with_crop(job.model, recipe.crop_pct)
+    found = resolve(job.model, weights=job.weights, image_size=job.image_size, ema=job.ema, say=say)
+    return with_preprocessing(with_crop(found, recipe.crop_pct), job.model, job.preprocessing)
+
+
 def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
     """What the training will write; a checkpoint holds the weights at least once, as float32."""
     cache = [] if job.teacher_cache is None else [Output(path=job.teacher_cache, option="--teacher-cache", kept=True)]
@@ -200,7 +282,7 @@ def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
 
 
 def _folder(job: CompressJob) -> Path:
-    path = Path(job.model)
+    path = Path(job.model.spec.name if isinstance(job.model, Program) else job.model)
     name = path.resolve().parent.name if path.name == "program" else path.name.split(".")[0]
     return job.output or Path("out") / f"{name}-compressed"
 
@@ -314,7 +396,7 @@ def _budgets(
     return Budgets(expected=min(job.macs, static), static=static, fits=within)
 
 
-def _result(work: _Work, program: Program, say: Say) -> Compressed:
+def _result(work: _Work, program: Program, say: Say) -> Trained:
     """Answer the test images one by one with both models."""
     training, dense, target = work.training, work.training.dense, work.target
     if work.measured is None:
@@ -337,7 +419,7 @@ def _result(work: _Work, program: Program, say: Say) -> Compressed:
     warned = chance_warning(given.top1 or 0.0, int((labels != UNLABELLED).sum()), dense.spec.head.classes)
     if warned and given.top1 is not None:
         say(warned)
-    return Compressed(
+    return Trained(
         folder=str(training.folder),
         program=str(training.folder / "program"),
         model=dense.spec.name,
@@ -364,7 +446,7 @@ def _keep(program: Program, folder: Path, said: OriginalEvaluation) -> None:
         save_program(with_original(program, known, said), folder / "program", force=True)
 
 
-def _compare_memory(result: Compressed, say: Say) -> None:
+def _compare_memory(result: Trained, say: Say) -> None:
     """Hold the bound against a memory budget from below: pruning was planned for an evenly scaled model."""
     limit, bound = result.memory_budget_bytes, result.compressed.bound_bytes
     if limit is None or bound is None or result.static_budget == 1 or bound >= (1 - ROOM) * limit:

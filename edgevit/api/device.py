@@ -1,0 +1,9 @@
+"""Set up, list and remove the device that edgevit emulates on this machine."""
+
+from __future__ import annotations
+
+from edgevit.devices.qemu import userland
+from edgevit.devices.qemu.emulator import CPUS
+from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
+
+__all__ = ["CPUS", "DEFAULT_CPUS", "NAME", "RUNTIMES", "userland"]

@@ -1,0 +1,78 @@
+"""Compress a Program without labels, in minutes; training on a data set is in `train.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevit import pipeline
+from edgevit.api.images import Images, take_images
+from edgevit.compress.budgets import Budgets
+from edgevit.errors import BudgetError
+from edgevit.images.calibration_checks import check_calibration
+from edgevit.program.program import Program
+from edgevit.util.progress import say, warn
+
+DIGITS = 12  # of a share: what subtracting leaves behind them is no part of what was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """A budget as the stages take it.
+
+    Attributes:
+        prune: fraction of the dense model's MACs that pruning removes.
+        gate: expected MACs with gates, as a fraction of the pruned model's (1: no gates).
+    """
+
+    prune: float
+    gate: float
+
+
+def shares(macs: float, static: float | None) -> Shares:
+    """Return what pruning and gates have to do so that `macs` of the dense model's MACs are left, expected per image.
+
+    Without `static` pruning does it all: where nothing is trained on a data set, gates lose more accuracy at the same
+    MACs (reports/reference/compression.md).
+
+    Raises:
+        BudgetError: a share that is not above 0 and at most 1.
+    """
+    for name, value in (("macs", macs), ("static", static)):
+        if value is not None and not 0 < value <= 1:
+            raise BudgetError(
+                f"{name} is {value:g}; allowed: above 0 to 1, the share of the dense model's MACs that is left"
+            )
+    static = macs if static is None else static
+    return Shares(prune=round(1 - static, DIGITS), gate=round(min(macs / static, 1.0), DIGITS))
+
+
+def compress(
+    program: Program, images: Images, *, macs: float = 1.0, static: float | None = None, seed: int = 0
+) -> Program:
+    """Return a smaller Program: pruned, and with `static` also gated, without labels. Needs torch, takes minutes.
+
+    `edgevit build --macs` does this before it builds. To compress further without losing as much accuracy, `train`.
+
+    Args:
+        program: the model, with all its branches and without gates.
+        images: 100 to 300 images like those the device will see; see `edgevit`.
+        macs: share of the dense model's MACs that is left, expected per image, above 0 to 1: 0.7 is 30 % less.
+        static: share that is left with every gate open; pruning pays that, gates the rest (default: `macs`, no gates).
+        seed: of gate training.
+
+    Raises:
+        BudgetError: a budget that cannot be met, or is missed by far.
+        ImagesError: no usable images.
+        RuntimeMissingError: torch is not installed.
+
+    Example:
+        >>> smaller = edgevit.compress(program, images, macs=0.8)
+        >>> edgevit.predict(smaller, target="x86-64-onnxruntime").all_open_macs < 0.85 * total_macs(program.spec)
+        True
+    """
+    asked = shares(macs, static)
+    calibration = take_images(images, program.spec.image, splits=("train",))
+    for doubt in check_calibration(calibration, program.spec.image):
+        warn(doubt)
+    budgets = Budgets(static=1 - asked.prune, expected=(1 - asked.prune) * asked.gate)
+    return pipeline.compress(program, calibration.images, budgets, seed=seed, say=say)

@@ -1,0 +1,112 @@
+"""Measure a bundle: here, on a board over ssh, or on an emulated processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import edgevit.report.notebook  # noqa: F401  a notebook shows measurements from now on
+from edgevit.api.bundle import Bundle, bundle_path
+from edgevit.api.images import Images, take_images
+from edgevit.build.preflight import Output, ready
+from edgevit.bundle.read import open_bundle
+from edgevit.devices import local
+from edgevit.devices.qemu import emulate
+from edgevit.devices.ssh import python_board
+from edgevit.errors import DeviceError, ImagesError
+from edgevit.report.lines import lines
+from edgevit.schema.measurement import ImagesUsed, Measurement
+from edgevit.schema.measurement_file import write_measurement
+from edgevit.util import atomic
+
+__all__ = ["Measurement", "lines", "profile"]
+
+
+def profile(
+    bundle: Bundle | str | Path,
+    images: Images | None = None,
+    *,
+    device: str | None = None,
+    runs: int = local.DEFAULT_RUNS,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    python: str = "python3",
+    timeout_s: float = python_board.DEFAULT_TIMEOUT_S,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> Measurement:
+    """Measure a bundle: latency of every path, gates on images, time and memory per branch.
+
+    This executes what the bundle holds: machine code, where its runtime is TVM.
+
+    Args:
+        bundle: what to measure, or the path of its folder or .zip.
+        images: real images, see `edgevit`; a device takes those of a path (default: the bundle's golden inputs, which
+            show no real mix of images: open rates and expected times then mean little).
+        device: "ssh://[user@]board[:port]", "qemu:CPU" such as "qemu:cortex-a76", or None for this machine.
+        runs: timed runs per path; p90 needs 64, p95 130, p99 662.
+        threads: of a run (default: the target's).
+        cpus: numbers of the device's CPUs to hold the run to (default: all).
+        python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; a TVM bundle needs none.
+        timeout_s: seconds that a device may take.
+        output: file to write the measurement to, which `report` reads (default: none).
+        force: replace a measurement that is there.
+
+    Raises:
+        DeviceError: the device cannot be reached, lacks something, or is another architecture than the bundle's.
+        BundleError: not a bundle, damaged, or without golden inputs when there are no images.
+        ImagesError: no usable image.
+        OutputError: the output is there already, or cannot be written.
+        RuntimeMissingError: the bundle's runtime is not installed.
+
+    Example:
+        >>> measurement = edgevit.profile("out/tiny", "photos/", runs=10, output="here.json")
+        >>> [path.path for path in measurement.paths], measurement.images.count
+        (['all_open', 'all_skipped', 'real'], 10)
+    """
+    if output is not None:
+        ready([Output(path=Path(output), folder=False)])
+        atomic.refuse_existing(Path(output), "measurement", force=force)
+    path = bundle_path(bundle)
+    if images is None or isinstance(images, str | Path):
+        source = None if images is None else Path(images)
+        measured = _measured(path, source, device, runs, threads, cpus, python, timeout_s)
+    elif device is None:
+        measured = _measured_here(path, images, runs, threads, cpus)
+    else:
+        raise ImagesError(f"images for {device} are {type(images).__name__}; give the path of a file or folder")
+    if output is not None:
+        write_measurement(measured, Path(output), force=force)
+    return measured
+
+
+def _measured_here(
+    path: Path, images: Images, runs: int, threads: int | None, cpus: Sequence[int] | None
+) -> Measurement:
+    """Measure on this machine with images that are no path."""
+    with open_bundle(path) as opened:
+        taken = take_images(images, opened.manifest.input.preprocessing, limit=runs)
+        used = ImagesUsed(count=len(taken), digest=taken.digest, golden=False, unreadable=len(taken.unreadable))
+        return local.profile_prepared(opened, taken.images, used, runs=runs, threads=threads, cpus=cpus)
+
+
+def _measured(
+    path: Path,
+    images: Path | None,
+    device: str | None,
+    runs: int,
+    threads: int | None,
+    cpus: Sequence[int] | None,
+    python: str,
+    timeout_s: float,
+) -> Measurement:
+    """Measure on the machine that `device` names."""
+    if device is None:
+        return local.profile(path, images, runs=runs, threads=threads, cpus=cpus)
+    if not device.startswith("qemu:"):
+        return python_board.profile(
+            path, images, device, runs=runs, threads=threads, cpus=cpus, python=python, timeout_s=timeout_s
+        )
+    if cpus is not None:
+        raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; leave it away")
+    return emulate.profile(path, images, device, runs=runs, threads=threads, timeout_s=timeout_s)

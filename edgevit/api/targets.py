@@ -1,0 +1,35 @@
+"""List the targets, and read one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevit.schema.target import Target, list_targets, load_target
+
+__all__ = ["Target", "target", "targets"]
+
+
+def targets() -> tuple[Target, ...]:
+    """Return the targets that ship with edgevit, by name.
+
+    Example:
+        >>> sorted({target.backend for target in edgevit.targets()})
+        ['onnxruntime', 'openvino', 'tvm']
+    """
+    return tuple(load_target(name) for name in list_targets())
+
+
+def target(name: str | Path) -> Target:
+    """Return one target, with the reason of each of its choices.
+
+    Args:
+        name: a name that `targets()` lists, or the path of a TOML file.
+
+    Raises:
+        TargetError: nothing is called so (the nearest names are offered), or the file has faults (all are listed).
+
+    Example:
+        >>> edgevit.target("x86-64-onnxruntime").weight_bits
+        8
+    """
+    return load_target(name)
