@@ -27,9 +27,7 @@ import click
 import numpy as np
 
 from edgevit.bundle.read import open_bundle
-from edgevit.devices.local import prepare_images
 from edgevit.devices.qemu import guest_program, packages
-from edgevit.devices.qemu.cores import Cache, Core
 from edgevit.devices.qemu.estimate import (
     Cycles,
     cycles_of,
@@ -38,6 +36,8 @@ from edgevit.devices.qemu.estimate import (
     missing,
     read_blocks,
 )
+from edgevit.devices.request import prepare_images
+from edgevit.schema.arm_cpus import Cache, Core
 from edgevit.util import strict_json
 from edgevit.util.strict_json import dumps, write_atomic
 

@@ -17,7 +17,7 @@ Example:
   edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
 
 \b
-A board needs a login by key, and Python 3.11 or newer with numpy and the bundle's runtime; for a TVM bundle sh, tar,
+A board needs a login by key, sh and tar, and Python 3.11 or newer with numpy and the bundle's runtime; for a TVM bundle
 the C and the C++ library instead. edgevit copies the bundle into a temporary folder there, runs as the user who logs
 in, and removes everything, also when it is stopped. A TVM bundle is a program: profile only those that you trust.
 A TVM bundle's process memory and loading time are those of its C++ runner, here too.
@@ -87,17 +87,11 @@ def command(
 def _profile(
     bundle: Path, images: Path | None, device: str | None, *, python: str, timeout: int, **settings: Any
 ) -> Any:
-    """Here, on an emulated processor, or on a board."""
-    if device is None:
-        from edgevit.devices import local
+    """Measure here, on an emulated processor, or on a board."""
+    from edgevit.devices.machine import find
+    from edgevit.devices.profile import profile
 
-        return local.profile(bundle, images, **settings)
-    if device.startswith("qemu:"):
-        from edgevit.devices.qemu import emulate
-
-        if settings.pop("cpus") is not None:
-            raise click.UsageError("--cpus is for real processors; an emulated device has one")
-        return emulate.profile(bundle, images, device, timeout_s=timeout, **settings)
-    from edgevit.devices.ssh import python_board
-
-    return python_board.profile(bundle, images, device, python=python, timeout_s=timeout, **settings)
+    machine = find(device, python=python)
+    if machine.emulated and settings["cpus"] is not None:
+        raise click.UsageError("--cpus is for real processors; an emulated device has one")
+    return profile(bundle, images, machine, timeout_s=timeout, **settings)

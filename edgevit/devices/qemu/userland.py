@@ -18,15 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevit.devices.qemu import packages
-from edgevit.devices.qemu.emulator import (
-    CPUS,
-    Counter,
-    Cpu,
-    Userland,
-    last_words,
-    run,
-)
+from edgevit.devices.qemu.emulator import Counter, Userland, last_words, run
 from edgevit.errors import DeviceError, OutputError
+from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.util import atomic, strict_json
 from edgevit.util.atomic import scratch
 from edgevit.util.resources import user_cache
@@ -92,7 +86,7 @@ def setup(
 
     Args:
         runtimes: backends to have; those of a user land that is there are kept.
-        cpus: names of `emulator.CPUS` to try it on.
+        cpus: names of `schema.arm_cpus.ARM_CPUS` to try it on.
         say: told what is being done.
 
     Raises:
@@ -133,13 +127,13 @@ def setup(
             packages={item.name: item.version for item in fetched},
             sha256={item.name: item.sha256 for item in fetched},
         )
-        record = _try(record, stage, [CPUS[name] for name in cpus], say)
+        record = _try(record, stage, [ARM_CPUS[name] for name in cpus], say)
         strict_json.write_atomic(stage / RECORD, strict_json.dumps(record))
         shutil.rmtree(stage / "pycache", ignore_errors=True)  # of paths that are about to change
         atomic.install(temporary, {NAME: (there, "device")}, replace=True, sync=False)  # it can be had again
     userland = _userland(record, there)
     # Modules are compiled per path: once here, instead of at the first use.
-    _trial(userland, CPUS[cpus[0]], None)
+    _trial(userland, ARM_CPUS[cpus[0]], None)
     return userland
 
 
@@ -184,7 +178,7 @@ def _requirements(runtimes: Sequence[str]) -> tuple[str, ...]:
     return (*COMMON, *(name for runtime in runtimes for name in RUNTIMES[runtime]))
 
 
-def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
+def _try(record: Record, folder: Path, cpus: Sequence[ArmCpu], say: Say) -> Record:
     """Run it on every processor; an instruction counter that does not count is left out, with the reason."""
     for cpu in cpus:
         say(f"Trying it on {cpu.name}")
@@ -203,7 +197,7 @@ def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
     return replace(record, plugin=None, uncounted=reason) if reason else record
 
 
-def _trial(userland: Userland, cpu: Cpu, counts: Counter | None) -> None:
+def _trial(userland: Userland, cpu: ArmCpu, counts: Counter | None) -> None:
     modules = ["numpy", "PIL", *userland.runtimes]
     with scratch() as folder:  # for what the runtimes leave where they run
         done = run(userland, cpu, ["-c", TRIAL, *modules], folder=folder, counts=counts, timeout_s=TRIAL_S)

@@ -21,6 +21,7 @@ from typing import IO
 
 from edgevit.errors import DeviceError
 from edgevit.util.atomic import scratch
+from edgevit.util.text import printable
 
 CONNECT_TIMEOUT_S = 15
 # A connection that answers nothing for 3 x 5 s is gone.
@@ -188,12 +189,6 @@ def explain(errors: str, address: Address) -> DeviceError:
         if phrase in errors:
             return DeviceError(message)
     return DeviceError(f"ssh cannot connect to {address}: {printable(errors)}; does this work? {log_in} true")
-
-
-def printable(text: str) -> str:
-    """The last line of what another machine said, short and without control characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:300] if lines else "it said nothing"
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float = 3.0) -> None:
