@@ -74,7 +74,7 @@ def require_fit(bundle: Bundle, told: BoardAnswers, address: str, cpus: Collecti
 
 
 def needed_glibc(folder: Path) -> tuple[int, int]:
-    """The newest version of glibc that the runner, its libraries and the model ask for."""
+    """Return the newest version of glibc that the runner, its libraries and the model ask for."""
     found = {
         (int(major), int(minor)) for path in native_code(folder) for major, minor in GLIBC.findall(path.read_bytes())
     }
@@ -82,7 +82,7 @@ def needed_glibc(folder: Path) -> tuple[int, int]:
 
 
 def glibc(told: str) -> tuple[int, int] | None:
-    """The version that `getconf GNU_LIBC_VERSION` or `ldd --version` tells, None if it is none of glibc's."""
+    """Return the version that `getconf GNU_LIBC_VERSION` or `ldd --version` tells, None if it is none of glibc's."""
     first = next(iter(told.strip().splitlines()), "")
     found = re.search(r"(?:glibc|GNU libc|GLIBC).*?(\d+)\.(\d+)", first)
     return (int(found[1]), int(found[2])) if found else None
@@ -104,7 +104,7 @@ def environment_of(
     cpus: tuple[int, ...] | None,
     emulated: bool,
 ) -> Environment:
-    """The board around the timed runs, by the code that reads this machine.
+    """Describe the machine around the timed runs, by the code that reads this machine.
 
     Args:
         bundle: what was measured.
@@ -147,7 +147,7 @@ def environment_of(
 
 
 def emulator_of(told: BoardAnswers) -> str | None:
-    """Name of the emulator that plays the board, None on real hardware."""
+    """Return the name of the emulator that plays the machine, None on real hardware."""
     with scratch() as folder:
         return emulator(_root(told, folder))
 
@@ -172,5 +172,5 @@ def _root(told: BoardAnswers, folder: Path) -> Path:
 
 
 def _line(told: BoardAnswers, name: str) -> str:
-    """The first line of an answer, without what could steer a terminal."""
+    """Return the first line of an answer, without what could steer a terminal."""
     return "".join(c for c in next(iter(told.get(name, "").strip().splitlines()), "") if c.isprintable())[:200]

@@ -1,8 +1,8 @@
 """Machines that a bundle is measured on, and how one is found by the address that a user gives.
 
-A transport is a folder of this room with a function `machine(device, *, python)`, and a line of TRANSPORTS. What it
-gives is a `Machine`. One that lies elsewhere only has to give sessions in which files are put there and steps are run:
-`edgevit/devices/remote.py` measures with that.
+A transport is a folder of this room, and a line of TRANSPORTS that names its module with a function
+`machine(device, *, python)`. What that gives is a `Machine`. One that lies elsewhere only has to give sessions in which
+files are put there and steps are run: `edgevit/devices/remote.py` measures with that.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from edgevit.schema.measurement import Measurement
 # By the scheme of `--device`; None: this machine. An unknown scheme is what ssh refuses.
 TRANSPORTS: dict[str | None, str] = {
     None: "edgevit.devices.local",
-    "ssh": "edgevit.devices.ssh",
-    "qemu": "edgevit.devices.qemu",
+    "ssh": "edgevit.devices.ssh.board",
+    "qemu": "edgevit.devices.qemu.emulate",
 }
 
 Content = bytes | Path

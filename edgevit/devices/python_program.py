@@ -98,7 +98,7 @@ def require_python(session: Session, machine: RemoteMachine, needs: Sequence[tup
 
 
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """(module, pip requirement) of numpy and the bundle's runtime, in the version the bundle was verified with."""
+    """Return (module, pip requirement) of numpy and the runtime, in the version the bundle was verified with."""
     runtime = manifest.backend
     # What follows the release (OpenVINO tells its commit) means nothing to pip.
     release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(runtime, ""))
@@ -106,7 +106,7 @@ def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
 
 
 def program_files(modules: Sequence[str]) -> dict[str, Content]:
-    """Source files of modules of this package and of all that they import from it, by path below its parent."""
+    """Return source files of modules of this package and of all they import from it, by path below its parent."""
     found: dict[str, Content] = {}
     waiting = list(modules)
     while waiting:
@@ -124,7 +124,7 @@ def program_files(modules: Sequence[str]) -> dict[str, Content]:
 
 
 def imports(path: Path) -> list[str]:
-    """Names that a file imports from this package, inside functions too; what only a type checker reads is left out."""
+    """Return names that a file imports from this package, in functions too, but not what only a type checker reads."""
     names: list[str] = []
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
@@ -176,7 +176,7 @@ def _measurement(answer: object, sha256: str, manifest: Manifest, machine: Remot
 
 
 def _without_control(value: Any) -> Any:
-    """JSON data whose strings cannot steer a terminal."""
+    """Return JSON data whose strings cannot steer a terminal."""
     if isinstance(value, str):
         return "".join(c for c in value if c.isprintable() or c == "\n")
     if isinstance(value, list):

@@ -124,14 +124,14 @@ def make_measurement(
 
 
 def path_efforts(manifest: Manifest) -> dict[PathName, float]:
-    """The paths that can be asked for, with their effort; a bundle without gates has only one."""
+    """Return the paths that can be asked for, with their effort; a bundle without gates has only one."""
     if manifest.effort is None:
         return {"real": 0.0}
     return {"all_open": manifest.effort.all_open, "all_skipped": manifest.effort.all_skipped, "real": 0.0}
 
 
 def timing(runs: Sequence[TimedRun]) -> Timing:
-    """The runs of one path."""
+    """Return the runs of one path."""
     return Timing(
         wall_ms=tuple(r[0] for r in runs),
         cpu_ms=tuple(r[1] for r in runs),
@@ -141,7 +141,7 @@ def timing(runs: Sequence[TimedRun]) -> Timing:
 
 
 def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> float:
-    """Expected time of an image drawn from those measured: the mean over images of each image's median."""
+    """Return the expected time of an image drawn from those measured: the mean of each image's median."""
     by_image: dict[int, list[float]] = defaultdict(list)
     for sample, index in zip(samples_ms, image, strict=True):
         by_image[index].append(sample)
@@ -159,7 +159,7 @@ def path_latency(name: PathName, effort: float, timing: Timing) -> PathLatency:
 
 
 def branch_times(manifest: Manifest, rates: NDArray[np.float64], trace: Trace | None) -> tuple[BranchMeasurement, ...]:
-    """Rows of the branches; without a trace their times are withheld."""
+    """Return rows of the branches; without a trace their times are withheld."""
     return tuple(
         BranchMeasurement(
             name=branch.name,

@@ -110,8 +110,8 @@ class QemuMachine:
             )
 
 
-def machine(device: str) -> QemuMachine:
-    """Return the emulated processor `qemu:NAME`.
+def machine(device: str, *, python: str = "python3") -> QemuMachine:
+    """Return the emulated processor `qemu:NAME`; it brings its own Python.
 
     Raises:
         DeviceError: no such processor.
@@ -146,16 +146,16 @@ def _fit(manifest: Manifest, cpu: ArmCpu, place: Userland) -> tuple[str, ...]:
 
 
 def _runs(manifest: Manifest, images: int) -> list[RequestedRun]:
-    """(path, image, effort) of every inference; the first one warms up, and has no path."""
-    asked: list[RequestedRun] = []
+    """Return (path, image, effort) of every inference; the first one warms up, and has no path."""
+    requested: list[RequestedRun] = []
     for path, effort in path_efforts(manifest).items():
         count = images if path == "real" else min(images, FIXED_IMAGES)
-        asked += [(path, index, effort) for index in range(count)]
-    return [(None, *asked[0][1:]), *asked]
+        requested += [(path, index, effort) for index in range(count)]
+    return [(None, *requested[0][1:]), *requested]
 
 
 def _emulation(manifest: Manifest, here: EmulatedMachine, found: _Found) -> tuple[Emulation, tuple[str, ...]]:
-    """Hold what came against the manifest.
+    """Check what came against the manifest.
 
     Raises:
         ParityError: a golden output is not reproduced there.
@@ -198,7 +198,7 @@ def _emulation(manifest: Manifest, here: EmulatedMachine, found: _Found) -> tupl
 
 
 def _estimate(here: EmulatedMachine, found: _Found) -> tuple[CycleEstimate | None, str]:
-    """The range of cycles per path; without one, the reason."""
+    """Return the range of cycles per path; without one, the reason."""
     core, mca = ARM_CPUS[here.cpu.name].core, find_mca()
     if mca is None:
         return None, missing()
@@ -241,7 +241,7 @@ def require_golden(golden: Sequence[GoldenParity], cpu: ArmCpu) -> None:
 
 
 def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
-    """What a branch's products depend on: its sizes, and columns of its Linears that make kernels of their own."""
+    """Return what a branch's products depend on: its sizes, and its Linears' columns with kernels of their own."""
     coverage = next((claim.figures for claim in manifest.claims if claim.name == "coverage"), {})
     outliers = (
         (e["name"].partition(".")[2], e["int8"], e["outliers"])
@@ -251,10 +251,10 @@ def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
     return (branch.kind, branch.units, branch.macs, branch.int8_linears, *outliers)
 
 
-def _instructions(asked: Sequence[RequestedRun], runs: Sequence[CountedRun]) -> tuple[PathInstructions, ...]:
+def _instructions(requested: Sequence[RequestedRun], runs: Sequence[CountedRun]) -> tuple[PathInstructions, ...]:
     found = []
-    for path in dict.fromkeys(path for path, _, _ in asked if path is not None):
-        own = [(effort, run) for (name, _, effort), run in zip(asked, runs, strict=False) if name == path]
+    for path in dict.fromkeys(path for path, _, _ in requested if path is not None):
+        own = [(effort, run) for (name, _, effort), run in zip(requested, runs, strict=False) if name == path]
         classes = {name: float(np.mean([run.classes[name] for _, run in own])) for name in own[0][1].classes}
         found.append(
             PathInstructions(
@@ -277,7 +277,7 @@ def _real_gates(requested: Sequence[RequestedRun], gates: Sequence[Sequence[int]
 
 
 def _environment(machine: Environment, here: EmulatedMachine) -> Environment:
-    """The emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
+    """Describe the emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
     return dataclasses.replace(
         machine,
         cpu=f"{here.cpu.name}, emulated",

@@ -72,7 +72,7 @@ class Counter:
 
 
 def parse(device: str) -> ArmCpu:
-    """The processor of `qemu:NAME`.
+    """Return the processor of `qemu:NAME`.
 
     Raises:
         DeviceError: none of that name.
@@ -143,7 +143,7 @@ def run(
 def started(
     userland: Userland, cpu: ArmCpu, counts: Counter | None = None, *, heap: bool = False
 ) -> Iterator[list[str]]:
-    """The command that starts the emulator, up to the program of its guest; it holds as long as the context."""
+    """Give the command that starts the emulator, up to the program of its guest; it holds as long as the context."""
     with scratch() as prefix:
         preload = []
         if heap and userland.accountant is not None:
@@ -160,7 +160,7 @@ def end_with_parent() -> None:
 
 
 def too_slow(cpu: ArmCpu, timeout_s: float) -> DeviceError:
-    """The error for time that is up."""
+    """Return the error for time that is up."""
     return DeviceError(
         f"the emulated {cpu.name} did not finish within {timeout_s:g} s; an emulator is 20 to 50 times slower "
         "than this machine: give it more time with --timeout, or fewer images"
@@ -168,13 +168,13 @@ def too_slow(cpu: ArmCpu, timeout_s: float) -> DeviceError:
 
 
 def last_words(text: str) -> str:
-    """The last line of an output, for an error message."""
+    """Return the last line of an output, for an error message."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return re.sub(r"[^\x20-\x7e]", "?", lines[-1])[-LAST_WORDS:] if lines else "it said nothing"
 
 
 def cpuinfo(cpu: ArmCpu) -> str:
-    """What /proc/cpuinfo of a Linux on this processor says."""
+    """Return what /proc/cpuinfo of a Linux on this processor says."""
     fields = {
         "processor": "0",
         "Features": " ".join(cpu.features),
@@ -188,7 +188,7 @@ def cpuinfo(cpu: ArmCpu) -> str:
 
 
 def _qemu(userland: Userland, cpu: ArmCpu, prefix: Path) -> list[str]:
-    """The emulator's command up to its program; `prefix` becomes the folder that its guest sees as / first."""
+    """Return the emulator's command up to its program; `prefix` becomes the folder that its guest sees as / first."""
     for name in ("lib", "usr"):
         (prefix / name).symlink_to(userland.folder / "root" / name)
     # Guests read the processor from here, and some crash on an x86 one.
@@ -215,7 +215,7 @@ def _quoted(path: Path) -> str:
 
 
 def environment(userland: Userland) -> dict[str, str]:
-    """What the emulator and its guest find in their environment."""
+    """Return what the emulator and its guest find in their environment."""
     found = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     if userland.libraries is not None:
         found["LD_LIBRARY_PATH"] = str(userland.libraries)

@@ -86,7 +86,7 @@ def _heap(what: int) -> int:
 
 
 def _held(readings: list[int]) -> dict[str, int] | None:
-    """Bytes over what was held before the model was loaded: at most while loading, then, and at most while running."""
+    """Return bytes over what was held before the model: at most while loading, then, and at most while running."""
     before, loading, loaded, running = readings
     # Asking takes a little too, and comes after the most was told.
     held = {"loading_bytes": max(loading, loaded), "loaded_bytes": loaded, "running_bytes": max(running, loaded)}
@@ -111,7 +111,7 @@ def between(run: Callable[[int, float], list[int]], images: int, count: int) -> 
 
 
 def _middle(known: dict[float, list[int]]) -> list[float]:
-    """The middle of the widest gap, if there is one."""
+    """Return the middle of the widest gap, if there is one."""
     gaps = [
         (sum(a != b for a, b in zip(known[low], known[high], strict=True)), low, high)
         for low, high in pairwise(sorted(known))
@@ -122,7 +122,7 @@ def _middle(known: dict[float, list[int]]) -> list[float]:
 
 
 def _runner(bundle: Path) -> Any:
-    """The bundle's own runner as a module."""
+    """Import the bundle's own runner as a module."""
     spec = importlib.util.spec_from_file_location("run", bundle / "runner/run.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -92,7 +92,7 @@ def golden(userland: Userland, cpu: ArmCpu, bundle: Bundle, *, timeout_s: float)
 
 
 def machine(cpu: ArmCpu, manifest: Manifest) -> Environment:
-    """The processor as its guest sees it."""
+    """Describe the processor as its guest sees it."""
     with scratch() as root:
         (root / "proc").mkdir()
         (root / "proc/cpuinfo").write_text(emulator.cpuinfo(cpu), encoding="ascii")
@@ -113,7 +113,7 @@ def machine(cpu: ArmCpu, manifest: Manifest) -> Environment:
 def _started(
     userland: Userland, cpu: ArmCpu, bundle: Bundle, *, counter: Counter | None, heap: bool, timeout_s: float
 ) -> Iterator[NativeRunner]:
-    """The bundle's runner in the emulator; the counter has written what it counted when the context ends."""
+    """Start the bundle's runner in the emulator; the counter has written its counts when the context ends."""
     expired = threading.Event()
     with emulator.started(userland, cpu, counter, heap=heap) as command:
         runner = start_runner(command, bundle.folder, emulator.environment(userland))
@@ -139,7 +139,7 @@ def _failure(cpu: ArmCpu, error: EdgevitError) -> DeviceError:
 
 
 def _heap(told: dict[str, Any]) -> HeapPeaks | None:
-    """The runner tells what it held before its model, at most while loading, then, and at most since."""
+    """Return what the runner held over what it did before its model: at most while loading, then, and since."""
     if "heap_bytes" not in told:
         return None
     before, loading, loaded, running = (int(held) for held in told["heap_bytes"])

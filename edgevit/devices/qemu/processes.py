@@ -93,7 +93,7 @@ class RunResult:
 
 
 def copy_program(folder: Path) -> None:
-    """The modules that run there, apart from this machine's packages."""
+    """Copy the modules that run there, apart from this machine's packages."""
     for name, content in program_files(MODULES).items():
         assert isinstance(content, Path)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,10 +101,10 @@ def copy_program(folder: Path) -> None:
 
 
 def work(
-    place: EmulatedMachine,
+    here: EmulatedMachine,
     bundle: Bundle,
     pixels: NDArray[np.uint8],
-    asked: Sequence[RequestedRun],
+    requested: Sequence[RequestedRun],
     *,
     more: int,
     caches: str,
@@ -112,22 +112,22 @@ def work(
     """Run golden inputs and inferences in one process; where it can be counted, count what they execute and hold.
 
     Args:
-        place: where.
+        here: the processor, and where to work.
         bundle: what.
         pixels: images, uint8 `[n, height, width, 3]`.
-        asked: the inferences.
+        requested: the inferences.
         more: how many more, at most, to look for other gates with.
         caches: caches to model, as `count.c` takes them: in the first run, and in the first on each path.
 
     Raises:
         DeviceError: the runner fails there, or tells what cannot be read.
     """
-    out, blocks = place.folder / "counts", place.folder / "blocks"
-    first = {path: at for at, (path, _, _) in reversed(list(enumerate(asked)))}
+    out, blocks = here.folder / "counts", here.folder / "blocks"
+    first = {path: at for at, (path, _, _) in reversed(list(enumerate(requested)))}
     counter = Counter(out=out, blocks=blocks, caches=caches, misses=tuple(first.values()))
     run = _native if runs_natively(bundle.manifest.backend) else _python
-    guest = run(place, bundle, pixels, asked, more, counter if place.userland.plugin else None)
-    if place.userland.plugin is None:
+    guest = run(here, bundle, pixels, requested, more, counter if here.userland.plugin else None)
+    if here.userland.plugin is None:
         return RunResult(guest=guest, classes=(), blocks=(), misses=())
     classes, misses = _counts(out)
     told = tuple(read_blocks(blocks))
@@ -137,25 +137,25 @@ def work(
 
 
 def _python(
-    place: EmulatedMachine,
+    here: EmulatedMachine,
     bundle: Bundle,
     pixels: NDArray[np.uint8],
-    asked: Sequence[RequestedRun],
+    requested: Sequence[RequestedRun],
     more: int,
     counter: Counter | None,
 ) -> GuestRuns:
-    """With the bundle's Python runner."""
-    np.save(place.folder / guest_program.IMAGES, pixels, allow_pickle=False)
-    runs = [(index, effort) for _, index, effort in asked]
+    """Run with the bundle's Python runner."""
+    np.save(here.folder / guest_program.IMAGES, pixels, allow_pickle=False)
+    runs = [(index, effort) for _, index, effort in requested]
     request = {"bundle": str(bundle.folder.resolve()), "runs": runs, "between": more, "threads": 1}
-    done = place.run_python(
-        ["-m", "edgevit.devices.qemu.guest_program", json.dumps(request)], place.folder, counter, heap=True
+    done = here.run_python(
+        ["-m", "edgevit.devices.qemu.guest_program", json.dumps(request)], here.folder, counter, heap=True
     )
     if done.returncode:
         raise DeviceError(
-            f"the bundle does not run on the emulated {place.cpu.name}: {emulator.last_words(done.stderr)}"
+            f"the bundle does not run on the emulated {here.cpu.name}: {emulator.last_words(done.stderr)}"
         )
-    answer = read_answer(place.folder / guest_program.ANSWER, bundle.manifest, len(asked))
+    answer = read_answer(here.folder / guest_program.ANSWER, bundle.manifest, len(requested))
     results = (
         compare_golden(bundle, case, np.array([got.logits], np.float32), np.array(got.gates, np.uint8))
         for case, got in zip(bundle.manifest.golden, answer.golden, strict=True)
@@ -169,17 +169,17 @@ def _python(
 
 
 def _native(
-    place: EmulatedMachine,
+    here: EmulatedMachine,
     bundle: Bundle,
     pixels: NDArray[np.uint8],
-    asked: Sequence[RequestedRun],
+    requested: Sequence[RequestedRun],
     more: int,
     counter: Counter | None,
 ) -> GuestRuns:
-    """With its C++ runner."""
-    userland, cpu, timeout_s = place.userland, place.cpu, place.timeout_s
+    """Run with the bundle's C++ runner."""
+    userland, cpu, timeout_s = here.userland, here.cpu, here.timeout_s
     golden = native_run.golden(userland, cpu, bundle, timeout_s=timeout_s)
-    runs = [(index, effort) for _, index, effort in asked]
+    runs = [(index, effort) for _, index, effort in requested]
     ran = native_run.run(
         userland, cpu, bundle, pixels, runs, more=more, counter=counter, heap=True, timeout_s=timeout_s
     )
@@ -189,7 +189,7 @@ def _native(
 
 
 def _counts(path: Path) -> tuple[tuple[dict[str, int], ...], tuple[tuple[int, ...], ...]]:
-    """Instructions by class, and misses of each cache, per run."""
+    """Return instructions by class, and misses of each cache, per run."""
     names, *lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     rows = [dict(zip(names, map(int, line), strict=True)) for line in lines]
     is_miss = [name for name in names if name.startswith("miss")]

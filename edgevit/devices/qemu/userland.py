@@ -67,7 +67,7 @@ class Record:
 
 
 def devices_folder() -> Path:
-    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
+    """Return where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
 
     Raises:
         DeviceError: the user has no cache folder.
@@ -138,7 +138,7 @@ def setup(
 
 
 def installed() -> Userland:
-    """The user land that `setup` made.
+    """Return the user land that `setup` made.
 
     Raises:
         DeviceError: there is none, or one of another edgevit.
@@ -167,7 +167,7 @@ def remove() -> bool:
 
 
 def size_bytes(folder: Path) -> int:
-    """What the files of a folder hold."""
+    """Return the size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
@@ -230,7 +230,7 @@ def _userland(record: Record, folder: Path) -> Userland:
 
 
 def _record(folder: Path) -> Record | None:
-    """What `device.json` says; None if there is none, or it is of another edgevit."""
+    """Read `device.json`; None if there is none, or it is of another edgevit."""
     try:
         data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -241,7 +241,7 @@ def _record(folder: Path) -> Record | None:
 
 @contextmanager
 def _locked() -> Iterator[Path]:
-    """The devices' folder, for one edgevit at a time."""
+    """Give the devices' folder to one edgevit at a time."""
     folder = devices_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 # edgevit/devices/ssh/session.py sends it line by line to the board's sh, behind a line `name=edgevit-XXXXXXXX` and before
 # its own calls of these functions. It needs what every Linux has: sh, cat, rm, mkdir, uname. Its stdin is its lifeline:
 # when that ends, whoever asked is gone, and it cleans up. Out: EDGEVIT-FILE NAME, each with lines of content behind it;
-# EDGEVIT-READY FOLDER, at first and after all that was asked for; and last, when all is removed, EDGEVIT-DONE, with FOLDER if it could not be removed.
+# EDGEVIT-READY FOLDER, at first and whenever what was asked for is done; and last, when all is removed, EDGEVIT-DONE,
+# with FOLDER if it could not be removed.
 umask 077
 exec 3<&0
 home=$PWD
@@ -100,7 +101,8 @@ python() {
   /*) ;;
   */*) program=$home/$program ;;
   esac
-  PYTHONPATH=$folder${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 TMPDIR=$folder exec "$program" "$@"
+  export PYTHONPATH="$folder${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 TMPDIR="$folder"
+  exec "$program" "$@"
 }
 
 # STEP PROGRAM ARGUMENTS...: asleep until it ends or nobody is listening, for a measurement must not be disturbed.
@@ -115,7 +117,7 @@ run() {
   status=$?
   running=
   kill $watching
-  wait $watching
+  wait $watching 2>/dev/null
   echo $status >"$step.status"
   return $status
 }

@@ -47,7 +47,7 @@ class Address:
     port: int | None = None
 
     def __str__(self) -> str:
-        """As ssh itself names it."""
+        """Return it as ssh itself names it."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
 
@@ -117,7 +117,7 @@ class Connection:
             heard = (heard + part)[-65536:]
 
     def closed(self) -> bool:
-        """Whether the connection has ended."""
+        """Return whether the connection has ended."""
         return self._master.poll() is not None
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ def connect(address: Address) -> Iterator[Connection]:
 
 
 def explain(errors: str, address: Address) -> DeviceError:
-    """The error for what ssh said before it gave up."""
+    """Return the error for what ssh said before it gave up."""
     log_in = f"ssh {f'-p {address.port} ' if address.port else ''}{address}"
     checks = (
         (
