@@ -10,7 +10,6 @@ from PIL import Image
 
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.profile import profile
-from edgevit.measure.measurement import mean_of_image_medians, path_efforts
 from edgevit.measure.run import time_paths
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement
@@ -134,13 +133,3 @@ def test_paths_are_interleaved_and_images_take_turns() -> None:
     assert calls[6:] == [(0, 1.0), (0, 0.0), (1, 1.0), (1, 0.0), (0, 1.0), (0, 0.0)]
     assert timings["real"].image == (0, 1, 0)
     assert all(t.cpu_ms[0] >= 0 and len(t.gates) == 3 for t in timings.values())
-
-
-def test_expected_time_weighs_images_not_runs() -> None:
-    # Image 0 was run three times, image 1 once: each counts once.
-    assert mean_of_image_medians((1.0, 1.0, 10.0, 5.0), (0, 0, 0, 1)) == 3.0
-
-
-def test_a_bundle_without_gates_has_one_path(tmp_path: Path) -> None:
-    with open_bundle(sample_bundle(tmp_path / "tiny", gated=False)) as bundle:
-        assert path_efforts(bundle.manifest) == {"real": 0.0}
