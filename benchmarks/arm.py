@@ -19,17 +19,17 @@ from pathlib import Path
 
 import click
 import numpy as np
+from edgevit.devices.profile import profile
 
 from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
 from edgevit.api.load import DEFAULT_PROGRAM
 from edgevit.bundle.read import open_bundle
-from edgevit.devices.qemu import emulate
-from edgevit.devices.qemu.cores import CORES
-from edgevit.devices.qemu.emulator import CPUS
+from edgevit.devices.machine import find
 from edgevit.frontends.resolve import resolve
 from edgevit.images.image_set import load_images
 from edgevit.program.program import Program, expected_shapes
+from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import CycleEstimate, HeapPeaks, Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
 from edgevit.schema.target import load_target
@@ -111,7 +111,7 @@ def measure(work: Path, model: str, backend: str, cpu: str, images: int, *, int8
     if not kept.exists() or read_measurement(kept).bundle_sha256 != digest:
         source = shipped("calibration") / "shipped.toml" if model == GATED else None
         write_measurement(
-            emulate.profile(folder, source, f"qemu:{cpu}", runs=images if source else 1, timeout_s=TIMEOUT_S), kept
+            profile(folder, source, find(f"qemu:{cpu}"), runs=images if source else 1, timeout_s=TIMEOUT_S), kept
         )
     return row(read_measurement(kept), model, backend, cpu, int8=int8)
 
@@ -182,7 +182,7 @@ def render(rows: Sequence[Row], errors: Sequence[Checked]) -> str:
     for cpu, runtime in product(dict.fromkeys(r.cpu for r in rows), RUNTIMES):
         choice, cycles = "int8" if int8_pays(rows, cpu, runtime) else "float", cycles_share(rows, cpu, runtime)
         told = f"{int8_share(rows, cpu, runtime):.0%}, so {choice}; of the cycles' lower bound it is {cycles:.0%}"
-        lines.append(f"- {cpu} ({CPUS[cpu].sold_as}), {runtime}: {told}")
+        lines.append(f"- {cpu} ({ARM_CPUS[cpu].sold_as}), {runtime}: {told}")
     return "\n".join([*lines, *_errors(errors)]) + "\n"
 
 
@@ -214,7 +214,7 @@ def _cycles(rows: Sequence[Row]) -> list[str]:
         lines.append(f"| {_key(r)} | {told.get('all_open', real)} | {told.get('all_skipped', '-')} | {real} |")
     for cpu in dict.fromkeys(r.cpu for r in rows):
         estimate = next(r.estimate for r in rows if r.cpu == cpu and r.estimate)
-        lines += ["", f"{cpu}, by {estimate.tool}; caches: {CORES[cpu].source}:", ""]
+        lines += ["", f"{cpu}, by {estimate.tool}; caches: {ARM_CPUS[cpu].core.source}:", ""]
         lines += [f"- {assumption}" for assumption in estimate.assumptions]
     return lines
 

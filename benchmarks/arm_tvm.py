@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from edgevit.devices.profile import profile
 
 from benchmarks.arm import CALIBRATION, DENSE, TIMEOUT_S, dense_blocks
 from benchmarks.bundles import build_bundle
-from edgevit.devices.qemu import emulate
+from edgevit.devices.machine import find
 from edgevit.images.image_set import load_images
 from edgevit.schema.measurement_file import read_measurement, write_measurement
 from edgevit.schema.target import Target, load_target
@@ -71,7 +72,7 @@ def measure(work: Path, cpu: str, onnxruntime: float, *, int8: bool) -> Row:
     """Count one inference, or read what was counted before."""
     kept = work / f"{cpu}-{'int8' if int8 else 'float'}.json"
     if not kept.exists():
-        found = emulate.profile(build(work, cpu, int8=int8), None, f"qemu:{cpu}", runs=1, timeout_s=TIMEOUT_S)
+        found = profile(build(work, cpu, int8=int8), None, find(f"qemu:{cpu}"), runs=1, timeout_s=TIMEOUT_S)
         write_measurement(found, kept)
     emulation = read_measurement(kept).emulation
     assert emulation and emulation.instructions, "instructions were not counted"

@@ -27,9 +27,7 @@ import click
 import numpy as np
 
 from edgevit.bundle.read import open_bundle
-from edgevit.devices.local import prepare_images
 from edgevit.devices.qemu import guest_program, packages
-from edgevit.devices.qemu.cores import Cache, Core
 from edgevit.devices.qemu.estimate import (
     Cycles,
     cycles_of,
@@ -38,6 +36,8 @@ from edgevit.devices.qemu.estimate import (
     missing,
     read_blocks,
 )
+from edgevit.devices.request import prepare_images
+from edgevit.schema.arm_cpus import Cache, Core
 from edgevit.util import strict_json
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -167,7 +167,7 @@ def check(folder: Path) -> Checked:
     name, core = core_here()
     with tempfile.TemporaryDirectory() as temporary, open_bundle(folder) as bundle:
         work = Path(temporary)
-        pixels, _ = prepare_images(bundle, None, 1)
+        pixels, _ = prepare_images(bundle, 1)
         np.save(work / guest_program.IMAGES, pixels, allow_pickle=False)
         cycles, misses, covered, instructions = counted(bundle.folder, core, work)
         least, median, clock = timed(bundle.folder, pixels, work)

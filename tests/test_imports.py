@@ -77,7 +77,7 @@ def blocked_import(names: set[str], modules: str) -> subprocess.CompletedProcess
 
 def test_the_device_side_runs_without_torch_timm_and_onnx() -> None:
     modules = (
-        "edgevit.devices.local, edgevit.devices.ssh.python_board, edgevit.bundle.read, "
+        "edgevit.devices.local, edgevit.devices.remote, edgevit.devices.ssh.board, edgevit.bundle.read, "
         "edgevit.measure.run, edgevit.measure.probe, "
         "edgevit.measure.trace, edgevit.backends.onnxruntime.branch_times, edgevit.backends.openvino.branch_times, "
         "edgevit.backends.onnxruntime, edgevit.backends.openvino, edgevit.images.image_set, edgevit.report.view"

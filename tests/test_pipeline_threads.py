@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 import pytest
+from edgevit.devices.profile import profile
 
 from edgevit import pipeline
 from edgevit.build.prediction import predict
@@ -65,11 +66,11 @@ def test_every_claim_holds_with_two_threads(built: pipeline.Built) -> None:
 def test_it_verifies_and_profiles_on_as_many_threads_and_on_fewer(built: pipeline.Built) -> None:
     for asked, used in ((None, 2), (2, 2), (1, 1)):
         assert all(golden.logit_error == 0 for golden in local.verify(built.archive, threads=asked).golden)
-        measured = local.profile(built.folder, None, runs=8, threads=asked)
+        measured = profile(built.folder, None, runs=8, threads=asked)
         assert measured.environment.threads == used
         assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
         assert all((b.open_time_ms or 0) > 0 for b in measured.branches)
-    for command in (local.verify, lambda *a, **b: local.profile(a[0], None, **b)):
+    for command in (local.verify, lambda *a, **b: profile(a[0], None, **b)):
         with pytest.raises(DeviceError, match=r"compiled for 2 threads, got 3; leave --threads away, or build for"):
             command(built.archive, threads=3)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit import pipeline
@@ -129,7 +130,7 @@ def test_equal_inputs_give_equal_bundles(built: pipeline.Built, tmp_path: Path) 
 
 def test_it_verifies_and_profiles_branch_by_branch(built: pipeline.Built) -> None:
     assert all(golden.logit_error == 0 for golden in local.verify(built.archive).golden)
-    measured = local.profile(built.folder, None, runs=8)
+    measured = profile(built.folder, None, runs=8)
     assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
     assert measured.environment.runtime_version == canary.PINNED["apache-tvm"]
     assert all((b.open_time_ms or 0) > 0 and b.skipped_time_ms is not None for b in measured.branches)
@@ -181,7 +182,7 @@ def test_aarch64_is_verified_in_an_emulator(crossed: pipeline.Built) -> None:
     assert crossed.manifest.bound.proven and crossed.manifest.bound.measured_peak_bytes is None
     assert all(golden.logit_error == 0 for golden in local.verify(crossed.archive).golden)
     with pytest.raises(DeviceError, match=r"machine code for aarch64, this machine is x86_64.* --device ssh"):
-        local.profile(crossed.folder, None)
+        profile(crossed.folder, None)
 
 
 def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevit.devices.qemu import userland
-from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
+from edgevit.schema.arm_cpus import ARM_CPUS
 
-__all__ = ["CPUS", "DEFAULT_CPUS", "NAME", "RUNTIMES", "userland"]
+__all__ = ["ARM_CPUS", "DEFAULT_CPUS", "NAME", "RUNTIMES", "userland"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 import edgevit.report.notebook  # noqa: F401  a notebook shows measurements from now on
 from edgevit.api.bundle import Bundle, bundle_path
 from edgevit.api.images import Images, take_images
 from edgevit.build.preflight import Output, ready
-from edgevit.bundle.read import open_bundle
-from edgevit.devices import local
-from edgevit.devices.qemu import emulate
-from edgevit.devices.ssh import python_board
-from edgevit.errors import DeviceError, ImagesError
+from edgevit.devices import profile as devices
+from edgevit.devices.machine import find
+from edgevit.devices.request import DEFAULT_RUNS, DEFAULT_TIMEOUT_S
+from edgevit.errors import DeviceError
 from edgevit.report.lines import lines
+from edgevit.schema import manifest
 from edgevit.schema.measurement import ImagesUsed, Measurement
 from edgevit.schema.measurement_file import write_measurement
 from edgevit.util import atomic
@@ -27,11 +31,11 @@ def profile(
     images: Images | None = None,
     *,
     device: str | None = None,
-    runs: int = local.DEFAULT_RUNS,
+    runs: int = DEFAULT_RUNS,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     python: str = "python3",
-    timeout_s: float = python_board.DEFAULT_TIMEOUT_S,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     output: str | Path | None = None,
     force: bool = False,
 ) -> Measurement:
@@ -41,7 +45,7 @@ def profile(
 
     Args:
         bundle: what to measure, or the path of its folder or .zip.
-        images: real images, see `edgevit`; a device takes those of a path (default: the bundle's golden inputs, which
+        images: real images, see `edgevit` (default: the bundle's golden inputs, which
             show no real mix of images: open rates and expected times then mean little).
         device: "ssh://[user@]board[:port]", "qemu:CPU" such as "qemu:cortex-a76", or None for this machine.
         runs: timed runs per path; p90 needs 64, p95 130, p99 662.
@@ -67,46 +71,21 @@ def profile(
     if output is not None:
         ready([Output(path=Path(output), folder=False)])
         atomic.refuse_existing(Path(output), "measurement", force=force)
-    path = bundle_path(bundle)
-    if images is None or isinstance(images, str | Path):
-        source = None if images is None else Path(images)
-        measured = _measured(path, source, device, runs, threads, cpus, python, timeout_s)
-    elif device is None:
-        measured = _measured_here(path, images, runs, threads, cpus)
-    else:
-        raise ImagesError(f"images for {device} are {type(images).__name__}; give the path of a file or folder")
+    machine = find(device, python=python)
+    if machine.emulated and cpus is not None:
+        raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; leave it away")
+    given = Path(images) if isinstance(images, str) else images
+    source = given if given is None or isinstance(given, Path) else partial(_taken, images=given)
+    measured = devices.profile(
+        bundle_path(bundle), source, machine, runs=runs, threads=threads, cpus=cpus, timeout_s=timeout_s
+    )
     if output is not None:
         write_measurement(measured, Path(output), force=force)
     return measured
 
 
-def _measured_here(
-    path: Path, images: Images, runs: int, threads: int | None, cpus: Sequence[int] | None
-) -> Measurement:
-    """Measure on this machine with images that are no path."""
-    with open_bundle(path) as opened:
-        taken = take_images(images, opened.manifest.input.preprocessing, limit=runs)
-        used = ImagesUsed(count=len(taken), digest=taken.digest, golden=False, unreadable=len(taken.unreadable))
-        return local.profile_prepared(opened, taken.images, used, runs=runs, threads=threads, cpus=cpus)
-
-
-def _measured(
-    path: Path,
-    images: Path | None,
-    device: str | None,
-    runs: int,
-    threads: int | None,
-    cpus: Sequence[int] | None,
-    python: str,
-    timeout_s: float,
-) -> Measurement:
-    """Measure on the machine that `device` names."""
-    if device is None:
-        return local.profile(path, images, runs=runs, threads=threads, cpus=cpus)
-    if not device.startswith("qemu:"):
-        return python_board.profile(
-            path, images, device, runs=runs, threads=threads, cpus=cpus, python=python, timeout_s=timeout_s
-        )
-    if cpus is not None:
-        raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; leave it away")
-    return emulate.profile(path, images, device, runs=runs, threads=threads, timeout_s=timeout_s)
+def _taken(opened: manifest.Bundle, count: int, *, images: Images) -> tuple[NDArray[np.uint8], ImagesUsed]:
+    """Return images that are no path as pixels to measure with, and what they are."""
+    taken = take_images(images, opened.manifest.input.preprocessing, limit=count)
+    used = ImagesUsed(count=len(taken), digest=taken.digest, golden=False, unreadable=len(taken.unreadable))
+    return taken.images, used

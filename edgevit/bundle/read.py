@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edgevit.errors import BundleError, ParityError
 from edgevit.schema.manifest import Bundle, BundleFile, GoldenCase, PathName
 from edgevit.schema.manifest_file import MANIFEST, is_plain, parse_manifest, with_faults
+from edgevit.schema.measurement import GoldenParity
 from edgevit.util import limits
 from edgevit.util.atomic import scratch
 from edgevit.util.limits import LimitError
@@ -31,6 +32,7 @@ from edgevit.util.limits import LimitError
 # Bundles store their members uncompressed; whoever packs one again uses deflate, and cannot gain much on real weights.
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CHUNK_BYTES = 1 << 20
+WORST_ERROR = 1e30
 
 G = TypeVar("G", bound=np.generic)
 
@@ -53,6 +55,11 @@ class GoldenResult:
     held: bool
     logit_error: float
     changed_gates: tuple[str, ...]
+
+    def parity(self, allowed: float) -> GoldenParity:
+        """Return it as a Measurement tells it: JSON knows no nan, so that is as far off as can be."""
+        error = float(np.nan_to_num(self.logit_error, nan=WORST_ERROR, posinf=WORST_ERROR))
+        return GoldenParity(path=self.path, logit_error=error, allowed=allowed, gates_equal=not self.changed_gates)
 
 
 @contextmanager
@@ -110,9 +117,20 @@ def load_golden(bundle: Bundle, case: GoldenCase) -> tuple[NDArray[np.uint8], ND
 
 
 def _rerun(bundle: Bundle, case: GoldenCase, runner: Runner) -> GoldenResult:
+    image, _, _ = load_golden(bundle, case)
+    return compare_golden(bundle, case, *runner.run(image, effort=case.effort))
+
+
+def compare_golden(
+    bundle: Bundle, case: GoldenCase, got_logits: NDArray[np.float32], got_gates: NDArray[np.uint8]
+) -> GoldenResult:
+    """Compare what came of a golden input, logits `[1, classes]` and gates `[branches]`, with what is expected.
+
+    Raises:
+        BundleError: a golden file is not the array it should be, or the outputs are of another shape.
+    """
     names = tuple(branch.name for branch in bundle.manifest.branches)
-    image, logits, gates = load_golden(bundle, case)
-    got_logits, got_gates = runner.run(image, effort=case.effort)
+    _, logits, gates = load_golden(bundle, case)
     if got_logits.shape != logits.shape or got_gates.shape != gates.shape:
         raise BundleError(
             f"{case.path}: the model gives logits {list(got_logits.shape)} and gates {list(got_gates.shape)}, the "

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgevit.api.device import CPUS, DEFAULT_CPUS, NAME, RUNTIMES
+from edgevit.api.device import ARM_CPUS, DEFAULT_CPUS, NAME, RUNTIMES
 from edgevit.backends import DEFAULT
 
 EPILOG = """\b
@@ -28,7 +28,7 @@ def command() -> None:
 @command.command()
 @KIND
 @click.option(
-    "--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), help="Try it on this processor; repeatable."
+    "--cpu", "cpus", multiple=True, type=click.Choice(list(ARM_CPUS)), help="Try it on this processor; repeatable."
 )
 @click.option(
     "--runtime",
@@ -64,9 +64,7 @@ def list_devices(as_json: bool) -> None:
     size = userland.size_bytes(made.folder) if made else 0
     if as_json:
         click.echo(
-            strict_json.dumps(
-                {"device": _plain(strict_json.to_data(made)), "bytes": size, "cpus": list(CPUS.values())}
-            ),
+            strict_json.dumps({"device": _plain(strict_json.to_data(made)), "bytes": size, "cpus": _cpus()}),
             nl=False,
         )
         return
@@ -75,7 +73,7 @@ def list_devices(as_json: bool) -> None:
     )
     if made:
         click.echo(f"instructions are not counted: {made.uncounted}" if made.uncounted else "instructions are counted")
-    for cpu in CPUS.values():
+    for cpu in ARM_CPUS.values():
         click.echo(f"  {'qemu:' + cpu.name:<20} {cpu.sold_as}")
 
 
@@ -91,6 +89,13 @@ def remove(kind: str) -> None:
 def _contents(packages: Mapping[str, str]) -> str:
     shown = ("libc6", "numpy", "pillow", *RUNTIMES)
     return ", ".join(f"{name} {version}" for name, version in packages.items() if name in shown)
+
+
+def _cpus() -> list[dict[str, Any]]:
+    """What `--json` tells of every processor."""
+    return [
+        {key: getattr(cpu, key) for key in ("name", "qemu", "part", "features", "sold_as")} for cpu in ARM_CPUS.values()
+    ]
 
 
 def _plain(data: Any) -> Any:

@@ -97,7 +97,7 @@ def environment(
 
 
 @contextmanager
-def held_to(cpus: Sequence[int] | None) -> Iterator[None]:
+def pin_to_cpus(cpus: Sequence[int] | None) -> Iterator[None]:
     """Hold this process, and those it starts, to some CPUs; None: as it is.
 
     Raises:

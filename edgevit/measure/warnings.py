@@ -11,19 +11,23 @@ HOT_C = 80.0  # a Raspberry Pi begins to throttle here
 IDLE_LOAD = 0.5  # CPUs: so much may others take, or the load average be where a system tells no more
 
 
-def parity_doubts(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
-    """A sentence for every golden output that is not reproduced: what was measured computes something else."""
+def golden_fault(case: GoldenParity, where: str) -> str:
+    """Return what is wrong with a golden output that is not reproduced."""
+    what = "other gates" if not case.gates_equal else f"logits off by {case.logit_error:.3g}"
+    return f"golden path {case.path} gives {what} {where} (allowed: equal gates, {case.allowed:.3g})"
+
+
+def golden_warnings(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
+    """Return a sentence for every golden output that is not reproduced: what was measured computes something else."""
     return tuple(
-        f"golden path {case.path} gives "
-        + ("other gates" if not case.gates_equal else f"logits off by {case.logit_error:.3g}")
-        + f" here (allowed: equal gates, {case.allowed:.3g}): the figures are of another function than the one built"
+        f"{golden_fault(case, 'here')}: the figures are of another function than the one built"
         for case in golden
         if not case.held
     )
 
 
-def doubts(machine: Environment) -> tuple[str, ...]:
-    """Every reason to trust these figures less, worst first; empty if none is seen."""
+def measurement_warnings(machine: Environment) -> tuple[str, ...]:
+    """Return every reason to trust these figures less, worst first; empty if none is seen."""
     if machine.emulated_by is not None:
         return (
             f"this machine is emulated by {machine.emulated_by}: times are withheld, because an emulator's are no "

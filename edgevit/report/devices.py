@@ -17,7 +17,7 @@ MEANING = (
     "executed instructions, of emulated processors. Memory is what the runtime holds at most, beside its part of the "
     "bound."
 )
-HOW = {"local": "", "ssh": " over ssh", "qemu": ""}
+HERE = ("local", "qemu")  # other machines are reached over something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,9 @@ def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
     peak, limit = _memory(manifest, measurement)
     other = ", not the device it was built for" if times and not_the_device(manifest.target, machine) else ""
     hidden = machine.emulated_by is not None and emulation is None  # edgevit's own emulated device says so in its name
+    how = "" if measurement.device in HERE else f" over {measurement.device}"
     return DeviceRow(
-        device=f"{machine.cpu}{', emulated' if hidden else ''}{HOW[measurement.device]}{other}",
+        device=f"{machine.cpu}{', emulated' if hidden else ''}{how}{other}",
         target=manifest.target.name,
         bundle=name,
         runtime=manifest.backend,

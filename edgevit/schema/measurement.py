@@ -241,14 +241,15 @@ class Measurement(Shown):
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
     what spoils the figures, `golden` how the bundle's golden inputs came out there. An emulated machine has no times:
     they are None and `paths` is empty; what edgevit's own emulated device tells instead is in `emulation`.
-    `not_the_device` says so where this machine is another than the bundle was built for (see the function below).
+    `device` is how the machine was reached. `not_the_device` says so where this machine is another than the bundle was
+    built for (see the function below).
     """
 
     schema: int = MEASUREMENT_SCHEMA
     bundle: str
     bundle_sha256: str
     edgevit: str
-    device: Literal["local", "ssh", "qemu"] = "local"
+    device: str = "local"
     environment: Environment
     images: ImagesUsed
     paths: tuple[PathLatency, ...]

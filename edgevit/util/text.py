@@ -138,3 +138,9 @@ def _check_integers(data: Any) -> None:
             waiting.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise LimitError(f"it holds an integer of {value.bit_length()} bits, allowed: {INTEGER_BITS} with the sign")
+
+
+def printable(said: str) -> str:
+    """Return the last line of what another machine said, short and without control characters."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return "".join(c for c in lines[-1] if c.isprintable())[:300] if lines else "it said nothing"

@@ -18,6 +18,7 @@ from edgevit.backends.targets import accept, load_target
 from edgevit.build.host import target_health
 from edgevit.build.prediction import predict
 from edgevit.devices import local
+from edgevit.devices.profile import profile
 from edgevit.errors import CoverageError, RuntimeMissingError, SkipError, TargetError
 from edgevit.schema.target import Target
 from tests.backends.dummy import desk as dummy_desk
@@ -72,7 +73,7 @@ def test_the_pipeline_builds_and_verifies_with_it(built: pipeline.Built) -> None
 def test_a_device_verifies_and_profiles_its_bundle(built: pipeline.Built) -> None:
     verified = local.verify(built.folder)
     assert len(verified.golden) == 3
-    measured = local.profile(built.folder, None, runs=4)
+    measured = profile(built.folder, None, runs=4)
     assert [path.path for path in measured.paths] == ["all_open", "all_skipped", "real"]
     assert {branch.time_source for branch in measured.branches} == {"the dummy's clock"}
     assert all(branch.open_time_ms for branch in measured.branches) and measured.process is not None

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.arm import BOARDS, BUILDS, DENSE, RUNTIMES, Row, int8_pays, render
 from benchmarks.estimate_error import ERRORS, read_errors
-from edgevit.devices.qemu.cores import CHECKED
+from edgevit.devices.qemu.estimate import CHECKED
 from edgevit.schema.target import load_target
 from edgevit.util import strict_json
 from edgevit.util.resources import shipped

@@ -9,7 +9,7 @@ import pytest
 
 from edgevit.cli import main
 from edgevit.devices.qemu import userland
-from edgevit.devices.qemu.emulator import CPUS
+from edgevit.schema.arm_cpus import ARM_CPUS
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +22,10 @@ def test_nothing_is_set_up(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert main(["device", "list"]) == 0
     said = capsys.readouterr().out
     assert "is not set up; run: edgevit device setup qemu" in said
-    assert all(f"qemu:{name}" in said for name in CPUS)
+    assert all(f"qemu:{name}" in said for name in ARM_CPUS)
     assert main(["device", "list", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["device"] is None and [cpu["name"] for cpu in told["cpus"]] == list(CPUS)
+    assert told["device"] is None and [cpu["name"] for cpu in told["cpus"]] == list(ARM_CPUS)
     assert main(["device", "remove", "qemu"]) == 0
     assert capsys.readouterr().out == "nothing was set up\n"
     bundle = tmp_path / "bundle"

@@ -16,11 +16,8 @@ from pathlib import Path
 import pytest
 
 from edgevit.devices.ssh.connection import Address
-from edgevit.devices.ssh.job import Job
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
-# Tells where it runs, then does as the test says.
-WORKER = "import os, pathlib, time, signal\npathlib.Path({log!r}).write_text(f'{{os.getpid()}} {{os.getcwd()}}')\n"
 
 
 def need_sshd() -> str:
@@ -34,7 +31,7 @@ def need_sshd() -> str:
 
 
 class Board:
-    """A running sshd. `tmp` is where it puts temporary folders, `log` is where a worker says its process and folder."""
+    """A running sshd. `tmp` is where it puts temporary folders, `log` where a program says its process and folder."""
 
     def __init__(
         self, folder: Path, *, file_limit_bytes: int | None = None, login: Callable[[Path], Path] | None = None
@@ -93,16 +90,6 @@ class Board:
         write_ssh(folder, f'exec {shutil.which("ssh")} -F {folder}/config "$@"')
         return folder
 
-    def job(self, then: str, **changes: object) -> Job:
-        """A job that says where it runs and then does `then`, in Python."""
-        fields: dict[str, object] = {
-            "arch": os.uname().machine,
-            "needs": (),
-            "files": {"work.py": (WORKER.format(log=str(self.log)) + then).encode()},
-            "command": ("work.py",),
-        }
-        return Job(**{**fields, **changes})  # type: ignore[arg-type]
-
     def assert_clean(self) -> None:
         """Nothing of a job is on the board, neither files nor processes (some end by themselves, a moment later)."""
         # os.walk, unlike rglob, takes it that folders go while it looks.
@@ -132,6 +119,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def processes_of(parent: int) -> list[str]:
+    return Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
 
 
 def gone(process: int) -> bool:

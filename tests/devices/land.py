@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from edgevit.devices.qemu import packages
-from edgevit.devices.qemu.emulator import CPUS, Userland, cpuinfo
+from edgevit.devices.qemu.emulator import Userland, cpuinfo
+from edgevit.schema.arm_cpus import ARM_CPUS
 from tests.absent import unavailable
 
 QEMU = shutil.which("qemu-aarch64-static")
@@ -69,14 +70,14 @@ def make(folder: Path, userland: Userland, tmp: Path) -> Path:
         (folder / "bin" / name).symlink_to("busybox")
     (folder / "bin/getconf").write_text(GETCONF)
     (folder / "bin/getconf").chmod(0o755)
-    (folder / "cpuinfo").write_text(cpuinfo(CPUS[CPU]))
+    (folder / "cpuinfo").write_text(cpuinfo(ARM_CPUS[CPU]))
     assert QEMU is not None
     entering = ENTER.format(
         binfmt=BINFMT.format(qemu=QEMU),
         root=userland.folder / "root",
         site=userland.site,
         land=folder,
-        cpu=CPUS[CPU].qemu,
+        cpu=ARM_CPUS[CPU].qemu,
     )
     (folder / "enter").write_text(entering)
     login = folder / "login"

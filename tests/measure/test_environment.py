@@ -14,10 +14,10 @@ from edgevit.measure.environment import (
     cpu_name,
     emulator,
     environment,
-    held_to,
+    pin_to_cpus,
     snapshot,
 )
-from edgevit.measure.warnings import doubts
+from edgevit.measure.warnings import measurement_warnings
 
 
 def fake(root: Path, files: dict[str, str]) -> Path:
@@ -109,11 +109,11 @@ def test_a_machine_tells_its_part_its_cpus_and_what_throttled_it(tmp_path: Path)
 def test_a_process_is_held_to_cpus_for_a_while_and_only_to_those_there_are() -> None:
     before = os.sched_getaffinity(0)
     one = min(before)
-    with held_to([one]):
+    with pin_to_cpus([one]):
         assert os.sched_getaffinity(0) == {one}
-    with held_to(None):
+    with pin_to_cpus(None):
         assert os.sched_getaffinity(0) == before
-    with pytest.raises(DeviceError, match=r"CPUs 4095 were asked for; this machine offers "), held_to([4095]):
+    with pytest.raises(DeviceError, match=r"CPUs 4095 were asked for; this machine offers "), pin_to_cpus([4095]):
         pass
     assert os.sched_getaffinity(0) == before
 
@@ -149,7 +149,7 @@ def test_a_load_that_has_ended_is_no_longer_there(tmp_path: Path) -> None:
         before, after, root=root, runtime="r", runtime_version="1", inference_precision="f32", threads=1
     )
     assert machine.load_average_before == 7.0 and machine.others_cpus == 0.0
-    assert not [doubt for doubt in doubts(machine) if "other programs" in doubt]
+    assert not [doubt for doubt in measurement_warnings(machine) if "other programs" in doubt]
 
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="this system does not tell what its CPUs do")

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit.bundle.read import open_bundle
-from edgevit.devices import local
-from edgevit.measure.run import mean_of_image_medians, path_efforts, time_paths
+from edgevit.measure.run import time_paths
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
@@ -36,7 +36,7 @@ def measured(
     # Large enough that a branch costs clearly more than the If around it.
     size: dict[str, Any] = {"depth": 2, "dim": 64, "heads": 2, "hidden": 256, "image": (64, 64), "patch": 4}
     folder = sample_bundle(tmp_path_factory.mktemp("bundle") / "tiny", runtime=request.param, **size)
-    return folder, local.profile(folder, photos, runs=8)
+    return folder, profile(folder, photos, runs=8)
 
 
 def test_every_path_is_timed_and_takes_the_branches_it_names(measured: tuple[Path, Measurement]) -> None:
@@ -87,7 +87,7 @@ def test_a_measurement_names_the_bundle_and_survives_its_file(
 
 def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
     folder = sample_bundle(tmp_path / "tiny", gated=False)
-    m = local.profile(folder, None, runs=2)
+    m = profile(folder, None, runs=2)
     assert m.images.golden and m.images.count == 1
     assert [p.path for p in m.paths] == ["real"]
     assert [b.open_rate for b in m.branches] == [1.0] * 4
@@ -96,9 +96,9 @@ def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
 
 def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sample_bundle(tmp_path / "tiny")
-    for user in ("run", "host"):
+    for user in ("run", "environment"):
         monkeypatch.setattr(f"edgevit.measure.{user}.emulator", lambda *_: "qemu-aarch64")
-    m = local.profile(folder, None, runs=2)
+    m = profile(folder, None, runs=2)
     assert m.environment.emulated_by == "qemu-aarch64" and "times are withheld" in m.warnings[0]
     assert (m.paths, m.process, m.memory, m.images.timed) == ((), None, None, 0)
     times = [m.expected_wall_ms, m.expected_cpu_ms, m.load_ms, m.first_run_ms, m.unattributed_time_ms]
@@ -133,13 +133,3 @@ def test_paths_are_interleaved_and_images_take_turns() -> None:
     assert calls[6:] == [(0, 1.0), (0, 0.0), (1, 1.0), (1, 0.0), (0, 1.0), (0, 0.0)]
     assert timings["real"].image == (0, 1, 0)
     assert all(t.cpu_ms[0] >= 0 and len(t.gates) == 3 for t in timings.values())
-
-
-def test_expected_time_weighs_images_not_runs() -> None:
-    # Image 0 was run three times, image 1 once: each counts once.
-    assert mean_of_image_medians((1.0, 1.0, 10.0, 5.0), (0, 0, 0, 1)) == 3.0
-
-
-def test_a_bundle_without_gates_has_one_path(tmp_path: Path) -> None:
-    with open_bundle(sample_bundle(tmp_path / "tiny", gated=False)) as bundle:
-        assert path_efforts(bundle.manifest) == {"real": 0.0}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgevit.measure.warnings import doubts
+from edgevit.measure.warnings import measurement_warnings
 from edgevit.schema.measurement import Environment
 
 QUIET: dict[str, Any] = {
@@ -35,9 +35,9 @@ def machine(**changes: Any) -> Environment:
 
 
 def test_a_quiet_board_raises_none_and_so_does_one_that_tells_nothing() -> None:
-    assert doubts(machine()) == ()
+    assert measurement_warnings(machine()) == ()
     silent = dict.fromkeys([key for key in QUIET if key.startswith(("frequency", "temperature", "load"))])
-    assert doubts(machine(**silent, governor=None, throttling=None)) == ()
+    assert measurement_warnings(machine(**silent, governor=None, throttling=None)) == ()
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_quiet_board_raises_none_and_so_does_one_that_tells_nothing() -> None:
     ],
 )
 def test_each_doubt_is_told_alone(changes: dict[str, Any], said: str) -> None:
-    (told,) = doubts(machine(**changes))
+    (told,) = measurement_warnings(machine(**changes))
     assert said in told
 
 
 def test_of_an_emulated_machine_only_that_is_told() -> None:
-    (told,) = doubts(machine(emulated_by="qemu-aarch64", governor="ondemand", load_average_before=9.0))
+    (told,) = measurement_warnings(machine(emulated_by="qemu-aarch64", governor="ondemand", load_average_before=9.0))
     assert told.startswith("this machine is emulated by qemu-aarch64: times are withheld")
 
 
 def test_the_load_of_a_minute_ago_counts_only_where_nothing_newer_is_told() -> None:
-    assert doubts(machine(load_average_before=9.0, others_cpus=0.02)) == ()
-    assert len(doubts(machine(load_average_before=9.0))) == 1
+    assert measurement_warnings(machine(load_average_before=9.0, others_cpus=0.02)) == ()
+    assert len(measurement_warnings(machine(load_average_before=9.0))) == 1

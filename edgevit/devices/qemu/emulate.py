@@ -5,34 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgevit import __version__
-from edgevit.backends import backend
-from edgevit.bundle.read import open_bundle
-from edgevit.devices.local import prepare_images
 from edgevit.devices.qemu import emulator, native_run, userland
-from edgevit.devices.qemu.cores import CORES
-from edgevit.devices.qemu.emulator import Cpu, Userland
-from edgevit.devices.qemu.estimate import cycles_of, find_mca, mean, missing
+from edgevit.devices.qemu.emulator import Userland
+from edgevit.devices.qemu.estimate import assumptions, cycles_of, find_mca, mean, missing
 from edgevit.devices.qemu.processes import (
-    Asked,
-    Golden,
-    Place,
-    Worked,
+    EmulatedMachine,
+    RequestedRun,
+    RunResult,
     arena_peak,
     copy_program,
     work,
 )
+from edgevit.devices.request import ProfileRequest
+from edgevit.devices.runtimes import runs_natively
 from edgevit.errors import DeviceError, ParityError
-from edgevit.measure.run import path_efforts
+from edgevit.measure.measurement import make_measurement, path_efforts
+from edgevit.measure.warnings import golden_fault
+from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.schema.claims import CoverageFigures, figures_of
 from edgevit.schema.manifest import BranchFacts, Manifest
 from edgevit.schema.measurement import (
-    BranchMeasurement,
     CycleEstimate,
     Emulation,
     Environment,
@@ -54,80 +51,82 @@ MORE_PATTERNS, MOST_MORE = 4, 40
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the processes told: of the inferences `asked` for, and of the runtime's arena."""
+    """What the processes told: of the `requested` inferences, and of the runtime's arena."""
 
-    asked: Sequence[Asked]
-    counted: Worked
+    requested: Sequence[RequestedRun]
+    counted: RunResult
     arena_peak_bytes: int | None
 
 
-def profile(
-    path: Path, images: Path | None, device: str, *, runs: int, threads: int | None = None, timeout_s: float
-) -> Measurement:
-    """Run a bundle on the emulated processor `device`, `qemu:NAME`, and tell what it computed and executed.
+@dataclass(frozen=True, kw_only=True)
+class QemuMachine:
+    """An emulated processor; see `edgevit.devices.machine.Machine`. Its executed instructions stand for times."""
 
-    Args:
-        path: the bundle, folder or zip.
-        images: the user's, at most MOST_IMAGES of which are run; None: the bundle's golden inputs.
-        device: the processor.
-        runs: images to run at most.
-        threads: must be 1 or None: instructions are counted in one thread.
-        timeout_s: how long the emulator may run.
+    cpu: ArmCpu
+    kind: str = "qemu"
+    emulated: bool = True
+    most_images: int | None = MOST_IMAGES
+
+    def check(self, threads: int | None) -> None:
+        """Refuse what cannot be done there.
+
+        Raises:
+            DeviceError: no user land, or more than one thread: instructions are counted in one.
+        """
+        if threads not in (None, 1):
+            raise DeviceError(f"an emulated device runs one thread, got --threads {threads}")
+        userland.installed()
+
+    def measure(self, request: ProfileRequest) -> Measurement:
+        """Run a bundle on the emulated processor, and tell what it computed and executed.
+
+        Raises:
+            DeviceError: no user land, a bundle that cannot run there, or time is up.
+            ParityError: a golden output is not reproduced there.
+            SkipError: the counts show that a closed branch runs.
+        """
+        cpu, place, bundle, pixels = self.cpu, userland.installed(), request.bundle, request.images
+        manifest = bundle.manifest
+        warnings = _fit(manifest, cpu, place)
+        with scratch() as folder:
+            here = EmulatedMachine(userland=place, cpu=cpu, folder=folder, timeout_s=request.timeout_s)
+            copy_program(here.folder / "program", manifest.backend)
+            requested = _runs(manifest, len(pixels))
+            shapes = {_shape(manifest, branch) for branch in manifest.branches if branch.gated}
+            more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
+            say(f"Running up to {len(requested) + more} inferences on the emulated {cpu.name}")
+            caches = cpu.core.geometry if find_mca() else ""
+            counted = work(here, bundle, pixels, requested, more=more, caches=caches)
+            peak = arena_peak(here, bundle, pixels[:1], counted.guest.heap)
+            found = _Found(requested=requested, counted=counted, arena_peak_bytes=peak)
+            emulation, more_warnings = _emulation(manifest, here, found)
+            return make_measurement(
+                bundle,
+                _environment(counted.guest.environment, here),
+                request.used,
+                _real_gates(requested, counted.guest.gates),
+                device=self.kind,
+                emulation=emulation,
+                warnings=(*warnings, *more_warnings),
+            )
+
+
+def machine(device: str, *, python: str = "python3") -> QemuMachine:
+    """Return the emulated processor `qemu:NAME`; it brings its own Python.
 
     Raises:
-        DeviceError: no such processor, no user land, a bundle that cannot run there, or time is up.
-        ParityError: a golden output is not reproduced there.
-        SkipError: the counts show that a closed branch runs.
+        DeviceError: no such processor.
     """
-    cpu = emulator.parse(device)
-    if threads not in (None, 1):
-        raise DeviceError(f"an emulated device runs one thread, got --threads {threads}")
-    place = userland.installed()
-    with open_bundle(path) as bundle, scratch() as folder:
-        warnings = _fit(bundle.manifest, cpu, place)
-        pixels, used = prepare_images(bundle, images, min(runs, MOST_IMAGES))
-        here = Place(userland=place, cpu=cpu, folder=folder, timeout_s=timeout_s)
-        copy_program(here.folder / "program", bundle.manifest.backend)
-        asked = _runs(bundle.manifest, len(pixels))
-        shapes = {_shape(bundle.manifest, branch) for branch in bundle.manifest.branches if branch.gated}
-        more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
-        say(f"Running up to {len(asked) + more} inferences on the emulated {cpu.name}")
-        caches = CORES[cpu.name].geometry if find_mca() else ""
-        counted = work(here, bundle, pixels, asked, more=more, caches=caches)
-        if backend(bundle.manifest.backend).NATIVE:
-            peak = native_run.arena_peak(bundle, counted.answer.heap)
-        else:
-            peak = arena_peak(here, bundle, pixels[:1])
-        found = _Found(asked=asked, counted=counted, arena_peak_bytes=peak)
-        emulation, doubts = _emulation(bundle.manifest, here, found)
-        return Measurement(
-            bundle=bundle.manifest.name,
-            bundle_sha256=bundle.sha256,
-            edgevit=__version__,
-            device="qemu",
-            environment=_environment(counted.answer.environment, here),
-            images=used,
-            paths=(),
-            expected_wall_ms=None,
-            expected_cpu_ms=None,
-            branches=_open_rates(bundle.manifest, asked, counted.answer.gates),
-            unattributed_time_ms=None,
-            memory=None,
-            process=None,
-            load_ms=None,
-            first_run_ms=None,
-            warnings=(*warnings, *doubts),
-            emulation=emulation,
-        )
+    return QemuMachine(cpu=emulator.parse(device))
 
 
-def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
+def _fit(manifest: Manifest, cpu: ArmCpu, place: Userland) -> tuple[str, ...]:
     """Refuse a bundle that cannot run there; warn of one that runs otherwise than on its target.
 
     Raises:
         DeviceError: its runtime is not in the user land, or not for aarch64.
     """
-    if backend(manifest.backend).NATIVE:
+    if runs_natively(manifest.backend):
         native_run.require_fit(manifest, cpu)
         return ()
     target = manifest.target
@@ -139,43 +138,42 @@ def _fit(manifest: Manifest, cpu: Cpu, place: Userland) -> tuple[str, ...]:
     warnings = []
     if target.arch != "aarch64":
         warnings.append(f"the bundle's target is {target.arch}: its choices are not those for {cpu.name}")
-    elif lacking := missing_flags(target, set(cpu.features)):
-        warnings.append(f"{cpu.name} lacks {', '.join(lacking)}, which target {target.name} counts on")
+    elif missing := missing_flags(target, set(cpu.features)):
+        warnings.append(f"{cpu.name} lacks {', '.join(missing)}, which target {target.name} counts on")
     here, verified = place.packages.get(manifest.backend), manifest.tools.get(manifest.backend, "")
     if here and not verified.startswith(here):
         warnings.append(f"the device runs {manifest.backend} {here}, the bundle was verified with {verified}")
     return tuple(warnings)
 
 
-def _runs(manifest: Manifest, images: int) -> list[Asked]:
-    """(path, image, effort) of every inference; the first one warms up, and has no path."""
-    asked: list[Asked] = []
+def _runs(manifest: Manifest, images: int) -> list[RequestedRun]:
+    """Return (path, image, effort) of every inference; the first one warms up, and has no path."""
+    requested: list[RequestedRun] = []
     for path, effort in path_efforts(manifest).items():
         count = images if path == "real" else min(images, FIXED_IMAGES)
-        asked += [(path, index, effort) for index in range(count)]
-    return [(None, *asked[0][1:]), *asked]
+        requested += [(path, index, effort) for index in range(count)]
+    return [(None, *requested[0][1:]), *requested]
 
 
-def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulation, tuple[str, ...]]:
-    """Hold what came against the manifest.
+def _emulation(manifest: Manifest, here: EmulatedMachine, found: _Found) -> tuple[Emulation, tuple[str, ...]]:
+    """Check what came against the manifest.
 
     Raises:
         ParityError: a golden output is not reproduced there.
         SkipError: the counts show that a closed branch runs.
     """
-    answer, counted, peak = found.counted.answer, found.counted.classes, found.arena_peak_bytes
-    golden = _golden(manifest, here.cpu, answer.golden)
+    guest, counted, peak = found.counted.guest, found.counted.classes, found.arena_peak_bytes
+    require_golden(guest.golden, here.cpu)
     skip, warnings = "", []
     instructions: tuple[PathInstructions, ...] = ()
     if counted:
         runs = [
-            CountedRun(gates=tuple(gates), classes=classes)
-            for gates, classes in zip(answer.gates, counted, strict=True)
+            CountedRun(gates=tuple(gates), classes=classes) for gates, classes in zip(guest.gates, counted, strict=True)
         ]
         shapes = [_shape(manifest, branch) if branch.gated else None for branch in manifest.branches]
         base_share = manifest.macs.all_skipped / manifest.macs.all_open
         skip = check_skip_instructions(runs, shapes, base_share).summary
-        instructions = _instructions(found.asked, runs)
+        instructions = _instructions(found.requested, runs)
     limit = manifest.bound.arena_bytes or None
     if peak is not None and limit is not None and peak > limit:
         warnings.append(
@@ -185,7 +183,7 @@ def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulatio
     emulation = Emulation(
         emulator=here.userland.emulator_version,
         cpu=here.cpu.name,
-        golden=golden,
+        golden=guest.golden,
         instructions=instructions,
         skip=skip,
         uncounted="" if counted else here.userland.uncounted,
@@ -193,22 +191,22 @@ def _emulation(manifest: Manifest, here: Place, found: _Found) -> tuple[Emulatio
         arena_bytes=limit,
         estimate=estimate,
         unestimated=unestimated,
-        heap=answer.heap,
-        unaccounted="" if answer.heap else here.userland.unaccounted or "the accountant was not loaded there",
+        heap=guest.heap,
+        unaccounted="" if guest.heap else here.userland.unaccounted or "the accountant was not loaded there",
         bound_bytes=manifest.bound.bound_bytes or None,
     )
     return emulation, tuple(warnings)
 
 
-def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
-    """The range of cycles per path; without one, the reason."""
-    core, mca = CORES[here.cpu.name], find_mca()
+def _estimate(here: EmulatedMachine, found: _Found) -> tuple[CycleEstimate | None, str]:
+    """Return the range of cycles per path; without one, the reason."""
+    core, mca = ARM_CPUS[here.cpu.name].core, find_mca()
     if mca is None:
         return None, missing()
     if not found.counted.blocks:
         return None, here.userland.uncounted
-    names = list(dict.fromkeys(path for path, _, _ in found.asked if path is not None))
-    of = {name: [at for at, (path, _, _) in enumerate(found.asked) if path == name] for name in names}
+    names = list(dict.fromkeys(path for path, _, _ in found.requested if path is not None))
+    of = {name: [at for at, (path, _, _) in enumerate(found.requested) if path == name] for name in names}
     try:
         cycles, covered = cycles_of(mca, core, [mean([found.counted.blocks[at] for at in own]) for own in of.values()])
     except DeviceError as error:  # what was counted is worth telling all the same
@@ -227,26 +225,24 @@ def _estimate(here: Place, found: _Found) -> tuple[CycleEstimate | None, str]:
             )
         )
     found_range = CycleEstimate(
-        tool=mca.version, core=core.model, covered=covered, assumptions=core.assumptions(), paths=tuple(paths)
+        tool=mca.version, core=core.model, covered=covered, assumptions=assumptions(core), paths=tuple(paths)
     )
     return found_range, ""
 
 
-def _golden(manifest: Manifest, cpu: Cpu, told: Sequence[Golden]) -> tuple[GoldenParity, ...]:
-    for case in told:
-        if not case.gates_equal or not case.error <= manifest.golden_tolerance:
-            what = "other gates" if not case.gates_equal else f"logits off by {case.error:.3g}"
-            raise ParityError(
-                f"golden path {case.path} gives {what} on the emulated {cpu.name} (allowed: equal gates, "
-                f"{manifest.golden_tolerance:.3g})"
-            )
-    return tuple(
-        GoldenParity(path=case.path, logit_error=case.error, allowed=manifest.golden_tolerance) for case in told
-    )
+def require_golden(golden: Sequence[GoldenParity], cpu: ArmCpu) -> None:
+    """Refuse golden outputs that are not reproduced on an emulated processor.
+
+    Raises:
+        ParityError: one is not; the message is of the first.
+    """
+    for case in golden:
+        if not case.held:
+            raise ParityError(golden_fault(case, f"on the emulated {cpu.name}"))
 
 
 def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
-    """What a branch's products depend on: its sizes, and columns of its Linears that make kernels of their own."""
+    """Return what a branch's products depend on: its sizes, and its Linears' columns with kernels of their own."""
     coverage = figures_of(manifest.claims, CoverageFigures)
     outliers = (
         (linear.name.partition(".")[2], linear.int8, linear.outliers)
@@ -256,10 +252,10 @@ def _shape(manifest: Manifest, branch: BranchFacts) -> tuple[Any, ...]:
     return (branch.kind, branch.units, branch.macs, branch.int8_linears, *outliers)
 
 
-def _instructions(asked: Sequence[Asked], runs: Sequence[CountedRun]) -> tuple[PathInstructions, ...]:
+def _instructions(requested: Sequence[RequestedRun], runs: Sequence[CountedRun]) -> tuple[PathInstructions, ...]:
     found = []
-    for path in dict.fromkeys(path for path, _, _ in asked if path is not None):
-        own = [(effort, run) for (name, _, effort), run in zip(asked, runs, strict=False) if name == path]
+    for path in dict.fromkeys(path for path, _, _ in requested if path is not None):
+        own = [(effort, run) for (name, _, effort), run in zip(requested, runs, strict=False) if name == path]
         classes = {name: float(np.mean([run.classes[name] for _, run in own])) for name in own[0][1].classes}
         found.append(
             PathInstructions(
@@ -274,20 +270,15 @@ def _instructions(asked: Sequence[Asked], runs: Sequence[CountedRun]) -> tuple[P
     return tuple(found)
 
 
-def _open_rates(
-    manifest: Manifest, asked: Sequence[Asked], gates: Sequence[Sequence[int]]
-) -> tuple[BranchMeasurement, ...]:
-    real = np.array([taken for (path, _, _), taken in zip(asked, gates, strict=False) if path == "real"])
-    return tuple(
-        BranchMeasurement(
-            name=branch.name, open_rate=float(rate), open_time_ms=None, skipped_time_ms=None, time_source="withheld"
-        )
-        for branch, rate in zip(manifest.branches, real.mean(axis=0), strict=True)
+def _real_gates(requested: Sequence[RequestedRun], gates: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+    """Return the gates of every image on the real path, uint8 `[images, branches]`."""
+    return np.array(
+        [taken for (path, _, _), taken in zip(requested, gates, strict=False) if path == "real"], dtype=np.uint8
     )
 
 
-def _environment(machine: Environment, here: Place) -> Environment:
-    """The emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
+def _environment(machine: Environment, here: EmulatedMachine) -> Environment:
+    """Describe the emulated processor; what the guest saw of this machine's clock, load and memory is left out."""
     return dataclasses.replace(
         machine,
         cpu=f"{here.cpu.name}, emulated",

@@ -14,58 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from edgevit.errors import DeviceError
+from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.util.atomic import scratch
 
 SCHEME = "qemu:"
 LAST_WORDS = 300
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # here, because nothing may be loaded between fork and exec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cpu:
-    """A processor to emulate.
-
-    Attributes:
-        name: as given in `--device qemu:NAME`.
-        qemu: what qemu's option -cpu takes.
-        part: part number as an ARM /proc/cpuinfo tells it.
-        features: instruction sets by their names there; those that qemu emulates, which tests hold against it.
-        sold_as: products with this core.
-    """
-
-    name: str
-    qemu: str
-    part: str
-    features: tuple[str, ...]
-    sold_as: str
-
-
-_ARMV8 = ("fp", "asimd", "aes", "pmull", "sha1", "sha2", "crc32", "cpuid")
-_A76 = (*_ARMV8, "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "dcpop", "asimddp")
-_I8MM = (*_A76, "jscvt", "fcma", "sha3", "sha512", "asimdfhm", "flagm", "flagm2", "frint", "i8mm", "bf16")
-# `max` is no product, and in qemu 7.2 its SME gives wrong numbers: without SVE and SME it stands for an Armv8.6 core.
-# Its part is one without SVE: of newer parts a runtime takes SVE for granted, and crashes.
-CPUS: Mapping[str, Cpu] = MappingProxyType(
-    {
-        cpu.name: cpu
-        for cpu in (
-            Cpu(name="cortex-a53", qemu="cortex-a53", part="0xd03", features=_ARMV8, sold_as="Raspberry Pi 3, Zero 2"),
-            Cpu(name="cortex-a72", qemu="cortex-a72", part="0xd08", features=_ARMV8, sold_as="Raspberry Pi 4"),
-            Cpu(name="cortex-a76", qemu="cortex-a76", part="0xd0b", features=_A76, sold_as="Raspberry Pi 5"),
-            Cpu(
-                name="armv8.6-i8mm",
-                qemu="max,sve=off,sme=off",
-                part="0xd0b",
-                features=_I8MM,
-                sold_as="cores with i8mm, as in Cortex-A710 and X2",
-            ),
-        )
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +71,22 @@ class Counter:
     misses: tuple[int, ...] = ()
 
 
-def parse(device: str) -> Cpu:
-    """The processor of `qemu:NAME`.
+def parse(device: str) -> ArmCpu:
+    """Return the processor of `qemu:NAME`.
 
     Raises:
         DeviceError: none of that name.
     """
     name = device.removeprefix(SCHEME)
-    if name not in CPUS:
-        known = ", ".join(f"{SCHEME}{cpu.name} ({cpu.sold_as})" for cpu in CPUS.values())
+    if name not in ARM_CPUS:
+        known = ", ".join(f"{SCHEME}{cpu.name} ({cpu.sold_as})" for cpu in ARM_CPUS.values())
         raise DeviceError(f"no emulated device {device!r}; known: {known}")
-    return CPUS[name]
+    return ARM_CPUS[name]
 
 
 def run(
     userland: Userland,
-    cpu: Cpu,
+    cpu: ArmCpu,
     arguments: Sequence[str],
     *,
     folder: Path,
@@ -183,8 +140,10 @@ def run(
 
 
 @contextmanager
-def started(userland: Userland, cpu: Cpu, counts: Counter | None = None, *, heap: bool = False) -> Iterator[list[str]]:
-    """The command that starts the emulator, up to the program of its guest; it holds as long as the context."""
+def started(
+    userland: Userland, cpu: ArmCpu, counts: Counter | None = None, *, heap: bool = False
+) -> Iterator[list[str]]:
+    """Give the command that starts the emulator, up to the program of its guest; it holds as long as the context."""
     with scratch() as prefix:
         preload = []
         if heap and userland.accountant is not None:
@@ -200,8 +159,8 @@ def end_with_parent() -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def too_slow(cpu: Cpu, timeout_s: float) -> DeviceError:
-    """The error for time that is up."""
+def too_slow(cpu: ArmCpu, timeout_s: float) -> DeviceError:
+    """Return the error for time that is up."""
     return DeviceError(
         f"the emulated {cpu.name} did not finish within {timeout_s:g} s; an emulator is 20 to 50 times slower "
         "than this machine: give it more time with --timeout, or fewer images"
@@ -209,13 +168,13 @@ def too_slow(cpu: Cpu, timeout_s: float) -> DeviceError:
 
 
 def last_words(text: str) -> str:
-    """The last line of an output, for an error message."""
+    """Return the last line of an output, for an error message."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return re.sub(r"[^\x20-\x7e]", "?", lines[-1])[-LAST_WORDS:] if lines else "it said nothing"
 
 
-def cpuinfo(cpu: Cpu) -> str:
-    """What /proc/cpuinfo of a Linux on this processor says."""
+def cpuinfo(cpu: ArmCpu) -> str:
+    """Return what /proc/cpuinfo of a Linux on this processor says."""
     fields = {
         "processor": "0",
         "Features": " ".join(cpu.features),
@@ -228,8 +187,8 @@ def cpuinfo(cpu: Cpu) -> str:
     return "".join(f"{name}\t: {value}\n" for name, value in fields.items()) + "\n"
 
 
-def _qemu(userland: Userland, cpu: Cpu, prefix: Path) -> list[str]:
-    """The emulator's command up to its program; `prefix` becomes the folder that its guest sees as / first."""
+def _qemu(userland: Userland, cpu: ArmCpu, prefix: Path) -> list[str]:
+    """Return the emulator's command up to its program; `prefix` becomes the folder that its guest sees as / first."""
     for name in ("lib", "usr"):
         (prefix / name).symlink_to(userland.folder / "root" / name)
     # Guests read the processor from here, and some crash on an x86 one.
@@ -256,7 +215,7 @@ def _quoted(path: Path) -> str:
 
 
 def environment(userland: Userland) -> dict[str, str]:
-    """What the emulator and its guest find in their environment."""
+    """Return what the emulator and its guest find in their environment."""
     found = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     if userland.libraries is not None:
         found["LD_LIBRARY_PATH"] = str(userland.libraries)

@@ -46,7 +46,7 @@ class Qemu:
 
 
 def digest() -> str:
-    """sha256 over what a user land is made by: the pinned wheels and the counter's source."""
+    """Return the sha256 over what a user land is made by: the pinned wheels and the counter's source."""
     sources = sorted(path for path in HERE.iterdir() if path.suffix in (".c", ".h", ".txt"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
@@ -66,7 +66,7 @@ def require_tools() -> None:
 
 
 def find_qemu(folder: Path, say: Callable[[str], None]) -> Qemu:
-    """This machine's qemu-aarch64 if it takes plugins, else one unpacked into `folder`, else the static one.
+    """Return this machine's qemu-aarch64 if it takes plugins, else one unpacked into `folder`, else the static one.
 
     Raises:
         DeviceError: none is here, and none can be fetched.
@@ -157,7 +157,7 @@ def compile_accountant(folder: Path) -> tuple[Path | None, str]:
 
 
 def plugin_api(version: str) -> int | None:
-    """The version of the plugin interface of `qemu-aarch64 X.Y.Z`, None for one that nobody held `count.c` against."""
+    """Return the plugin interface's version of `qemu-aarch64 X.Y.Z`, None for one `count.c` was not tried with."""
     found = re.search(r" (\d+)\.(\d+)", version)
     release = (int(found[1]), int(found[2])) if found else (0, 0)
     since = (((7, 0), 1), ((9, 0), 2), ((9, 1), 3), ((9, 2), 4), ((10, 1), 5), ((10, 2), 6))
@@ -176,7 +176,7 @@ def _compile(compiler: Sequence[str], source: str, library: Path, *options: str)
 
 
 def _qemu(program: Path, libraries: Path | None, packages: tuple[Fetched, ...]) -> Qemu | None:
-    """What a qemu says of itself; None if it does not run."""
+    """Ask a qemu for its version; None if it does not run."""
     environment = {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})}
     told = []
     for option in ("--version", "--help"):
@@ -212,7 +212,7 @@ def _fetch_qemu(folder: Path) -> Qemu:
 
 
 def _private(folder: Path) -> tuple[str, ...]:
-    """Options of an apt that knows arm64 only and touches nothing of this machine's."""
+    """Return options of an apt that knows arm64 only and touches nothing of this machine's."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True)
     (folder / "status").touch()

@@ -19,15 +19,9 @@ from pathlib import Path
 
 from edgevit.backends import DEFAULT, MODULES, SILENCED, backend
 from edgevit.devices.qemu import packages
-from edgevit.devices.qemu.emulator import (
-    CPUS,
-    Counter,
-    Cpu,
-    Userland,
-    last_words,
-    run,
-)
+from edgevit.devices.qemu.emulator import Counter, Userland, last_words, run
 from edgevit.errors import DeviceError, OutputError
+from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.util import atomic, strict_json
 from edgevit.util.atomic import scratch
 from edgevit.util.resources import user_cache
@@ -74,7 +68,7 @@ class Record:
 
 
 def devices_folder() -> Path:
-    """Where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
+    """Return where devices lie: EDGEVIT_DEVICES, else below the user's cache folder.
 
     Raises:
         DeviceError: the user has no cache folder.
@@ -93,7 +87,7 @@ def setup(
 
     Args:
         runtimes: backends to have; those of a user land that is there are kept.
-        cpus: names of `emulator.CPUS` to try it on.
+        cpus: names of `schema.arm_cpus.ARM_CPUS` to try it on.
         say: told what is being done.
 
     Raises:
@@ -134,18 +128,18 @@ def setup(
             packages={item.name: item.version for item in fetched},
             sha256={item.name: item.sha256 for item in fetched},
         )
-        record = _try(record, stage, [CPUS[name] for name in cpus], say)
+        record = _try(record, stage, [ARM_CPUS[name] for name in cpus], say)
         strict_json.write_atomic(stage / RECORD, strict_json.dumps(record))
         shutil.rmtree(stage / "pycache", ignore_errors=True)  # of paths that are about to change
         atomic.install(temporary, {NAME: (there, "device")}, replace=True, sync=False)  # it can be had again
     userland = _userland(record, there)
     # Modules are compiled per path: once here, instead of at the first use.
-    _trial(userland, CPUS[cpus[0]], None)
+    _trial(userland, ARM_CPUS[cpus[0]], None)
     return userland
 
 
 def installed() -> Userland:
-    """The user land that `setup` made.
+    """Return the user land that `setup` made.
 
     Raises:
         DeviceError: there is none, or one of another edgevit.
@@ -174,7 +168,7 @@ def remove() -> bool:
 
 
 def size_bytes(folder: Path) -> int:
-    """What the files of a folder hold."""
+    """Return the size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
@@ -185,7 +179,7 @@ def _requirements(runtimes: Sequence[str]) -> tuple[str, ...]:
     return (*COMMON, *(name for runtime in runtimes for name in RUNTIMES[runtime]))
 
 
-def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
+def _try(record: Record, folder: Path, cpus: Sequence[ArmCpu], say: Say) -> Record:
     """Run it on every processor; an instruction counter that does not count is left out, with the reason."""
     for cpu in cpus:
         say(f"Trying it on {cpu.name}")
@@ -204,7 +198,7 @@ def _try(record: Record, folder: Path, cpus: Sequence[Cpu], say: Say) -> Record:
     return replace(record, plugin=None, uncounted=reason) if reason else record
 
 
-def _trial(userland: Userland, cpu: Cpu, counts: Counter | None) -> None:
+def _trial(userland: Userland, cpu: ArmCpu, counts: Counter | None) -> None:
     modules = ["numpy", "PIL", *userland.runtimes]
     with scratch() as folder:  # for what the runtimes leave where they run
         done = run(userland, cpu, ["-c", TRIAL, *modules], folder=folder, counts=counts, timeout_s=TRIAL_S)
@@ -237,7 +231,7 @@ def _userland(record: Record, folder: Path) -> Userland:
 
 
 def _record(folder: Path) -> Record | None:
-    """What `device.json` says; None if there is none, or it is of another edgevit."""
+    """Read `device.json`; None if there is none, or it is of another edgevit."""
     try:
         data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -248,7 +242,7 @@ def _record(folder: Path) -> Record | None:
 
 @contextmanager
 def _locked() -> Iterator[Path]:
-    """The devices' folder, for one edgevit at a time."""
+    """Give the devices' folder to one edgevit at a time."""
     folder = devices_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,28 @@
-# The part that runs on a board without Python: tells what the board is, lets files come, runs them, leaves nothing.
+# The part that runs on a board: tells what the board is, lets files come, runs them, leaves nothing.
 #
-# edgevit/devices/ssh/shell.py sends it line by line to the board's sh, behind a line `name=edgevit-XXXXXXXX` and before its
-# own calls of these functions. It needs what every Linux has: sh, cat, rm, mkdir, uname. Its stdin is its lifeline:
+# edgevit/devices/ssh/session.py sends it line by line to the board's sh, behind a line `name=edgevit-XXXXXXXX` and before
+# its own calls of these functions. It needs what every Linux has: sh, cat, rm, mkdir, uname. Its stdin is its lifeline:
 # when that ends, whoever asked is gone, and it cleans up. Out: EDGEVIT-FILE NAME, each with lines of content behind it;
-# EDGEVIT-READY FOLDER; and last, when all is removed, EDGEVIT-DONE, with FOLDER if it could not be removed.
+# EDGEVIT-READY FOLDER, at first and whenever what was asked for is done; and last, when all is removed, EDGEVIT-DONE,
+# with FOLDER if it could not be removed.
 umask 077
 exec 3<&0
+home=$PWD
 folder=${TMPDIR:-/tmp}/$name
 running=
 at= # before names, where a file is told more than once
 
 clean() {
   trap "" HUP INT TERM PIPE
-  [ -z "$running" ] || kill -9 "$running" 2>/dev/null
+  [ -z "$running" ] || stop "$running"
   cd /
   rm -rf -- "$folder" 2>/dev/null
+}
+
+# A program, and all that it started if it leads a group of its own.
+stop() {
+  kill -9 "-$1" 2>/dev/null
+  kill -9 "$1" 2>/dev/null
 }
 
 # What files hold, those that are there.
@@ -63,16 +71,38 @@ moment() {
   at=
 }
 
-# A folder of its own; then wait for the word that everything is in it.
+# A folder of its own.
 receive() {
   mkdir "$folder" 2>/dev/null || { echo "EDGEVIT-FILE unwritable"; echo "${TMPDIR:-/tmp}"; echo; exit 1; }
   trap clean EXIT
   trap "exit 1" HUP INT TERM PIPE # the last one: nobody hears what it says
   machine
   moment ""
-  echo "EDGEVIT-READY $folder"
-  IFS= read -r word <&3 || exit 1
   cd "$folder" || exit 1
+  echo "EDGEVIT-READY $folder"
+}
+
+# Do what comes line by line, and tell what came of it, until nobody is there any more.
+obey() {
+  while IFS= read -r word <&3; do
+    eval "$word"
+    cat ./*.told 2>/dev/null
+    tell ./*.status ./*.err ./*.out
+    rm -f ./*.told ./*.status ./*.err ./*.out
+    echo "EDGEVIT-READY $folder"
+  done
+}
+
+# PROGRAM ARGUMENTS...: one that finds the modules in the folder, and leaves nothing elsewhere.
+python() {
+  program=$1
+  shift
+  case $program in
+  /*) ;;
+  */*) program=$home/$program ;;
+  esac
+  export PYTHONPATH="$folder${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 TMPDIR="$folder"
+  exec "$program" "$@"
 }
 
 # STEP PROGRAM ARGUMENTS...: asleep until it ends or nobody is listening, for a measurement must not be disturbed.
@@ -81,19 +111,18 @@ run() {
   shift
   "$@" >"$step.out" 2>"$step.err" </dev/null &
   running=$!
-  { while read -r word; do :; done; kill -9 $running; rm -rf -- "$folder"; } <&3 >/dev/null 2>&1 &
+  { while read -r word; do :; done; stop $running; rm -rf -- "$folder"; } <&3 >/dev/null 2>&1 &
   watching=$!
   wait $running
   status=$?
   running=
   kill $watching
+  wait $watching 2>/dev/null
   echo $status >"$step.status"
   return $status
 }
 
 finish() {
-  cat ./*.told 2>/dev/null
-  tell ./*.status ./*.err ./*.out
   clean
   trap - EXIT
   [ ! -e "$folder" ] || echo "EDGEVIT-DONE $folder"

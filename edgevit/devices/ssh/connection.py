@@ -21,6 +21,7 @@ from typing import IO
 
 from edgevit.errors import DeviceError
 from edgevit.util.atomic import scratch
+from edgevit.util.text import printable
 
 CONNECT_TIMEOUT_S = 15
 # A connection that answers nothing for 3 x 5 s is gone.
@@ -46,7 +47,7 @@ class Address:
     port: int | None = None
 
     def __str__(self) -> str:
-        """As ssh itself names it."""
+        """Return it as ssh itself names it."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
 
@@ -116,7 +117,7 @@ class Connection:
             heard = (heard + part)[-65536:]
 
     def closed(self) -> bool:
-        """Whether the connection has ended."""
+        """Return whether the connection has ended."""
         return self._master.poll() is not None
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ def connect(address: Address) -> Iterator[Connection]:
 
 
 def explain(errors: str, address: Address) -> DeviceError:
-    """The error for what ssh said before it gave up."""
+    """Return the error for what ssh said before it gave up."""
     log_in = f"ssh {f'-p {address.port} ' if address.port else ''}{address}"
     checks = (
         (
@@ -188,12 +189,6 @@ def explain(errors: str, address: Address) -> DeviceError:
         if phrase in errors:
             return DeviceError(message)
     return DeviceError(f"ssh cannot connect to {address}: {printable(errors)}; does this work? {log_in} true")
-
-
-def printable(text: str) -> str:
-    """The last line of what another machine said, short and without control characters."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:300] if lines else "it said nothing"
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float = 3.0) -> None:

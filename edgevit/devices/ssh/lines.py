@@ -29,7 +29,7 @@ class Lines:
         self.garbage, self._wasted_bytes = line or self.garbage, self._wasted_bytes + len(line)
 
     def next(self) -> bytes | None:
-        """The next line; None at the end, when time is up, or when nothing but noise comes."""
+        """Return the next line; None at the end, when time is up, or when nothing but noise comes."""
         assert self.process.stdout
         pipe = self.process.stdout
         while not self._lines:

@@ -9,23 +9,25 @@ import shutil
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import pytest
+from edgevit.devices.profile import profile
 
 from edgevit import pipeline
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
+from edgevit.devices.machine import find
 from edgevit.devices.qemu import emulate, emulator, processes
 from edgevit.devices.qemu.emulate import _Found
-from edgevit.devices.qemu.emulator import CPUS, Userland
+from edgevit.devices.qemu.emulator import Userland
 from edgevit.devices.qemu.estimate import Block, Mca, find_mca, missing
-from edgevit.devices.qemu.processes import Answer, Golden, Place, Worked
+from edgevit.devices.qemu.processes import EmulatedMachine, GuestRuns, RunResult
 from edgevit.errors import DeviceError, ParityError, SkipError
 from edgevit.frontends.resolve import resolve
 from edgevit.images.image_set import load_images
 from edgevit.program.program import Program
 from edgevit.report.lines import lines
-from edgevit.schema.measurement import Measurement
+from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
+from edgevit.schema.measurement import GoldenParity, Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.schema.target import load_target
 from edgevit.util import strict_json
@@ -49,6 +51,10 @@ def build(program: Program, folder: Path, target: str) -> Path:
     return pipeline.build(program, lenient, image_set(program), folder, recipe=RECIPE).folder
 
 
+def profile_emulated(bundle: Path, images: Path | None, device: str, *, runs: int, timeout_s: float) -> Measurement:
+    return profile(bundle, images, find(device), runs=runs, timeout_s=timeout_s)
+
+
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(PROGRAM, tmp_path_factory.mktemp("int8") / "bundle", "rpi5-onnxruntime")
@@ -57,7 +63,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(device: Userland, int8: Path) -> dict[str, Measurement]:
     return {
-        name: emulate.profile(int8, PHOTOS, f"qemu:{name}", runs=4, timeout_s=TIMEOUT_S)
+        name: profile_emulated(int8, PHOTOS, f"qemu:{name}", runs=4, timeout_s=TIMEOUT_S)
         for name in ("cortex-a72", "cortex-a76", "armv8.6-i8mm")
     }
 
@@ -105,7 +111,7 @@ def test_an_emulator_has_no_times_and_shows_nothing_of_its_host(measured: dict[s
         assert measurement.device == "qemu" and measurement.paths == () and measurement.expected_wall_ms is None
         assert (machine.cpu, machine.arch) == (f"{name}, emulated", "aarch64")
         assert machine.emulated_by and machine.emulated_by.startswith("qemu-aarch64 ")
-        assert machine.cpu_part == CPUS[name].part
+        assert machine.cpu_part == ARM_CPUS[name].part
         assert machine.load_average_before is machine.memory_total_bytes is machine.frequency_after_mhz is None
         assert measurement.memory is None and measurement.process is None
 
@@ -186,7 +192,7 @@ with open("/proc/self/exe", "rb") as file:
 def test_the_accountant_sees_every_kind_of_allocation(device: Userland, tmp_path: Path) -> None:
     if device.accountant is None:
         unavailable(device.unaccounted)
-    done = emulator.run(device, CPUS["cortex-a76"], ["-c", ALLOCATE], folder=tmp_path, heap=True, timeout_s=120)
+    done = emulator.run(device, ARM_CPUS["cortex-a76"], ["-c", ALLOCATE], folder=tmp_path, heap=True, timeout_s=120)
     said = [(name, int(change), int(most)) for name, change, most in map(str.split, done.stdout.splitlines())]
     expected = [
         ("malloc", 5e6, 5e6),
@@ -208,14 +214,14 @@ def test_without_llvm_there_is_a_report_without_an_estimate(
     device: Userland, measured: dict[str, Measurement], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(emulate, "find_mca", lambda: None)
-    place = Place(userland=device, cpu=CPUS["cortex-a76"], folder=Path(), timeout_s=1)
-    worked = Worked(answer=cast(Answer, None), classes=(), blocks=((),), misses=())
-    estimate, why = emulate._estimate(place, _Found(asked=(), counted=worked, arena_peak_bytes=None))
+    place = EmulatedMachine(userland=device, cpu=ARM_CPUS["cortex-a76"], folder=Path(), timeout_s=1)
+    worked = RunResult(guest=cast(GuestRuns, None), classes=(), blocks=((),), misses=())
+    estimate, why = emulate._estimate(place, _Found(requested=(), counted=worked, arena_peak_bytes=None))
     assert estimate is None and "sudo apt-get install llvm-19" in why
     monkeypatch.setattr(emulate, "find_mca", lambda: Mca(mca="/bin/false", mc="/bin/false", version="0"))
     block = Block(code=b"1234", instructions=1, runs=1)
     broken = dataclasses.replace(worked, blocks=((block,),), misses=((1, 1, 1),))
-    failed = emulate._estimate(place, _Found(asked=[("real", 0, 0.0)], counted=broken, arena_peak_bytes=None))
+    failed = emulate._estimate(place, _Found(requested=[("real", 0, 0.0)], counted=broken, arena_peak_bytes=None))
     assert failed == (None, "false failed: it said nothing")
     bare = measured["cortex-a76"].emulation
     assert bare is not None
@@ -231,7 +237,7 @@ def test_deit_tiny_in_int8(device: Userland, data: Path, tmp_path: Path) -> None
     images = load_images(PHOTOS, program.spec.image, limit=4)
     lenient = dataclasses.replace(load_target("rpi5-onnxruntime"), min_agreement=0.0, max_top1_drop=1.0)
     folder = pipeline.build(program, lenient, images, tmp_path / "bundle", recipe=RECIPE).folder
-    found = emulate.profile(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+    found = profile_emulated(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
     assert found.emulation and found.emulation.skip.endswith("runs executed equal products")
     with open_bundle(folder) as bundle:
         macs = bundle.manifest.macs.all_open
@@ -275,7 +281,7 @@ def test_float_needs_no_more_instructions_than_int8_without_dot_product(
     device: Userland, measured: dict[str, Measurement], tmp_path: Path
 ) -> None:
     folder = build(PROGRAM, tmp_path / "bundle", "rpi4-onnxruntime")
-    found = emulate.profile(folder, None, "qemu:cortex-a72", runs=1, timeout_s=TIMEOUT_S)
+    found = profile_emulated(folder, None, "qemu:cortex-a72", runs=1, timeout_s=TIMEOUT_S)
     assert not found.warnings
     opened = products(found, "all_open")
     assert opened["multiply_add"] == sum(opened.values()), "int8 in a float build"
@@ -285,36 +291,34 @@ def test_openvino_runs_there_in_int8(device: Userland, tmp_path: Path) -> None:
     if "openvino" not in device.runtimes:
         pytest.skip("the emulated device has no OpenVINO: edgevit device setup qemu --runtime openvino")
     folder = build(PROGRAM, tmp_path / "bundle", "rpi5-openvino")
-    found = emulate.profile(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+    found = profile_emulated(folder, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
     assert not found.warnings and found.emulation and found.emulation.arena_peak_bytes is None
     assert products(found, "all_open")["dot"] > 5 * products(found, "all_skipped")["dot"] > 0
 
 
-def test_another_output_is_a_parity_error(int8: Path) -> None:
-    with open_bundle(int8) as bundle:
-        folder = bundle.folder
-        case = bundle.manifest.golden[0]
-        logits = np.load(folder / case.logits)
-        good = Golden(path=case.path, error=0.0, gates_equal=True)
-        assert emulate._golden(bundle.manifest, CPUS["cortex-a76"], [good])
-        off = dataclasses.replace(good, error=10 * float(logits.std()))
-        with pytest.raises(ParityError, match="golden path all_open gives logits off by .* on the emulated cortex-a76"):
-            emulate._golden(bundle.manifest, CPUS["cortex-a76"], [good, off])
-        for broken in (dataclasses.replace(good, error=float("nan")), dataclasses.replace(good, gates_equal=False)):
-            with pytest.raises(ParityError):
-                emulate._golden(bundle.manifest, CPUS["cortex-a76"], [broken])
+def test_another_output_is_a_parity_error() -> None:
+    cpu = ARM_CPUS["cortex-a76"]
+    good = GoldenParity(path="all_open", logit_error=0.0, allowed=0.5)
+    emulate.require_golden([good], cpu)
+    off = dataclasses.replace(good, logit_error=2.0)
+    with pytest.raises(ParityError, match="golden path all_open gives logits off by 2 on the emulated cortex-a76 "):
+        emulate.require_golden([good, off], cpu)
+    with pytest.raises(ParityError, match="golden path all_open gives other gates on the emulated cortex-a76 "):
+        emulate.require_golden([dataclasses.replace(good, gates_equal=False)], cpu)
 
 
 def test_answers_are_not_trusted(int8: Path, tmp_path: Path) -> None:
     with open_bundle(int8) as bundle:
         manifest = bundle.manifest
-    golden = [{"path": case.path, "error": 0.0, "gates_equal": True} for case in manifest.golden]
+    zeros = {"logits": [0.0] * 10, "gates": [0] * len(manifest.branches)}
+    golden = [{"path": case.path, **zeros} for case in manifest.golden]
     machine = strict_json.to_data(sample.ENVIRONMENT)
     good = {"golden": golden, "heap": None, "gates": [[1] * len(manifest.branches)] * 2, "environment": machine}
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(good))
     assert processes.read_answer(path, manifest, 2).gates[0][0] == 1
     wrong: list[object] = [[], None, {}, good | {"golden": golden[:1]}, good | {"gates": [[1]]}, good | {"more": 1}]
+    wrong.append(good | {"golden": [golden[0] | {"logits": [0.0]}, *golden[1:]]})
     for answer in wrong:
         path.write_text(json.dumps(answer))
         with pytest.raises(DeviceError, match="gives no answer that can be read"):
@@ -338,7 +342,7 @@ def test_a_runner_that_ignores_its_gates_is_found(device: Userland, int8: Path, 
     runner.write_text(text.replace(line, f"{opens}; {line}; {closed}"))
     resign(copy, "runner/run.py")
     with pytest.raises(SkipError):
-        emulate.profile(copy, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
+        profile_emulated(copy, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)
 
 
 def resign(folder: Path, name: str) -> None:
@@ -357,15 +361,15 @@ def test_what_cannot_run_there_is_one_error(device: Userland, int8: Path, tmp_pa
         manifest = bundle.manifest
         only = dataclasses.replace(device, runtimes=("onnxruntime",))
         with pytest.raises(DeviceError, match="--runtime openvino"):
-            emulate._fit(dataclasses.replace(manifest, backend="openvino"), CPUS["cortex-a76"], only)
+            emulate._fit(dataclasses.replace(manifest, backend="openvino"), ARM_CPUS["cortex-a76"], only)
     with pytest.raises(DeviceError, match="did not finish within 0.2 s"):
-        emulate.profile(int8, None, "qemu:cortex-a76", runs=1, timeout_s=0.2)
+        profile_emulated(int8, None, "qemu:cortex-a76", runs=1, timeout_s=0.2)
     with pytest.raises(DeviceError, match="no emulated device 'qemu:max'"):
-        emulate.profile(int8, None, "qemu:max", runs=1, timeout_s=1)
+        profile_emulated(int8, None, "qemu:max", runs=1, timeout_s=1)
 
 
-@pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
-def test_processors_have_the_features_they_tell(device: Userland, cpu: emulator.Cpu, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cpu", ARM_CPUS.values(), ids=ARM_CPUS)
+def test_processors_have_the_features_they_tell(device: Userland, cpu: ArmCpu, tmp_path: Path) -> None:
     program = (
         "import ctypes; read = ctypes.CDLL(None).getauxval; read.restype = ctypes.c_ulong; print(read(16), read(26))"
     )

@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from edgevit.devices.qemu import emulator, packages
-from edgevit.devices.qemu.emulator import (
-    CPUS,
-    Counter,
-    Userland,
-    cpuinfo,
-    last_words,
-    parse,
-    run,
-)
+from edgevit.devices.qemu.emulator import Counter, Userland, cpuinfo, last_words, parse, run
 from edgevit.errors import DeviceError
+from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import ISA
 from tests.absent import unavailable
 from tests.devices.board import gone, until
@@ -53,19 +46,19 @@ def test_known_processors() -> None:
     for wrong in ("qemu:", "qemu:max", "qemu:cortex-a76,sve=on", "qemu:cortex-a720"):
         with pytest.raises(DeviceError, match="no emulated device .*known: qemu:cortex-a53"):
             parse(wrong)
-    for cpu in CPUS.values():
+    for cpu in ARM_CPUS.values():
         assert not {"sve", "sve2", "sme"} & set(cpu.features), "qemu 7.2 computes SME wrongly"
         assert cpu.qemu != "max"
-    assert "asimddp" not in CPUS["cortex-a72"].features
-    assert "asimddp" in CPUS["cortex-a76"].features and "i8mm" not in CPUS["cortex-a76"].features
-    assert "i8mm" in CPUS["armv8.6-i8mm"].features
+    assert "asimddp" not in ARM_CPUS["cortex-a72"].features
+    assert "asimddp" in ARM_CPUS["cortex-a76"].features and "i8mm" not in ARM_CPUS["cortex-a76"].features
+    assert "i8mm" in ARM_CPUS["armv8.6-i8mm"].features
     assert {"asimd", "asimddp", "i8mm"} <= set(ISA)
 
 
 def test_the_guest_reads_an_arm_processor_first(tmp_path: Path) -> None:
     userland = fake(tmp_path, 'shift 3; cat "$1/proc/cpuinfo"; ls "$1"; readlink "$1/usr"')
-    said = run(userland, CPUS["cortex-a76"], [], folder=tmp_path, timeout_s=10).stdout
-    assert said.startswith(cpuinfo(CPUS["cortex-a76"])) and "CPU part\t: 0xd0b" in said
+    said = run(userland, ARM_CPUS["cortex-a76"], [], folder=tmp_path, timeout_s=10).stdout
+    assert said.startswith(cpuinfo(ARM_CPUS["cortex-a76"])) and "CPU part\t: 0xd0b" in said
     assert said.endswith(f"lib\nproc\nusr\n{tmp_path}/root/usr\n")
 
 
@@ -74,7 +67,7 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
     userland = fake(tmp_path, 'echo "$@"; env', plugin, libraries=tmp_path / "libraries")
     done = run(
         userland,
-        CPUS["armv8.6-i8mm"],
+        ARM_CPUS["armv8.6-i8mm"],
         ["-m", "work"],
         folder=tmp_path,
         paths=(tmp_path / "program",),
@@ -94,7 +87,7 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
 
 
 def test_failures_are_one_error_each(tmp_path: Path) -> None:
-    cpu = CPUS["cortex-a72"]
+    cpu = ARM_CPUS["cortex-a72"]
     with pytest.raises(DeviceError, match="no instructions can be counted: there is no C compiler"):
         run(fake(tmp_path, "true"), cpu, [], folder=tmp_path, counts=Counter(out=tmp_path), timeout_s=10)
     with pytest.raises(DeviceError, match=r"ended by signal 11 on cortex-a72: bad \?\[2Jthing"):
@@ -106,7 +99,7 @@ def test_time_is_up_for_all_that_was_started(tmp_path: Path) -> None:
     userland = fake(tmp_path, f"sleep 60 & echo $! > {tmp_path}/pid; wait")
     begin = time.monotonic()
     with pytest.raises(DeviceError, match=r"did not finish within 0.5 s; .* --timeout"):
-        run(userland, CPUS["cortex-a72"], [], folder=tmp_path, timeout_s=0.5)
+        run(userland, ARM_CPUS["cortex-a72"], [], folder=tmp_path, timeout_s=0.5)
     assert time.monotonic() - begin < 30
     child = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
     for _ in range(100):
@@ -124,7 +117,7 @@ def test_the_emulator_ends_with_whoever_started_it(tmp_path: Path, number: signa
         f"here = Path({str(tmp_path)!r})\n"
         "userland = fake(here / 'none', 'true')\n"
         "userland = dataclasses.replace(userland, emulator=here / 'qemu-aarch64')\n"
-        "with _cleaning_up(): run(userland, CPUS['cortex-a72'], [], folder=here, timeout_s=600)"
+        "with _cleaning_up(): run(userland, ARM_CPUS['cortex-a72'], [], folder=here, timeout_s=600)"
     )
     (tmp_path / "none").mkdir()
     (tmp_path / "temporary").mkdir()

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgevit.devices.qemu import estimate, packages
-from edgevit.devices.qemu.cores import CORES
-from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.qemu.estimate import (
     Block,
     Mca,
+    assumptions,
     cycles_of,
     find_mca,
     mean,
@@ -23,6 +22,7 @@ from edgevit.devices.qemu.estimate import (
     read_blocks,
 )
 from edgevit.errors import DeviceError
+from edgevit.schema.arm_cpus import ARM_CPUS
 from tests.absent import unavailable
 
 # Encodings by GNU as 2.40, as they lie in memory.
@@ -43,14 +43,14 @@ def mca() -> Mca:
 def one(mca: Mca, cpu: str, code: bytes, runs: float = 1000) -> float:
     """Cycles of one pass through a block by itself."""
     blocks = [Block(code=code, instructions=len(code) // 4, runs=runs)]
-    (cycles,), covered = cycles_of(mca, CORES[cpu], [blocks])
+    (cycles,), covered = cycles_of(mca, ARM_CPUS[cpu].core, [blocks])
     assert covered == 1 and cycles.busy <= cycles.alone
     return cycles.alone / runs
 
 
 def test_every_emulated_processor_has_a_core(mca: Mca) -> None:
-    assert CORES.keys() == CPUS.keys()
-    for name, core in CORES.items():
+    for name, cpu in ARM_CPUS.items():
+        core = cpu.core
         assert one(mca, name, FMLA) >= 1
         assert all(cache.bytes % (64 * cache.ways) == 0 for cache in core.caches)
         assert sorted(cache.bytes for cache in core.caches) == [cache.bytes for cache in core.caches]
@@ -60,7 +60,7 @@ def test_a_chain_takes_its_latency_and_independent_work_its_throughput(mca: Mca)
     """FMLA takes 4 cycles on Neoverse N1 (its optimization guide), and two may begin in one cycle."""
     assert one(mca, "cortex-a76", FMLA * 8) / 8 == pytest.approx(4, rel=0.1)
     blocks = [Block(code=FMLA * 8, instructions=8, runs=1)]
-    (chain,), _ = cycles_of(mca, CORES["cortex-a76"], [blocks])
+    (chain,), _ = cycles_of(mca, ARM_CPUS["cortex-a76"].core, [blocks])
     assert chain.busy == 4, "two units, eight instructions: what they wait for is not in the lower bound"
     # Two chains side by side take no longer than one.
     assert one(mca, "cortex-a76", (FMLA + FMLA_3) * 8) < 1.1 * one(mca, "cortex-a76", FMLA * 8)
@@ -70,14 +70,14 @@ def test_a_chain_takes_its_latency_and_independent_work_its_throughput(mca: Mca)
 
 
 def test_a_call_costs_no_more_than_a_jump(mca: Mca) -> None:
-    for name in CORES:
+    for name in ARM_CPUS:
         assert one(mca, name, BL) <= 3 and one(mca, name, RET) <= 3
 
 
 def test_cycles_follow_the_counts(mca: Mca) -> None:
     block = Block(code=FMLA * 8, instructions=8, runs=100)
     paths = [[block], [replace(block, runs=300)], [block, Block(code=BL, instructions=1, runs=1)]]
-    (first, second, third), covered = cycles_of(mca, CORES["cortex-a76"], paths)
+    (first, second, third), covered = cycles_of(mca, ARM_CPUS["cortex-a76"].core, paths)
     assert second.alone == pytest.approx(3 * first.alone) and second.busy == pytest.approx(3 * first.busy)
     # What hardly ran is left out, and taken to be as fast.
     assert third.alone == pytest.approx(first.alone * 801 / 800) and covered == pytest.approx(800 / 801)
@@ -86,30 +86,30 @@ def test_cycles_follow_the_counts(mca: Mca) -> None:
 def test_blocks_that_cannot_be_read_are_left_out_or_an_error(mca: Mca) -> None:
     unknown = Block(code=bytes.fromhex("00000002"), instructions=1, runs=30)
     known = Block(code=FMLA, instructions=1, runs=70)
-    (cycles,), covered = cycles_of(mca, CORES["cortex-a76"], [[known, unknown]])
+    (cycles,), covered = cycles_of(mca, ARM_CPUS["cortex-a76"].core, [[known, unknown]])
     assert cycles.alone == pytest.approx(one(mca, "cortex-a76", FMLA) * 100) and covered == 0.7
     with pytest.raises(DeviceError, match="could read none of the blocks that ran"):
-        cycles_of(mca, CORES["cortex-a76"], [[unknown]])
+        cycles_of(mca, ARM_CPUS["cortex-a76"].core, [[unknown]])
     with pytest.raises(DeviceError, match="'cortex-z99' is not a recognized processor"):
-        cycles_of(mca, replace(CORES["cortex-a76"], model="cortex-z99"), [[known]])
+        cycles_of(mca, replace(ARM_CPUS["cortex-a76"].core, model="cortex-z99"), [[known]])
     with pytest.raises(DeviceError, match="failed: "):
-        cycles_of(replace(mca, mca="/bin/false"), CORES["cortex-a76"], [[known]])
+        cycles_of(replace(mca, mca="/bin/false"), ARM_CPUS["cortex-a76"].core, [[known]])
 
 
 def test_another_architecture(mca: Mca) -> None:
-    core = replace(CORES["cortex-a72"], triple="x86_64-linux-gnu", model="znver4", features="")
+    core = replace(ARM_CPUS["cortex-a72"].core, triple="x86_64-linux-gnu", model="znver4", features="")
     blocks = [Block(code=VFMADD * 8, instructions=8, runs=10), Block(code=b"\xc3", instructions=1, runs=10)]
     (cycles,), _ = cycles_of(mca, core, [blocks])
     assert cycles.alone / 80 == pytest.approx(4, rel=0.2), "a chain of vfmadd231ps has a latency of 4 on Zen 4"
 
 
 def test_misses_are_waited_for_one_after_the_other() -> None:
-    core = CORES["cortex-a72"]
+    core = ARM_CPUS["cortex-a72"].core
     near, far = core.caches
     assert core.stall_cycles([10, 0]) == 10 * (far.cycles - near.cycles)
     assert core.stall_cycles([10, 10]) == 10 * (core.memory_cycles - near.cycles)
     assert core.geometry == "32768:2+1048576:16"
-    assert any("L1 32 KiB 2-way, L2 1024 KiB 16-way (Raspberry Pi 4" in text for text in core.assumptions())
+    assert any("L1 32 KiB 2-way, L2 1024 KiB 16-way (Raspberry Pi 4" in text for text in assumptions(core))
 
 
 def test_an_old_llvm_or_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +185,10 @@ def test_the_caches_against_the_same_in_python(tmp_path: Path) -> None:
 
 
 def test_the_marks_between_blocks_are_read_back(mca: Mca) -> None:
-    x86 = replace(CORES["cortex-a72"], triple="x86_64-linux-gnu")
+    x86 = replace(ARM_CPUS["cortex-a72"].core, triple="x86_64-linux-gnu")
     # The last instruction of a block may go on on a page that was not read: jmp with two of its four bytes.
     first, second = estimate._disassemble(mca, x86, [VFMADD + b"\xe9\x01\x02", VFMADD])
     assert first[0] == second[0] and len(second) == 1
     for triple in ("aarch64-linux-gnu", "x86_64-linux-gnu"):
-        core = replace(CORES["cortex-a72"], triple=triple)
+        core = replace(ARM_CPUS["cortex-a72"].core, triple=triple)
         assert estimate._disassemble(mca, core, [b"", b""]) == [[], []]

@@ -15,10 +15,13 @@ from edgevit.backends.tvm.run.process import ProcessRunner
 from edgevit.backends.tvm.run.runner import read_manifest
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
+from edgevit.devices.machine import find
+from edgevit.devices.profile import profile
 from edgevit.devices.qemu import emulate, userland
-from edgevit.devices.qemu.emulator import CPUS, Userland
+from edgevit.devices.qemu.emulator import Userland
 from edgevit.devices.qemu.native_run import require_fit
 from edgevit.errors import DeviceError, RuntimeMissingError, SkipError
+from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.schema.target import load_target
@@ -26,7 +29,7 @@ from edgevit.util.resources import shipped
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
 from tests.bundles import rehash
-from tests.devices.qemu.test_emulate import products
+from tests.devices.qemu.test_emulate import products, profile_emulated
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
@@ -64,7 +67,7 @@ def test_outputs_are_those_of_the_build(measured: Measurement) -> None:
     assert measured.device == "qemu" and measured.paths == () and measured.process is None
     machine = measured.environment
     assert (machine.cpu, machine.arch, machine.runtime) == (f"{CPU}, emulated", "aarch64", "tvm")
-    assert machine.cpu_part == CPUS[CPU].part and machine.isa == ("asimd",) and machine.load_average_before is None
+    assert machine.cpu_part == ARM_CPUS[CPU].part and machine.isa == ("asimd",) and machine.load_average_before is None
 
 
 def test_skipped_branches_execute_nothing(measured: Measurement) -> None:
@@ -97,14 +100,14 @@ def test_a_runner_that_ignores_its_gates_is_found(
         return logits, gates * (not closed)
 
     monkeypatch.setattr(ProcessRunner, "run", opens)
-    monkeypatch.setattr(emulate, "_golden", lambda *_: ())  # these differ too: let only the counts tell
+    monkeypatch.setattr(emulate, "require_golden", lambda *_: None)  # these differ too: let only the counts tell
     with pytest.raises(SkipError):
-        emulate.profile(bundle, None, f"qemu:{CPU}", runs=1, timeout_s=TIMEOUT_S)
+        profile_emulated(bundle, None, f"qemu:{CPU}", runs=1, timeout_s=TIMEOUT_S)
 
 
 def test_what_cannot_run_there_is_one_error(device: Userland, bundle: Path, tmp_path: Path) -> None:
-    def profile(path: Path, **changes: Any) -> Measurement:
-        return emulate.profile(path, None, f"qemu:{CPU}", **{"runs": 1, "timeout_s": TIMEOUT_S, **changes})
+    def run(path: Path, **changes: Any) -> Measurement:
+        return profile(path, None, find(f"qemu:{CPU}"), **{"runs": 1, "timeout_s": TIMEOUT_S, **changes})
 
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
@@ -119,14 +122,14 @@ def test_what_cannot_run_there_is_one_error(device: Userland, bundle: Path, tmp_
         ),
     ):
         with pytest.raises(DeviceError, match=said):
-            require_fit(dataclasses.replace(manifest, target=target), CPUS[CPU])
+            require_fit(dataclasses.replace(manifest, target=target), ARM_CPUS[CPU])
     with pytest.raises(DeviceError, match=r"emulated cortex-a72 did not finish within 0.01 s"):
-        profile(bundle, timeout_s=0.01)
+        run(bundle, timeout_s=0.01)
     with pytest.raises(DeviceError, match="an emulated device runs one thread"):
-        profile(bundle, threads=2)
+        run(bundle, threads=2)
     broken = tmp_path / "broken"
     shutil.copytree(bundle, broken)
     (broken / "model.weights").write_bytes(b"short")
     rehash(broken)
     with pytest.raises(DeviceError, match="does not run on the emulated cortex-a72: .* has 5 bytes, model.json says"):
-        profile(broken)
+        run(broken)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from edgevit.errors import TargetError
+from edgevit.schema.arm_cpus import ARM_CPUS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +144,7 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
 
 # CPUs that code can be scheduled for: architecture, and flags beyond those of the plain instruction set.
 CPUS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "cortex-a53": ("aarch64", ()),
-        "cortex-a72": ("aarch64", ()),
-        "cortex-a76": ("aarch64", ("atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp")),
-    }
+    {cpu.name: ("aarch64", cpu.code_flags) for cpu in ARM_CPUS.values() if cpu.code_flags is not None}
 )
 
 

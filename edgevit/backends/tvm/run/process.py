@@ -17,11 +17,10 @@ from edgevit.backends import feed
 from edgevit.backends.tvm.run.runner import Manifest
 from edgevit.backends.tvm.run.trace import Call, kernel_calls
 from edgevit.errors import BundleError, EdgevitError, ImagesError, RuntimeMissingError
+from edgevit.schema.arm_cpus import least_cpu
 from edgevit.util.machines import INSTALL_EMULATOR, MACHINES, emulator_path
 
 SYSROOT = "/usr/aarch64-linux-gnu"  # where Debian's cross compiler keeps the C library
-# The emulated CPU by what the library needs beyond plain NEON, the most first.
-CPUS = (("i8mm", "max"), ("asimddp", "cortex-a76"), ("asimd", "cortex-a72"))
 ERRORS: dict[int, type[EdgevitError]] = {15: ImagesError, 18: RuntimeMissingError, 19: BundleError}
 CLOSE_S = 10
 
@@ -70,10 +69,7 @@ class ProcessRunner:
         if not line:
             raise self._error()
         self.told = json.loads(line)
-        logits = np.empty((1, self._classes), dtype=np.float32)
-        for label, value in self.told["top"]:
-            logits[0, label] = value
-        return logits, np.array(self.told["gates"], dtype=np.uint8)
+        return logits_of(self.told, self._classes), np.array(self.told["gates"], dtype=np.uint8)
 
     def trace(self, image: np.ndarray, effort: float = 0.0) -> tuple[tuple[Call, ...], np.ndarray]:
         """Run one image; the kernels that it called, in order, and gates uint8 `[branches]`."""
@@ -108,16 +104,24 @@ class ProcessRunner:
         return ERRORS.get(code, BundleError)(f"the runner ended: {words[-1].removeprefix('error: ')}")
 
 
+def logits_of(line: Mapping[str, Any], classes: int) -> np.ndarray:
+    """Return logits float32 `[1, classes]` of a line that the runner printed; those it does not tell are inf."""
+    logits = np.full((1, classes), np.inf, dtype=np.float32)
+    for label, value in line["top"]:
+        logits[0, label] = value
+    return logits
+
+
 def foreign(manifest: Manifest) -> bool:
     """Whether the library is for another architecture than this machine's."""
     return platform.machine() not in manifest.machines
 
 
 def command(manifest: Manifest, runner: Path) -> tuple[str, ...]:
-    """How `runner` is started here: by itself, or in an emulator of a CPU that has what the library needs.
+    """How `runner` is started here: by itself, or in an emulator of a CPU that has no more than it needs.
 
     Raises:
-        BundleError: the library is for another architecture, and no emulator of it is installed.
+        BundleError: the library is for another architecture, and no emulator of it, or of its CPU, is here.
     """
     if not foreign(manifest):
         return (str(runner),)
@@ -129,5 +133,9 @@ def command(manifest: Manifest, runner: Path) -> tuple[str, ...]:
             f"this library is for aarch64, this machine is {platform.machine()} and has no emulator of it; run it on "
             f"its device, or on Debian: {INSTALL_EMULATOR}"
         )
-    cpu = next(cpu for flag, cpu in CPUS if flag in manifest.flags)
-    return (emulator, "-cpu", cpu, "-L", SYSROOT, str(runner))
+    cpu = least_cpu(manifest.flags)
+    if cpu is None:
+        raise BundleError(
+            f"no processor that is emulated here has all of {' '.join(manifest.flags)}; run this library on its device"
+        )
+    return (emulator, "-cpu", cpu.qemu, "-L", SYSROOT, str(runner))

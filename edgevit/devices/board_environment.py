@@ -1,50 +1,55 @@
-"""What a board without Python tells of itself, read by the code that reads this machine, from copies of its files."""
+"""What a machine elsewhere tells of itself, read by the code that reads this machine, from copies of its files."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from edgevit.backends.native import native_backend
-from edgevit.devices.qemu.emulator import CPUS
-from edgevit.devices.ssh.connection import Address
-from edgevit.devices.ssh.shell import Told
+from edgevit.devices.machine import BoardAnswers
+from edgevit.devices.runtimes import NO_PYTHON, machine_names, native_code
 from edgevit.errors import DeviceError
 from edgevit.measure.environment import cpu_flags, emulator, environment, snapshot
+from edgevit.schema.arm_cpus import cpu_of_part
 from edgevit.schema.manifest import Bundle
 from edgevit.schema.measurement import Environment
-from edgevit.schema.target import missing_flags
+from edgevit.schema.target import Target, missing_flags
 from edgevit.util.atomic import scratch
-from edgevit.util.machines import MACHINES
 
-NATIVE = "runner/native"
 GLIBC = re.compile(rb"GLIBC_(\d+)\.(\d+)")
-LEFT_OUT = "none: the C++ runner"
 MOST_CPUS = 4096
 KNOWN = {("/", "proc"), ("/", "sys"), ("/", "etc")}
 
 
-def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[int] | None) -> None:
-    """Refuse a board that cannot run a bundle of machine code, before anything is copied to it.
+def require_arch(target: Target, told: BoardAnswers, address: str) -> None:
+    """Refuse a machine of another architecture than a bundle's target, before anything is copied to it.
+
+    Raises:
+        DeviceError: it is another one.
+    """
+    machine = _line(told, "machine")
+    if machine not in machine_names(target.arch):
+        raise DeviceError(
+            f"{address} is {machine}, the bundle's target {target.arch}; build the bundle for a target of that machine"
+        )
+
+
+def require_fit(bundle: Bundle, told: BoardAnswers, address: str, cpus: Collection[int] | None) -> None:
+    """Refuse a machine that cannot run a bundle's machine code, before anything is copied to it.
 
     Raises:
         DeviceError: another architecture, an older C library, a CPU without the instructions, or without these CPUs.
     """
     target = bundle.manifest.target
+    require_arch(target, told, address)
     machine, bits = _line(told, "machine"), _line(told, "bits")
-    if machine not in MACHINES.get(target.arch, (target.arch,)):
-        raise DeviceError(
-            f"{address} is {machine}, the bundle's target {target.arch}; build the bundle for a target of that machine"
-        )
     if bits == "32":
         raise DeviceError(
             f"{address} has a 64-bit kernel ({machine}) but 32-bit programs; install its 64-bit system there"
         )
-    loaded = native_backend(bundle.manifest.backend).program(bundle.folder).files
-    needed, here = needed_glibc(bundle.folder, loaded), glibc(told.get("libc", ""))
+    needed, here = needed_glibc(bundle), glibc(told.get("libc", ""))
     version = ".".join(map(str, needed))
     if "musl" in told.get("libc", "").lower():
         raise DeviceError(f"{address} has musl as its C library; the bundle's runner needs glibc {version}")
@@ -54,11 +59,11 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
             "board's system, or build the bundle where the compiler's C library is as old"
         )
     with scratch() as folder:
-        root = _root(told, "", folder)
-        lacking = missing_flags(target, cpu_flags(root)) if cpu_flags(root) else ()
-    if lacking:
+        root = _root(told, folder)
+        missing = missing_flags(target, cpu_flags(root)) if cpu_flags(root) else ()
+    if missing:
         raise DeviceError(
-            f"the CPU of {address} lacks {', '.join(lacking)}, which the bundle's code for {target.name} uses; build "
+            f"the CPU of {address} lacks {', '.join(missing)}, which the bundle's code for {target.name} uses; build "
             "for a target that has less"
         )
     allowed = _allowed_cpus(told)
@@ -67,35 +72,44 @@ def require_fit(bundle: Bundle, told: Told, address: Address, cpus: Collection[i
         raise DeviceError(f"CPUs {', '.join(map(str, cpus))} were asked for; {address} offers {have}")
 
 
-def needed_glibc(folder: Path, loaded: Sequence[str]) -> tuple[int, int]:
-    """The newest version of glibc that the runner, its libraries and the model's code, `loaded`, ask for."""
-    files = [*(folder / name for name in loaded if name.endswith(".so")), *sorted((folder / NATIVE).iterdir())]
-    found = {(int(major), int(minor)) for path in files for major, minor in GLIBC.findall(path.read_bytes())}
+def needed_glibc(bundle: Bundle) -> tuple[int, int]:
+    """Return the newest version of glibc that the runner, its libraries and the model ask for."""
+    found = {
+        (int(major), int(minor)) for path in native_code(bundle) for major, minor in GLIBC.findall(path.read_bytes())
+    }
     return max(found, default=(2, 0))
 
 
 def glibc(told: str) -> tuple[int, int] | None:
-    """The version that `getconf GNU_LIBC_VERSION` or `ldd --version` tells, None if it is none of glibc's."""
+    """Return the version that `getconf GNU_LIBC_VERSION` or `ldd --version` tells, None if it is none of glibc's."""
     first = next(iter(told.strip().splitlines()), "")
     found = re.search(r"(?:glibc|GNU libc|GLIBC).*?(\d+)\.(\d+)", first)
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _allowed_cpus(told: Told) -> set[int]:
+def _allowed_cpus(told: BoardAnswers) -> set[int]:
     found = re.search(r"^Cpus_allowed_list:\s*([\d,-]+)$", told.get("/proc/self/status", ""), re.M)
     ranges = [part.split("-") for part in found[1].split(",")] if found else []
     return {cpu for part in ranges if all(part) for cpu in range(int(part[0]), min(int(part[-1]) + 1, MOST_CPUS))}
 
 
 def environment_of(
-    bundle: Bundle, told: Told, answers: Told, *, threads: int, cpus: tuple[int, ...] | None, emulated: bool
+    bundle: Bundle,
+    told: BoardAnswers,
+    before: BoardAnswers,
+    after: BoardAnswers,
+    *,
+    threads: int,
+    cpus: tuple[int, ...] | None,
+    emulated: bool,
 ) -> Environment:
-    """The board around the timed runs, by the code that reads this machine.
+    """Describe the machine around the timed runs, by the code that reads this machine.
 
     Args:
         bundle: what was measured.
-        told: what the board told before.
-        answers: the moments `before:` and `after:` the timed runs.
+        told: what the board told at first.
+        before: what it told just before the timed runs.
+        after: what it told just after them.
         threads: of a run.
         cpus: those that the runs were held to (None: all).
         emulated: whether the runner itself found an emulator.
@@ -103,11 +117,11 @@ def environment_of(
     manifest, target = bundle.manifest, bundle.manifest.target
     with scratch() as folder:
         still, *moments = (folder / name for name in ("still", "before", "after"))
-        _root(told, "", still)
-        for root in moments:
+        _root(told, still)
+        for root, moment in zip(moments, (before, after), strict=True):
             # Types of cooling devices and the like do not change, and are told once.
-            _root(told, "", root)
-            _root(answers, f"{root.name}:", root)
+            _root(told, root)
+            _root(moment, root)
         found = environment(
             *(snapshot(root) for root in moments),
             runtime=manifest.backend,
@@ -118,7 +132,7 @@ def environment_of(
             root=still,
         )
         distribution = found.system.rpartition(", ")[0]
-    part = {cpu.part: cpu.name for cpu in reversed(list(CPUS.values()))}.get(found.cpu_part or "")
+    part = cpu_of_part(found.cpu_part)
     cores = len(re.findall(r"^processor\s*:", told.get("/proc/cpuinfo", ""), re.M))
     return dataclasses.replace(
         found,
@@ -126,24 +140,24 @@ def environment_of(
         arch=target.arch,
         cores=cores or len(_allowed_cpus(told)) or 1,
         system=", ".join(part for part in (distribution, _line(told, "kernel")) if part),
-        python=LEFT_OUT,
+        python=NO_PYTHON,
         emulated_by=found.emulated_by or ("an emulator" if emulated else None),
     )
 
 
-def emulator_of(told: Told) -> str | None:
-    """Name of the emulator that plays the board, None on real hardware."""
+def emulator_of(told: BoardAnswers) -> str | None:
+    """Return the name of the emulator that plays the machine, None on real hardware."""
     with scratch() as folder:
-        return emulator(_root(told, "", folder))
+        return emulator(_root(told, folder))
 
 
-def _root(told: Told, prefix: str, folder: Path) -> Path:
-    """Put files that a board told, by names with this prefix, where this machine has its own; returns their root."""
+def _root(told: BoardAnswers, folder: Path) -> Path:
+    """Put files that a board told where this machine has its own; returns their root."""
     for name, content in told.items():
-        path = PurePosixPath(name.removeprefix(prefix))
+        path = PurePosixPath(name)
         inside = path.parts[:2] in KNOWN and len(path.parts) > 2 and ".." not in path.parts
         # Only the link below lies in the last one: nothing may be written through it.
-        if not name.startswith(prefix) or not inside or path.parts[2] == "thread-self":
+        if not inside or path.parts[2] == "thread-self":
             continue
         target = folder.joinpath(*path.parts[1:])
         with suppress(OSError):  # names that no system has, such as one below a file
@@ -156,6 +170,6 @@ def _root(told: Told, prefix: str, folder: Path) -> Path:
     return folder
 
 
-def _line(told: Told, name: str) -> str:
-    """The first line of an answer, without what could steer a terminal."""
+def _line(told: BoardAnswers, name: str) -> str:
+    """Return the first line of an answer, without what could steer a terminal."""
     return "".join(c for c in next(iter(told.get(name, "").strip().splitlines()), "") if c.isprintable())[:200]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit.backends import MODULES
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
-from edgevit.devices.ssh import python_board
+from edgevit.devices import python_program
+from edgevit.devices.machine import StepResult, find
+from edgevit.devices.runtimes import WORKERS
+from edgevit.devices.ssh import board as board_module
+from edgevit.devices.ssh.session import BoardSession
 from edgevit.errors import BundleError, DeviceError
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
@@ -24,6 +31,7 @@ from edgevit.util import strict_json
 from tests.bundles import sample_bundle
 from tests.devices.board import Board
 from tests.devices.conftest import board, running  # noqa: F401 (fixtures)
+from tests.devices.fakes import FakeSession
 from tests.tiny import tiny_images, tiny_spec
 
 
@@ -72,7 +80,7 @@ def test_what_the_board_refuses_is_one_message_and_nothing_is_written(
 
 
 def test_what_is_sent_measures_with_numpy_and_the_runtime_alone(bundle: Path, tmp_path: Path) -> None:
-    files = python_board.program_files(("edgevit.devices.board_program", *python_board.WORKERS, MODULES["onnxruntime"]))
+    files = python_program.program_files((python_program.PROGRAM, *WORKERS, MODULES["onnxruntime"]))
     for name, content in files.items():
         assert isinstance(content, Path)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +102,19 @@ def test_what_is_sent_measures_with_numpy_and_the_runtime_alone(bundle: Path, tm
     assert "PIL is blocked" in python("-c", "import PIL").stderr
     done = python("-m", "edgevit.devices.board_program", json.dumps(request))
     assert not done.returncode, done.stderr
-    assert "measurement" in json.loads((tmp_path / "answer.json").read_text())
+    assert "measurement" in json.loads(done.stdout.splitlines()[-1])
 
 
-def test_answers_are_not_trusted(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def answering(monkeypatch: pytest.MonkeyPatch, result: StepResult) -> None:
+    """Let the program on every board end like this."""
+    there = FakeSession({"machine": os.uname().machine}, {"measure": result})
+    monkeypatch.setattr(board_module, "connected", lambda *_, **__: nullcontext(there))
+
+
+def test_answers_are_not_trusted(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(answer: Any) -> Measurement:
-        monkeypatch.setattr(python_board, "run_job", lambda *_, **__: answer)
-        return python_board.profile(bundle, None, "ssh://board")
+        answering(monkeypatch, StepResult(status=0, out=f"a greeting\n{json.dumps(answer)}\n", err=""))
+        return profile(bundle, None, find("ssh://board"))
 
     good = {"measurement": strict_json.to_data(onboard_measurement(bundle))}
     assert asked(good).device == "ssh"
@@ -117,6 +131,55 @@ def test_answers_are_not_trusted(bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "the device runs onnxruntime 1.0, the bundle was verified with" in asked({"measurement": other}).warnings[-1]
 
 
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (StepResult(status=1, out="", err="Traceback\nValueError: no such kernel\n"), "ValueError: no such kernel"),
+        (StepResult(status=0, out="{", err=""), "exit code 0"),
+        (StepResult(status=137, out="", err=""), "exit code 137"),
+        (StepResult(status=1, out="", err="\x1b[31mred"), "[31mred"),
+    ],
+)
+def test_a_program_that_fails_is_told_with_its_last_words(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, result: StepResult, said: str
+) -> None:
+    answering(monkeypatch, result)
+    with pytest.raises(DeviceError) as caught:
+        profile(bundle, None, find("ssh://board"))
+    assert str(caught.value) == f"board could not run the bundle: {said}"
+
+
+def test_a_board_that_lacks_something_is_told_before_anything_is_copied(
+    bundle: Path,
+    board: Board,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refusal(path: Path = bundle, python: str = "python3") -> str:
+        with pytest.raises(DeviceError) as caught:
+            profile(path, None, find(board.url, python=python), runs=1)
+        return str(caught.value)
+
+    monkeypatch.setattr(BoardSession, "_copy", lambda *_: pytest.fail("something was copied"))
+    assert "127.0.0.1 has no nopython" in refusal(python="nopython")
+    with monkeypatch.context() as patch:
+        needs = (("numpy", "numpy"), ("no_such_runtime", "no-such-runtime==1.2"))
+        patch.setattr(python_program, "requirements", lambda _: needs)
+        said = refusal()
+    assert "lacks no-such-runtime==1.2; install it there: python3 -m pip install numpy no-such-runtime==1.2" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(python_program, "OLDEST_PYTHON", (9, 9))
+        assert "needed: 9.9 or newer; name another one with --python" in refusal()
+    with monkeypatch.context() as patch:
+        patch.setattr("edgevit.devices.board_environment.machine_names", lambda _: ("m68k",))
+        assert f"is {os.uname().machine}, the bundle's target" in refusal()
+
+
+@pytest.mark.parametrize("python", ["-c", "a;b", "a b", "$(a)", "", "a\nb", "a'b", "~/x"])
+def test_a_hostile_name_of_a_python_is_refused_before_connecting(python: str) -> None:
+    with pytest.raises(DeviceError, match="must be a plain name or path"):
+        find("ssh://board", python=python)
+
+
 def onboard_measurement(bundle: Path) -> Measurement:
     from tests.report.sample import measurement
 
@@ -127,5 +190,5 @@ def onboard_measurement(bundle: Path) -> Measurement:
 def test_pip_is_told_the_release_that_the_bundle_was_verified_with(bundle: Path) -> None:
     with open_bundle(bundle) as opened:
         manifest = dataclasses.replace(opened.manifest, backend="openvino", tools={"openvino": "2026.4.1-22982-e21"})
-    assert python_board.requirements(manifest) == (("numpy", "numpy"), ("openvino", "openvino==2026.4.1"))
-    assert python_board.requirements(dataclasses.replace(manifest, tools={}))[1] == ("openvino", "openvino")
+    assert python_program.requirements(manifest) == (("numpy", "numpy"), ("openvino", "openvino==2026.4.1"))
+    assert python_program.requirements(dataclasses.replace(manifest, tools={}))[1] == ("openvino", "openvino")

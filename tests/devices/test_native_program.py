@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from PIL import Image
 from edgevit import pipeline
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
+from edgevit.devices import native_program
+from edgevit.devices.board_environment import _root, environment_of, glibc, needed_glibc, require_fit
+from edgevit.devices.machine import StepResult, find
+from edgevit.devices.profile import profile
 from edgevit.devices.qemu.emulator import Userland
-from edgevit.devices.ssh import native_board, python_board, shell
-from edgevit.devices.ssh.board_environment import _root, environment_of, glibc, needed_glibc, require_fit
+from edgevit.devices.request import ProfileRequest
+from edgevit.devices.ssh import board as board_module
+from edgevit.devices.ssh import session
+from edgevit.devices.ssh.board import Board as SshBoard
 from edgevit.devices.ssh.connection import Address
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError
-from edgevit.measure.warnings import doubts
+from edgevit.measure.warnings import measurement_warnings
 from edgevit.schema.measurement import ImagesUsed
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.schema.target import load_target
@@ -32,13 +39,13 @@ from tests.bundles import rehash, rewrite, sample_bundle
 from tests.devices import land
 from tests.devices.board import Board
 from tests.devices.conftest import board, running, use  # noqa: F401 (fixtures)
+from tests.devices.fakes import FakeSession
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
 import_or_skip()
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="written for x86-64, with aarch64 emulated")
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
-ADDRESS = Address(host="board")
 
 
 def build(folder: Path, target: str) -> Path:
@@ -103,7 +110,7 @@ def test_profile_on_a_board(bundle: Path, board: Board, tmp_path: Path, capsys: 
 
 def refusal(bundle: Path, board: Board, **asked: Any) -> str:  # noqa: F811
     with pytest.raises(DeviceError) as caught:
-        python_board.profile(bundle, None, board.url, runs=2, **asked)
+        profile(bundle, None, find(board.url), runs=2, **asked)
     return str(caught.value)
 
 
@@ -112,16 +119,15 @@ def test_a_board_is_told_how_many_threads_a_run_has(bundle: Path) -> None:
     with open_bundle(bundle) as opened:
         manifest = dataclasses.replace(opened.manifest, target=dataclasses.replace(opened.manifest.target, threads=2))
         for threads in (2, 1):
-            case = native_board._Case(
+            request = ProfileRequest(
                 bundle=dataclasses.replace(opened, manifest=manifest),
                 images=tiny_images(PROGRAM.spec, 1),
                 used=ImagesUsed(count=1, digest="0", golden=True),
-                address=ADDRESS,
                 runs=1,
-                threads=threads,
-                cpus=None,
             )
-            assert native_board._calls(case, ["golden", "timed"]).count(f"--threads {threads}") == 2
+            case = native_program._Case(request=request, threads=threads)
+            for step in native_program._steps(case, ["golden", "timed"]):
+                assert step.arguments[step.arguments.index("--threads") + 1] == str(threads)
 
 
 def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board: Board, tmp_path: Path) -> None:  # noqa: F811
@@ -133,18 +139,14 @@ def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board:
             opened.manifest, target=dataclasses.replace(opened.manifest.target, arch="riscv64")
         )
         with pytest.raises(DeviceError, match="is aarch64, the bundle's target riscv64"):
-            require_fit(dataclasses.replace(opened, manifest=elsewhere), MACHINE, ADDRESS, None)
+            require_fit(dataclasses.replace(opened, manifest=elsewhere), MACHINE, "board", None)
         with pytest.raises(BundleError, match="has no runner/native/runner; build it again"):
-            native_board.profile(
-                dataclasses.replace(opened, folder=tmp_path),
-                tiny_images(tiny_spec(), 1),
-                ImagesUsed(count=1, digest="0", golden=True),
-                ADDRESS,
-                runs=1,
-                threads=None,
-                cpus=None,
-                timeout_s=1,
+            request = ProfileRequest(
+                bundle=dataclasses.replace(opened, folder=tmp_path),
+                images=tiny_images(tiny_spec(), 1),
+                used=ImagesUsed(count=1, digest="0", golden=True),
             )
+            native_program.measure(SshBoard(address=Address(host="board")), request)
     runner = (bundle / "runner/native/runner").read_bytes()
     absent = with_runner(bundle, tmp_path / "absent", runner.replace(b"libstdc++.so.6\0", b"libstdc++.so.9\0"))
     assert "lacks libstdc++.so.9, which the bundle's runner loads; install it there" in refusal(absent, board)
@@ -189,10 +191,10 @@ def test_a_board_that_does_not_fit_is_refused_before_anything_is_copied(
     arm: Path, changes: dict[str, str], said: str
 ) -> None:
     with open_bundle(arm) as opened:
-        require_fit(opened, MACHINE, ADDRESS, None)
-        require_fit(opened, MACHINE | {"libc": "", "bits": "", "/proc/cpuinfo": ""}, ADDRESS, (0,))
+        require_fit(opened, MACHINE, "board", None)
+        require_fit(opened, MACHINE | {"libc": "", "bits": "", "/proc/cpuinfo": ""}, "board", (0,))
         with pytest.raises(DeviceError, match=said):
-            require_fit(opened, MACHINE | changes, ADDRESS, None)
+            require_fit(opened, MACHINE | changes, "board", None)
 
 
 def test_what_spoils_the_figures_of_a_board_is_read_from_its_files(arm: Path) -> None:
@@ -207,23 +209,22 @@ def test_what_spoils_the_figures_of_a_board_is_read_from_its_files(arm: Path) ->
         f"{cpu}/scaling_governor": "ondemand\n",
         f"{thermal}/cooling_device0/type": "cpufreq-cpu0\n",
     }
-    moments = {
-        "before:/proc/loadavg": "2.5 1 1 1/100 5\n",
-        f"before:{cpu}/scaling_cur_freq": "1500000\n",
-        f"after:{cpu}/scaling_cur_freq": "600000\n",
-        f"after:{thermal}/thermal_zone0/temp": "84200\n",
-        f"after:{thermal}/cooling_device0/cur_state": "2\n",
-        "after:/sys/devices/platform/soc/soc:firmware/get_throttled": "throttled=0x50005\n",
+    before = {"/proc/loadavg": "2.5 1 1 1/100 5\n", f"{cpu}/scaling_cur_freq": "1500000\n"}
+    after = {
+        f"{cpu}/scaling_cur_freq": "600000\n",
+        f"{thermal}/thermal_zone0/temp": "84200\n",
+        f"{thermal}/cooling_device0/cur_state": "2\n",
+        "/sys/devices/platform/soc/soc:firmware/get_throttled": "throttled=0x50005\n",
     }
     with open_bundle(arm) as opened:
-        machine = environment_of(opened, told, moments, threads=1, cpus=(1,), emulated=False)
+        machine = environment_of(opened, told, before, after, threads=1, cpus=(1,), emulated=False)
     assert (machine.cpu, machine.arch, machine.cores) == ("Raspberry Pi 4 Model B Rev 1.4", "aarch64", 2)
     assert machine.system == "Debian GNU/Linux 12, Linux 6.6.31+rpt-rpi-v8" and machine.isa == ("asimd",)
     assert (machine.cpu_part, machine.cpus, machine.governor) == ("0xd08", (1,), "ondemand")
     assert (machine.frequency_before_mhz, machine.frequency_after_mhz) == (1500, 600)
     assert (machine.temperature_before_c, machine.temperature_after_c) == (None, 84.2)
     assert machine.memory_total_bytes == 3884412 * 1024 and machine.emulated_by is None
-    spoilt = " ".join(doubts(machine))
+    spoilt = " ".join(measurement_warnings(machine))
     for reason in (
         "firmware: under-voltage, firmware: throttled, cpufreq-cpu0 at state 2",
         "the clock fell from 1500 to 600 MHz",
@@ -239,7 +240,7 @@ def test_files_of_a_board_stay_where_they_are_put(tmp_path: Path) -> None:
     told = dict.fromkeys((*names, "/proc/thread-self", "/proc/thread-self/exe", "/proc/./thread-self/exe"), "?")
     told |= {"/proc/cpuinfo": "Features\t: asimd\n", "/proc/cpuinfo/more": "?", "emulator": "/usr/bin/qemu-\x1b../x"}
     for _ in range(2):
-        root = _root(told, "", tmp_path / "root")
+        root = _root(told, tmp_path / "root")
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir())
     assert found == ["root/proc/cpuinfo", "root/proc/thread-self/exe"]
     assert str((root / "proc/thread-self/exe").readlink()) == "/x"
@@ -249,7 +250,8 @@ def test_versions_of_glibc(arm: Path) -> None:
     assert glibc("ldd (Ubuntu GLIBC 2.35-0ubuntu3.8) 2.35\nCopyright") == (2, 35)
     assert glibc("ldd (GNU libc) 2.40") == (2, 40)
     assert glibc("sh: ldd: not found") is None and glibc("") is None
-    assert (2, 17) < needed_glibc(arm, ("model.so", "model.json")) < (3, 0)
+    with open_bundle(arm) as bundle:
+        assert (2, 17) < needed_glibc(bundle) < (3, 0)
 
 
 # ---- A board that is emulated ----
@@ -289,7 +291,7 @@ def test_a_python_agent_on_an_emulated_board_withholds_times_too(emulated: tuple
     data = json.loads((bundle / "manifest.json").read_text())
     data["target"]["arch"] = "aarch64"
     rewrite(bundle, data)
-    measured = python_board.profile(bundle, None, there.url, runs=2, python="python3.11")
+    measured = profile(bundle, None, find(there.url, python="python3.11"), runs=2)
     assert measured.environment.emulated_by == "qemu-aarch64-static" and measured.paths == ()
     assert "times are withheld" in measured.warnings[0] and (measured.process, measured.memory) == (None, None)
     there.assert_clean()
@@ -304,7 +306,7 @@ def test_an_emulated_board_refuses_like_a_real_one(
         assert "has glibc 2.17, the bundle's runner needs" in refusal(arm, there)
     with land.changed(system / "cpuinfo", "asimd ", ""):
         assert "lacks asimd" in refusal(arm, there)
-    monkeypatch.setattr(shell, "RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr(session, "RESERVE_BYTES", 1 << 60)
     assert "bytes are free, needed: " in refusal(arm, there)
     there.assert_clean()
 
@@ -315,14 +317,12 @@ def test_the_runners_own_word_of_an_emulator_is_enough(arm: Path, monkeypatch: p
         manifest = opened.manifest
     line = {"gates": [1] * len(manifest.branches), "top": [[0, 1.0]], "emulated": True}
     lines = [json.dumps(each) for each in ({}, line, line, line, *[line] * 400)]
-    told = {
-        f"./{step}.{what}": "\n".join(lines[:4] if step == "golden" else lines) for step in STEPS for what in ("out",)
+    answers = {
+        step: StepResult(status=0, out="\n".join(lines[:4] if step == "golden" else lines), err="")
+        for step in ("golden", "timed", "traced")
     }
-    monkeypatch.setattr(native_board, "run_shell", lambda _, prepare, **__: prepare(MACHINE) and told)
-    measured = python_board.profile(arm, None, "ssh://board", runs=2)
+    monkeypatch.setattr(board_module, "connected", lambda *_, **__: nullcontext(FakeSession(MACHINE, answers)))
+    measured = profile(arm, None, find("ssh://board"), runs=2)
     assert measured.paths == () and measured.environment.emulated_by == "an emulator"
     assert any("golden path" in warning for warning in measured.warnings)
     assert dataclasses.replace(measured.golden[0], gates_equal=True, logit_error=0.0).held
-
-
-STEPS = ("golden", "timed", "traced")

@@ -1,0 +1,142 @@
+"""This machine: open a bundle, load its model, run its golden inputs, measure it.
+
+Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline.py`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgevit.backends import MODULES, Runner, backend
+from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, rerun_golden, verify_bundle
+from edgevit.devices.request import ProfileRequest
+from edgevit.errors import DeviceError
+from edgevit.measure.environment import cpu_flags, pin_to_cpus
+from edgevit.measure.run import profile_bundle
+from edgevit.schema.manifest import Bundle, Manifest
+from edgevit.schema.measurement import Measurement
+from edgevit.schema.target import missing_flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A bundle whose hashes held, and its golden outputs here (none: they were not run).
+
+    `missing_flags` are CPU flags its target counts on.
+    """
+
+    manifest: Manifest
+    sha256: str
+    golden: tuple[GoldenResult, ...]
+    missing_flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMachine:
+    """This machine; see `edgevit.devices.machine.Machine`. The Python measuring program is this process."""
+
+    kind: str = "local"
+    emulated: bool = False
+    most_images: int | None = None
+
+    def check(self, threads: int | None) -> None:
+        """Refuse nothing: what a bundle needs is looked at when it is loaded."""
+
+    def measure(self, request: ProfileRequest) -> Measurement:
+        """Measure on this machine.
+
+        Raises:
+            DeviceError: CPUs that this machine does not offer, or machine code for another architecture.
+            RuntimeMissingError: the bundle's runtime is not installed.
+        """
+        bundle, target = request.bundle, request.target
+        name = bundle.manifest.backend
+        if target.cpu is not None and target.arch != platform.machine():
+            raise DeviceError(
+                f"{bundle.manifest.name} is machine code for {target.arch}, this machine is {platform.machine()}, and "
+                "an emulator has no time of its own; measure it on its device with --device ssh://user@board"
+            )
+        allowed = bundle.manifest.golden_tolerance
+        with pin_to_cpus(request.cpus), loaded(bundle, request.threads) as runner:
+            return profile_bundle(
+                bundle,
+                runner,
+                request.images,
+                request.used,
+                backend=MODULES[name],
+                runtime_version=backend(name).versions()[name],
+                runs=request.runs,
+                threads=request.threads or target.threads,
+                cpus=request.cpus,
+                golden=tuple(result.parity(allowed) for result in rerun_golden(bundle, runner)),
+            )
+
+
+def machine(device: str | None, *, python: str = "python3") -> LocalMachine:
+    """Return this machine, whatever is given."""
+    return LocalMachine()
+
+
+def inspect(path: Path) -> Verified:
+    """Check a bundle as data, without its runtime and without running anything of it.
+
+    Its manifest, every file's size and hash, that nothing else is there, and that its golden arrays are what they
+    should be. What it computes is not asked.
+
+    Raises:
+        BundleError: not a bundle, or damaged.
+    """
+    with open_bundle(path) as bundle:
+        for case in bundle.manifest.golden:
+            load_golden(bundle, case)
+        return _verified(bundle, ())
+
+
+def verify(path: Path, *, threads: int | None = None) -> Verified:
+    """Check every file of a bundle against its manifest and run its golden inputs again.
+
+    This runs what the bundle holds: machine code, where it was compiled for its device.
+
+    Raises:
+        BundleError: not a bundle, or damaged.
+        ParityError: a golden output is not reproduced.
+        RuntimeMissingError: its runtime is not installed.
+    """
+    with open_bundle(path) as bundle, loaded(bundle, threads) as runner:
+        return _verified(bundle, verify_bundle(bundle, runner))
+
+
+@contextmanager
+def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
+    """Load the bundle's model with its runtime; freed at the end of the context."""
+    manifest = bundle.manifest
+    model, target = PurePosixPath(manifest.model), manifest.target
+    runner = backend(manifest.backend).load(
+        bundle.folder / model.parent,
+        threads=threads or target.threads,
+        precision=target.inference_precision,
+        file=model.name,
+        weight_bits=target.weight_bits,
+    )
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def missing_cpu_flags(manifest: Manifest) -> tuple[str, ...]:
+    """Return CPU flags that the bundle's target counts on and this machine does not have."""
+    return missing_flags(manifest.target, cpu_flags())
+
+
+def _verified(bundle: Bundle, golden: tuple[GoldenResult, ...]) -> Verified:
+    return Verified(
+        manifest=bundle.manifest,
+        sha256=bundle.sha256,
+        golden=golden,
+        missing_flags=missing_cpu_flags(bundle.manifest),
+    )

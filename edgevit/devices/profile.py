@@ -1,0 +1,58 @@
+"""Profile a bundle: open it, prepare images, and let a machine measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from edgevit.bundle.read import open_bundle
+from edgevit.devices.machine import Machine, find
+from edgevit.devices.request import DEFAULT_RUNS, DEFAULT_TIMEOUT_S, Prepare, ProfileRequest, prepare_images
+from edgevit.schema.measurement import Measurement
+
+
+def profile(
+    path: Path,
+    images: Path | Prepare | None,
+    machine: Machine | None = None,
+    *,
+    runs: int = DEFAULT_RUNS,
+    threads: int | None = None,
+    cpus: Sequence[int] | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Measurement:
+    """Measure a bundle with the user's images, or with its own golden inputs if there are none.
+
+    Args:
+        path: the bundle, folder or zip.
+        images: the user's, or what gives them; None: the bundle's golden inputs.
+        machine: where, see `machine.find`; None: here.
+        runs: timed runs per path.
+        threads: threads of a run (None: the target's).
+        cpus: CPUs of the machine to hold the run to (None: all).
+        timeout_s: seconds that a machine elsewhere, or an emulator, may take.
+
+    Raises:
+        BundleError: not a bundle, damaged, or without golden inputs when `images` is None.
+        DeviceError: the machine cannot be reached, lacks something, or gives no measurement.
+        ImagesError: no usable image.
+        ParityError: an emulated machine does not reproduce a golden output.
+        RuntimeMissingError: the bundle's runtime is not installed here.
+        SkipError: an emulated machine executes a closed branch.
+    """
+    machine = machine or find(None)
+    machine.check(threads)
+    with open_bundle(path) as bundle:
+        prepare = images if callable(images) else partial(prepare_images, source=images)
+        pixels, used = prepare(bundle, min(runs, machine.most_images or runs))
+        request = ProfileRequest(
+            bundle=bundle,
+            images=pixels,
+            used=used,
+            runs=runs,
+            threads=threads,
+            cpus=None if cpus is None else tuple(cpus),
+            timeout_s=timeout_s,
+        )
+        return machine.measure(request)

@@ -1,0 +1,172 @@
+"""The one place that makes a Measurement, of what a machine answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevit import __version__
+from edgevit.measure.branch_times import Trace
+from edgevit.measure.fresh_process import Probe
+from edgevit.measure.percentiles import latency
+from edgevit.measure.warnings import golden_warnings, measurement_warnings
+from edgevit.schema.manifest import Bundle, Manifest, PathName
+from edgevit.schema.measurement import (
+    BranchMeasurement,
+    Emulation,
+    Environment,
+    GoldenParity,
+    ImagesUsed,
+    Measurement,
+    PathLatency,
+    not_the_device,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Timing:
+    """Single runs of one path: wall and process CPU time in ms, the image each ran on, and the gates it took."""
+
+    wall_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...]
+    image: tuple[int, ...]
+    gates: tuple[NDArray[np.uint8], ...]
+
+
+TimedRun = tuple[float, float, int, NDArray[np.uint8]]  # wall and CPU time in ms, image, gates
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Times:
+    """What only a machine with a time of its own tells.
+
+    Attributes:
+        images: how many were timed.
+        paths: the timed runs of each path, `real` among them.
+        trace: inside a run, branch by branch.
+        probe: a fresh process with the model.
+    """
+
+    images: int
+    paths: Mapping[PathName, Timing]
+    trace: Trace
+    probe: Probe
+
+
+def make_measurement(
+    bundle: Bundle,
+    machine: Environment,
+    used: ImagesUsed,
+    gates: NDArray[np.uint8],
+    *,
+    device: str = "local",
+    golden: tuple[GoldenParity, ...] = (),
+    times: Times | None = None,
+    emulation: Emulation | None = None,
+    warnings: Sequence[str] = (),
+) -> Measurement:
+    """Return the Measurement of a bundle.
+
+    Args:
+        bundle: what was measured.
+        machine: where, around the timed runs.
+        used: the images.
+        gates: of every image on the real path, uint8 `[images, branches]`.
+        device: how the machine was reached.
+        golden: the golden inputs as they came out there.
+        times: None: the machine has none of its own, and they are withheld.
+        emulation: what an emulated processor tells instead; its warnings are all in `warnings`.
+        warnings: those to tell beside what the machine itself gives reason for.
+    """
+    manifest = bundle.manifest
+    seen = measurement_warnings(machine) if emulation is None else ()
+    untimed = Measurement(
+        bundle=manifest.name,
+        bundle_sha256=bundle.sha256,
+        edgevit=__version__,
+        device=device,
+        environment=machine,
+        images=dataclasses.replace(used, timed=times.images if times else 0),
+        paths=(),
+        expected_wall_ms=None,
+        expected_cpu_ms=None,
+        branches=branch_times(manifest, gates.mean(axis=0), times.trace if times else None),
+        unattributed_time_ms=None,
+        memory=None,
+        process=None,
+        load_ms=None,
+        first_run_ms=None,
+        warnings=(*golden_warnings(golden), *seen, *warnings),
+        golden=golden,
+        emulation=emulation,
+    )
+    if times is None:
+        return untimed
+    efforts, real = path_efforts(manifest), times.paths["real"]
+    return dataclasses.replace(
+        untimed,
+        paths=tuple(path_latency(name, efforts[name], timing) for name, timing in times.paths.items()),
+        expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
+        expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
+        unattributed_time_ms=times.trace.other_ms,
+        memory=times.trace.memory or times.probe.trace,
+        process=times.probe.process,
+        load_ms=times.probe.load_ms,
+        first_run_ms=times.probe.first_run_ms,
+        not_the_device=not_the_device(manifest.target, machine),
+    )
+
+
+def path_efforts(manifest: Manifest) -> dict[PathName, float]:
+    """Return the paths that can be asked for, with their effort; a bundle without gates has only one."""
+    if manifest.effort is None:
+        return {"real": 0.0}
+    return {"all_open": manifest.effort.all_open, "all_skipped": manifest.effort.all_skipped, "real": 0.0}
+
+
+def timing(runs: Sequence[TimedRun]) -> Timing:
+    """Return the runs of one path."""
+    return Timing(
+        wall_ms=tuple(r[0] for r in runs),
+        cpu_ms=tuple(r[1] for r in runs),
+        image=tuple(r[2] for r in runs),
+        gates=tuple(r[3] for r in runs),
+    )
+
+
+def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> float:
+    """Return the expected time of an image drawn from those measured: the mean of each image's median."""
+    by_image: dict[int, list[float]] = defaultdict(list)
+    for sample, index in zip(samples_ms, image, strict=True):
+        by_image[index].append(sample)
+    return statistics.fmean(statistics.median(samples) for samples in by_image.values())
+
+
+def path_latency(name: PathName, effort: float, timing: Timing) -> PathLatency:
+    return PathLatency(
+        path=name,
+        effort=effort,
+        branches_open=float(np.mean([gates.sum() for gates in timing.gates])),
+        wall=latency(timing.wall_ms),
+        cpu=latency(timing.cpu_ms),
+    )
+
+
+def branch_times(manifest: Manifest, rates: NDArray[np.float64], trace: Trace | None) -> tuple[BranchMeasurement, ...]:
+    """Return rows of the branches; without a trace their times are withheld."""
+    return tuple(
+        BranchMeasurement(
+            name=branch.name,
+            open_rate=float(rate),
+            open_time_ms=trace.open_ms.get(branch.name) if trace else None,
+            skipped_time_ms=trace.skipped_ms.get(branch.name) if trace else None,
+            time_source=trace.source if trace else "withheld",
+        )
+        for branch, rate in zip(manifest.branches, rates, strict=True)
+    )
