@@ -15,14 +15,14 @@ import numpy as np
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.initial import initial_gates
-from edgevit.compress.gate.threshold import calibrate_thresholds, check_spent, fixed_macs
+from edgevit.compress.gate.threshold import fixed_macs
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.in_memory import InMemory
 from edgevit.compress.training.loop import fit, stage_steps
 from edgevit.compress.training.recipe import TrainRecipe
 from edgevit.compress.training.teacher import Teacher
 from edgevit.compress.usdc.hooks import StageHooks
-from edgevit.compress.usdc.stages import stage_settings
+from edgevit.compress.usdc.stages import set_thresholds, stage_settings
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
@@ -84,11 +84,7 @@ def train_gates(
     gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, SPREAD)
     if epochs:
         gated = _fit(gated, teacher or program, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
-    gated = calibrate_thresholds(gated, held, budget)
-    note = check_spent(gated, held, budget * total_macs(gated.spec), total_macs(gated.spec))
-    if note:
-        say(f"warning: {note}")
-    return gated
+    return set_thresholds(gated, total_macs(gated.spec), Budgets(expected=budget), held, say)
 
 
 def _check_budget(spec: ProgramSpec, budget: float) -> None:
