@@ -25,7 +25,7 @@ from edgevit.build.describe import Facts, describe, golden_runs
 from edgevit.build.preflight import require_target
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
-from edgevit.compress.budgets import Budgets
+from edgevit.compress.budgets import Budgets, check_budgets
 from edgevit.errors import ProgramError, TargetError
 from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form.assemble import assemble, detached
@@ -90,8 +90,9 @@ def compress(
         BudgetError: a budget that cannot be met, or is missed from above or below.
         RuntimeMissingError: torch is not installed.
     """
-    if budgets.static == 1.0 and budgets.expected == 1.0:
+    if not budgets.compresses:
         return dense
+    check_budgets(dense.spec, budgets)
     from edgevit.util.optional import require_torch
 
     require_torch("pruning and gating")
@@ -163,7 +164,7 @@ def compare(program: Program, original: Program, judged: ImageSet, *, both: bool
 
     Args:
         program: what was made of the original.
-        original: with the Program's image size and class numbers (`models.counterpart`).
+        original: with the Program's image size and class numbers (`tasks.counterpart`).
         judged: images; labelled ones give top-1.
         both: whether the Program answers too, for the figures that are kept with it.
     """

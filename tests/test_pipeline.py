@@ -20,6 +20,7 @@ from edgevit.compress.budgets import Budgets
 from edgevit.errors import (
     AccuracyError,
     BoundError,
+    BudgetError,
     CoverageError,
     OutputError,
     ParityError,
@@ -352,6 +353,19 @@ def test_int8_weights_lie_on_their_grid_before_they_are_lowered(name: str) -> No
 def test_nothing_to_compress_gives_the_same_program() -> None:
     program = tiny_program()
     assert pipeline.compress(program, image_set(program).images, Budgets()) is program
+
+
+@pytest.mark.parametrize(
+    "budgets", [Budgets(expected=0.05), Budgets(expected=0.01, static=0.01), Budgets(expected=1.2, static=1.3)]
+)
+def test_a_budget_that_nothing_can_meet_is_refused_before_anything_slow(
+    budgets: Budgets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tiny_program()
+    monkeypatch.setattr("edgevit.compress.prune.observe.collect", None)
+    monkeypatch.setattr("edgevit.compress.gate.train.train_gates", None)
+    with pytest.raises(BudgetError, match="cannot be reached by tiny"):
+        pipeline.compress(program, image_set(program).images, budgets)
 
 
 def test_compressing_prunes_and_gates_and_keeps_the_original() -> None:

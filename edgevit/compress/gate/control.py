@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from edgevit.compress.gate.threshold import shift_for
 from edgevit.torch_form.vit import Vit
 
 Gather = Callable[[Tensor], Tensor]  # this process's rows [b, ...] to the global batch's [B, ...], differentiable
+Derivative = Literal["heun", "straight"]
 UNIFORM_EDGE = 1e-6
 FOLLOWS = 0.1  # how fast the shift follows what the batch of the moment asks for
 
@@ -44,6 +45,8 @@ class GateSettings:
         stiffness: weight of half the squared gap between expected MACs and the budget (the paper's gamma, 100).
         price_rate: how fast the price follows the gap, per step.
         price_limit: largest price.
+        derivative: of a decision. `heun` counts both slopes and MACs by their odds: for weights that learn too.
+            `straight` is that of the noisy sigmoid, and MACs count as drawn: for gates alone, whose weights rest.
     """
 
     groups: Groups
@@ -53,6 +56,7 @@ class GateSettings:
     stiffness: float = 100.0
     price_rate: float = 0.5
     price_limit: float = 20.0
+    derivative: Derivative = "heun"
 
 
 class GateControl:
@@ -98,34 +102,39 @@ class GateControl:
         self._seen = {}
 
     def decide(self, index: int, x: Tensor) -> Tensor:
-        """Return open (1) or not (0) for this process's samples `[b]`: a decision per group, with Heun's derivative."""
+        """Return open (1) or not (0) for this process's samples `[b]`: a decision per group, with a derivative."""
         if index in self.dead:
             return x.new_zeros(len(x))
         local = self.model.gate_logit(self.model.spec.branches[index], x).float()
         logits = self.gather(local)
         groups = self._groups.to(x.device)
         means = logits.new_zeros(self._count).index_add(0, groups, logits) / torch.bincount(groups)
-        opened, odds = self._draw(index, means)
-        # Heun's rule at a decision d drawn with probability p: both ends of the step from closed to open count half.
-        slope = (torch.where(opened > 0, 1 - odds, odds) / (2 * self._noise)).detach() if self._noise else 0.0
-        # The value is `opened`; with a slope of 0 the gate still stays in the graph, for processes that share it.
-        decisions = (opened + slope * (means - means.detach()))[groups]
+        opened, decisions, odds = self._draw(index, means)
+        decisions = decisions[groups]
         self._seen[index] = odds[groups].mean()
         self.opened[index] = 0.95 * self.opened[index] + 0.05 * float(opened[groups].mean())
         start = self.rank * len(x)
         return decisions[start : start + len(x)].to(x.dtype)
 
-    def _draw(self, index: int, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw decisions of all groups, 0 or 1, and how likely each was to be 1, which has a derivative."""
+    def _draw(self, index: int, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return decisions of all groups, 0 or 1; the same with their derivative; and what MACs are counted by."""
         if not self._noise:
             margins = means.detach()
             self._settled.setdefault(index, []).append(margins[self._groups.to(means.device)].cpu())
             opened = (margins + (self.shift or 0.0) > 0).to(means.dtype)
-            return opened, opened + 0.0 * means
+            # With a slope of 0 the gate still stays in the graph, for processes that share it.
+            return opened, opened + 0.0 * (means - means.detach()), opened + 0.0 * means
         noise = np.random.default_rng((*self._place, index)).random(self._count).clip(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
         logistic = torch.from_numpy(np.log(noise / (1 - noise)).astype(np.float32)).to(means.device)
         opened = (means.detach() + self._noise * logistic > 0).to(means.dtype)
-        return opened, torch.sigmoid(means / self._noise)
+        if self.settings.derivative == "straight":
+            soft = torch.sigmoid(means / self._noise + logistic)
+            decisions = opened + (soft - soft.detach())
+            return opened, decisions, decisions
+        odds = torch.sigmoid(means / self._noise)
+        # Heun's rule at a decision d drawn with probability p: both ends of the step from closed to open count half.
+        slope = (torch.where(opened > 0, 1 - odds, odds) / (2 * self._noise)).detach()
+        return opened, opened + slope * (means - means.detach()), odds
 
     def penalty(self) -> Tensor:
         """Return price and squared gap of this micro-batch's MACs to the budget; unused MACs are lost accuracy."""

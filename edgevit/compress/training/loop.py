@@ -90,7 +90,8 @@ class Plain:
 class StageSettings:
     """The numbers of one stage; see `TrainRecipe`.
 
-    `first_step` is the number of its first step in the log; its first `small_epochs` see images of side `small`.
+    `first_step` is the number of its first step in the log; its first `small_epochs` see images of side `small`;
+    `betas` are AdamW's.
     """
 
     name: str
@@ -114,6 +115,7 @@ class StageSettings:
     small: int = 0
     small_epochs: int = 0
     first_step: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 Report = Callable[[int, int, float, Mapping[str, float]], None]  # step, steps, images per second, figures
@@ -230,7 +232,8 @@ def make_optimiser(model: Vit, settings: StageSettings) -> torch.optim.AdamW:
             }
             for part, members in groups.items()
             if members
-        ]
+        ],
+        betas=settings.betas,
     )
 
 

@@ -21,24 +21,37 @@ TIGHTER = 0.98
 SETTLED = 0.8  # of the last stage: gates learn no more
 
 
+def gate_settings(recipe: TrainRecipe, *, joint: bool) -> GateSettings:
+    """Return the recipe's numbers of gates for one stage."""
+    return GateSettings(
+        groups=parse_groups(recipe.groups),
+        seed=recipe.seed,
+        noise=recipe.gate_noise,
+        # Gates go on learning in the next stage; only at the end do weights get used to what a device decides.
+        noise_until=1.0 if joint else SETTLED,
+        stiffness=recipe.stiffness,
+        price_rate=recipe.price_rate,
+        price_limit=recipe.price_limit,
+    )
+
+
 class StageHooks:
-    """The hooks of one stage: gates, masks or both, and the ramp of their budgets."""
+    """The hooks of one stage: gates (by the recipe, or by `gates`), masks or both, and the ramp of their budgets."""
 
     def __init__(
-        self, model: Vit, dense: ProgramSpec, budgets: Budgets, recipe: TrainRecipe, world: World, *, joint: bool
+        self,
+        model: Vit,
+        dense: ProgramSpec,
+        budgets: Budgets,
+        recipe: TrainRecipe,
+        world: World,
+        *,
+        joint: bool,
+        gates: GateSettings | None = None,
     ) -> None:
         self.spec, self.budgets, self.recipe, self.joint = model.spec, budgets, recipe, joint
         self.dense_macs = total_macs(dense)
-        settings = GateSettings(
-            groups=parse_groups(recipe.groups),
-            seed=recipe.seed,
-            noise=recipe.gate_noise,
-            # Gates go on learning in the next stage; only at the end do weights get used to what a device decides.
-            noise_until=1.0 if joint else SETTLED,
-            stiffness=recipe.stiffness,
-            price_rate=recipe.price_rate,
-            price_limit=recipe.price_limit,
-        )
+        settings = gates or gate_settings(recipe, joint=joint)
         self.gates = GateControl(model, settings, gather=world.gather, rank=world.rank) if model.spec.gated else None
         prunes = joint and budgets.prunes
         self.masks = MaskControl(model, MaskSettings(), mean=world.mean) if prunes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.tiny import tiny_program
 SIZE = 12
 
 
-def control(groups: str = "batch", *, depth: int = 2, **settings: float) -> GateControl:
+def control(groups: str = "batch", *, depth: int = 2, **settings: Any) -> GateControl:
     model = Vit(tiny_program(gated=True, skip=True, depth=depth))
     return GateControl(model, GateSettings(groups=parse_groups(groups), seed=3, **settings))
 
@@ -91,6 +92,24 @@ def test_the_mean_derivative_of_decisions_is_the_exact_one_for_a_quadratic_loss(
         found.append(float(bias.grad))
     odds = float(torch.sigmoid(logit / noise))
     assert float(np.mean(found)) == pytest.approx(odds * (1 - odds) / noise * (a + b / 2), rel=0.05)
+
+
+def test_a_straight_derivative_is_that_of_the_noisy_sigmoid_and_macs_count_as_drawn() -> None:
+    gates = control("sample", noise=2.0, derivative="straight")
+    gates.set_costs(0.1, [0.2] * 4)
+    gates.begin(5, 1, 0.0, SIZE, 0.25)
+    x = stream(gates)
+    decisions = gates.decide(0, x)
+    torch.autograd.backward(decisions.sum())
+    drawn = np.random.default_rng((3, 5, 1, 0)).random(SIZE)
+    logits = gates.model.gate_logit(gates.model.spec.branches[0], x).detach()
+    soft = torch.sigmoid(logits / 2.0 + torch.from_numpy(np.log(drawn / (1 - drawn))).float())
+    assert torch.equal(decisions.detach(), (soft > 0.5).float()) and 0 < float(decisions.detach().mean()) < 1
+    found = gates.model.array("b00_mhsa.gate.bias").grad
+    assert found is not None
+    assert float(found) == pytest.approx(float((soft * (1 - soft) / 2.0).sum()), rel=1e-4)
+    gates.penalty()
+    assert gates.update()["macs"] == pytest.approx(0.1 + 0.2 * float(decisions.detach().mean()))
 
 
 def test_a_group_counts_once() -> None:

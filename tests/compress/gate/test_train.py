@@ -138,7 +138,7 @@ def test_gates_with_nothing_to_learn_from_are_refused() -> None:
 
 def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     program, said = tiny_program(depth=3), list[str]()
-    monkeypatch.setattr("edgevit.compress.gate.train.check_spent", lambda *_: "near")
+    monkeypatch.setattr("edgevit.compress.usdc.stages.check_spent", lambda *_: "near")
     train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
     assert said == ["warning: near"]
 
