@@ -37,18 +37,11 @@ classes are in `edgevit.errors`. Messages go to the logger "edgevit" and progres
 """
 
 import importlib
-import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-# Nobody is called: ONNX Runtime and OpenVINO report their use over the network, and keep a number of this machine in
-# the home folder. Here, because it must be said before either is imported; processes that are started inherit the one
-# and import this package for the other.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails; OpenVINO takes a stub
 
 __all__ = [
     "build",

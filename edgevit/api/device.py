@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from edgevit.backends import DEFAULT
 from edgevit.devices.qemu import userland
 from edgevit.devices.qemu.emulator import CPUS
 from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
 
-__all__ = ["CPUS", "DEFAULT_CPUS", "NAME", "RUNTIMES", "userland"]
+__all__ = ["CPUS", "DEFAULT", "DEFAULT_CPUS", "NAME", "RUNTIMES", "userland"]

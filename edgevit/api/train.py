@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit import __version__, pipeline
+from edgevit import __version__
 from edgevit.backends import backend
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
@@ -33,6 +33,7 @@ from edgevit.frontends.preprocessing import Preprocessing, with_preprocessing
 from edgevit.frontends.resolve import resolve
 from edgevit.images.labelled import LabelledSet, compact_labels, place_set, subset
 from edgevit.images.match import UNLABELLED, chance_warning
+from edgevit.pipeline import train as run_training
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program
@@ -208,7 +209,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Trained | None:
     say = say if world.main else _silent
     try:
         work = _prepared(job, world, say)
-        program = pipeline.train(work.training, resume=job.resume, say=say)
+        program = run_training(work.training, resume=job.resume, say=say)
     except KeyboardInterrupt:
         say(f"stopped; {kept(_folder(job))}")
         raise
@@ -276,7 +277,7 @@ def _found(job: CompressJob, recipe: TrainRecipe, say: Say) -> Program:
 
 
 def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
-    """What the training will write; a checkpoint holds the weights at least once, as float32."""
+    """Return what the training will write; a checkpoint holds the weights at least once, as float32."""
     cache = [] if job.teacher_cache is None else [Output(path=job.teacher_cache, option="--teacher-cache", kept=True)]
     return [Output(path=_folder(job), kept=True, needs_bytes=needs_bytes), *cache]
 
@@ -288,7 +289,7 @@ def _folder(job: CompressJob) -> Path:
 
 
 def _with_classes(job: CompressJob, program: Program) -> Program:
-    """The model with the classes that were asked for."""
+    """Return the model with the classes that were asked for."""
     if job.classes is None:
         return program
     if job.new_head:
@@ -297,7 +298,7 @@ def _with_classes(job: CompressJob, program: Program) -> Program:
 
 
 def _recipe(job: CompressJob) -> TrainRecipe:
-    """The file's recipe with what the command line says instead."""
+    """Return the file's recipe with what the command line says instead."""
     recipe = load_recipe(job.recipe)
     recipe = replace(
         recipe,
@@ -309,7 +310,7 @@ def _recipe(job: CompressJob) -> TrainRecipe:
 
 
 def _supervision(job: CompressJob, data: LabelledSet, recipe: TrainRecipe, say: Say) -> tuple[LabelledSet, TrainRecipe]:
-    """The data without what cannot be learned from, and the recipe for it: without labels the teacher's word is all."""
+    """Return the data that can be learned from, and the recipe for it: without labels only the teacher teaches."""
     if job.unlabelled or data.labels is None:
         if job.new_head:
             raise TrainingError(
@@ -327,7 +328,7 @@ def _supervision(job: CompressJob, data: LabelledSet, recipe: TrainRecipe, say: 
 
 
 def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]:
-    """The model with a head of zeros for the classes of the data, and the data with these numbers."""
+    """Return the model with a head of zeros for the classes of the data, and the data with these numbers."""
     data, originals = compact_labels(data)
     count = len(originals)
     if count < 2:
@@ -346,7 +347,7 @@ def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]
 
 
 def _numbered(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
-    """The data with the model's classes as labels."""
+    """Return the data with the model's classes as labels."""
     if data.labels is None:
         return data
     if CLASS_NUMBERS in spec.origin:
@@ -370,7 +371,7 @@ def _placed(data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet:
 
 
 def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec, say: Say) -> LabelledSet | None:
-    """What to measure top-1 on: what was asked for, or the test split of the data; None where it has none."""
+    """Return what to measure top-1 on: what was asked for, or the test split of the data; None where it has none."""
     source = job.evaluation or job.data
     splits = open_data(source).splits if job.evaluation else data.splits
     split = next((name for name in ("val", "test") if name in splits), None)
