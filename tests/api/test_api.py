@@ -93,6 +93,19 @@ def test_help_shows_every_function() -> None:
     assert "class Measurement" not in shown
 
 
+def test_it_is_usable_without_torch() -> None:
+    program = (
+        "import sys\nfor name in ('torch', 'timm', 'torchvision'):\n    sys.modules[name] = None\n"
+        "import edgevit\nhelp(edgevit)\n"
+        "try:\n    edgevit.train('vit_tiny_gated', 'photos')\nexcept edgevit.EdgevitError as error:\n    print(error)\n"
+        "try:\n    edgevit.Trained\nexcept AttributeError as error:\n    print(error)\n"
+    )
+    *shown, train, trained = fresh(program).splitlines()
+    assert all(f"    {name}(" in "\n".join(shown) for name in NAMES)
+    assert train.startswith("torch is not installed and training needs it; install")
+    assert trained == "edgevit.Trained needs torch, which is not installed"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("place")
 def test_every_public_name_has_an_example_that_runs(name: str, names: dict[str, Any]) -> None:
