@@ -37,18 +37,11 @@ classes are in `edgevit.errors`. Messages go to the logger "edgevit" and progres
 """
 
 import importlib
-import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-# Nobody is called: ONNX Runtime and OpenVINO report their use over the network, and keep a number of this machine in
-# the home folder. Here, because it must be said before either is imported; processes that are started inherit the one
-# and import this package for the other.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails; OpenVINO takes a stub
 
 __all__ = [
     "build",
@@ -90,8 +83,8 @@ if TYPE_CHECKING:
     from edgevit.api.targets import Target as Target
     from edgevit.api.targets import target as target
     from edgevit.api.targets import targets as targets
-    from edgevit.api.train import Trained as Trained
     from edgevit.api.train import train as train
+    from edgevit.api.training import Trained as Trained
     from edgevit.api.verify import Verified as Verified
     from edgevit.api.verify import verify as verify
     from edgevit.errors import EdgevitError as EdgevitError
@@ -107,7 +100,8 @@ _PLACES = {
     **dict.fromkeys(("load", "save", "Preprocessing", "Program"), "edgevit.api.load"),
     **dict.fromkeys(("profile", "Measurement"), "edgevit.api.profile"),
     **dict.fromkeys(("report", "Report"), "edgevit.api.report"),
-    **dict.fromkeys(("train", "Trained"), "edgevit.api.train"),
+    "train": "edgevit.api.train",
+    "Trained": "edgevit.api.training",
     **dict.fromkeys(("verify", "Verified"), "edgevit.api.verify"),
     "EdgevitError": "edgevit.errors",
 }
@@ -119,7 +113,10 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name not in _PLACES:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_PLACES[name]), name)
+        try:
+            value = getattr(importlib.import_module(_PLACES[name]), name)
+        except ModuleNotFoundError as error:  # `help` and completion ask for every name
+            raise AttributeError(f"edgevit.{name} needs {error.name}, which is not installed") from error
         super().__setattr__(name, value)
         return value
 

@@ -197,12 +197,10 @@ def run_build(job: Job) -> Built:
     ready(_outputs(job, folder, target, given), temporary_bytes=_least_bytes(job, target, given))
     images = _images(job, given, target)
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
-    compressing = job.prune > 0.0 or job.gate < 1.0
-    if compressing:
-        left = 1 - job.prune
-        say(f"compressing to {left * job.gate:.0%} of the MACs expected per image, {left:.0%} with every gate open")
-    budgets = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
-    program = pipeline.compress(given, images.calibration.images, budgets, seed=job.seed, say=say)
+    left = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
+    if left.compresses:
+        say(f"compressing to {left.static:.0%} of the MACs with all gates open, {left.expected:.0%} expected per image")
+    program = pipeline.compress(given, images.calibration.images, left, seed=job.seed, say=say)
     if original is not None and images.judged is not None and program.spec.original is not None:
         program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:
@@ -238,7 +236,7 @@ def run_build(job: Job) -> Built:
 
 
 def _target(job: Job) -> Target:
-    """The target that was named; for `host` the fastest that this machine can build and run, and says which."""
+    """Return the target that was named; for `host` the fastest that this machine can build and run, and says which."""
     if isinstance(job.target, Target):
         return job.target
     if job.target != HOST:
@@ -289,7 +287,7 @@ def _images(job: Job, program: Program, target: Target) -> _Images:
 
 
 def _with_original(job: Job, given: Program) -> tuple[Program, Program | None]:
-    """The model with what it is held against, and that model: itself, or what --original names (None: not at hand)."""
+    """Return the model with what it is held against, and that: itself, or what --original names (None: not at hand)."""
     if job.original is None:
         if job.original_weights is not None:
             raise ProgramError("--original-weights is the checkpoint of the model that --original names; give both")
@@ -316,7 +314,7 @@ def _ready_to_begin(job: Job, target: Target) -> None:
 
 
 def _outputs(job: Job, folder: Path | None, target: Target, given: Program | None = None) -> list[Output]:
-    """What the build will write, with the least it can take once the model is known."""
+    """Return what the build will write, with the least it can take once the model is known."""
     size = 0 if given is None else _least_bytes(job, target, given)
     outputs = []
     if folder is not None:
@@ -329,12 +327,12 @@ def _outputs(job: Job, folder: Path | None, target: Target, given: Program | Non
 
 
 def _least_bytes(job: Job, target: Target, given: Program) -> int:
-    """What the model's files take at the very least: a byte a weight where all of them are int8."""
+    """Return the bytes that the model's files take at the least: a byte a weight where all of them are int8."""
     return len(target.formats) * (1 if target.int8 else 4) * _least_weights(job, given)
 
 
 def _least_weights(job: Job, given: Program) -> int:
-    """Weights that are left at least: pruning counts MACs, of which attention's products have no weights."""
+    """Return how many weights are left at least: pruning counts MACs, of which attention's products have no weights."""
     return int(max(0.0, 1 - PRUNED_AT_MOST * job.prune) * sum(array.size for array in given.weights.values()))
 
 
@@ -354,6 +352,6 @@ def _given(job: Job) -> tuple[Program, tuple[int, ...]]:
 
 
 def _evaluation(source: LabelledImages, program: Program) -> ImageSet:
-    """Labelled images numbered as the model's classes; a source with splits gives its test images."""
+    """Return labelled images numbered as the model's classes; a source with splits gives its test images."""
     loaded = take_images(source, program.spec.image, labelled=True, splits=TESTED)
     return number_labels(loaded, program.spec, say)

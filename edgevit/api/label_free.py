@@ -74,5 +74,5 @@ def compress(
     calibration = take_images(images, program.spec.image, splits=("train",))
     for doubt in check_calibration(calibration, program.spec.image):
         warn(doubt)
-    budgets = Budgets(static=1 - asked.prune, expected=(1 - asked.prune) * asked.gate)
-    return pipeline.compress(program, calibration.images, budgets, seed=seed, say=say)
+    left = Budgets(static=1 - asked.prune, expected=(1 - asked.prune) * asked.gate)
+    return pipeline.compress(program, calibration.images, left, seed=seed, say=say)

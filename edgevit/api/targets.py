@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevit.schema.target import Target, list_targets, load_target
+from edgevit.backends.targets import load_target
+from edgevit.schema.target import Target, list_targets
 
 __all__ = ["Target", "target", "targets"]
 

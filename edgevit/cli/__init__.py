@@ -103,7 +103,7 @@ def _refuse(message: str) -> None:
 
 
 def _disk(error: OSError) -> str | None:
-    """What to tell where a disk refused and no stage has said so already; None for any other fault."""
+    """Return what to tell where a disk refused and no stage has said so already; None for any other fault."""
     if NO_TEMPORARY_FOLDER in str(error):
         return "no folder for temporary files can be written; set TMPDIR to one that can"
     if error.errno not in DISK:

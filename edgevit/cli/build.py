@@ -109,7 +109,7 @@ def _prediction(p: Prediction) -> str:
 
 
 def _told(row: AccuracyRow) -> str:
-    """Of which model a row is, and with which it agrees."""
+    """Say of which model a row is, and with which it agrees."""
     if row.metric != "agreement":
         return row.model
     return f"{row.model} with the {'original' if row.against == 'original' else 'compressed float model'}"

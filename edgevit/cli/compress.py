@@ -12,7 +12,7 @@ from edgevit.cli.ranges import SEED, THREADS, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from edgevit.api.train import Trained
+    from edgevit.api.training import Trained
 
 EPILOG = """\b
 Example: fine-tune on your classes, then halve the expected MACs, then build.
@@ -56,7 +56,7 @@ def command(as_json: bool, **options: Any) -> None:
     from edgevit.util.progress import say
 
     require_torch("compressing")
-    from edgevit.api.train import CompressJob, run_compress
+    from edgevit.api.training import CompressJob, run_compress
 
     job = CompressJob(preprocessing=take_preprocessing(options), **options)
     result = run_compress(job, say=say)

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from edgevit.api.device import ARM_CPUS, DEFAULT_CPUS, NAME, RUNTIMES
-from edgevit.backends import DEFAULT
+from edgevit.api.device import ARM_CPUS, DEFAULT, DEFAULT_CPUS, NAME, RUNTIMES
 
 EPILOG = """\b
 Example:

@@ -13,7 +13,7 @@ from edgevit.util.progress import LOGGER
 
 
 class _ToStderr(logging.Handler):
-    """Errors of the stream are not caught: whoever stopped reading, or a full disk, ends the command."""
+    """Lines on stderr. Errors of the stream are not caught: a full disk, or nobody who reads, ends the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "warning: " if record.levelno >= logging.WARNING else ""
@@ -29,14 +29,14 @@ class _Silent(logging.Handler):
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Within this context messages are lines on stderr."""
+    """Show messages as lines on stderr within this context."""
     with _handled_by(_ToStderr()):
         yield
 
 
 @contextmanager
 def silent(only_if: bool) -> Iterator[None]:
-    """Within this context, if asked for, no message is shown: stdout gets one JSON object and stderr stays empty."""
+    """Show no message within this context, if asked for: stdout gets one JSON object and stderr stays empty."""
     if not only_if:
         yield
         return

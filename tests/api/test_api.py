@@ -8,8 +8,9 @@ import io
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ import edgevit
 from edgevit.api.images import take_images
 from edgevit.errors import BudgetError, BundleError, ImagesError
 from edgevit.util.progress import say
+from tests.bundles import rehash, sample_bundle
 from tests.compressing import dense
-from tests.tiny import tiny_images
+from tests.tiny import tiny_images, tiny_program
 
 NAMES = [
     "build",
@@ -89,6 +91,19 @@ def test_help_shows_every_function() -> None:
     for name in NAMES:
         assert f"\n    {name}(" in shown
     assert "class Measurement" not in shown
+
+
+def test_it_is_usable_without_torch() -> None:
+    program = (
+        "import sys\nfor name in ('torch', 'timm', 'torchvision'):\n    sys.modules[name] = None\n"
+        "import edgevit\nhelp(edgevit)\n"
+        "try:\n    edgevit.train('vit_tiny_gated', 'photos')\nexcept edgevit.EdgevitError as error:\n    print(error)\n"
+        "try:\n    edgevit.Trained\nexcept AttributeError as error:\n    print(error)\n"
+    )
+    *shown, train, trained = fresh(program).splitlines()
+    assert all(f"    {name}(" in "\n".join(shown) for name in NAMES)
+    assert train.startswith("torch is not installed and training needs it; install")
+    assert trained == "edgevit.Trained needs torch, which is not installed"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,9 +181,10 @@ def test_a_bundle_answers_for_paths_pictures_and_arrays_alike() -> None:
         best = first.top(3)
         assert best[0].index == int(first.logits.argmax()) and best[0].label == str(best[0].index)
         assert best[0].share >= best[1].share and sum(score.share for score in first.top(99)) == pytest.approx(1.0)
-        for wrong in (pixels.astype(np.float32), np.concatenate([pixels, pixels]), pixels[:, :20]):
+        others: list[Any] = [pixels.astype(np.float32), np.concatenate([pixels, pixels]), pixels[:, :20]]
+        for wrong in others:
             with pytest.raises(ImagesError, match="must be one image, uint8 RGB"):
-                bundle.run(cast(Any, wrong))
+                bundle.run(wrong)
     with pytest.raises(BundleError, match="was closed"):
         bundle.run(pixels)
 
@@ -182,12 +198,26 @@ def test_an_unpacked_bundle_leaves_nothing_behind() -> None:
     assert not folder.exists()
 
 
+def test_class_names_come_with_a_bundle(tmp_path: Path) -> None:
+    labels = [f"kind {i}" for i in range(10)]
+    folder = sample_bundle(tmp_path / "named", labels=labels)
+    with edgevit.open_bundle(folder) as bundle:
+        answer = bundle.run(tiny_images(tiny_program().spec, 1))
+        assert answer.top(1)[0].label == f"kind {int(answer.logits.argmax())}" and bundle.labels == tuple(labels)
+    for wrong in ('["one"]', "{}", "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]", "no JSON"):
+        (folder / "labels.json").write_text(wrong)
+        rehash(folder)
+        with pytest.raises(BundleError, match="labels.json of tiny"):
+            edgevit.open_bundle(folder)
+
+
 @pytest.mark.usefixtures("place")
 def test_values_show_themselves_in_a_notebook(names: dict[str, Any]) -> None:
     bundle = edgevit.open_bundle("out/tiny")
     measurement = edgevit.profile(bundle, "photos", runs=3)
+    program = names["program"]
     shown = {
-        "program": names["program"],
+        "program": program.with_weights({}, replace(program.spec, name="<script>alert(1)</script>")),
         "bundle": bundle,
         "answer": bundle.run("photos/00.png"),
         "measurement": measurement,

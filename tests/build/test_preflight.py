@@ -15,7 +15,7 @@ import pytest
 
 from edgevit import pipeline
 from edgevit.api import build as build_job
-from edgevit.api import train
+from edgevit.api import training
 from edgevit.api.build import Job, run_build
 from edgevit.backends.tvm.compile import native
 from edgevit.backends.tvm.run.runtime import compiles_for
@@ -192,10 +192,10 @@ def test_another_architecture_needs_a_cache_and_this_one_does_not(monkeypatch: p
 
 
 def test_training_asks_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_prepared", lambda *_: pytest.fail("something was read"))
+    monkeypatch.setattr(training, "_prepared", lambda *_: pytest.fail("something was read"))
     for options in ({"output": Path("/proc/out")}, {"output": None, "teacher_cache": Path("/proc/out")}):
         with pytest.raises(OutputError, match="/proc/out cannot be written"):
-            train.run_compress(train.CompressJob(model="m", data="d", **options))
+            training.run_compress(training.CompressJob(model="m", data="d", **options))
 
 
 @pytest.mark.parametrize("command", ["profile", "report"])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edgevit import errors
-from edgevit.api.train import Trained, _compare_memory
+from edgevit.api.training import Trained, _compare_memory
 from edgevit.cli import main
 from edgevit.compress.training.checkpoint import load
 from edgevit.compress.training.recipe import load_recipe

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevit.api import load, train
+from edgevit.api import load, training
 from edgevit.backends.reference import reference
 from edgevit.bundle import runner
 from edgevit.cli import main
@@ -78,7 +78,7 @@ def test_a_build_prepares_calibrates_and_tells_as_it_was_asked(
 def test_a_compression_keeps_what_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "resolve", named(dense()))
+    monkeypatch.setattr(training, "resolve", named(dense()))
     folder, out = photos(tmp_path / "photos"), tmp_path / "out"
     short = recipe(tmp_path / "short.toml", epochs_joint=1, epochs_recover=1, crop_pct=0.7)
     command = ["compress", "my_model", "--data", folder, "--recipe", short, "--macs", "0.6", "-o", out, *OPTIONS]
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for module in (load, train):
+    for module in (load, training):
         monkeypatch.setattr(module, "resolve", named(dense()))
     more = ["--target", "x86-64-onnxruntime"] if command == "build" else ["--data", str(photos(tmp_path / "photos"))]
     assert main([command, "my_model", *more, "-o", str(tmp_path / "out"), *options]) == status
