@@ -1,6 +1,7 @@
 # make demo   set up, build the shipped model for this machine (or DEMO_TARGET), profile it, name the bundle and the page
 # make test   set up, lint, types, tests
 # make lint   set up, lint and types only
+# make fuzz   every reader of files that others wrote, FUZZ_SECONDS (an hour) each; out/fuzz keeps what was found
 # make lock   choose the newest versions that pyproject.toml allows, and write them with their hashes (needs uv)
 PYTHON ?= python3
 VENV := .venv
@@ -9,11 +10,12 @@ LOCKS := .ci/locks
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMO := out/demo
 DEMO_TARGET ?= host
+FUZZ_SECONDS ?= 3600
 # What runs edgevit, and beside it what trains and tests it: installed again only when their locks change.
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint fuzz lock clean
 
 demo: $(RUN)
 	$(BIN)/edgevit build --target $(DEMO_TARGET) -o $(DEMO) --force
@@ -31,6 +33,9 @@ lint: $(TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(TEST)
+	$(BIN)/python -m tests.fuzz all --seconds $(FUZZ_SECONDS)
 
 $(RUN): $(LOCKS)/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgevit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }

@@ -78,8 +78,16 @@ def licences(name: str) -> set[str]:
     for expression in about.get_all("License-Expression") or []:
         return set(re.split(r" (?:AND|OR) ", re.sub(r" WITH [\w.-]+|[()]", "", expression)))
     classifiers = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or [] if c.startswith("License ::")]
-    stated = classifiers or re.split(r" (?:AND|OR) ", (about.get_all("License") or ["not stated"])[0])
+    stated = classifiers or re.split(r" (?:AND|OR) ", (about.get_all("License") or [_by_its_text(name)])[0])
     return {SPELLINGS.get(text, text) for text in stated}
+
+
+def _by_its_text(name: str) -> str:
+    """The licence of a package whose metadata names its text alone."""
+    files = metadata.metadata(name).get_all("License-File") or []
+    texts = [metadata.distribution(name).read_text(f"licenses/{file}") or "" for file in files]
+    apache = [re.match(r"\s*Apache License\s+Version 2\.0, January 2004\s", text) for text in texts]
+    return "Apache-2.0" if apache and all(apache) else "not stated"
 
 
 def test_every_dependency_is_under_a_licence_that_asks_nothing_of_a_user() -> None:

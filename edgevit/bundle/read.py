@@ -43,7 +43,7 @@ class Runner(Protocol):
     def run(
         self, image: NDArray[np.uint8], effort: float = 0.0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:  # pragma: no cover
-        """Image uint8 `[1, height, width, 3]` to logits `[1, classes]` and gates `[branches]`."""
+        """Return image uint8 `[1, height, width, 3]` to logits `[1, classes]` and gates `[branches]`."""
         ...
 
 
@@ -215,7 +215,7 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _member_faults(members: list[zipfile.ZipInfo], zip_bytes: int) -> list[str]:
-    """What must be known before anything is unpacked."""
+    """Return what must be known before anything is unpacked."""
     faults = [f"{m.filename!r} leads out of the bundle" for m in members if not is_plain(m.filename)]
     faults += [f"{m.filename!r} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
     if len({m.filename.casefold() for m in members}) != len(members):

@@ -91,7 +91,7 @@ def refuse(reason: str) -> NoReturn:
 
 
 def read_manifest() -> dict[str, Any]:
-    """`manifest.json`, if it is what was written."""
+    """Return `manifest.json`, if it is what was written."""
     try:
         raw = (ROOT / "manifest.json").read_bytes()
         manifest: dict[str, Any] = json.loads(raw)
@@ -105,7 +105,7 @@ def read_manifest() -> dict[str, Any]:
 
 
 def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
-    """How the paths of all files begin that are loaded or run to classify an image."""
+    """Return how the paths of all files begin that are loaded or run to classify an image."""
     folder, _, model = manifest["model"].rpartition("/")
     own = f"{folder}/" if folder else model.rpartition(".")[0] + "."
     return (own, *USED, *([manifest["labels"]] if manifest["labels"] else []))
@@ -120,7 +120,7 @@ def changed_files(manifest: dict[str, Any], begin: tuple[str, ...]) -> list[str]
 
 
 def intact(path: Path, listed: dict[str, Any]) -> bool:
-    """Whether a file is a plain one of the size and sha256 that the manifest lists."""
+    """Return whether a file is a plain one of the size and sha256 that the manifest lists."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != listed["bytes"]:
         return False
     digest = hashlib.sha256()
@@ -131,7 +131,7 @@ def intact(path: Path, listed: dict[str, Any]) -> bool:
 
 
 def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
-    """An image file as the model's input."""
+    """Return an image file as the model's input."""
     raw = read_bytes(path)
     try:
         opened = Image.open(io.BytesIO(raw), formats=FORMATS)
@@ -146,7 +146,7 @@ def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A regular file of bounded size; a pipe would wait for ever, a device never end."""
+    """Return a regular file of bounded size; a pipe would wait for ever, a device never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is a folder, pipe or device, and only regular files are read")
     # Not blocking: should it have become a pipe since, opening it must not wait for a writer.
@@ -160,12 +160,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """The text with control characters written out."""
+    """Return the text with control characters written out."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def to_rgb(file: Image.Image) -> Image.Image:
-    """RGB of the first frame; grey of more than 8 bits is scaled, which Pillow would clip."""
+    """Return RGB of the first frame; grey of more than 8 bits is scaled, which Pillow would clip."""
     if file.mode == "F":
         raise ValueError("float values, whose range the file does not say; scale them to 0..255 and save 8 bits")
     if file.mode != "I" and not file.mode.startswith("I;"):
@@ -219,7 +219,7 @@ def prepare(picture: Image.Image, contract: dict[str, Any]) -> NDArray[np.uint8]
 
 
 def lacks_vnni() -> bool:
-    """Whether this is an x86 CPU that adds int8 products in 16 bits."""
+    """Return whether this is an x86 CPU that adds int8 products in 16 bits."""
     cpu = Path("/proc/cpuinfo")
     x86 = platform.machine() in ("x86_64", "AMD64") and cpu.is_file()
     return x86 and "vnni" not in cpu.read_text(encoding="utf-8", errors="replace")
@@ -261,7 +261,7 @@ def classify(
 
 
 def best_classes(manifest: dict[str, Any], logits: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
-    """The classes with the largest scores; one class alone has no probability."""
+    """Return the classes with the largest scores; one class alone has no probability."""
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     labels = json.loads((ROOT / manifest["labels"]).read_text(encoding="utf-8")) if manifest["labels"] else None

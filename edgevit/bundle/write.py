@@ -137,7 +137,7 @@ def _fill(
 
 
 def _flatten(files: Mapping[str, Content]) -> dict[str, Content]:
-    """Folders replaced by the files below them."""
+    """Return folders replaced by the files below them."""
     flat: dict[str, Content] = {}
     for name, value in files.items():
         if isinstance(value, Path) and value.is_dir():
@@ -172,7 +172,7 @@ def _npy(array: NDArray[np.generic]) -> bytes:
 
 
 def _weights_licence(manifest: Manifest) -> str:
-    """Where the weights come from, under which licence, as far as it was stated, and what was done to them."""
+    """Return where the weights come from, under which licence, as far as it was stated, and what was done to them."""
     origin = manifest.origin
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
     licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
@@ -187,7 +187,7 @@ def _weights_licence(manifest: Manifest) -> str:
 
 
 def _compression(manifest: Manifest) -> Sequence[str]:
-    """What was done to the model before it was built, as its Program tells, or as its branches show."""
+    """Return what was done to the model before it was built, as its Program tells, or as its branches show."""
     if manifest.original is not None and manifest.original.steps:
         return manifest.original.steps
     pruned = any(branch.units < branch.units_total for branch in manifest.branches)

@@ -94,6 +94,7 @@ def timm_forms(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         if target in renamed:
             raise WeightsError(f"the weights of {what} hold {target!r} twice")
         renamed[target] = value
+    _check_tokens(renamed, what)
     if "register_tokens" in renamed and {"cls_token", "pos_embed"} <= set(renamed):
         position = renamed["pos_embed"]
         renamed["reg_token"] = renamed.pop("register_tokens")
@@ -102,13 +103,22 @@ def timm_forms(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     stem = renamed.get("patch_embed.proj.weight")
     if stem is not None and stem.ndim == 2:
         side = math.isqrt(stem.shape[1] // 3)
-        if 3 * side * side == stem.shape[1]:
+        if side and 3 * side * side == stem.shape[1]:
             renamed["patch_embed.proj.weight"] = stem.reshape(-1, 3, side, side)
     for head in ("head", "head_dist"):
         weight = renamed.get(f"{head}.weight")
         if weight is not None and weight.ndim == 2 and f"{head}.bias" not in renamed:
             renamed[f"{head}.bias"] = torch.zeros(weight.shape[0])
     return renamed
+
+
+def _check_tokens(state: Mapping[str, Tensor], what: str) -> None:
+    """Raise WeightsError unless tokens and their positions, which are added to each other, are `[1, rows, dim]`."""
+    names = ("cls_token", "dist_token", "reg_token", "register_tokens", "pos_embed")
+    shapes = {name: list(state[name].shape) for name in names if name in state}
+    if any(len(s) != 3 or s[0] != 1 or 0 in s for s in shapes.values()) or len({s[-1] for s in shapes.values()}) > 1:
+        stated = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise WeightsError(f"the weights of {what} hold {stated}; expected [1, rows, dim] of one dim")
 
 
 def _head_options(

@@ -33,8 +33,8 @@ def grid_of(rows: int, patch: int, *, default: Size, asked: Size | None, what: s
     for size in (asked, default):
         if size is not None and (size[0] // patch) * (size[1] // patch) == rows:
             return size[0] // patch, size[1] // patch
-    side = math.isqrt(rows)
-    if side * side == rows:
+    side = math.isqrt(max(0, rows))
+    if rows > 0 and side * side == rows:
         return side, side
     pairs = _pairs(rows)
     examples = " or ".join(f"{r * patch},{c * patch}" for r, c in pairs[:2]) or "none"
@@ -97,5 +97,5 @@ def _roughness(table: Tensor, grid: Size) -> float:
 
 def _pairs(rows: int) -> list[Size]:
     """Grids of so many patches at most four times as long as high or the reverse, those nearest to a square first."""
-    found = [(r, rows // r) for r in range(1, math.isqrt(rows) + 1) if rows % r == 0 and rows // r <= 4 * r]
+    found = [(r, rows // r) for r in range(1, math.isqrt(max(0, rows)) + 1) if rows % r == 0 and rows // r <= 4 * r]
     return found[::-1]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import codecs
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,13 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         raise WeightsError(f"{path} holds no weight_map; get the file again")
     names = sorted({str(name) for name in table.values()})
     outside = [name for name in names if Path(name).name != name]
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    # os.path, as Path raises for a name that is too long.
+    missing = [name for name in names if not os.path.isfile(path.parent / name)]  # noqa: PTH113
     if outside or missing:
         what = (
-            f"names {outside[0]!r}, which is no file beside it" if outside else f"needs {', '.join(missing)} beside it"
+            f"names {strict_json.shown(outside[0])}, which is no file beside it"
+            if outside
+            else f"needs {', '.join(strict_json.first(missing, 8))} beside it"
         )
         raise WeightsError(f"{path} {what}; get all files of the model")
     return tuple(path.parent / name for name in names)
@@ -139,8 +143,7 @@ def read_hub(path: Path) -> HubFolder | None:
     if isinstance(config.get("architecture"), str):
         inner = config.get("pretrained_cfg")
         facts = inner if isinstance(inner, dict) else config
-        arguments = config.get("model_args")
-        _check_sizes(arguments if isinstance(arguments, dict) else {}, folder)
+        _check_timm(config, facts, folder / "config.json")
         return HubFolder(
             name=name,
             kind="timm",
@@ -161,7 +164,7 @@ def read_hub(path: Path) -> HubFolder | None:
     if kind == "clip":
         inner = config.get("vision_config")
         tower = {**config, **inner} if isinstance(inner, dict) else config
-    _check_sizes(tower, folder)
+    _check_sizes(tower, folder / "config.json", lists=("image_size", "patch_size"))
     size = _pair(tower.get("image_size", 224), folder / "config.json")
     return HubFolder(
         name=name,
@@ -174,22 +177,40 @@ def read_hub(path: Path) -> HubFolder | None:
     )
 
 
-def _check_sizes(config: Mapping[str, Any], folder: Path) -> None:
+def _check_timm(config: Mapping[str, Any], facts: Mapping[str, Any], file: Path) -> None:
+    """Hold what is read of a config.json of timm's against the types that it has there; what is left away is null."""
+    arguments = config.get("model_args")
+    if not isinstance(arguments, dict | None):
+        raise WeightsError(f"{file} states model_args {strict_json.shown(arguments)}, expected a table")
+    _check_sizes(arguments or {}, file, lists=tuple(_SIZES))
+    for key in ("mean", "std"):
+        if facts.get(key) is not None:
+            _three(facts[key], key, file)
+    kinds: Mapping[str, tuple[type, ...]] = {
+        **dict.fromkeys(("interpolation", "crop_mode", "tag", "license"), (str,)),
+        "crop_pct": (int, float),
+    }
+    for key, allowed in kinds.items():
+        if facts.get(key) is not None and not isinstance(facts[key], allowed):
+            raise WeightsError(f"{file} states {key} {strict_json.shown(facts[key])}, expected {allowed[-1].__name__}")
+
+
+def _check_sizes(config: Mapping[str, Any], file: Path, *, lists: Collection[str]) -> None:
+    """Hold sizes against their limits; those of `lists` may be lists or tables of them."""
     for key, limit in _SIZES.items():
         stated = config.get(key)
-        values = stated.values() if isinstance(stated, dict) else stated if isinstance(stated, list) else [stated]
+        values = [stated]
+        if key in lists and isinstance(stated, dict | list):
+            values = [*stated.values()] if isinstance(stated, dict) else stated
         for value in values:
             if stated is not None and not (type(value) is int and 0 <= value <= limit.value):
                 raise WeightsError(
-                    f"{folder / 'config.json'} states {key} {strict_json.shown(value)}, "
-                    f"allowed: 0 to {limit} ({limit.of})"
+                    f"{file} states {key} {strict_json.shown(value)}, allowed: 0 to {limit} ({limit.of})"
                 )
     for key, most in (("mlp_ratio", 64), ("layer_norm_eps", 1)):
         stated = config.get(key)
         if stated is not None and not (isinstance(stated, int | float) and 0 < stated <= most):
-            raise WeightsError(
-                f"{folder / 'config.json'} states {key} {strict_json.shown(stated)}, allowed: above 0, to {most}"
-            )
+            raise WeightsError(f"{file} states {key} {strict_json.shown(stated)}, allowed: above 0, to {most}")
 
 
 def _preprocessing(folder: Path, kind: str, size: tuple[int, int]) -> Preprocessing:
@@ -235,9 +256,9 @@ def read_preprocessor(settings: Mapping[str, Any], file: Path, *, square: bool) 
     if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
         short = _whole(size["shortest_edge"], file)
     elif isinstance(size, int) and not square:
-        short = size
+        short = _whole(size, file)
     elif isinstance(size, Mapping) and set(size) != {"height", "width"}:
-        raise refuse(f"states the size {dict(size)}")
+        raise refuse(f"states the size {strict_json.shown(size)}")
     crop = settings.get("crop_size") if settings.get("do_center_crop", "crop_size" in settings) else None
     if short and crop is None:
         raise refuse("resizes the short side and crops nothing")
@@ -253,8 +274,8 @@ def read_preprocessor(settings: Mapping[str, Any], file: Path, *, square: bool) 
             raise refuse(f"crops {out[0]} x {out[1]} from {resized[0]} x {resized[1]}")
     mean, std = _normalisation(settings, file)
     resample = settings.get("resample")
-    if resample not in _FILTERS:
-        raise refuse(f"states resample {resample!r} (allowed: 0 to 5)")
+    if not isinstance(resample, int) or resample not in _FILTERS:
+        raise refuse(f"states resample {strict_json.shown(resample)} (allowed: 0 to 5)")
     return Preprocessing(
         size=out,
         mean=mean,
@@ -283,7 +304,7 @@ def _normalisation(
         std = _three(settings.get("image_std"), "image_std", file)
     factor = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     if not isinstance(factor, int | float) or factor <= 0:
-        raise WeightsError(f"{file} states rescale_factor {factor!r}, allowed: a number above 0")
+        raise WeightsError(f"{file} states rescale_factor {strict_json.shown(factor)}, allowed: a number above 0")
     scale = 255.0 * factor
     if math.isclose(scale, 1.0, rel_tol=1e-6):  # 0.00392156862745098 as files write it
         return mean, std
@@ -316,8 +337,14 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     table = config.get("id2label")
     if not isinstance(table, Mapping) or set(table) != {str(i) for i in range(len(table))}:
         return ()
-    names = tuple(str(table[str(i)]) for i in range(len(table)))
+    names = tuple(_label(table[str(i)]) for i in range(len(table)))
     return () if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
+
+
+def _label(stated: Any) -> str:
+    if not isinstance(stated, str | int | float):
+        raise WeightsError(f"config.json states the class name {strict_json.shown(stated)}, expected text")
+    return str(stated)
 
 
 def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -325,7 +352,7 @@ def _timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(names, list):
         return ()
     words = words if isinstance(words, Mapping) else {}
-    return tuple(str(words.get(n, n)) for n in names)
+    return tuple(_label(words.get(n, n) if isinstance(n, str) else n) for n in names)
 
 
 def _name(folder: Path) -> str:

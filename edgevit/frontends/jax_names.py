@@ -59,6 +59,8 @@ def read_jax(path: Path) -> dict[str, Tensor]:
 def _converted(name: str, array: np.ndarray, path: Path) -> tuple[str, Tensor]:
     if array.dtype not in (np.float32, np.float16, np.float64):
         raise WeightsError(f"{path}: {name} holds {array.dtype}, allowed: float32, float16")
+    if not array.size:
+        raise WeightsError(f"{path}: {name} has the shape {list(array.shape)}, which holds no numbers")
     for pattern, target, layout in _NAMES:
         found = re.fullmatch(pattern, name)
         if found:

@@ -6,6 +6,7 @@ publishes, not of a user's: mean and std are then assumed and said, the rest is 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgevit.frontends.from_timm import (
     random_model,
 )
 from edgevit.frontends.hub_folder import HubFolder, read_hub
-from edgevit.frontends.naming import Say
+from edgevit.frontends.naming import Say, shorten
 from edgevit.frontends.stated import NOTES, class_names, say_assumed
 from edgevit.frontends.timm_import import timm
 from edgevit.program.program import Program
@@ -109,6 +110,10 @@ def _of_timm(
     label = name or (hub.architecture if hub is not None else "")
     check_name(label)
     stated = dict(hub.config.get("model_args") or {}) if hub is not None else {}
+    # timm's create_model takes more, such as a checkpoint to load; none of that is a statement about the model.
+    known = inspect.signature(timm.models.VisionTransformer.__init__).parameters
+    if strange := sorted(stated.keys() - known.keys()):
+        raise UnsupportedModelError(f"config.json beside the weights states what no ViT has: {shorten(strange)}")
 
     def create(options: dict[str, Any], meta: bool) -> nn.Module:
         build = meta_model if meta else random_model

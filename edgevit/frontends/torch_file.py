@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from edgevit.errors import WeightsError
-from edgevit.program.intake import check_file, check_zip
+from edgevit.program.intake import check_file, check_zip, is_zip
 from edgevit.util.limits import PICKLE_STEPS, LimitError
 
 # First parts of the names of types that hold settings and figures, never a network.
@@ -106,7 +106,7 @@ def check_torch(path: Path) -> tuple[str, ...]:
     """
     try:
         check_file(path)
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             check_zip(path)
             _refuse_archives(path)
         kinds = _kinds(path)
@@ -130,7 +130,7 @@ def _kinds(path: Path) -> tuple[str, ...]:
     """Return full names of all types and functions that the file's pickles name, in order; nothing is imported."""
     found: dict[str, None] = {}
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 raw = [archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")]
                 streams = [io.BytesIO(content) for content in raw]

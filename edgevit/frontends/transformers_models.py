@@ -51,7 +51,8 @@ def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any
     """
     kind = "clip_vision_model" if hub.kind == "clip" else hub.kind
     config: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
-    config |= {**_DEFAULTS[kind], **hub.config}
+    config |= _DEFAULTS[kind]
+    config |= {key: value for key, value in hub.config.items() if value is not None or key not in config}
     if config.get("use_swiglu_ffn"):
         raise UnsupportedModelError(
             f"{hub.name} is not supported: its FFN is gated (SwiGLU); `edgevit models` lists what is supported"
@@ -61,7 +62,7 @@ def build(hub: HubFolder, state: Mapping[str, Tensor], options: Mapping[str, Any
         raise UnsupportedModelError(f"{hub.name} is not supported: it has the activation {shown(activation)}")
     if not dim:
         raise UnsupportedModelError(f"{hub.name} is not supported: its hidden_size is {dim}, expected 1 or more")
-    neurons = int(dim * config["mlp_ratio"]) if "mlp_ratio" in config else config["intermediate_size"]
+    neurons = int(dim * config["mlp_ratio"]) if config.get("mlp_ratio") is not None else config["intermediate_size"]
     arguments: dict[str, Any] = {
         "img_size": config["image_size"],
         "patch_size": config["patch_size"],

@@ -157,7 +157,7 @@ def to_timm_names(state: Mapping[str, Tensor], where: str, say: Say) -> dict[str
             continue
         target = next((m.expand(t) for pattern, t in family.names if (m := re.fullmatch(pattern, name))), name)
         if target.endswith(".T"):
-            target, value = target.removesuffix(".T"), value.T.contiguous()
+            target, value = target.removesuffix(".T"), value.T.contiguous() if value.ndim == 2 else value
         if target in renamed:
             raise WeightsError(f"{where} holds {target} of {family.title} twice")
         renamed[target] = _three_axes(value) if target in ("cls_token", "pos_embed") else value
@@ -191,7 +191,7 @@ def join_qkv(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             joined[name] = value
     for name, three in parts.items():
         shapes = {tuple(value.shape) for value in three.values()}
-        if set(three) != set("qkv") or len(shapes) != 1:
+        if set(three) != set("qkv") or len(shapes) != 1 or () in shapes:
             raise WeightsError(f"{where}: {name} needs queries, keys and values of one shape, got {sorted(three)}")
         joined[name] = torch.cat([three[part] for part in "qkv"])
     return joined

@@ -28,7 +28,7 @@ from edgevit.util.limits import (
 )
 
 # What reading an image can raise: gone, cut short, or a damaged or odd member of an archive.
-READ_FAULTS = (OSError, EOFError, KeyError, RuntimeError, LimitError, zipfile.BadZipFile, zlib.error)
+READ_FAULTS = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 KEYS = ("jpeg", "offset", "label", "classes")
 BLOCK_BYTES = 1 << 20
 SMALL_BYTES = 64 << 20  # what any array of an .npz may unpack to
@@ -119,7 +119,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most_bytes: i
             raise LimitError(f"{member.filename} is an array of version {version}, allowed: 1.0 and 2.0")
         shape, _, dtype = read_header[version](file, max_header_size=ARRAY_HEADER_BYTES.value)
         size_bytes = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or len(shape) != 1 or min(shape) < 0:
+        if dtype.hasobject or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 0:
             raise LimitError(f"{member.filename} is of {dtype} {list(shape)[:8]}, allowed: plain values, one dimension")
         if size_bytes + file.tell() != member.file_size:
             raise LimitError(f"{member.filename} says it has {size_bytes} bytes of values, and has not")

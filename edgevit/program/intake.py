@@ -25,6 +25,7 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "I8": 1, "U8": 1, 
 _BYTES |= {"I64": 8, "U64": 8}
 _METADATA = "__metadata__"
 _SLACK_BYTES = 1 << 20
+_ZIP = b"PK\x03\x04"
 # What reading a damaged or hostile zip raises.
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -43,6 +44,12 @@ def check_file(path: Path) -> int:
     """Return the size of a weights file in bytes, if it is a regular file within the limit."""
     with limits.open_regular(path, limits.WEIGHTS_BYTES) as file:
         return file.seek(0, 2)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether torch takes a file for a zip: by its first bytes, whatever an end further on may say."""
+    with limits.open_regular(path, limits.WEIGHTS_BYTES) as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 def unpacked_allowed(file_bytes: int) -> int:
@@ -74,7 +81,7 @@ def check_arrays(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if not member.filename.endswith(".npy"):
-                    continue
+                    raise LimitError(f"its member {strict_json.shown(member.filename)} is no array (.npy)")
                 with archive.open(member) as file:
                     shape, dtype = _header(file)
                     if math.prod(shape) * dtype.itemsize > member.file_size:
@@ -98,7 +105,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise LimitError(f"the header of an array is damaged: {error}") from error
     if dtype.hasobject or dtype.names:
         raise LimitError(f"an array holds {dtype}, allowed: numbers")
-    if len(shape) > limits.TENSOR_DIMENSIONS.value or any(s < 0 for s in shape):
+    if len(shape) > limits.TENSOR_DIMENSIONS.value or any(type(s) is not int or s < 0 for s in shape):
         raise LimitError(f"an array has shape {list(shape)[:9]}, allowed for {limits.TENSOR_DIMENSIONS.said}")
     return shape, dtype
 
@@ -137,5 +144,5 @@ def _check_entry(name: str, entry: Any, allowed: Collection[str], data_bytes: in
         )
     if len(shape) > limits.TENSOR_DIMENSIONS.value:
         raise LimitError(f"{where} has {len(shape)} dimensions, allowed for {limits.TENSOR_DIMENSIONS.said}")
-    if not all(isinstance(s, int) and s >= 0 for s in shape) or math.prod(shape) * _BYTES[kind] > data_bytes:
+    if not all(type(s) is int and s >= 0 for s in shape) or math.prod(shape) * _BYTES[kind] > data_bytes:
         raise LimitError(f"{where} claims the shape {shape} of {kind}, and the file has {data_bytes} bytes of data")

@@ -18,7 +18,7 @@ class Shown:
 
 
 def draws(kind: type[Shown]) -> Callable[[F], F]:
-    """Register the decorated function, value to HTML, as what draws values of `kind`."""
+    """Return register the decorated function, value to HTML, as what draws values of `kind`."""
 
     def register(draw: F) -> F:
         _DRAWN_BY[kind] = draw

@@ -133,6 +133,13 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, folder: Path) -> N
         (lambda m: m["outputs"].pop(0), "no output 'logits'"),
         (lambda m: m["target"].update(threads=10**6), "target: threads is 1000000, allowed: 1 to 1024"),
         (lambda m: m["target"].update(threads=0), "target: threads is 0, allowed: 1 to 1024"),
+        (lambda m: m["target"].update(threads=[]), "target.threads: got a list of 0, expected int"),
+        (lambda m: m["target"].update(reasons=[]), "target.reasons: got list, expected a table"),
+        (
+            lambda m: m["target"].update(requires_flags={"a": 1}),
+            "target.requires_flags: got a table of 1, expected a list",
+        ),
+        (lambda m: m["target"].pop("inference_precision"), "target: missing key 'inference_precision'"),
     ],
 )
 def test_a_manifest_with_faults_is_refused(folder: Path, change: Callable[[dict], None], said: str) -> None:  # type: ignore[type-arg]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit.backends import MODULES
@@ -21,6 +20,7 @@ from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
 from edgevit.devices import python_program
 from edgevit.devices.machine import StepResult, find
+from edgevit.devices.profile import profile
 from edgevit.devices.runtimes import WORKERS
 from edgevit.devices.ssh import board as board_module
 from edgevit.devices.ssh.session import BoardSession

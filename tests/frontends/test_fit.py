@@ -80,3 +80,24 @@ def test_upstream_forms_are_the_same_numbers() -> None:
     assert torch.equal(found["head.bias"], torch.zeros(3))
     with pytest.raises(WeightsError, match=r"'blocks.1.norm1.weight' twice"):
         timm_forms({"blocks.0.1.norm1.weight": torch.ones(1), "blocks.1.1.norm1.weight": torch.ones(1)}, "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cls_token", ()),
+        ("pos_embed", (5, 16)),
+        ("reg_token", (16,)),
+        ("pos_embed", (1, 5, 8)),
+        ("cls_token", (0, 1, 16)),
+    ],
+)
+def test_tokens_of_another_shape_are_refused_before_they_are_added(name: str, shape: tuple[int, ...]) -> None:
+    rows = {"cls_token": 1, "pos_embed": 5, "register_tokens": 2}
+    state = {token: torch.zeros(1, count, 16) for token, count in rows.items()}
+    with pytest.raises(WeightsError, match="expected .1, rows, dim. of one dim"):
+        timm_forms({**state, name: torch.zeros(shape)}, "x")
+
+
+def test_a_stem_without_pixels_is_told_by_its_shape() -> None:
+    assert timm_forms({"patch_embed.proj.weight": torch.zeros(4, 0)}, "x")["patch_embed.proj.weight"].shape == (4, 0)

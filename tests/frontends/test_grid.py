@@ -33,6 +33,13 @@ def test_the_grid_is_the_one_asked_for_the_default_or_a_square(
     assert grid_of(rows, 16, default=(224, 224), asked=asked, what="x") == grid
 
 
+@pytest.mark.parametrize("rows", [0, -1, -200])
+def test_no_rows_are_no_grid(rows: int) -> None:
+    """A position embedding shorter than the model's prefix tokens."""
+    with pytest.raises(WeightsError, match=f"has {rows} rows"):
+        grid_of(rows, 16, default=(224, 224), asked=None, what="x")
+
+
 def test_a_number_that_is_no_square_is_asked_for() -> None:
     with pytest.raises(WeightsError, match=r"60 rows.*--image-size H,W, such as 96,160"):
         grid_of(60, 16, default=(224, 224), asked=None, what="x")

@@ -124,6 +124,9 @@ def test_shards_must_be_there_and_stay_in_their_folder(tmp_path: Path) -> None:
     save_file({"c": torch.ones(1)}, tmp_path / "two.safetensors")
     with pytest.raises(WeightsError, match="promises b, which no shard holds"):
         load_checkpoint(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "x" * 300, "b": "one.safetensors"}}))
+    with pytest.raises(WeightsError, match="needs xxx"):
+        weight_files(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../one.safetensors"}}))
     with pytest.raises(WeightsError, match="no file beside it"):
         weight_files(tmp_path)
@@ -156,6 +159,9 @@ CONFIG = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_a
         ({"mlp_ratio": "4"}, "mlp_ratio '4'"),
         ({"layer_norm_eps": 0}, "layer_norm_eps 0"),
         ({"layer_norm_eps": []}, "layer_norm_eps a list of 0"),
+        ({"hidden_size": [32, 32]}, "hidden_size a list of 2"),
+        ({"num_attention_heads": {}}, "num_attention_heads a table of 0"),
+        ({"id2label": {"0": ["a"]}}, "class name a list of 1"),
         ({"hidden_size": 10**400}, "an integer of 401 digits"),
         ({"x": "\ud800"}, "half a surrogate"),
     ],
@@ -171,6 +177,35 @@ def test_arguments_of_timm_are_held_against_the_same_limits(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="depth 1000000000, allowed: 0 to 1024 branches"):
         read_hub(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_args": [["depth", 1]]}, "model_args a list of 1, expected a table"),
+        ({"label_names": [["a"]]}, "class name a list of 1"),
+        ({"label_names": ["a"], "label_descriptions": {"a": {}}}, "class name a table of 0"),
+        *(({"pretrained_cfg": {"mean": value}}, "mean ") for value in (1, "abc", [1, 2], [""] * 3)),
+        ({"pretrained_cfg": {"std": {}}}, "std a table of 0, expected three numbers"),
+        *(({"pretrained_cfg": {key: []}}, key) for key in ("interpolation", "crop_mode", "crop_pct", "tag", "license")),
+    ],
+)
+def test_a_config_of_timm_with_other_types_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", **change}))
+    with pytest.raises(WeightsError, match=words):
+        read_hub(tmp_path)
+
+
+@pytest.mark.parametrize("resample", [[], {}, "2", None, 6])
+def test_a_filter_that_is_none_is_refused(resample: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="states resample"):
+        read({**VIT, "resample": resample})
+
+
+@pytest.mark.parametrize("short", [-5, 0, 10**18, True])
+def test_a_short_side_that_no_image_has_is_refused(short: int) -> None:
+    with pytest.raises(WeightsError, match="states the size"):
+        read({**CLIP, "size": short, "crop_size": 224}, square=False)
 
 
 @pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a": 1, "a": 2}', b'{"a": NaN}', b"[" + b"{}," * 5_000_000 + b"1]"])

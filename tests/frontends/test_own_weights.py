@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.checkpoint_forms import FORMS, Subject, transformers_state
 from benchmarks.checkpoints import subjects
-from edgevit.errors import WeightsError
+from edgevit.errors import UnsupportedModelError, WeightsError
 from edgevit.frontends.own_weights import own_program
 from edgevit.frontends.resolve import resolve
 from edgevit.frontends.stated import NOTES
@@ -232,3 +232,21 @@ def test_a_config_of_something_else_beside_a_named_file_is_not_followed(tmp_path
         program = own_program("vit_tiny_patch16_224", tmp_path / "w.safetensors", say=said.append)
         assert program.spec.head.classes == 4
         assert any(line.startswith("warning: config.json beside w.safetensors was not read") for line in said)
+
+
+@pytest.mark.parametrize("strange", ["checkpoint_path", "pretrained_cfg", "scriptable", "x"])
+def test_what_timm_would_do_beside_building_is_not_asked_of_it(strange: str, tmp_path: Path) -> None:
+    """A config.json must not name another file to load."""
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1, strange: "other.pth"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"cls_token": torch.zeros(1, 1, 192)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=f"states what no ViT has: {strange}"):
+        own_program(None, tmp_path)
+
+
+def test_null_in_a_config_is_a_value_left_away(tmp_path: Path) -> None:
+    folder = hub(vit(), tmp_path, intermediate_size=None)
+    with pytest.raises(WeightsError, match=r"blocks.0.mlp.fc1.weight .256, 64. instead of .3072, 64."):
+        own_program(None, folder)
+    hub(vit(), tmp_path, mlp_ratio=None, layer_norm_eps=None)
+    assert own_program(None, folder).spec.norm_eps == 1e-12

@@ -286,3 +286,22 @@ def test_a_hostile_image_is_unreadable(raw: bytes, said: str) -> None:
 
 def test_a_usual_progressive_jpeg_is_read() -> None:
     assert decode(scans(12)).size == (64, 64)
+
+
+def lying_header(path: Path, kind: str) -> Path:
+    """A zip whose directory is as it should be, and whose member's own header is not."""
+    raw = bytearray(zipped(path, [("\u00e9.png", PICTURE)]).read_bytes())
+    if kind == "a name that is no UTF-8":
+        raw[30:32] = b"\xff\xfe"  # the first name is the member's own
+    else:
+        at = raw.rindex(b"PK\1\2") + 42
+        raw[at : at + 4] = struct.pack("<L", len(raw) - 9)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["a name that is no UTF-8", "a place at the end of the file"])
+def test_a_member_with_a_damaged_header_is_an_unreadable_image(kind: str, tmp_path: Path) -> None:
+    path = lying_header(tmp_path / "a.zip", kind)
+    with pytest.raises(ImagesError, match="1 of 1 images in .* cannot be read"):
+        load_images(path, SPEC)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit.bundle.read import open_bundle
+from edgevit.devices.profile import profile
 from edgevit.measure.run import time_paths
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement

@@ -218,6 +218,12 @@ NPZ: dict[str, tuple[bytes, str]] = {
         "allowed: numbers",
     ),
     "a header of 20,000 bytes": (packed({"embedding/kernel.npy": npy(header=" " * 20_000)}), "damaged"),
+    "a shape of True": (
+        packed({"embedding/kernel.npy": npy(header="{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}")}),
+        "has shape",
+    ),
+    "an array under another name": (packed({"embedding/kernel": npy(shape=(MANY,))}), "is no array"),
+    "an array of no numbers": (packed({"embedding/kernel.npy": npy(shape=(0, 4), data=b"")}), "holds no numbers"),
     "a header that nests": (packed({"embedding/kernel.npy": npy(header="(" * 3000)}), "damaged"),
     "a header that is code": (packed({"embedding/kernel.npy": npy(header="__import__('os').abort()")}), "damaged"),
     "another algorithm": (
@@ -295,3 +301,26 @@ def test_bombs_are_refused_within_100_mib(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CAPPED, *map(str, paths)], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     assert done.stdout.count("it unpacks to 3145") == 2
+
+
+def test_a_zip_behind_a_torch_file_of_the_older_form_does_not_hide_it(tmp_path: Path) -> None:
+    """What torch would read is what is looked at: here the pickles, which would build a bytearray of any size."""
+    path, decoy = tmp_path / "w.pth", io.BytesIO()
+    with zipfile.ZipFile(decoy, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    torch.save({"w": torch.zeros(1), "x": bytearray(b"x")}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes() + decoy.getvalue())
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(WeightsError, match=r"objects of type builtins\.bytearray"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("start", [b"", b"PK\x03\x04"])
+def test_an_end_of_a_zip_on_several_disks_is_a_damaged_file(start: bytes, tmp_path: Path) -> None:
+    """Of which Python's zipfile cannot even say whether it is a zip."""
+    locator = b"PK\x06\x07" + bytes(12) + struct.pack("<L", 2)
+    (tmp_path / "w.pth").write_bytes(start + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth is (not a readable torch checkpoint|damaged, or no file)"):
+        load_checkpoint(tmp_path / "w.pth")

@@ -233,7 +233,7 @@ def _userland(record: Record, folder: Path) -> Userland:
 def _record(folder: Path) -> Record | None:
     """Read `device.json`; None if there is none, or it is of another edgevit."""
     try:
-        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        data = strict_json.read_json(folder / RECORD)
     except (OSError, ValueError):
         return None
     record = strict_json.from_data(Record, data, [])

@@ -216,6 +216,9 @@ def test_one_made_by_another_edgevit_is_refused(tools: Path, monkeypatch: pytest
     monkeypatch.setattr(packages, "digest", lambda: "0" * 64)
     with pytest.raises(DeviceError, match="made by another version of edgevit"):
         userland.installed()
+    (userland.devices_folder() / userland.NAME / userland.RECORD).write_text("[" * 100_000)
+    with pytest.raises(DeviceError, match="made by another version of edgevit"):
+        userland.installed()
 
 
 def test_one_edgevit_at_a_time(tools: Path) -> None:

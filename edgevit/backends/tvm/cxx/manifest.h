@@ -229,8 +229,8 @@ inline std::vector<Listed> read_files(const std::string& path, const Fields& fie
   return found;
 }
 
-inline Manifest read_manifest(const std::string& path) {
-  const std::string text = File(path, kModel).text(kLargestManifest);
+// `text` is what the file `path` holds, at most kLargestManifest bytes.
+inline Manifest parse_manifest(const std::string& path, const std::string& text) {
   const Json data = JsonReader(path, text).read();
   for (size_t i = 0; i < data.keys.size(); ++i)
     if (data.keys[i] == "schema" && data.items[i].number != kSchema)
@@ -252,6 +252,10 @@ inline Manifest read_manifest(const std::string& path) {
           fields.number("threads", 1, kMostThreads),
           read_weights(path, fields),
           read_files(path, fields)};
+}
+
+inline Manifest read_manifest(const std::string& path) {
+  return parse_manifest(path, File(path, kModel).text(kLargestManifest));
 }
 
 // Hold a file against what model.json lists: all of it is hashed before any of it is mapped, loaded or run.
