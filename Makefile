@@ -2,6 +2,7 @@
 # make test   set up, lint, types, tests
 # make lint   set up, lint and types only
 # make fuzz   every reader of files that others wrote, FUZZ_SECONDS (an hour) each; out/fuzz keeps what was found
+# make chaos  set up, then kill, starve and soak the commands for an hour: out/chaos/chaos.md (EDGEVIT_DATA: real images)
 # make lock   choose the newest versions that pyproject.toml allows, and write them with their hashes (needs uv)
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ FUZZ_SECONDS ?= 3600
 RUN := $(VENV)/.run
 TEST := $(VENV)/.test
 
-.PHONY: demo test lint fuzz lock clean
+.PHONY: demo test lint fuzz chaos lock clean
 
 demo: $(RUN)
 	$(BIN)/edgevit build --target $(DEMO_TARGET) -o $(DEMO) --force
@@ -36,6 +37,9 @@ lint: $(TEST)
 
 fuzz: $(TEST)
 	$(BIN)/python -m tests.fuzz all --seconds $(FUZZ_SECONDS)
+
+chaos: $(TEST)
+	$(BIN)/python -m tests.chaos -o out/chaos
 
 $(RUN): $(LOCKS)/run.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgevit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }

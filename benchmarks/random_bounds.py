@@ -1,15 +1,17 @@
 """Memory bounds of random Programs against what the runtimes hold: reports/reference/random-bounds.md and .json.
 
-    python -m benchmarks.random_bounds --onnxruntime 300 --tvm 60 -o reports/reference
+    python -m benchmarks.random_bounds --onnxruntime 300 --tvm 300 -o reports/reference
 
 Random structures of 1 to 12 blocks, with gates, pruned units and branches, register tokens, one token to hundreds, odd
 widths, in float and int8 of 7 and 8 bits. Each is run all open, all closed, at its own thresholds and at drawn efforts,
-every path twice. The same seeds draw the same Programs; needs no data.
+every path twice. The same seeds draw the same Programs; needs no data. The .json is written after every Program, and
+`--resume` keeps what it holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -219,23 +221,30 @@ def table(tried: list[Tried], command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _all(onnxruntime: int, tvm_count: int) -> Iterator[Tried]:
-    yield from (try_onnxruntime(seed) for seed in track(range(onnxruntime), "Programs on ONNX Runtime"))
-    yield from (try_tvm(seed) for seed in track(range(tvm_count), "Programs on TVM"))
+def _untried(kept: list[Tried], onnxruntime: int, tvm_count: int) -> Iterator[Tried]:
+    """Try the first seeds of each runtime, without those that were tried already."""
+    done = {(tried.runtime, tried.seed) for tried in kept}
+    left = [[s for s in range(n) if (r, s) not in done] for r, n in (("onnxruntime", onnxruntime), ("tvm", tvm_count))]
+    yield from (try_onnxruntime(seed) for seed in track(left[0], "Programs on ONNX Runtime"))
+    yield from (try_tvm(seed) for seed in track(left[1], "Programs on TVM"))
 
 
 @click.command()
 @click.option("--onnxruntime", default=300, show_default=True, type=click.IntRange(0), help="Programs to try.")
 @click.option(
-    "--tvm", "tvm_count", default=60, show_default=True, type=click.IntRange(0), help="Programs to try there."
+    "--tvm", "tvm_count", default=300, show_default=True, type=click.IntRange(0), help="Programs to try there."
 )
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
-def main(onnxruntime: int, tvm_count: int, out: Path) -> None:
+@click.option("--resume", is_flag=True, help="Keep what random-bounds.json in that folder holds, and try the rest.")
+def main(onnxruntime: int, tvm_count: int, out: Path, resume: bool) -> None:
     """Draw Programs, bound them, run them; exits with 34 where a bound does not hold."""
     command = f"python -m benchmarks.random_bounds --onnxruntime {onnxruntime} --tvm {tvm_count}"
-    tried = list(_all(onnxruntime, tvm_count))
+    kept = out / "random-bounds.json"
+    tried = [Tried(**row) for row in json.loads(kept.read_bytes())] if resume else []
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "random-bounds.json", dumps(tried))
+    for one in _untried(tried, onnxruntime, tvm_count):
+        tried.append(one)
+        write_atomic(kept, dumps(tried))
     write_atomic(out / "random-bounds.md", table(tried, command))
     failed = sum(bool(t.fault) for t in tried)
     click.echo(f"wrote {out / 'random-bounds.md'}: {len(tried) - failed} of {len(tried)} held")

@@ -85,6 +85,12 @@ class DeviceError(EdgevitError):
     exit_code = 21
 
 
+class OutOfMemoryError(EdgevitError):
+    """More memory is needed than the machine has, or than a limit of the process allows."""
+
+    exit_code = 22
+
+
 class VerificationError(EdgevitError):
     """Base of the verifiers' errors: a claim about the build did not hold."""
 
@@ -119,3 +125,11 @@ class AccuracyError(VerificationError):
     """Top-1 or agreement is below the target's limit, or more was lost against the original than `--max-drop`."""
 
     exit_code = 35
+
+
+def of_process(line: str) -> EdgevitError | None:
+    """The error on purpose that another process of edgevit ended with, by the last line of its traceback; else None."""
+    name, _, words = line.partition(": ")
+    module, _, kind = name.rpartition(".")
+    found = globals().get(kind) if module == __name__ else None
+    return found(words) if isinstance(found, type) and issubclass(found, EdgevitError) else None

@@ -19,6 +19,7 @@ from edgevit.backends import backend
 from edgevit.backends.targets import accept
 from edgevit.errors import OutputError
 from edgevit.schema.target import Target
+from edgevit.util.atomic import scratch
 
 # What temporary names add to a name while it is written, and `.zip` beside a folder.
 NAME_RESERVE_BYTES = 16
@@ -96,7 +97,7 @@ def _require_writable(output: Output) -> None:
         if path.is_mount() and not output.kept:
             raise OutputError(f"{path} is where a disk is mounted and cannot be replaced; choose a folder in it")
         tried = path if output.kept and path.exists() else parent
-        with tempfile.TemporaryDirectory(dir=tried, prefix=".edgevit."):
+        with scratch(tried, path.name):
             pass
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}; {choose}") from error

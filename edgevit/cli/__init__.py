@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import mmap
+import os
+import re
 import signal
 import sys
 import threading
@@ -17,12 +20,20 @@ import click
 from edgevit import __version__
 from edgevit.cli import messages, terminal
 from edgevit.cli.exit_codes import exit_codes
-from edgevit.errors import EdgevitError, OutputError
+from edgevit.errors import EdgevitError, OutOfMemoryError, OutputError
 
 COMMANDS = ("compress", "build", "profile", "report", "verify", "device", "targets", "models", "doctor")
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
 # What a disk answers to anybody who writes: no bug of ours, wherever it comes up.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+AGAIN_S = 0.02
+LITTLE_BYTES = 64 << 20
+# As Python, NumPy, the C++ library, torch and the runtimes say it.
+NO_MEMORY = re.compile(
+    "MemoryError|Unable to allocate|bad_alloc|Cannot allocate memory|an.t allocate memory|not enough memory"
+    "|could not create a primitive|Failed to allocate memory|failed to map segment|out of memory|an.t start new thread",
+    re.IGNORECASE,
+)
 NO_TEMPORARY_FOLDER = "No usable temporary directory"  # as Python's tempfile says it
 
 EXAMPLE = """\b
@@ -85,21 +96,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, click.UsageError) and error.ctx is not None:
                 click.echo(f"See: {error.ctx.command_path} --help", err=True)
             return error.exit_code
-        except EdgevitError as error:
-            _refuse(str(error))
-            return error.exit_code
-        except OSError as error:
-            told = _disk(error)
+        except Exception as error:
+            told = _told(error)
             if told is None:
                 raise
-            _refuse(told)
-            return OutputError.exit_code
+            _refuse(str(told))
+            return told.exit_code
         return result if isinstance(result, int) else 0
 
 
 def _refuse(message: str) -> None:
     """Print an error, in the one form that all have."""
     click.echo(f"edgevit: error: {message}", err=True)
+
+
+def _told(error: Exception) -> EdgevitError | None:
+    """The error to tell: one raised on purpose, or what the machine lacked; None for a bug."""
+    if _memory(error) or not (isinstance(error, EdgevitError | OSError) or _some_memory()):
+        return OutOfMemoryError(
+            "there is not enough memory; close other programs, raise the limit of this process (ulimit -v) or of its "
+            "container, or take a smaller model, fewer images (--limit) or a smaller batch"
+        )
+    if isinstance(error, EdgevitError):
+        return error
+    refused = _disk(error) if isinstance(error, OSError) else None
+    return None if refused is None else OutputError(refused)
+
+
+def _some_memory() -> bool:
+    """Whether this process can still get a little: without, libraries fail in ways that look like bugs."""
+    try:
+        mmap.mmap(-1, LITTLE_BYTES).close()
+    except (OSError, MemoryError):
+        return False
+    return True
+
+
+def _memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: here, in a runtime, or in a process that was started and left these words."""
+    seen = 0
+    while error is not None and seen < 20:
+        lacks = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if lacks or isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 def _disk(error: OSError) -> str | None:
@@ -122,8 +163,22 @@ def _cleaning_up() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
+    told = sys.unraisablehook
     signal.signal(signal.SIGTERM, leave)
+    sys.unraisablehook = lambda lost: _ask_again(lost) or told(lost)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = told
+
+
+def _ask_again(lost: sys.UnraisableHookArgs) -> bool:
+    """Send a request to end once more that came where Python lets no exception through, such as while it forks."""
+    number = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}.get(lost.exc_type)
+    if number is None:
+        return False
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    return True

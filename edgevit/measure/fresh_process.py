@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.errors import BundleError
+from edgevit.errors import BundleError, of_process
 from edgevit.measure.branch_times import Trace
 from edgevit.schema.measurement import MemoryPoint, MemoryTrace, ProcessMemory
 from edgevit.util import strict_json
@@ -160,8 +160,8 @@ def _fresh(module: str, request: dict[str, Any], images: NDArray[np.uint8]) -> A
         except subprocess.TimeoutExpired:
             raise BundleError(f"a fresh process did not load and run the model within {TIMEOUT_S} s") from None
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise BundleError(f"a fresh process cannot load and run the model: {last[0]}")
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise of_process(last) or BundleError(f"a fresh process cannot load and run the model: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

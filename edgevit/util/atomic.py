@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import tempfile
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgevit.errors import OutputError
 from edgevit.util import ownership
@@ -34,6 +35,7 @@ STRAY = re.compile(r"(?:\..+\.)?edgevit-[0-9]+-[a-z0-9_]{8}")
 PLAN = "plan.json"
 OLD = ".old"  # after the name of what is staged: what was in its place
 TURN_S = 60
+ROOM_BYTES = 1 << 16  # a disk with less is full
 _HERE = -100  # AT_FDCWD: paths mean what they mean to this process
 _NOREPLACE, _EXCHANGE = 1, 2
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -60,10 +62,17 @@ def write_file(path: Path, content: bytes, *, sync: bool = True, replace: bool =
         FileExistsError: there is something already, and `replace` is false.
         OSError: the disk refuses.
     """
+    with new_file(path, sync=sync, replace=replace) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, sync: bool = True, replace: bool = True) -> Iterator[BinaryIO]:
+    """Open what becomes `path`, whole, when the context ends without an error; see `write_file`."""
     handle, temporary = _new_file(path)
     with os.fdopen(handle, "wb") as file:
         try:
-            file.write(content)
+            yield file
             file.flush()
             os.fchmod(handle, 0o644)
             if sync:
@@ -83,9 +92,14 @@ def write_file(path: Path, content: bytes, *, sync: bool = True, replace: bool =
 def scratch(parent: Path | None = None, name: str = "") -> Iterator[Path]:
     """An empty folder that is gone after the context, or after the next start if the process is killed.
 
+    Runtimes and compilers that write into it seldom say that a disk refused: what fails while it does is told as that.
+
     Args:
         parent: where it lies (None: the folder for temporary files).
         name: of what it is made for; gives a hidden folder.
+
+    Raises:
+        OutputError: something failed in the context, and the folder's disk takes no more.
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     if not name:
@@ -93,11 +107,35 @@ def scratch(parent: Path | None = None, name: str = "") -> Iterator[Path]:
     folder, lock = _new_folder(parent, name)
     try:
         yield folder
+    except Exception as error:
+        # These say it themselves; NumPy's OSError has no number.
+        said = isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno is not None)
+        refused = "" if said else _refused(folder)
+        if refused:
+            raise OutputError(
+                f"{folder} cannot be written: {refused}; make room there, or choose another place with -o and TMPDIR"
+            ) from error
+        raise
     finally:
         with signals_wait():
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
+
+
+def _refused(folder: Path) -> str:
+    """Why a disk takes no more in a folder, in its words; empty if it does."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    with contextlib.suppress(OSError):
+        if most != resource.RLIM_INFINITY and any(path.lstat().st_size >= most for path in folder.rglob("*")):
+            return os.strerror(errno.EFBIG)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def install(staging: Path, moves: Mapping[str, tuple[Path, Kind]], *, replace: bool, sync: bool = True) -> None:

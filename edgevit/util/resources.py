@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from edgevit.errors import OutputError
+from edgevit.util.atomic import scratch, sweep
 
 _REMEDY = "set EDGEVIT_CACHE to a folder of yours, or XDG_CACHE_HOME to its parent"
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,7 +42,8 @@ def usable_cache() -> Path:
     folder = user_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".try."):
+        sweep(folder)
+        with scratch(folder, "try"):
             return folder
     except OSError as error:
         raise OutputError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import random_bounds
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
@@ -43,3 +45,25 @@ def test_a_bound_that_does_not_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     tried = random_bounds.try_onnxruntime(0)
     assert "does not hold" in tried.fault
     assert "seed 0, onnxruntime: the memory bound" in random_bounds.table([tried], "command")
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def pretend(runtime: str) -> Callable[[int], random_bounds.Tried]:
+        def run(seed: int) -> random_bounds.Tried:
+            if (runtime, seed) == ("tvm", stop):
+                raise KeyboardInterrupt
+            tried.append((runtime, seed))
+            return random_bounds._tried(random_bounds.draw_program(seed), seed, runtime, None, 1.5, "")
+
+        return run
+
+    for runtime in ("onnxruntime", "tvm"):
+        monkeypatch.setattr(random_bounds, f"try_{runtime}", pretend(runtime))
+    words, stop = ["--onnxruntime", "2", "--tvm", "3", "-o", str(tmp_path)], 1
+    assert CliRunner().invoke(random_bounds.main, words).exit_code == 1
+    stop = -1
+    assert CliRunner().invoke(random_bounds.main, [*words, "--resume"]).exit_code == 0
+    assert tried == [("onnxruntime", 0), ("onnxruntime", 1), ("tvm", 0), ("tvm", 1), ("tvm", 2)]
+    assert "| tvm | float | 3 | 3 |" in (tmp_path / "random-bounds.md").read_text()

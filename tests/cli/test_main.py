@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgevit import errors
-from edgevit.cli import COMMANDS, main
+from edgevit.cli import COMMANDS, cli, main
 from edgevit.cli.exit_codes import exit_codes, markdown_table
 from edgevit.schema.target import list_targets
 
@@ -92,3 +92,68 @@ def test_a_request_to_end_has_its_own_code_and_says_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        OSError(12, "Cannot allocate memory"),
+        errors.BundleError("a fresh process cannot load and run the model: MemoryError"),
+    ],
+)
+def test_memory_that_ran_out_is_no_bug(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert main(["doctor"]) == errors.OutOfMemoryError.exit_code == 22
+    said = capsys.readouterr().err
+    assert said.startswith("edgevit: there is not enough memory") and said.count("\n") == 1
+
+
+def test_what_looks_like_a_bug_where_nothing_can_be_had_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise SystemError("error return without exception set")
+
+    monkeypatch.setattr(cli, "main", fail)
+    with pytest.raises(SystemError):
+        main(["doctor"])
+    monkeypatch.setattr("mmap.mmap", lambda *_: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory")))
+    assert main(["doctor"]) == errors.OutOfMemoryError.exit_code
+
+
+def test_errors_of_other_processes_keep_their_kind() -> None:
+    told = errors.of_process("edgevit.errors.OutputError: /tmp cannot be written: File too large; make room")
+    assert isinstance(told, errors.OutputError) and str(told) == "/tmp cannot be written: File too large; make room"
+    for line in ("ValueError: x", "edgevit.errors.annotations: x", "other.OutputError: x", ""):
+        assert errors.of_process(line) is None
+
+
+def test_a_request_to_end_is_not_lost_where_python_lets_no_exception_through() -> None:
+    """Such as in what runs when a process forks, or an object goes."""
+    program = """
+import signal, sys, time
+from edgevit import cli
+class Goes:
+    def __del__(self):
+        signal.raise_signal(getattr(signal, sys.argv[1]))
+        time.sleep(0)
+def command(**_):
+    Goes()
+    time.sleep(20)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real, cli.cli.main = cli.cli.main, command
+try:
+    code = cli.main([])
+except KeyboardInterrupt:
+    code = 130
+sys.exit(code)
+"""
+    for name, code in (("SIGTERM", 143), ("SIGINT", 130)):
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, "")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgevit.build.preflight import Output, ready
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import refuse_existing
 from edgevit.errors import OutputError
 from edgevit.util import atomic
+from edgevit.util.resources import usable_cache
 from tests.bundles import sample_bundle
 from tests.killing import bundle, versions_of_bundle
 
@@ -178,6 +183,7 @@ def test_what_appears_at_the_last_moment_is_not_overwritten(
 
 HALF = """
 import os, sys
+from collections.abc import Callable
 from pathlib import Path
 from edgevit import atomic
 from tests.killing import bundle
@@ -285,3 +291,41 @@ def test_what_is_written_can_be_read_by_others(tmp_path: Path) -> None:
     atomic.write_file(tmp_path / "file", b"x")
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_fails_on_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
+    """Runtimes, compilers and NumPy say it in words of their own, or not at all."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for error in (RuntimeError("iostream error"), ValueError("Unterminated string"), OSError("4096 requested")):
+        with pytest.raises(type(error)), atomic.scratch(tmp_path):
+            raise error
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            with (
+                pytest.raises(OutputError, match="cannot be written: File too large; make room"),
+                atomic.scratch(tmp_path) as folder,
+            ):
+                (folder / "model").write_bytes(bytes(100))
+                raise error
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whatever_is_made_for_a_moment_can_be_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Had the process been killed then; also what only tries whether a place can be written."""
+    made: list[str] = []
+    monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "cache"))
+    for name in ("mkdtemp", "mkstemp"):
+        real = getattr(tempfile, name)
+
+        def spy(*arguments: object, real: Callable[..., Any] = real, **named: object) -> Any:
+            found = real(*arguments, **named)
+            made.append(Path(found if isinstance(found, str) else found[1]).name)
+            return found
+
+        monkeypatch.setattr(tempfile, name, spy)
+    ready([Output(path=tmp_path / "bundle")])
+    usable_cache()
+    atomic.write_file(tmp_path / "file", b"")
+    assert len(made) == 3 and all(atomic.STRAY.fullmatch(name) for name in made), made

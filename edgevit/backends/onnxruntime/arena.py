@@ -21,7 +21,7 @@ import numpy as np
 import edgevit
 from edgevit.backends import Start
 from edgevit.backends.onnxruntime import memory
-from edgevit.errors import BoundError
+from edgevit.errors import BoundError, of_process
 from edgevit.schema.memory_bound import BoundDetail, CappedRun, PathMemory
 from edgevit.util.atomic import scratch
 
@@ -120,6 +120,8 @@ def _child(
         return {"error": f"no answer within {TIMEOUT_S} s", "profile": "", "open": []}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if told := of_process(last):
+            raise told
         return {"error": f"process ended with {done.returncode}: {last}", "profile": "", "open": []}
     return json.loads(done.stdout)
 

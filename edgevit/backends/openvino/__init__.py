@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,7 @@ INT8 = ("i8", "u8")
 # which pruning can make of the last FFN. The limits here leave room.
 SMALL_ROWS, SMALL_COLUMNS = 64, 512
 ENDS_FUSION = ("MVN", "Reshape", "Softmax", "Concat", "If", "Result")
+_MAKING = threading.Lock()
 
 
 class OpenVinoRunner:
@@ -93,18 +95,27 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
         OutputError: the disk refuses.
         RuntimeMissingError: OpenVINO is not installed.
     """
-    runtime = _runtime()
     read = _read(model)
     _name_stably(read)
     try:
         with scratch(folder) as temporary:
             path = temporary / MODEL
-            runtime.save_model(read, path, compress_to_fp16=False)
+            _save(read, path)
             for name in (DATA, MODEL):
                 (temporary / name).replace(folder / name)
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
     return MODEL, DATA
+
+
+def _save(model: Any, path: Path) -> None:
+    try:
+        _runtime().save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a full disk too, in words that do not tell
+        raise OutputError(
+            f"OpenVINO cannot write the model into {path.parent} ({str(error).splitlines()[0]}); make room there, or "
+            "choose another place with -o and TMPDIR"
+        ) from error
 
 
 def load(
@@ -261,14 +272,24 @@ def _name_stably(model: Any, prefix: str = "") -> None:
             _name_stably(operation.get_else_body(), f"{operation.get_friendly_name()}/else/")
 
 
-@cache
 def _core() -> Any:
-    """The process's one Core.
+    """The process's one Core; threads that ask for it at the same time must not make two."""
+    with _MAKING:
+        return _made_core()
+
+
+@cache
+def _made_core() -> Any:
+    """Make it.
 
     OpenVINO 2026.4 gives the thread a signal stack per Core and, when Cores end in another order than last in first
     out, leaves it one that is unmapped: the next signal with a handler, even Ctrl-C, ends the process without a word.
     """
-    return _runtime().Core()
+    runtime = _runtime()
+    # The binding looks for NumPy when it first shows a tensor's memory; where two threads come to that at the same time
+    # each waits for the other for ever (2026.4).
+    _ = runtime.Tensor(np.zeros(1, np.uint8)).data
+    return runtime.Core()
 
 
 def _runtime() -> Any:

@@ -6,8 +6,6 @@ it is checked (the CRC-32 of the zip that torch writes, which torch itself does 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from edgevit.errors import OutputError, TrainingError
 from edgevit.frontends.torch_file import check_torch
-from edgevit.util.atomic import sync_folder
+from edgevit.util import atomic
 from edgevit.util.signals import signals_wait
 
 VERSION = 1
@@ -31,7 +29,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write `state` to `path` by temporary name, fsync and rename, so that it is there after a crash or not at all.
 
     Args:
-        path: its folder must exist; a temporary file that a killed run left there is overwritten.
+        path: its folder must exist; what a killed run left there goes with `atomic.sweep`.
         state: tensors, numbers, strings, None, and lists, tuples and dicts of these.
 
     Raises:
@@ -39,22 +37,15 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         TypeError: the state holds something else.
     """
     _check_plain(state, "state")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with signals_wait(), temporary.open("wb") as raw:
-            _write({_VERSION_KEY: VERSION, _STATE_KEY: dict(state)}, raw)
-            os.fsync(raw.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with atomic.new_file(path) as file, signals_wait():
+            _write({_VERSION_KEY: VERSION, _STATE_KEY: dict(state)}, file)
     except OSError as error:
         kept = "the previous one is intact" if path.exists() else "there was none before"
         raise OutputError(
             f"cannot save the checkpoint {path}: {error.strerror or error}; {kept}; make room or allow writing there, "
             "then go on with --resume"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:

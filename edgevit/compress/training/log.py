@@ -7,7 +7,9 @@ one of an undisturbed run.
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -161,11 +163,24 @@ def _cell(value: float | None) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else repr(float(value))
 
 
+@functools.cache
+def _silence_writer() -> None:
+    """Print no traceback for TensorBoard's writing thread: what it raises is raised again where the log is flushed."""
+    told = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__module__.partition(".")[0] != "tensorboard":
+            told(failed)
+
+    threading.excepthook = hook
+
+
 def _open_board(folder: Path, resume_at: int, say: Callable[[str], None]) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         say(f"TensorBoard is not installed (pip install tensorboard): the log is {CSV_NAME} alone")
         return None
+    _silence_writer()
     # Events from this step on, written before a crash, are hidden.
     return SummaryWriter(str(folder), purge_step=resume_at)

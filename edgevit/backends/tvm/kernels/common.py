@@ -18,6 +18,7 @@ from edgevit.backends.tvm.codegen.code import (
     integer,
     lane_sum,
     lanes_of,
+    literal,
     load,
     load_vector,
     number,
@@ -243,20 +244,23 @@ def norm_rows(
 
 
 def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:
-    """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0."""
+    """Return (mean, 1 / sqrt(variance + eps)) of the first `width` values of `columns`, the others being 0."""
     vectors = -(-columns // lanes)
     sums = code.register(splat(0.0, lanes))
     with code.loop(vectors) as v:
         sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
     mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
     squares = code.register(splat(0.0, lanes))
-    with code.loop(vectors) as v:
+    whole, rest = divmod(width, lanes)
+    with code.loop(whole) as v:
         centred = code.let(load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes))
         squares.set(squares.value + centred * centred)
+    if rest:
+        # Left out, not taken off afterwards: that would leave less than nothing where the mean is large.
+        used = literal([float(lane < rest) for lane in range(lanes)])
+        centred = code.let((load_vector(memory, base + whole * lanes, lanes) - splat(mean, lanes)) * used)
+        squares.set(squares.value + centred * centred)
     total = lane_sum(code, squares.value, lanes)
-    padding = vectors * lanes - width
-    if padding:
-        total = total - number(padding) * mean * mean
     return mean, code.let(rsqrt(total * number(1 / width) + number(eps)))
 
 

@@ -93,6 +93,23 @@ def test_layer_norm(width: int, groups: int) -> None:
     assert not after[..., width:].any()
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 9])
+def test_layer_norm_of_few_values_far_from_zero(width: int) -> None:
+    """What the padding adds to the squares is many times the variance."""
+    arena, blob, stride = Arena(LANES), Blob(), pad(width, LANES)
+    place = arena.place(50, stride)
+    scale, shift = (blob.add(pad_columns(np.full(width, value, np.float32), stride)) for value in (1, 0))
+    memory = np.zeros(arena.size, np.float32)
+    values = matrix(memory, place)
+    values[:, :width] = 300 + draw(50, width) + draw(50, 1)
+    expected = normed(values[:, :width], 1e-6)
+    function = common.layer_norm(AVX2, arena.size, blob.size, place, place, width, scale, shift, 1e-6)
+    call(function, memory, blob.array())
+    after = matrix(memory, place)
+    assert np.isfinite(after).all() and not after[:, width:].any()
+    np.testing.assert_allclose(after[:, :width], expected, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("rows", "keys", "heads", "width"), [(197, 197, 1, 64), (30, 30, 3, 12), (1, 50, 2, 16), (7, 9, 2, 20)]
 )
