@@ -16,5 +16,6 @@ def measure(machine: RemoteMachine, request: ProfileRequest) -> Measurement:
         DeviceError: the machine cannot be reached, cannot run the bundle, or gives no measurement.
         BundleError: a file of the bundle is not what it should be.
     """
-    program = native_program if runs_natively(request.bundle.manifest.backend) else python_program
-    return program.measure(machine, request)
+    if runs_natively(request.bundle.manifest.backend):
+        return native_program.measure(machine, request)
+    return python_program.measure(machine, request)
