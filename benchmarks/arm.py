@@ -19,13 +19,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-from edgevit.devices.profile import profile
 
 from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
 from edgevit.api.load import DEFAULT_PROGRAM
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.machine import find
+from edgevit.devices.profile import profile
 from edgevit.frontends.resolve import resolve
 from edgevit.images.image_set import load_images
 from edgevit.program.program import Program, expected_shapes

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-from edgevit.devices.profile import profile
 
 from benchmarks.arm import CALIBRATION, DENSE, TIMEOUT_S, dense_blocks
 from benchmarks.bundles import build_bundle
 from edgevit.devices.machine import find
+from edgevit.devices.profile import profile
 from edgevit.images.image_set import load_images
 from edgevit.schema.measurement_file import read_measurement, write_measurement
 from edgevit.schema.target import Target, load_target

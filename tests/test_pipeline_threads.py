@@ -6,11 +6,11 @@ import platform
 from pathlib import Path
 
 import pytest
-from edgevit.devices.profile import profile
 
 from edgevit import pipeline
 from edgevit.build.prediction import predict
 from edgevit.devices import local
+from edgevit.devices.profile import profile
 from edgevit.errors import DeviceError
 from edgevit.schema.target import Target, load_target
 from edgevit.util.resources import shipped

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edgevit.devices.profile import profile
 from PIL import Image
 
 from edgevit import pipeline
@@ -23,6 +22,7 @@ from edgevit.build import case, verify_build
 from edgevit.build.prediction import predict
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
+from edgevit.devices.profile import profile
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
 from edgevit.schema.claims import Claim
 from edgevit.schema.target import Target, load_target

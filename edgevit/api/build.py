@@ -97,7 +97,7 @@ def build(
         macs: share of the MACs that is left, expected per image; below 1 the Program is compressed first.
         static: share that is left with every gate open (default: `macs`, no gates); see `compress`.
         seed: of gate training.
-        tune_s: CPU seconds to search for TVM's tiles on this machine.
+        tune_s: CPU seconds to search for faster kernels on this machine, for targets whose kernels are compiled.
         original: the model before compression, a Program folder or a name, to compare with.
         max_drop: fail if more points are lost against the original in float: of top-1, or without labels of agreement.
         output: the bundle's folder, with its .zip beside it (default: out/MODEL-TARGET).
@@ -156,7 +156,7 @@ def predict(
     Raises:
         BudgetError: stem and head alone cost more than the budget.
         TargetError: no such target.
-        RuntimeMissingError: the target is TVM's, whose layout TVM alone knows, and it is not installed.
+        RuntimeMissingError: the target's compiler alone knows what it will lay out, and is not installed.
 
     Example:
         >>> predicted = edgevit.predict(program, target="x86-64-onnxruntime", macs=0.5)

@@ -94,7 +94,7 @@ class Bundle(Shown):
     def run(self, image: Picture, effort: float = 0.0) -> Answer:
         """Compute one image on this machine; the first call loads the runtime.
 
-        This executes what the bundle holds: machine code, where its runtime is TVM.
+        This executes what the bundle holds, which may be machine code: run only bundles whose makers you trust.
 
         Args:
             image: a path, a Pillow image, or a uint8 RGB array `[height, width, 3]` or `[1, height, width, 3]` of the

@@ -41,17 +41,17 @@ def profile(
 ) -> Measurement:
     """Measure a bundle: latency of every path, gates on images, time and memory per branch.
 
-    This executes what the bundle holds: machine code, where its runtime is TVM.
+    This executes what the bundle holds, which may be machine code: measure only bundles whose makers you trust.
 
     Args:
         bundle: what to measure, or the path of its folder or .zip.
-        images: real images, see `edgevit` (default: the bundle's golden inputs, which
-            show no real mix of images: open rates and expected times then mean little).
+        images: real images, see `edgevit` (default: the bundle's golden inputs, which show no real mix of images: open
+            rates and expected times then mean little).
         device: "ssh://[user@]board[:port]", "qemu:CPU" such as "qemu:cortex-a76", or None for this machine.
         runs: timed runs per path; p90 needs 64, p95 130, p99 662.
         threads: of a run (default: the target's).
         cpus: numbers of the device's CPUs to hold the run to (default: all).
-        python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; a TVM bundle needs none.
+        python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; machine code needs none.
         timeout_s: seconds that a device may take.
         output: file to write the measurement to, which `report` reads (default: none).
         force: replace a measurement that is there.

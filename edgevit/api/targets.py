@@ -14,8 +14,8 @@ def targets() -> tuple[Target, ...]:
     """Return the targets that ship with edgevit, by name.
 
     Example:
-        >>> sorted({target.backend for target in edgevit.targets()})
-        ['onnxruntime', 'openvino', 'tvm']
+        >>> sorted({target.arch for target in edgevit.targets()})
+        ['aarch64', 'x86_64']
     """
     return tuple(load_target(name) for name in list_targets())
 

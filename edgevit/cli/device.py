@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgevit.api.device import ARM_CPUS, DEFAULT, DEFAULT_CPUS, NAME, RUNTIMES
+from edgevit.cli.ranges import Listed
 
 EPILOG = """\b
 Example:
@@ -16,7 +16,19 @@ Example:
   edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
   edgevit device remove qemu
 """
-KIND = click.argument("kind", type=click.Choice([NAME]))
+KIND = click.argument("kind", type=click.Choice(["qemu"]))
+
+
+def _cpu_names() -> list[str]:
+    from edgevit.api.device import ARM_CPUS
+
+    return list(ARM_CPUS)
+
+
+def _runtime_names() -> list[str]:
+    from edgevit.api.device import RUNTIMES
+
+    return list(RUNTIMES)
 
 
 @click.group(epilog=EPILOG)
@@ -26,19 +38,17 @@ def command() -> None:
 
 @command.command()
 @KIND
-@click.option(
-    "--cpu", "cpus", multiple=True, type=click.Choice(list(ARM_CPUS)), help="Try it on this processor; repeatable."
-)
+@click.option("--cpu", "cpus", multiple=True, type=Listed(_cpu_names), help="Try it on this processor; repeatable.")
 @click.option(
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(list(RUNTIMES)),
-    help=f"Repeatable; a bundle of machine code needs none. Default: {DEFAULT}.",
+    type=Listed(_runtime_names),
+    help="Repeatable; a bundle of machine code needs none. Default: what comes with edgevit.",
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
-    from edgevit.api.device import userland
+    from edgevit.api.device import DEFAULT, DEFAULT_CPUS, userland
     from edgevit.util.progress import say
 
     made = userland.setup(runtimes or (DEFAULT,), cpus or DEFAULT_CPUS, say=say)
@@ -51,8 +61,8 @@ def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_devices(as_json: bool) -> None:
-    """What is set up, and the processors it can play."""
-    from edgevit.api.device import userland
+    """Show what is set up, and the processors it can play."""
+    from edgevit.api.device import ARM_CPUS, userland
     from edgevit.errors import DeviceError
     from edgevit.util import strict_json
 
@@ -86,12 +96,16 @@ def remove(kind: str) -> None:
 
 
 def _contents(packages: Mapping[str, str]) -> str:
+    from edgevit.api.device import RUNTIMES
+
     shown = ("libc6", "numpy", "pillow", *RUNTIMES)
     return ", ".join(f"{name} {version}" for name, version in packages.items() if name in shown)
 
 
 def _cpus() -> list[dict[str, Any]]:
-    """What `--json` tells of every processor."""
+    """Return what `--json` tells of every processor."""
+    from edgevit.api.device import ARM_CPUS
+
     return [
         {key: getattr(cpu, key) for key in ("name", "qemu", "part", "features", "sold_as")} for cpu in ARM_CPUS.values()
     ]

@@ -18,7 +18,7 @@ from PIL import Image
 
 import edgevit
 from edgevit.api.images import take_images
-from edgevit.errors import BudgetError, BundleError, ImagesError
+from edgevit.errors import BudgetError, BundleError, DeviceError, ImagesError
 from edgevit.util.progress import say
 from tests.bundles import rehash, sample_bundle
 from tests.compressing import dense
@@ -236,8 +236,8 @@ def test_an_array_is_measured_like_the_files_that_it_was_read_from(place: Path) 
     by_path, by_array = (edgevit.profile(bundle, images, runs=24) for images in ("photos", pixels))
     assert by_path.images == by_array.images
     assert [b.open_rate for b in by_path.branches] == [b.open_rate for b in by_array.branches]
-    with pytest.raises(ImagesError, match="images for qemu:cortex-a76 are ndarray"):
-        edgevit.profile(bundle, pixels, device="qemu:cortex-a76")
+    with pytest.raises(DeviceError, match="an emulated device has one processor"):
+        edgevit.profile(bundle, pixels, device="qemu:cortex-a76", cpus=[0])
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])

@@ -53,3 +53,11 @@ def test_what_is_asked_for_is_set_up(capsys: pytest.CaptureFixture[str], monkeyp
     assert main(["device", "setup", "virtualbox"]) == 2
     assert main(["device", "setup", "qemu", "--cpu", "max"]) == 2
     assert main(["device", "setup", "qemu", "--runtime", "tvm"]) == 2
+
+
+def test_help_lists_processors_and_runtimes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", "setup", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "cortex-a76" in told and "onnxruntime" in told
+    assert main(["device", "setup", "qemu", "--cpu", "i486"]) == 2
+    assert "'i486' is not one of 'cortex-a53'" in capsys.readouterr().err

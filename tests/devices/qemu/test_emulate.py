@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from edgevit.devices.profile import profile
 
 from edgevit import pipeline
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
 from edgevit.devices.machine import find
+from edgevit.devices.profile import profile
 from edgevit.devices.qemu import emulate, emulator, processes
 from edgevit.devices.qemu.emulate import _Found
 from edgevit.devices.qemu.emulator import Userland
