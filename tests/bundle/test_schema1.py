@@ -9,10 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgevit.bundle.read import load_golden, open_bundle
 from edgevit.cli import main
 from edgevit.devices import local
+from edgevit.errors import BundleError
 from edgevit.report.view import make_report
 from edgevit.schema.claims import (
     FIGURES,
@@ -23,7 +26,10 @@ from edgevit.schema.claims import (
     SkipFigures,
     figures_of,
 )
+from edgevit.schema.manifest import Manifest
+from edgevit.schema.manifest_file import parse_manifest
 from edgevit.util.strict_json import to_data
+from tests.bundle.test_read import change_anywhere
 
 # The gated tiny Program of two blocks for x86-64-onnxruntime, packed with deflate.
 BUNDLE = Path(__file__).with_name("schema1") / "tiny.zip"
@@ -95,3 +101,14 @@ def test_the_report_within_it_is_the_report_of_today() -> None:
     with open_bundle(BUNDLE) as bundle:
         report = to_data(make_report(bundle.manifest))
     assert {key for key in inside if report[key] != inside[key]} == {"schema", "claims"}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_value_in_it_is_a_bundle_error_or_a_manifest(data: st.DataObject) -> None:
+    document = written() | {"sha256": ""}
+    change_anywhere(document, data)
+    try:
+        assert isinstance(parse_manifest(json.dumps(document).encode(), BUNDLE), Manifest)
+    except BundleError as error:
+        assert str(error)

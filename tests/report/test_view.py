@@ -85,7 +85,7 @@ def test_accuracy_is_of_the_float_model_and_of_the_bundles_real_path() -> None:
     assert make_report(dataclasses.replace(facts, accuracy=())).accuracy_change is None
 
 
-def row(model: str, metric: Any, value: float, against: Any = "float") -> AccuracyRow:
+def row(model: Any, metric: Any, value: float, against: Any = "float") -> AccuracyRow:
     return AccuracyRow(model=model, metric=metric, value=value, low=0.0, high=1.0, images=8, against=against)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from edgevit.errors import BundleError
+from edgevit.schema.manifest import Setting
 from edgevit.schema.manifest_file import parse_manifest
 from edgevit.util.strict_json import dumps, to_data
 from tests.schema.test_manifest_v1 import today
 
 
 def test_what_is_written_is_read_as_it_was() -> None:
-    settings = {"NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+    settings: dict[str, Setting] = {"NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
     manifest = dataclasses.replace(today(), runtime_settings=settings)
     read = parse_manifest(dumps(manifest).encode(), Path("tiny"))
     assert read == manifest
