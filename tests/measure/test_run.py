@@ -96,7 +96,7 @@ def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:
 
 def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sample_bundle(tmp_path / "tiny")
-    for user in ("run", "host"):
+    for user in ("run", "environment"):
         monkeypatch.setattr(f"edgevit.measure.{user}.emulator", lambda *_: "qemu-aarch64")
     m = local.profile(folder, None, runs=2)
     assert m.environment.emulated_by == "qemu-aarch64" and "times are withheld" in m.warnings[0]
