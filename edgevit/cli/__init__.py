@@ -111,7 +111,7 @@ def _refuse(message: str) -> None:
 
 
 def _told(error: Exception) -> EdgevitError | None:
-    """The error to tell: one raised on purpose, or what the machine lacked; None for a bug."""
+    """Return the error to tell: one raised on purpose, or what the machine lacked; None for a bug."""
     if _memory(error) or not (isinstance(error, EdgevitError | OSError) or _some_memory()):
         return OutOfMemoryError(
             "there is not enough memory; close other programs, raise the limit of this process (ulimit -v) or of its "

@@ -107,7 +107,7 @@ def _wrong(ended: Ended, codes: Sequence[int]) -> str:
 def message(ended: Ended) -> str:
     """The last thing that the command said in its own name."""
     lines = [line for line in ended.said.splitlines() if line.startswith("edgevit: ")]
-    return lines[-1].removeprefix("edgevit: ") if lines and ended.code else ""
+    return lines[-1].removeprefix("edgevit: ").removeprefix("error: ") if lines and ended.code else ""
 
 
 def file_limit(size: int) -> Fault:

@@ -113,7 +113,7 @@ def test_memory_that_ran_out_is_no_bug(
     monkeypatch.setattr(cli, "main", fail)
     assert main(["doctor"]) == errors.OutOfMemoryError.exit_code == 22
     said = capsys.readouterr().err
-    assert said.startswith("edgevit: there is not enough memory") and said.count("\n") == 1
+    assert said.startswith("edgevit: error: there is not enough memory") and said.count("\n") == 1
 
 
 def test_what_looks_like_a_bug_where_nothing_can_be_had_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
