@@ -8,9 +8,7 @@ from typing import Any
 
 import click
 
-from edgevit.backends import DEFAULT
-from edgevit.devices.qemu.emulator import CPUS
-from edgevit.devices.qemu.userland import DEFAULT_CPUS, NAME, RUNTIMES
+from edgevit.cli.ranges import Listed
 
 EPILOG = """\b
 Example:
@@ -18,7 +16,19 @@ Example:
   edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
   edgevit device remove qemu
 """
-KIND = click.argument("kind", type=click.Choice([NAME]))
+KIND = click.argument("kind", type=click.Choice(["qemu"]))
+
+
+def _cpu_names() -> list[str]:
+    from edgevit.devices.qemu.emulator import CPUS
+
+    return list(CPUS)
+
+
+def _runtime_names() -> list[str]:
+    from edgevit.devices.qemu.userland import RUNTIMES
+
+    return list(RUNTIMES)
 
 
 @click.group(epilog=EPILOG)
@@ -28,26 +38,25 @@ def command() -> None:
 
 @command.command()
 @KIND
-@click.option(
-    "--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), help="Try it on this processor; repeatable."
-)
+@click.option("--cpu", "cpus", multiple=True, type=Listed(_cpu_names), help="Try it on this processor; repeatable.")
 @click.option(
     "--runtime",
     "runtimes",
     multiple=True,
-    type=click.Choice(list(RUNTIMES)),
-    help=f"Repeatable; a bundle of machine code needs none. Default: {DEFAULT}.",
+    type=Listed(_runtime_names),
+    help="Repeatable; a bundle of machine code needs none. Default: what comes with edgevit.",
 )
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
+    from edgevit.backends import DEFAULT
     from edgevit.devices.qemu import userland
     from edgevit.util.progress import say
 
-    made = userland.setup(runtimes or (DEFAULT,), cpus or DEFAULT_CPUS, say=say)
+    made = userland.setup(runtimes or (DEFAULT,), cpus or userland.DEFAULT_CPUS, say=say)
     click.echo(f"{made.emulator_version} with {_contents(made.packages)} in {made.folder}")
     if made.uncounted:
         click.echo(f"edgevit: note: no instructions will be counted: {made.uncounted}", err=True)
-    click.echo(f"Use it with: edgevit profile BUNDLE --device qemu:{(cpus or DEFAULT_CPUS)[0]}")
+    click.echo(f"Use it with: edgevit profile BUNDLE --device qemu:{(cpus or userland.DEFAULT_CPUS)[0]}")
 
 
 @command.command(name="list")
@@ -55,6 +64,7 @@ def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
 def list_devices(as_json: bool) -> None:
     """What is set up, and the processors it can play."""
     from edgevit.devices.qemu import userland
+    from edgevit.devices.qemu.emulator import CPUS
     from edgevit.errors import DeviceError
     from edgevit.util import strict_json
 
@@ -90,7 +100,7 @@ def remove(kind: str) -> None:
 
 
 def _contents(packages: Mapping[str, str]) -> str:
-    shown = ("libc6", "numpy", "pillow", *RUNTIMES)
+    shown = ("libc6", "numpy", "pillow", *_runtime_names())
     return ", ".join(f"{name} {version}" for name, version in packages.items() if name in shown)
 
 
