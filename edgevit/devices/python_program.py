@@ -100,7 +100,7 @@ def require_python(session: Session, machine: RemoteMachine, needs: Sequence[tup
 def requirements(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """Return (module, pip requirement) of numpy and the runtime, in the version the bundle was verified with."""
     runtime = manifest.backend
-    # What follows the release (OpenVINO tells its commit) means nothing to pip.
+    # What follows the release (some tell their commit) means nothing to pip.
     release = re.match(r"[0-9]+(?:\.(?:post)?[0-9]+)*", manifest.tools.get(runtime, ""))
     return (("numpy", "numpy"), (runtime, f"{runtime}=={release[0]}" if release else runtime))
 

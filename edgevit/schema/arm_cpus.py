@@ -144,7 +144,7 @@ _CPUS = (
     ArmCpu(
         name="armv8.6-i8mm",
         sold_as="cores with i8mm, as in Cortex-A710 and X2",
-        # A part without SVE: of newer ones ONNX Runtime takes SVE for granted, and crashes.
+        # A part without SVE: of newer ones a runtime takes SVE for granted, and crashes.
         part="0xd0b",
         features=_I8MM,
         # `max` is no product, and in qemu 7.2 its SME gives wrong numbers: without SVE and SME it stands for this core.
