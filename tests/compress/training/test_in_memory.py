@@ -35,7 +35,7 @@ def test_an_epoch_is_every_image_once_as_it_is_or_mirrored(count: int, sizes: li
 def test_about_half_of_the_batches_are_mirrored() -> None:
     images = tiny_images(SPEC, 8)
     before, plain = images.copy(), normalise(SPEC, images)
-    source, as_given = InMemory(SPEC, images, batch=4, seed=0), []
+    source, as_given = InMemory(SPEC, images, batch=4, seed=0), list[bool]()
     for number in range(32):
         for batch, _ in source.epoch(number):
             each = {any(torch.equal(image, other) for other in plain) for image in batch}
