@@ -2,8 +2,8 @@
 
 This is the stage `recover` of training on a data set, with every other weight frozen: the same loop, controller of
 gates and distillation. What differs is data: images come from memory, every image decides by itself, the numbers suit
-a few dozen steps, and the derivative is the plain straight-through one (as in AdaViT's public code): where weights rest
-it measured steadier over seeds than Heun's rule.
+a few dozen steps, and the derivative is the plain straight-through one (as in AdaViT's public code), with which these
+numbers were chosen.
 """
 
 from __future__ import annotations

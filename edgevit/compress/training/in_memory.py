@@ -15,7 +15,7 @@ from edgevit.torch_form.vit import normalise
 
 
 class InMemory:
-    """Batches of prepared images, each image mirrored in every other epoch on average.
+    """Batches of prepared images, every other batch mirrored on average.
 
     Order and mirroring are functions of (seed, epoch). The last batch of an epoch may be smaller: of few images none is
     left out.
@@ -38,9 +38,9 @@ class InMemory:
             images float32 `[<= batch, 3, height, width]`, normalised, and labels int64 `[<= batch]`, all unlabelled.
         """
         rng = np.random.default_rng([self._seed, epoch])
-        order, mirrored = rng.permutation(len(self._images)), rng.random(len(self._images)) < 0.5
+        order, mirrored = rng.permutation(len(self._images)), rng.random(self.steps) < 0.5
         for step in range(start, self.steps):
             chosen = order[step * self._batch : (step + 1) * self._batch]
-            pixels, flip = self._images[chosen], mirrored[chosen]
-            pixels[flip] = pixels[flip][:, :, ::-1]
-            yield normalise(self._spec, pixels), torch.full((len(chosen),), UNLABELLED)
+            pixels = self._images[chosen]
+            seen = normalise(self._spec, pixels[:, :, ::-1] if mirrored[step] else pixels)
+            yield seen, torch.full((len(chosen),), UNLABELLED)
