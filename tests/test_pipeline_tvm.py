@@ -38,7 +38,8 @@ import_or_skip()
 from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm.compile import emit, library, toolchain  # noqa: E402
 from edgevit.backends.tvm.inspect import counts  # noqa: E402
-from edgevit.backends.tvm.parts import stages  # noqa: E402
+from edgevit.backends.tvm.parts import attention, patch_stem  # noqa: E402
+from edgevit.backends.tvm.parts.stage import Shared  # noqa: E402
 from edgevit.backends.tvm.run import canary  # noqa: E402
 from tests.backends.tvm.native_runner import resign  # noqa: E402
 
@@ -233,8 +234,8 @@ def test_wrong_weights_fail_the_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8: bool, factor: float
 ) -> None:
     """What rounding to int8 does to a small random model hides a wrong hundredth."""
-    fold = stages.fold_normalisation
-    monkeypatch.setattr(stages, "fold_normalisation", lambda spec, weight: fold(spec, factor * weight))
+    fold = patch_stem.fold_normalisation
+    monkeypatch.setattr(patch_stem, "fold_normalisation", lambda spec, weight: fold(spec, factor * weight))
     with pytest.raises(ParityError):
         build(tmp_path / "bundle", int8=int8, attention="float32")
 
@@ -258,21 +259,19 @@ def forget_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = stages.Stages._attention
+    attend = attention._attention
 
-    def in_float(self: Any, *arguments: Any) -> None:
-        self.plan = replace(self.plan, attentions=())
-        attention(self, *arguments)
+    def in_float(shared: Shared, *arguments: Any) -> None:
+        shared.plan = replace(shared.plan, attentions=())
+        attend(shared, *arguments)
 
-    monkeypatch.setattr(stages.Stages, "_attention", in_float)
+    monkeypatch.setattr(attention, "_attention", in_float)
 
 
 def leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """One Linear in float beside nine in int8."""
-    entry = stages.Stages._entry
-    monkeypatch.setattr(
-        stages.Stages, "_entry", lambda self, linear: None if linear == "b01_ffn.fc2" else entry(self, linear)
-    )
+    entry = Shared.entry
+    monkeypatch.setattr(Shared, "entry", lambda self, linear: None if linear == "b01_ffn.fc2" else entry(self, linear))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""T2T-ViT (arXiv 2101.11986): its stem in torch, and its upstream checkpoints to `Program`.
+"""T2T-ViT (arXiv 2101.11986): upstream checkpoints to `Program`.
 
-Written from the paper's description; names and shapes of checkpoints are those of yitu-opensource/T2T-ViT. The stem:
-soft split 7x7 stride 4, token-to-token attention, soft split 3x3 stride 2, attention, soft split 3x3 stride 2, Linear.
-Shapes: B images, T tokens of a stage, C columns of its input, K = token_dim, m = K / 2 random features.
+Written from the paper's description; names and shapes of checkpoints are those of yitu-opensource/T2T-ViT. What its
+stem computes is in `torch_form/t2t_stem.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError
 from edgevit.frontends.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
@@ -39,8 +37,6 @@ PATCH = 16
 DEFAULT_SIZE = (224, 224)
 NORM_EPS = 1e-5
 SEED = 0
-# The performer's guard against division by zero.
-TINY = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,56 +65,6 @@ CONFIGS: Mapping[str, T2tConfig] = {
     "t2t_vit_t_19": _config("t2t_transformer", 448, 19, 7, 3),
     "t2t_vit_t_24": _config("t2t_transformer", 512, 24, 8, 3),
 }
-
-
-def t2t_tokens(spec: ProgramSpec, array: Callable[[str], Tensor], images: Tensor) -> Tensor:
-    """Normalised images `[B, 3, height, width]` to `[B, patches, 9 * token_dim]`, all before the stem's Linear."""
-    rows, columns = spec.image.height // 4, spec.image.width // 4
-    x = soft_split(images, kernel=7, stride=4, padding=2)
-    for name in ("stem.attention1", "stem.attention2"):
-        x = _stage(spec, array, name, x)
-        x = x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
-        x = soft_split(x, kernel=3, stride=2, padding=1)
-        rows, columns = rows // 2, columns // 2
-    return x
-
-
-def soft_split(x: Tensor, *, kernel: int, stride: int, padding: int) -> Tensor:
-    """Windows of `[B, c, height, width]` as tokens `[B, T, kernel * kernel * c]`, columns (row, column, channel)."""
-    windows = F.unfold(x, kernel, padding=padding, stride=stride)
-    batch, channels = x.shape[:2]
-    return windows.reshape(batch, channels, kernel * kernel, -1).permute(0, 3, 2, 1).flatten(2)
-
-
-def _stage(spec: ProgramSpec, array: Callable[[str], Tensor], name: str, x: Tensor) -> Tensor:
-    """Return one token-to-token stage, `[B, T, C]` to `[B, T, K]`; its skip adds the values, as C differs from K."""
-
-    def linear(part: str, value: Tensor) -> Tensor:
-        return value @ array(f"{name}.{part}.weight") + array(f"{name}.{part}.bias")
-
-    def norm(part: str, value: Tensor) -> Tensor:
-        weight, bias = array(f"{name}.{part}.weight"), array(f"{name}.{part}.bias")
-        return F.layer_norm(value, weight.shape, weight, bias, spec.norm_eps)
-
-    q, k, v = linear("qkv", norm("norm1", x)).chunk(3, dim=-1)
-    if spec.stem.kind == "t2t_performer":
-        attended = performer_attention(q, k, v, array(f"{name}.w"))
-    else:
-        attended = F.scaled_dot_product_attention(q, k, v, scale=spec.stem.token_dim**-0.5)
-    y = v + linear("proj", attended)
-    return y + linear("fc2", F.gelu(linear("fc1", norm("norm2", y))))
-
-
-def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
-    """Linear attention with positive random features `w [m, K]` (Performer, arXiv 2009.14794), `[B, T, K]` each."""
-    qp, kp = _features(q, w), _features(k, w)
-    divisor = qp @ kp.sum(dim=1).unsqueeze(-1)
-    return qp @ (kp.transpose(1, 2) @ v) / (divisor + TINY)
-
-
-def _features(x: Tensor, w: Tensor) -> Tensor:
-    """Return exp(x w^T - |x|^2 / 2) / sqrt(m)."""
-    return torch.exp(x @ w.T - x.square().sum(dim=-1, keepdim=True) / 2) / math.sqrt(w.shape[0])
 
 
 def t2t_program(

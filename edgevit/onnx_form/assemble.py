@@ -1,13 +1,13 @@
-"""Stitch the segments of a Program into one ONNX model, gates as sequential `If` nodes.
+"""Stitch the parts of a Program into one ONNX model, gates as sequential `If` nodes.
 
 Inputs: `image` uint8 `[1, height, width, 3]`; with gates also `effort`, a float32 scalar added to every gate logit
 (0 = as calibrated; +-inf opens or closes all). Outputs: `logits` float32 `[1, classes]` and `gates` uint8 `[branches]`,
-1 = the branch ran.
+1 = the branch ran. In between the residual stream is 2-D, `[tokens, dim]`; a Linear is a Gemm on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,14 +15,21 @@ import onnx
 from onnx import TensorProto
 
 from edgevit import __version__
-from edgevit.onnx_form import segments
+from edgevit.onnx_form import attention, ffn, gate, head, patch_stem, t2t_stem
 from edgevit.onnx_form.graph import Graph, model, tensor
+from edgevit.onnx_form.layers import first_rows, norm
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
-from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.program.spec import BranchSpec, ProgramSpec, StemKind
 from edgevit.schema.quant_plan import QuantPlan
 
 Gating = Literal["if", "open", "both"]
+
+STEMS: Mapping[StemKind, Callable[[Graph, Program, str, QuantPlan | None], str]] = {
+    "patch": patch_stem.embed,
+    "t2t_performer": t2t_stem.embed,
+    "t2t_transformer": t2t_stem.embed,
+}
 
 
 def assemble(
@@ -67,19 +74,19 @@ def _lowered(
     spec = program.spec
     graph = Graph(spec.name)
     gated = spec.gated and gating != "open"
-    x = segments.stem(graph, program, "image", plan)
+    x = _stem(graph, program, "image", plan)
     states, opened = [], []
     for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
         if gating == "open" or branch.gate is None:
-            x = segments.branch(graph, program, branch, x, plan, rows, read)
+            x = _branch(graph, program, branch, x, plan, rows, read)
             opened.append(_constant_state(graph, branch))
         else:
-            is_open = segments.gate(graph, program, branch, x, "effort", read)
+            is_open = gate.gate(graph, program, branch, x, "effort", read)
             emit = _conditional if gating == "if" else _select
             x = emit(graph, program, branch, x, plan, rows, read, is_open)
             opened.append(is_open)
         states.append((branch.name, x, rows))
-    segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
+    head.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
     # One cast of all decisions: every node on the main path is paid for on every run.
     decisions = graph.op("Concat", opened, "gates/open", axis=0)
     decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
@@ -97,6 +104,30 @@ def _lowered(
     return graph, inputs, outputs
 
 
+def _stem(graph: Graph, program: Program, image: str, plan: QuantPlan | None) -> str:
+    """Map uint8 `[1, height, width, 3]` to the stream `[N, D]`."""
+    x = STEMS[program.spec.stem.kind](graph, program, image, plan)
+    if program.spec.stem.prefix:
+        prefix = graph.const("stem.prefix", program.weights["stem.prefix"])
+        x = graph.op("Concat", [prefix, x], "stem/tokens", axis=0)
+    return norm(graph, program, "stem.norm", x) if program.spec.stem.norm else x
+
+
+def _branch(
+    graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
+) -> str:
+    """Return `x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
+    name = spec.name
+    if spec.removed:
+        return gate.skipped(graph, program, spec, x, rows, read)
+    shortcut = first_rows(graph, f"{name}/shortcut", x, rows, read)
+    if spec.kind == "mhsa":
+        y = attention.mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read)
+    else:
+        y = ffn.ffn(graph, program, spec, norm(graph, program, f"{name}.norm", shortcut), plan)
+    return graph.op("Add", [shortcut, y], f"{name}/out")
+
+
 def _conditional(
     graph: Graph,
     program: Program,
@@ -109,8 +140,8 @@ def _conditional(
 ) -> str:
     then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
     shape = (rows, program.spec.dim)
-    ran = tensor(segments.branch(then, program, branch, x, plan, rows, read), shape)
-    stood = tensor(segments.skipped(other, program, branch, x, rows, read), shape)
+    ran = tensor(_branch(then, program, branch, x, plan, rows, read), shape)
+    stood = tensor(gate.skipped(other, program, branch, x, rows, read), shape)
     return graph.op(
         "If",
         [is_open],
@@ -130,9 +161,9 @@ def _select(
     read: int,
     is_open: str,
 ) -> str:
-    ran = segments.branch(graph, program, branch, x, plan, rows, read)
+    ran = _branch(graph, program, branch, x, plan, rows, read)
     other = graph.body(f"{branch.name}_skipped")
-    stood = segments.skipped(other, program, branch, x, rows, read)
+    stood = gate.skipped(other, program, branch, x, rows, read)
     # The skipped side shares the scope here: its names differ from the open side's by construction.
     graph.nodes.extend(other.nodes)
     graph.initialisers.update(other.initialisers)

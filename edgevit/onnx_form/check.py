@@ -13,7 +13,7 @@ from edgevit.program.program import expected_shapes
 from edgevit.program.spec import ProgramSpec
 from edgevit.schema.quant_plan import linear_names
 
-# What the segments emit; an operator outside it came from somewhere else.
+# What the parts emit; an operator outside it came from somewhere else.
 # fmt: off
 OPERATORS = frozenset({
     "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Exp", "Gather", "Gelu", "Gemm", "Greater", "Identity",

@@ -9,7 +9,17 @@ import numpy as np
 from onnx import TensorProto
 
 from edgevit.onnx_form.graph import Graph
+from edgevit.onnx_form.linear import linear
 from edgevit.program.program import Program
+from edgevit.schema.quant_plan import QuantPlan
+
+
+def embed(graph: Graph, program: Program, image: str, plan: QuantPlan | None) -> str:
+    """Map uint8 `[1, height, width, 3]` to `[patches, D]` with positions."""
+    weights = program.weights
+    x = linear(graph, "stem", t2t_tokens(graph, program, image), weights["stem.weight"], None, plan)
+    # The bias is added with the position embedding: one addition instead of two.
+    return graph.op("Add", [x, graph.const("stem.pos", weights["stem.pos"] + weights["stem.bias"])], "stem/pos")
 
 
 def t2t_tokens(graph: Graph, program: Program, image: str) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from edgevit.errors import ImagesError
 from edgevit.program.spec import BranchSpec, ProgramSpec
-from edgevit.torch_form.vit import Tap, Vit, normalise
+from edgevit.torch_form.layers import Tap
+from edgevit.torch_form.vit import Vit, normalise
 
 BATCH = 16
 

@@ -9,28 +9,24 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from edgevit.frontends.t2t import t2t_tokens
 from edgevit.program.macs import rows_out
-from edgevit.program.program import Program, expected_shapes
-from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec
+from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec, StemKind
+from edgevit.torch_form import attention, ffn, gate, head, patch_stem, t2t_stem
+from edgevit.torch_form.layers import Layers, Tap
 
 Decide = Callable[[int, Tensor], Tensor]
-Tap = Callable[[str, Tensor], Tensor]
 Watch = Callable[[int, Tensor], None]
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "silu": F.silu,
+STEMS: Mapping[StemKind, Callable[[Layers, Tensor, Tap | None], Tensor]] = {
+    "patch": patch_stem.embed,
+    "t2t_performer": t2t_stem.embed,
+    "t2t_transformer": t2t_stem.embed,
 }
 
 
-class Vit(nn.Module):
+class Vit(Layers):
     """A Program's function on normalised images `[B, 3, height, width]`; parameters carry the Program's array names.
 
     `forward(images, decide=None, tap=None, watch=None)`:
@@ -42,103 +38,25 @@ class Vit(nn.Module):
       trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
     """
 
-    indicator: Tensor  # [N, prefix + 1]: which skip row a token row gets
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.spec: ProgramSpec = program.spec
-        # Dots are not allowed in parameter names; the Program's names never hold "/".
-        self.arrays = nn.ParameterDict(
-            {n.replace(".", "/"): nn.Parameter(torch.tensor(a.copy())) for n, a in program.weights.items()}
-        )
-        prefix = self.spec.stem.prefix
-        indicator = torch.zeros(self.spec.tokens, prefix + 1)
-        indicator[:prefix, :prefix] = torch.eye(prefix)
-        indicator[prefix:, prefix] = 1
-        self.register_buffer("indicator", indicator, persistent=False)
-
-    def array(self, name: str) -> Tensor:
-        parameter: Tensor = self.arrays[name.replace(".", "/")]
-        return parameter
-
-    def to_program(self, spec: ProgramSpec | None = None) -> Program:
-        """Return the Program of the current parameters (float32)."""
-        spec = spec or self.spec
-        arrays = {n: self.array(n).detach().float().cpu().numpy().copy() for n in expected_shapes(spec)}
-        return Program(spec=spec, weights=arrays)
-
-    def linear(self, name: str, x: Tensor, tap: Tap | None) -> Tensor:
-        if tap is not None:
-            x = tap(name, x)
-        return x @ self.array(f"{name}.weight") + self.array(f"{name}.bias")
-
-    def norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
-        weight, bias = self.array(f"{name}.weight"), self.array(f"{name}.bias")
-        return F.layer_norm(x, (x.shape[-1],), weight, bias, self.spec.norm_eps if eps is None else eps)
-
     def stem(self, images: Tensor, tap: Tap | None = None) -> Tensor:
         """Map images `[B, 3, height, width]` to the residual stream `[B, N, D]`."""
-        stem = self.spec.stem
-        if stem.kind == "patch":
-            p = stem.patch
-            rows, columns = images.shape[2] // p, images.shape[3] // p
-            x = images.reshape(-1, 3, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1)
-            x = x.reshape(-1, rows * columns, p * p * 3)
-        else:
-            rows, columns = self.spec.grid
-            x = t2t_tokens(self.spec, self.array, images)
-        x = self.linear("stem", x, tap) + self.positions(rows, columns)
+        x = STEMS[self.spec.stem.kind](self, images, tap)
         x = torch.cat([self.array("stem.prefix").expand(x.shape[0], -1, -1), x], dim=1)
-        return self.norm("stem.norm", x) if stem.norm else x
-
-    def positions(self, rows: int, columns: int) -> Tensor:
-        """The position embedding `[rows * columns, D]`, resampled as timm does for a grid that is not the Program's."""
-        pos = self.array("stem.pos")
-        if (rows, columns) == self.spec.grid:
-            return pos
-        grid = pos.reshape(1, *self.spec.grid, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
-        return grid.permute(0, 2, 3, 1).reshape(rows * columns, -1)
-
-    def mhsa(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None, rows: int | None = None) -> Tensor:
-        b = len(x)
-        normed = self.norm(f"{branch.name}.norm", x)
-        if rows is None:
-            parts = self.linear(f"{branch.name}.qkv", normed, tap).chunk(3, dim=-1)
-        else:
-            weight, bias = self.array(f"{branch.name}.qkv.weight"), self.array(f"{branch.name}.qkv.bias")
-            width = branch.width
-            keys_and_values = normed @ weight[:, width:] + bias[width:]
-            parts = (normed[:, :rows] @ weight[:, :width] + bias[:width], *keys_and_values.chunk(2, dim=-1))
-        q, k, v = (p.reshape(b, -1, branch.units, branch.head_dim).transpose(1, 2) for p in parts)
-        if branch.qk_norm:
-            q = self.norm(f"{branch.name}.q_norm", q, self.spec.qk_norm_eps)
-            k = self.norm(f"{branch.name}.k_norm", k, self.spec.qk_norm_eps)
-        out = F.scaled_dot_product_attention(q, k, v, scale=branch.scale)
-        return self.linear(f"{branch.name}.proj", out.transpose(1, 2).reshape(b, -1, branch.width), tap)
-
-    def ffn(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
-        hidden = self.linear(f"{branch.name}.fc1", self.norm(f"{branch.name}.norm", x), tap)
-        return self.linear(f"{branch.name}.fc2", ACTIVATIONS[branch.activation](hidden), tap)
+        return self.norm("stem.norm", x) if self.spec.stem.norm else x
 
     def branch(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
         """Return f(norm(x)) of one branch, `[B, N, D]`; zeros where nothing is left of it."""
         if branch.removed:
             return torch.zeros_like(x)
-        return self.mhsa(branch, x, tap) if branch.kind == "mhsa" else self.ffn(branch, x, tap)
+        return attention.mhsa(self, branch, x, tap) if branch.kind == "mhsa" else ffn.ffn(self, branch, x, tap)
 
     def skip_rows(self, branch: BranchSpec) -> Tensor:
         """Return what is added when the branch does not run: `[N, D]`, zeros without skip rows."""
-        if not branch.skip:
-            return self.indicator.new_zeros(self.spec.tokens, self.spec.dim)
-        return self.indicator @ self.array(f"{branch.name}.skip")
+        return gate.skipped(self, branch)
 
     def gate_logit(self, branch: BranchSpec, x: Tensor) -> Tensor:
         """Return the gate's logit for every image, `[B]`; open when logit + effort > threshold."""
-        assert branch.gate is not None
-        pooled = x[:, 0] if branch.gate.pool == "prefix" else x[:, self.spec.stem.prefix :].mean(dim=1)
-        pooled = F.layer_norm(pooled, (pooled.shape[-1],), eps=self.spec.norm_eps)
-        return pooled @ self.array(f"{branch.name}.gate.weight") + self.array(f"{branch.name}.gate.bias")
+        return gate.gate(self, branch, x)
 
     def hard_gates(self, effort: float = 0.0) -> Decide:
         """Return the decision a device makes: every image by itself, open where logit + effort > threshold."""
@@ -172,21 +90,15 @@ class Vit(nn.Module):
                 x = x + skip
                 continue
             if branch.kind == "ffn":
-                y = self.ffn(branch, x, tap)
+                y = ffn.ffn(self, branch, x, tap)
             else:
-                y = self.mhsa(branch, read, tap, rows if rows < read.shape[1] else None)
+                y = attention.mhsa(self, branch, read, tap, rows if rows < read.shape[1] else None)
             x = x + (y if g is None else g * y + (1 - g) * skip)
         return x
 
     def head(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         """Map stream `[B, N, D]` to logits `[B, classes]`."""
-        head = self.spec.head
-        if head.norm:
-            x = self.norm("head.norm", x)
-        pooled = x[:, : head.prefix].flatten(1) if head.pool == "prefix" else x[:, self.spec.stem.prefix :].mean(dim=1)
-        if head.pooled_norm:
-            pooled = self.norm("head.pooled_norm", pooled)
-        return self.linear("head", pooled, tap) if head.linear else pooled
+        return head.head(self, x, tap)
 
     def forward(
         self,

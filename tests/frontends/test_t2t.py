@@ -13,7 +13,6 @@ from edgevit.frontends.t2t import (
     CONFIGS,
     random_state,
     sinusoid_table,
-    soft_split,
     t2t_program,
     t2t_spec,
     upstream_shapes,
@@ -112,15 +111,6 @@ def test_every_array_of_the_stem_matters(name: str, tmp_path: Path) -> None:
         if array.startswith("stem."):
             changed = program.with_weights({array: value + np.linspace(-0.5, 0.5, value.size).reshape(value.shape)})
             assert np.abs(outputs(Vit(changed), images) - whole).max() > 1e-4, array
-
-
-def test_soft_split_is_unfold_by_row_and_column() -> None:
-    x = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).reshape(2, 3, 8, 12)
-    tokens = soft_split(x, kernel=3, stride=2, padding=1)
-    assert tokens.shape == (2, 4 * 6, 27)
-    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
-    window = padded[1, :, 2:5, 4:7]  # the window in row 1, column 2
-    assert torch.equal(tokens[1, 6 + 2], window.permute(1, 2, 0).reshape(-1))
 
 
 def test_positions_are_the_sinusoids_of_the_reference() -> None:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgevit.frontends.timm_import import timm
 from edgevit.program.program import Program
 from edgevit.program.spec import BranchSpec
 from edgevit.torch_form.vit import Vit, normalise
@@ -34,25 +32,6 @@ ACTIVATIONS: dict[str, Any] = {
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
 }
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_smaller_images_are_as_a_model_whose_positions_timm_resampled(options: dict[str, Any]) -> None:
-    program = tiny_program(**options)
-    spec = program.spec
-    image = replace(spec.image, height=spec.image.height - 8, width=spec.image.width - 16)
-    small = replace(spec, image=image)
-    table = torch.tensor(program.weights["stem.pos"])[None]
-    table = timm.layers.resample_abs_pos_embed(table, list(small.grid), list(spec.grid), num_prefix_tokens=0)
-    resampled = Vit(program.with_weights({"stem.pos": table[0].numpy()}, small))
-    pixels = normalise(small, tiny_images(small, 3))
-    for trim in (False, True):
-        decide = resampled.hard_gates() if spec.gated else None
-        given = Vit(program)
-        also = given.hard_gates() if spec.gated else None
-        torch.testing.assert_close(
-            given(pixels, also, trim=trim), resampled(pixels, decide, trim=trim), atol=1e-5, rtol=1e-5
-        )
 
 
 class Plain:

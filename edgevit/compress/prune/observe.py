@@ -11,8 +11,9 @@ from torch import Tensor
 
 from edgevit.program.program import Program
 from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.torch_form.layers import Tap
 from edgevit.torch_form.stream import accumulate, batches, row_means, step_branch
-from edgevit.torch_form.vit import Tap, Vit
+from edgevit.torch_form.vit import Vit
 from edgevit.util.progress import track
 
 PREFIX_WEIGHT = 20.0

@@ -20,7 +20,8 @@ from edgevit.compress.training.loss import task_loss
 from edgevit.compress.training.teacher import Teacher
 from edgevit.compress.training.tokens import Streams
 from edgevit.errors import TrainingError
-from edgevit.torch_form.vit import Decide, Tap, Vit
+from edgevit.torch_form.layers import Tap
+from edgevit.torch_form.vit import Decide, Vit
 
 FINAL_RATE = 0.01  # of the peak, at the end of the cosine
 SMOOTHED = 0.9

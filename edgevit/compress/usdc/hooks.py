@@ -15,7 +15,8 @@ from edgevit.compress.training.recipe import TrainRecipe
 from edgevit.errors import TrainingError
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.spec import ProgramSpec
-from edgevit.torch_form.vit import Decide, Tap, Vit
+from edgevit.torch_form.layers import Tap
+from edgevit.torch_form.vit import Decide, Vit
 
 TIGHTER = 0.98
 SETTLED = 0.8  # of the last stage: gates learn no more

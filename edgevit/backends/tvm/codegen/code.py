@@ -197,8 +197,8 @@ def load_vector(source: Any, index: Any, lanes: int) -> Any:
     return tirx.BufferLoad(source, [tirx.Ramp(integer(index), integer(1), lanes)])
 
 
-def some(source: Any, index: Any, count: int) -> Any:
-    """Return one value, or a vector of `count` consecutive ones."""
+def load_lanes(source: Any, index: Any, count: int) -> Any:
+    """Return one value, or a vector of `count` consecutive lanes."""
     return load(source, index) if count == 1 else load_vector(source, index, count)
 
 

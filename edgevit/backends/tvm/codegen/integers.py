@@ -25,7 +25,7 @@ from edgevit.backends.tvm.codegen.code import (
 )
 from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, pad
-from edgevit.backends.tvm.codegen.threads import PIXEL_STEPS, each, worth
+from edgevit.backends.tvm.codegen.threads import PIXEL_STEPS, each, threads_for
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
 Stored = Literal["uint8", "int8", "int16"]
@@ -136,7 +136,7 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
     # Nothing in here reads the arena: a view of another type is safe.
     flat, stored = code.flat(image, "uint8"), code.flat(memory, target.stored)
     columns, line, run = width // side, width * 3, side * 3
-    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    threads = threads_for(isa.threads, height * width * PIXEL_STEPS // lanes)
     with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         begin = (r * side + y) * line + c * run
         place = (target.place.offset + (r * columns + c) * target.place.stride) * scale + y * run

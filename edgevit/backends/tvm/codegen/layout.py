@@ -69,7 +69,7 @@ class Arena:
         return self._end
 
     def repeat(self, mark: int, times: int) -> int:
-        """Return room for `times` of what was handed out since `mark`, in all; the distance from one to the next."""
+        """Reserve `times` copies in all of what was handed out since `mark`; return the distance between copies."""
         distance = self._end - mark
         self._end = mark + times * distance
         self.size = max(self.size, self._end)

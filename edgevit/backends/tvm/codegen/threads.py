@@ -59,8 +59,8 @@ def shared(code: Code, threads: int, units: int) -> Iterator[Part]:
         yield Part(index=index, first=first, end=code.let(smaller(first + integer(step), units)), count=count)
 
 
-def worth(threads: int, steps: float) -> int:
-    """Return how many threads so much work is for."""
+def threads_for(threads: int, steps: float) -> int:
+    """Return how many threads to share out `steps` of work to: one where there is little of it."""
     return threads if steps >= WORTH else 1
 
 
@@ -77,7 +77,7 @@ def either(code: Code, threads: int, rows: int, columns: int, steps: int) -> Ite
 
     `steps` is how much work there is altogether; see `WORTH`.
     """
-    threads = worth(threads, steps)
+    threads = threads_for(threads, steps)
     if gain(threads, rows) >= 0.95 * gain(threads, columns):
         with shared(code, threads, rows) as part:
             yield part, Part(end=columns)

@@ -16,7 +16,8 @@ import tvm
 from tvm import relax
 
 from edgevit.backends.tvm.codegen.schedules import Isa, default_tile
-from edgevit.backends.tvm.parts.stages import Choose, Counted, Kernel, Stage, Stages
+from edgevit.backends.tvm.parts.stage import Choose, Counted, Kernel, Stage
+from edgevit.backends.tvm.parts.stages import Stages
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec

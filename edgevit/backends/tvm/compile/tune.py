@@ -33,7 +33,7 @@ from edgevit.backends.tvm.codegen.schedules import (
 from edgevit.backends.tvm.compile.emit import lower
 from edgevit.backends.tvm.kernels import int8
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights, product
-from edgevit.backends.tvm.parts.stages import Choose
+from edgevit.backends.tvm.parts.stage import Choose
 from edgevit.backends.tvm.run.canary import versions
 from edgevit.backends.tvm.run.runner import CPUINFO, aligned
 from edgevit.errors import OutputError, TargetError

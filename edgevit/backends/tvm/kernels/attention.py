@@ -20,9 +20,9 @@ from edgevit.backends.tvm.codegen.code import (
     lane_sum,
     literal,
     load,
+    load_lanes,
     load_vector,
     number,
-    some,
     splat,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix, put
@@ -37,7 +37,7 @@ from edgevit.backends.tvm.codegen.threads import (
     row_units,
     shared,
     team,
-    worth,
+    threads_for,
 )
 from edgevit.backends.tvm.kernels.common import multiply, packed
 
@@ -62,7 +62,7 @@ class Heads:
 class Scratch:
     """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums.
 
-    The latter two are every thread's own, `distance` behind the one before.
+    Of the latter two each thread has a copy, `distance` behind the one before.
     """
 
     keys: Place
@@ -93,19 +93,19 @@ def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
     keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
     begin = arena.mark()
     scores, inverse = arena.place(block, padded), arena.place(1, block)
-    distance = arena.repeat(begin, parts(crew(isa, heads), -(-heads.query.rows // block)))
+    distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
     return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance)
 
 
-def crew(isa: Isa, heads: Heads) -> int:
-    """Return how many threads attention is for: two products per query, and packing, step by step."""
-    return worth(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
+def attention_threads(isa: Isa, heads: Heads) -> int:
+    """Return how many threads attention runs on: its work is two products per query, and packing."""
+    return threads_for(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
 
 
 def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
     """Return query rows of a block."""
     rows = heads.query.rows
-    return min(rows, tile.rows * even_block(crew(isa, heads), row_units(rows, tile), BLOCK))
+    return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
 
 
 def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
@@ -113,7 +113,7 @@ def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, wor
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
-    threads = crew(isa, heads)
+    threads = attention_threads(isa, heads)
     with team(code, threads) as phase, code.loop(heads.count) as head:
         kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads)
         with phase():
@@ -227,7 +227,7 @@ class _Attention:
             self.heads.key.rows,
             self.heads.width,
             self.work.keys.offset,
-            lambda first, r, e, count: some(
+            lambda first, r, e, count: load_lanes(
                 self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
             ),
             lambda panel, v: mask(panel.used - v * self.lanes, self.lanes),
@@ -265,7 +265,7 @@ class _Attention:
             self.heads.stride,
             self.heads.value.rows,
             self.work.values.offset,
-            lambda first, r, k, count: some(self.memory, scores.offset + (first + r) * scores.stride + k, count),
+            lambda first, r, k, count: load_lanes(self.memory, scores.offset + (first + r) * scores.stride + k, count),
             lambda *_: splat(0.0, self.lanes),
             store,
         )

@@ -27,9 +27,9 @@ from edgevit.backends.tvm.codegen.code import (
     lanes_of,
     literal,
     load,
+    load_lanes,
     load_vector,
     number,
-    some,
     splat,
     to_float,
 )
@@ -56,8 +56,8 @@ from edgevit.backends.tvm.codegen.threads import (
 from edgevit.backends.tvm.kernels.attention import (
     Heads,
     Panel,
+    attention_threads,
     block_rows,
-    crew,
     mask,
     panels_of,
 )
@@ -83,7 +83,7 @@ class Packed:
 class Scratch:
     """One head's keys and values; integers, scores and scales of one block of rows.
 
-    The latter are every thread's own, `distance` behind the one before.
+    Of the latter each thread has a copy, `distance` behind the one before.
     """
 
     keys: Packed
@@ -123,7 +123,7 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
         "shares": arena.place(block, max(columns, values.depth) // WORD),
         "inverse": arena.place(1, block),
     }
-    distance = arena.repeat(begin, parts(crew(isa, heads), -(-heads.query.rows // block)))
+    distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
     return Scratch(keys=keys, values=values, **own, distance=distance)
 
 
@@ -134,7 +134,7 @@ def attention(
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
-    threads = crew(isa, heads)
+    threads = attention_threads(isa, heads)
     with team(code, threads) as phase, code.loop(heads.count) as head:
         kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads)
         with phase():
@@ -345,8 +345,10 @@ class _Attention:
                         code=code,
                         tile=part,
                         steps=right.depth // dot.depth,
-                        left=lambda r, word, n: some(self.memory, source.offset + (row + r) * source.stride + word, n),
-                        right=lambda word, n: some(self.memory, base + word, n),
+                        left=lambda r, word, n: load_lanes(
+                            self.memory, source.offset + (row + r) * source.stride + word, n
+                        ),
+                        right=lambda word, n: load_lanes(self.memory, base + word, n),
                         start=lambda v: bits(
                             f"int32x{lanes}", load_vector(self.memory, right.start.offset + first + v * lanes, lanes)
                         ),

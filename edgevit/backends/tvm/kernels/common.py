@@ -20,10 +20,10 @@ from edgevit.backends.tvm.codegen.code import (
     lanes_of,
     literal,
     load,
+    load_lanes,
     load_vector,
     number,
     rsqrt,
-    some,
     splat,
     tensor,
     to_float,
@@ -38,7 +38,7 @@ from edgevit.backends.tvm.codegen.threads import (
     each,
     over_panels,
     row_tiles,
-    worth,
+    threads_for,
 )
 from edgevit.program.spec import Activation
 
@@ -150,7 +150,7 @@ def multiply_rows(
                 lanes,
                 part,
                 depth,
-                lambda r, k, count: some(memory, source.offset + (row + r) * source.stride + k, count),
+                lambda r, k, count: load_lanes(memory, source.offset + (row + r) * source.stride + k, count),
                 packed(values, base, vectors * lanes, lanes),
                 lambda v: (
                     splat(0.0, lanes)
@@ -231,7 +231,7 @@ def norm_rows(
     """The body of `layer_norm`, for kernels that do more."""
     lanes = isa.lanes
     vectors = -(-source.width // lanes)
-    threads = worth(isa.threads, source.rows * groups * vectors * NORM_STEPS)
+    threads = threads_for(isa.threads, source.rows * groups * vectors * NORM_STEPS)
     with each(code, threads, source.rows) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
@@ -350,7 +350,7 @@ def patches(isa: Isa, arena: int, height: int, width: int, side: int, target: Pl
     image, memory = tensor("image", (1, height, width, 3), "uint8"), buffer("arena", arena)
     flat = code.flat(image, "uint8")
     columns, line, run = width // side, width * 3, side * 3
-    threads = worth(isa.threads, height * width * PIXEL_STEPS // lanes)
+    threads = threads_for(isa.threads, height * width * PIXEL_STEPS // lanes)
     with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         pixels = (r * side + y) * line + c * run
         place = target.offset + (r * columns + c) * target.stride + y * run

@@ -15,8 +15,8 @@ from edgevit.backends.tvm.codegen.code import (
     bits,
     buffer,
     load,
+    load_lanes,
     load_vector,
-    some,
     splat,
     to_float,
 )
@@ -124,8 +124,8 @@ def product(
                     code=code,
                     tile=part,
                     steps=weights.depth // dot.depth,
-                    left=lambda r, word, count: some(memory, _row(source, row + r) + word, count),
-                    right=lambda word, count: some(values, base + word, count),
+                    left=lambda r, word, count: load_lanes(memory, _row(source, row + r) + word, count),
+                    right=lambda word, count: load_lanes(values, base + word, count),
                     start=lambda v: bits(
                         f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)
                     ),

@@ -14,9 +14,9 @@ from edgevit.backends.tvm.codegen.code import (
     lane_sum,
     literal,
     load,
+    load_lanes,
     load_vector,
     number,
-    some,
     splat,
 )
 from edgevit.backends.tvm.codegen.layout import Place
@@ -112,7 +112,7 @@ def mix(
                 lanes,
                 narrow,
                 mixed.rows,
-                lambda r, k, count: some(memory, queries.offset + (row + r) * queries.stride + k, count),
+                lambda r, k, count: load_lanes(memory, queries.offset + (row + r) * queries.stride + k, count),
                 lambda k, v, first=first: load_vector(  # type: ignore[misc]
                     memory, mixed.offset + k * mixed.stride + (first + v) * lanes, lanes
                 ),

@@ -6,15 +6,14 @@ each of a performer's two passes anew. Shapes: T tokens of a stage, C columns of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from edgevit.backends.tvm.codegen.layout import Place, pad_heads
+from edgevit.backends.tvm.codegen.layout import Place, pad_columns, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
 from edgevit.backends.tvm.codegen.threads import parts
 from edgevit.backends.tvm.kernels import token_stage
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
+from edgevit.backends.tvm.kernels.common import Epilogue
 from edgevit.backends.tvm.kernels.soft_split import Split
 from edgevit.backends.tvm.kernels.token_stage import (
     Keys,
@@ -24,18 +23,24 @@ from edgevit.backends.tvm.kernels.token_stage import (
     Tail,
     Windows,
 )
-
-if TYPE_CHECKING:
-    from edgevit.backends.tvm.parts.stages import Stages, StageWriter
+from edgevit.backends.tvm.parts.stage import Shared, StageWriter
 
 # A block's windows stay in the second cache.
 BLOCK_BYTES = 1 << 17
 
 
-def tokens(stages: Stages, stage: StageWriter) -> Place:
+def embed(shared: Shared, stage: StageWriter, target: Place) -> None:
+    """Map uint8 image to `target` `[patches, D]` with positions."""
+    weights, entry = shared.program.weights, shared.entry("stem")
+    windows = stage.quantized(entry, t2t_tokens(shared, stage))
+    position = stage.blob.add(pad_columns(weights["stem.pos"] + weights["stem.bias"], target.stride))
+    stage.product("stem", entry, windows, target, weights["stem.weight"], None, Epilogue(table=position))
+
+
+def t2t_tokens(shared: Shared, stage: StageWriter) -> Place:
     """Map uint8 image to `[patches, 9 K]`, everything before the stem's Linear."""
-    spec, arena = stages.spec, stages.arena
-    image, k, lanes = spec.image, spec.stem.token_dim, stages.isa.lanes
+    spec, arena = shared.spec, shared.arena
+    image, k, lanes = spec.image, spec.stem.token_dim, shared.isa.lanes
     std = [255 * s for s in image.std]
     pixels = Pixels(
         scale=tuple(1 / s for s in std), shift=tuple(m * 255 / s for m, s in zip(image.mean, std, strict=True))
@@ -49,13 +54,13 @@ def tokens(stages: Stages, stage: StageWriter) -> Place:
     outer = arena.place(second.windows, width)
     mark = arena.mark()
     inner = arena.place(first.windows, width)
-    found = stem(stages, stage, "stem.attention1", first, pixels, inner)
-    found = stem(stages, stage, "stem.attention2", second, found, outer)
+    found = stem(shared, stage, "stem.attention1", first, pixels, inner)
+    found = stem(shared, stage, "stem.attention2", second, found, outer)
     arena.release(mark)
     target = arena.place(third.windows, third.width)
     mark = arena.mark()
     windows = Windows(split=third, origin=found, lines=arena.place(*third.lines), rows=target)
-    stage.call("unfold", token_stage.unfold, windows, target, _repeat(stages, mark, third), takes=("arena",))
+    stage.call("unfold", token_stage.unfold, windows, target, _repeat(shared, mark, third), takes=("arena",))
     return target
 
 
@@ -69,24 +74,24 @@ def _split(rows: int, columns: int, channels: int, kernel: int, stride: int, pad
     return Split(**sizes, kernel=kernel, stride=stride, padding=padding, down=down)
 
 
-def _repeat(stages: Stages, mark: int, split: Split) -> int:
-    """What has been placed since `mark` for one block is every thread's own: the distance from one to the next."""
-    return stages.arena.repeat(mark, parts(stages.isa.threads, split.blocks))
+def _repeat(shared: Shared, mark: int, split: Split) -> int:
+    """Reserve one copy per thread of what one block has placed since `mark`; return the distance between copies."""
+    return shared.arena.repeat(mark, parts(shared.isa.threads, split.blocks))
 
 
-def _windows(stages: Stages, split: Split, origin: Pixels | Place) -> Windows:
-    lines, rows = stages.arena.place(*split.lines), stages.arena.place(split.block, split.width)
+def _windows(shared: Shared, split: Split, origin: Pixels | Place) -> Windows:
+    lines, rows = shared.arena.place(*split.lines), shared.arena.place(split.block, split.width)
     return Windows(split=split, origin=origin, lines=lines, rows=rows)
 
 
 def _performer(
-    stages: Stages, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, value: Place
+    shared: Shared, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, value: Place
 ) -> Place:
     """Return one token-to-token stage, windows `[T, C]` to `value` `[T, K]`: v + proj(attention), then + FFN."""
-    arena, weights, k, block = stages.arena, stages.program.weights, stages.spec.stem.token_dim, split.block
+    arena, weights, k, block = shared.arena, shared.program.weights, shared.spec.stem.token_dim, split.block
     mark = arena.mark()
-    windows = _windows(stages, split, origin)
-    norm, weight, bias = stage.norm_weights(f"{name}.norm1"), *_qkv(stages, name, 1.0)
+    windows = _windows(shared, split, origin)
+    norm, weight, bias = stage.norm_weights(f"{name}.norm1"), *_qkv(shared, name, 1.0)
     parts = [slice(begin, begin + value.stride) for begin in range(0, 3 * value.stride, value.stride)]
     query, key, to_value = (stage.product_weights(block, weight[:, part], bias[part]) for part in parts)
     projection = weights[f"{name}.w"].T
@@ -95,7 +100,7 @@ def _performer(
     # A block's query lies where its key was, and what is hidden in its FFN there too.
     row, features, attended = arena.place(block, k), arena.place(block, count), arena.place(block, k)
     mixed, total = arena.place(count, k), arena.place(1, count)
-    distance = _repeat(stages, mark, split)
+    distance = _repeat(shared, mark, split)
     stage.call(
         "keys",
         token_stage.keys,
@@ -110,7 +115,7 @@ def _performer(
             value=value,
             mixed=mixed,
             total=total,
-            product=stages.choose(stages.isa, Product(rows=count, columns=k, depth=block)),
+            product=shared.choose(shared.isa, Product(rows=count, columns=k, depth=block)),
             distance=distance,
         ),
         takes=windows.takes,
@@ -125,8 +130,8 @@ def _performer(
         mixed=mixed,
         total=total,
         attended=attended,
-        product=stages.choose(stages.isa, Product(rows=block, columns=k, depth=count)),
-        tail=_tail(stages, stage, name, normed=attended, hidden=row, value=value),
+        product=shared.choose(shared.isa, Product(rows=block, columns=k, depth=count)),
+        tail=_tail(shared, stage, name, normed=attended, hidden=row, value=value),
         distance=distance,
     )
     stage.call("queries", token_stage.queries, work, takes=windows.takes)
@@ -135,42 +140,42 @@ def _performer(
 
 
 def _transformer(
-    stages: Stages, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, qkv: Place
+    shared: Shared, stage: StageWriter, name: str, split: Split, origin: Pixels | Place, qkv: Place
 ) -> Place:
     """Return the same with full attention; `qkv` is `[T, 3 K]`, the result is where its values are."""
-    arena, isa, block = stages.arena, stages.isa, split.block
-    k, stride = stages.spec.stem.token_dim, pad(stages.spec.stem.token_dim, isa.lanes)
+    arena, isa, block = shared.arena, shared.isa, split.block
+    k, stride = shared.spec.stem.token_dim, pad(shared.spec.stem.token_dim, isa.lanes)
     mark = arena.mark()
-    windows, norm = _windows(stages, split, origin), stage.norm_weights(f"{name}.norm1")
-    linear = stage.product_weights(block, *_qkv(stages, name, k**-0.5))
-    distance = _repeat(stages, mark, split)
+    windows, norm = _windows(shared, split, origin), stage.norm_weights(f"{name}.norm1")
+    linear = stage.product_weights(block, *_qkv(shared, name, k**-0.5))
+    distance = _repeat(shared, mark, split)
     stage.call("qkv", token_stage.project, windows, norm, linear, qkv, distance, takes=windows.takes)
     arena.release(mark)
     query, key, value = (qkv.columns(part * stride, k) for part in range(3))
     heads = Heads(count=1, width=k, stride=stride, query=query, key=key, value=value)
-    tile = stages.choose(isa, Product(rows=query.rows, columns=key.rows, depth=k))
+    tile = shared.choose(isa, Product(rows=query.rows, columns=key.rows, depth=k))
     # Every block of rows has read its queries before it writes what it attended to there.
     stage.call("attention", attention, heads, query, scratch(arena, heads, tile, isa), tile)
     arena.release(mark)
     normed, hidden = arena.place(block, k), arena.place(block, k)
-    distance = _repeat(stages, mark, split)
-    tail = _tail(stages, stage, name, normed=normed, hidden=hidden, value=value)
+    distance = _repeat(shared, mark, split)
+    tail = _tail(shared, stage, name, normed=normed, hidden=hidden, value=value)
     stage.call("tail", token_stage.tail, tail, query, split.blocks, distance)
     arena.release(mark)
     return value
 
 
-def _qkv(stages: Stages, name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _qkv(shared: Shared, name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Return weight and bias of query, which is scaled, key and value, each padded with zeros to whole vectors."""
-    k, stride = stages.spec.stem.token_dim, pad(stages.spec.stem.token_dim, stages.isa.lanes)
-    weight, bias = (stages.program.weights[f"{name}.qkv.{part}"].copy() for part in ("weight", "bias"))
+    k, stride = shared.spec.stem.token_dim, pad(shared.spec.stem.token_dim, shared.isa.lanes)
+    weight, bias = (shared.program.weights[f"{name}.qkv.{part}"].copy() for part in ("weight", "bias"))
     weight[:, :k] *= np.float32(scale)
     bias[:k] *= np.float32(scale)
     return pad_heads(weight, 3, k, stride), pad_heads(bias, 3, k, stride)
 
 
-def _tail(stages: Stages, stage: StageWriter, name: str, *, normed: Place, hidden: Place, value: Place) -> Tail:
-    weights = stages.program.weights
+def _tail(shared: Shared, stage: StageWriter, name: str, *, normed: Place, hidden: Place, value: Place) -> Tail:
+    weights = shared.program.weights
 
     def linear(part: str) -> Linear:
         weight, bias = (weights[f"{name}.{part}.{kind}"] for kind in ("weight", "bias"))

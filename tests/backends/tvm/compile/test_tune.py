@@ -30,7 +30,7 @@ from edgevit.backends.tvm.codegen.schedules import (  # noqa: E402
 )
 from edgevit.backends.tvm.compile import emit, library, tune  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
-from edgevit.backends.tvm.parts.stages import Choose  # noqa: E402
+from edgevit.backends.tvm.parts.stage import Choose  # noqa: E402
 
 AVX2 = isa("avx2")
 SHAPES = (Product(rows=50, columns=64, depth=32), Product(rows=40, columns=48, depth=16))

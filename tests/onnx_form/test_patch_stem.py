@@ -1,16 +1,13 @@
-"""Normalisation folded into the stem, the zero point of an int8 image, and what a gate is made of."""
+"""Normalisation folded into the stem, and the zero point of an int8 image."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnxruntime
-import pytest
 import torch
 
-from edgevit.backends.onnxruntime.memory_bound import optimised
 from edgevit.onnx_form.assemble import assemble
-from edgevit.onnx_form.segments import fold_normalisation
-from edgevit.program.spec import PoolKind
+from edgevit.onnx_form.patch_stem import fold_normalisation
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from edgevit.torch_form.vit import Vit, normalise
 from tests.tiny import tiny_program
@@ -38,14 +35,3 @@ def test_an_int8_stem_takes_the_image_as_it_is_whatever_its_zero_point() -> None
         got = onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, {"image": image})[0]
         assert "stem/float" not in {n.name for n in model.graph.node}
         assert np.abs(got - expected).max() < 0.15 * expected.std()
-
-
-@pytest.mark.parametrize("gate_pool", ["prefix", "mean"])
-def test_a_gate_decides_in_few_nodes_and_packs_no_weight(gate_pool: PoolKind) -> None:
-    program = tiny_program(gated=True, gate_pool=gate_pool)
-    main = optimised(assemble(program))
-    pooling = ["Gather"] if gate_pool == "prefix" else ["Slice", "ReduceMean"]
-    for branch in program.spec.branches:
-        nodes = [node for node in main.node if node.name.startswith(f"{branch.name}.gate/")]
-        assert [node.op_type for node in nodes] == [*pooling, "LayerNormalization", "Gemm", "Greater"]
-        assert nodes[-2].input[0] == f"{branch.name}.gate.weight"  # a constant second operand would be packed

@@ -1,0 +1,40 @@
+"""A branch's gate, and what is added to the stream where the branch does not run."""
+
+from __future__ import annotations
+
+from edgevit.backends.tvm.codegen.layout import pad_columns
+from edgevit.backends.tvm.kernels import common
+from edgevit.backends.tvm.parts.stage import Shared, StageWriter
+from edgevit.program.spec import BranchSpec
+
+
+def gate(shared: Shared, stage: StageWriter, branch: BranchSpec, index: int, read: int) -> None:
+    """Decide whether the branch runs: the only kernel returns it."""
+    assert branch.gate is not None
+    spec = shared.spec
+    prefix = spec.stem.prefix
+    pooled = shared.stream.first(1) if branch.gate.pool == "prefix" else shared.stream.first(read).after(prefix)
+    work = shared.arena.place(1, spec.dim)
+    weights = shared.program.weights
+    offset = stage.blob.add(pad_columns(weights[f"{branch.name}.gate.weight"], shared.stream.stride))
+    # In float64: the sum of two float32 is then rounded once, as in the other backends' graphs.
+    limit = branch.gate.threshold - float(weights[f"{branch.name}.gate.bias"][0])
+    stage.call(
+        "gate",
+        common.decide,
+        len(spec.branches),
+        pooled,
+        work,
+        offset,
+        limit,
+        spec.norm_eps,
+        index,
+        takes=("arena", "weights", "effort", "gates"),
+    )
+
+
+def skipped(shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int) -> None:
+    """Compute stream[:rows] += the branch's skip rows."""
+    values = pad_columns(shared.program.weights[f"{branch.name}.skip"], shared.stream.stride)
+    offset = stage.blob.add(values)
+    stage.call("skip", common.add_skip_rows, shared.stream.first(rows), offset, shared.spec.stem.prefix)

@@ -1,0 +1,48 @@
+"""A branch's gate, and what replaces the branch where it does not run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgevit.onnx_form.graph import Graph
+from edgevit.onnx_form.layers import first_rows, patch_rows
+from edgevit.program.program import Program
+from edgevit.program.spec import BranchSpec
+
+
+def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
+    """Return the gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
+
+    Every node here is paid for on every run, and between the products of two branches it finds its caches cold: the
+    product and `effort` are one Gemm, whose constant side comes first because a constant second operand is packed, 16
+    columns wide.
+    """
+    name, weights = f"{spec.name}.gate", program.weights
+    assert spec.gate is not None
+    if spec.gate.pool == "prefix":
+        row = graph.op("Gather", [x, graph.const("row_0", [0])], f"{name}/row", axis=0)
+    else:
+        x = patch_rows(graph, program.spec, f"{name}/patches", x, read)
+        axes = graph.const("axis_0", [0])
+        row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=1)
+    ones = graph.const("ones", np.ones(program.spec.dim, dtype=np.float32))
+    row = graph.op("LayerNormalization", [row, ones], f"{name}/norm", axis=-1, epsilon=program.spec.norm_eps)
+    weight = graph.const(f"{name}.weight", weights[f"{name}.weight"][None])
+    logit = graph.op("Gemm", [weight, row, effort], f"{name}/logit", transB=1)
+    limit = np.array(spec.gate.threshold - float(weights[f"{name}.bias"][0]), dtype=np.float32)
+    return graph.op("Greater", [logit, graph.const(f"{name}/limit", limit)], f"{name}/open")
+
+
+def skipped(graph: Graph, program: Program, spec: BranchSpec, x: str, rows: int, read: int) -> str:
+    """Return what replaces the branch when it does not run: x, plus its skip rows if it has them, in one Gemm."""
+    x = first_rows(graph, f"{spec.name}/kept", x, rows, read)
+    if not spec.skip:
+        return graph.op("Identity", [x], f"{spec.name}/skipped")
+    prefix = program.spec.stem.prefix
+    owner = np.minimum(np.arange(rows), prefix)
+    indicator = (owner[:, None] == np.arange(prefix + 1)).astype(np.float32)
+    inputs = [
+        graph.const(f"rows_{rows}", indicator),
+        graph.const(f"{spec.name}.skip", program.weights[f"{spec.name}.skip"]),
+    ]
+    return graph.op("Gemm", [*inputs, x], f"{spec.name}/skipped")
