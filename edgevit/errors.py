@@ -6,6 +6,15 @@ Exit code 1 is an unexpected fault (a bug), 2 is wrong usage of the command line
 
 from __future__ import annotations
 
+import re
+
+# That memory ran out, as Python, NumPy, the C++ library, torch and the runtimes say it.
+NO_MEMORY = re.compile(
+    "MemoryError|Unable to allocate|bad_?alloc|Cannot allocate memory|an.t allocate memory|not enough memory"
+    "|could not create a primitive|Failed to allocate|failed to map segment|out of memory|an.t start new thread",
+    re.IGNORECASE,
+)
+
 
 class EdgevitError(Exception):
     """Base of every error edgevit raises on purpose; `exit_code` is the process status."""

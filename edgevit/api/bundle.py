@@ -92,9 +92,11 @@ class Bundle(Shown):
         self._finalize = weakref.finalize(self, stack.close)
 
     def run(self, image: Picture, effort: float = 0.0) -> Answer:
-        """Compute one image on this machine; the first call loads the runtime.
+        """Compute one image on this machine, in this process; the first call loads the runtime.
 
-        This executes what the bundle holds, which may be machine code: run only bundles whose makers you trust.
+        This executes what the bundle holds without the limits of `verify` and `profile`, which give a model a process
+        of its own: it is for bundles that you built or trust. A model that means harm can crash this process, never
+        end, or take all memory; machine code can do all that you can.
 
         Args:
             image: a path, a Pillow image, or a uint8 RGB array `[height, width, 3]` or `[1, height, width, 3]` of the

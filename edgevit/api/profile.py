@@ -41,7 +41,8 @@ def profile(
 ) -> Measurement:
     """Measure a bundle: latency of every path, gates on images, time and memory per branch.
 
-    This executes what the bundle holds, which may be machine code: measure only bundles whose makers you trust.
+    This executes what the bundle holds, in a process of its own with limits on time and memory. It may be machine code,
+    which can do all that you can: measure only bundles whose makers you trust.
 
     Args:
         bundle: what to measure, or the path of its folder or .zip.
@@ -52,13 +53,14 @@ def profile(
         threads: of a run (default: the target's).
         cpus: numbers of the device's CPUs to hold the run to (default: all).
         python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; machine code needs none.
-        timeout_s: seconds that a device may take.
+        timeout_s: seconds that the measuring may take, here too.
         output: file to write the measurement to, which `report` reads (default: none).
         force: replace a measurement that is there.
 
     Raises:
         DeviceError: the device cannot be reached, lacks something, or is another architecture than the bundle's.
-        BundleError: not a bundle, damaged, or without golden inputs when there are no images.
+        BundleError: not a bundle, damaged, or without golden inputs when there are no images; or its model crashes
+            here, does not end, or takes too much memory.
         ImagesError: no usable image.
         OutputError: the output is there already, or cannot be written.
         RuntimeMissingError: the bundle's runtime is not installed.

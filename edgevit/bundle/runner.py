@@ -4,7 +4,8 @@ python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--js
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
 
 What it loads or runs is compared with manifest.json first, in size and sha256. That finds damage; whether the manifest
-is its author's own it cannot tell: run what came from a stranger only where you would run his program.
+is its author's own it cannot tell: run what came from a stranger only where you would run his program. Memory and
+time of a run are limited, so that a model that means harm ends in one message.
 """
 
 # ruff: noqa: E402
@@ -15,6 +16,7 @@ import sys
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.split(os.path.realpath(__file__))[0]]
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -23,8 +25,10 @@ import os
 import platform
 import re
 import stat
+import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,10 +43,21 @@ BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 32  # the most that are taken in
 RESIZED_PIXELS = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 MOST_THREADS = 1024
+RUN_SECONDS = 600  # that loading may take, and each run
+# Memory: what twice the stated bound, so many times the files' size, and so much a thread come on top of.
+RUN_BYTES, RUN_EXPANSION, RUN_THREAD_BYTES, RUN_BOUND_BYTES = 2 << 30, 8, 16 << 20, 16 << 30
+# That memory ran out, as Python, NumPy, the C++ library and the runtimes say it.
+NO_MEMORY = re.compile(
+    "MemoryError|Unable to allocate|bad_?alloc|Cannot allocate memory|an.t allocate memory|not enough memory"
+    "|could not create a primitive|Failed to allocate|failed to map segment|out of memory|an.t start new thread",
+    re.IGNORECASE,
+)
 # C0, DEL, C1, and what changes the direction of writing: no name steers the terminal.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 WRONG_IMAGE = 15  # exit code, the native runner's too
+MISSING = 18  # exit code, the native runner's too
 DAMAGED = 19  # exit code, the native runner's too
+STARTED: list[subprocess.Popen[bytes]] = []  # to be ended with this process
 Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
 
 
@@ -69,7 +84,24 @@ def main() -> int:
     threads = arguments.threads or manifest["target"]["threads"]
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         refuse(f"its target has {threads!r} threads, allowed: 1 to {MOST_THREADS}")
-    run = load_model(manifest, threads)
+    confine(manifest, threads)
+    try:
+        return work(manifest, threads, arguments)
+    except OSError:  # nobody reads what is printed, or the disk is full
+        raise
+    except ImportError as error:
+        print(f"{error}; install it: pip install {manifest['backend']}", file=sys.stderr)
+        return MISSING
+    except Exception as error:  # the runtimes' exceptions share no base class of their own
+        told = f"{type(error).__name__}: {error}"
+        words = "it needs more memory than a bundle of its size may take" if NO_MEMORY.search(told) else told[:2000]
+        refuse(f"its model does not run ({words})")
+
+
+def work(manifest: dict[str, Any], threads: int, arguments: argparse.Namespace) -> int:
+    """Load the model, and run the golden inputs or the images."""
+    with in_time():
+        run = load_model(manifest, threads)
     if arguments.check:
         return check_golden(manifest, run)
     status = 0
@@ -80,8 +112,54 @@ def main() -> int:
             print(escaped(f"{path}: {error or type(error).__name__}"), file=sys.stderr)
             status = WRONG_IMAGE
         else:
-            classify(manifest, run, path, image, arguments)
+            with in_time():
+                classify(manifest, run, path, image, arguments)
     return status
+
+
+def confine(manifest: dict[str, Any], threads: int) -> None:
+    """Hold this process, and what it starts, to the memory that a bundle of its size may take; where a system can."""
+    try:
+        import resource
+    except ImportError:
+        return
+    stated = min(max(manifest["bound"]["bound_bytes"], 0), RUN_BOUND_BYTES)
+    most = RUN_BYTES + 2 * stated + RUN_EXPANSION * sum(file["bytes"] for file in manifest["files"])
+    most += RUN_THREAD_BYTES * max(threads, os.cpu_count() or 1)
+    most = min(most, max(RUN_BYTES, proc_bytes("meminfo", "MemAvailable") or most))
+    most += proc_bytes("self/status", "VmData")
+    for kind, limit in ((resource.RLIMIT_DATA, most), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            resource.setrlimit(kind, (limit, limit))
+
+
+def proc_bytes(file: str, field: str) -> int:
+    """Return a figure of memory that the kernel tells; 0 if it does not."""
+    path = Path("/proc") / file
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(rf"{field}:\s*(\d+) kB", text)
+    return 1024 * int(found[1]) if found else 0
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """End this process if the context is not left within RUN_SECONDS: native code cannot be interrupted otherwise."""
+
+    def end() -> None:
+        for process in STARTED:
+            process.kill()
+        print(f"this bundle is damaged: its model did not end within {RUN_SECONDS} s; copy it again", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(DAMAGED)
+
+    alarm = threading.Timer(RUN_SECONDS, end)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def refuse(reason: str) -> NoReturn:
@@ -281,7 +359,8 @@ def check_golden(manifest: dict[str, Any], run: Run) -> int:
     failed = 0
     for case in manifest["golden"]:
         image, logits, gates = (np.load(ROOT / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
-        got_logits, got_gates = run(image, case["effort"])
+        with in_time():
+            got_logits, got_gates = run(image, case["effort"])
         error = float(np.abs(got_logits - logits).max())
         good = bool(error <= manifest["golden_tolerance"] and (got_gates == gates).all())
         failed += not good

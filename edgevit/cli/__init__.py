@@ -7,7 +7,6 @@ import errno
 import importlib
 import mmap
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ import click
 from edgevit import __version__
 from edgevit.cli import messages, terminal
 from edgevit.cli.exit_codes import exit_codes
-from edgevit.errors import EdgevitError, OutOfMemoryError, OutputError
+from edgevit.errors import NO_MEMORY, EdgevitError, OutOfMemoryError, OutputError
 
 COMMANDS = ("compress", "build", "profile", "report", "verify", "device", "targets", "models", "doctor")
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
@@ -28,12 +27,6 @@ INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 AGAIN_S = 0.02
 LITTLE_BYTES = 64 << 20
-# As Python, NumPy, the C++ library, torch and the runtimes say it.
-NO_MEMORY = re.compile(
-    "MemoryError|Unable to allocate|bad_alloc|Cannot allocate memory|an.t allocate memory|not enough memory"
-    "|could not create a primitive|Failed to allocate memory|failed to map segment|out of memory|an.t start new thread",
-    re.IGNORECASE,
-)
 NO_TEMPORARY_FOLDER = "No usable temporary directory"  # as Python's tempfile says it
 
 EXAMPLE = """\b

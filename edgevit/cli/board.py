@@ -53,7 +53,9 @@ BOARD = (
     click.option(
         "--python", default="python3", show_default=True, help="Python there, a name or path; machine code needs none."
     ),
-    click.option("--timeout", type=SECONDS, default=1800, show_default=True, help="Seconds the device may take."),
+    click.option(
+        "--timeout", type=SECONDS, default=1800, show_default=True, help="Seconds the measuring may take, here too."
+    ),
 )
 
 

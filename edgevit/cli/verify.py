@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgevit.cli.ranges import THREADS
+from edgevit.cli.ranges import SECONDS, THREADS
+from edgevit.util import limits
 
 EPILOG = """\b
 Examples:
@@ -19,19 +20,26 @@ Examples:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--run", is_flag=True, help="Run its golden inputs too; only for bundles whose makers you trust.")
 @click.option("--threads", type=THREADS, help="Threads of a run, with --run (default: the target's).")
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    help=f"Seconds that the runs may take, with --run (default: {limits.RUN_SECONDS.value}).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, run: bool, threads: int | None, as_json: bool) -> None:
+def command(bundle: Path, run: bool, threads: int | None, timeout: int | None, as_json: bool) -> None:
     """Check every file of BUNDLE (folder or zip) against its manifest, in size and sha256; nothing of it is executed.
 
     That finds damage, not a maker with bad intentions, who writes his own manifest: compare the sha256 that is printed
-    with one that came another way. With --run its golden inputs are run again too, which executes what it holds.
+    with one that came another way. With --run its golden inputs are run again too, which executes what it holds, in a
+    process of its own with limits on time and memory.
     """
     from edgevit.api.verify import verify
     from edgevit.util import strict_json
 
-    if threads and not run:
-        raise click.UsageError("--threads is for --run: without it nothing is run.")
-    verified = verify(bundle, run=run, threads=threads)
+    if (threads or timeout) and not run:
+        option = "--threads" if threads else "--timeout"
+        raise click.UsageError(f"{option} is for --run: without it nothing is run.")
+    verified = verify(bundle, run=run, threads=threads, timeout_s=timeout)
     manifest = verified.manifest
     if as_json:
         answer = {

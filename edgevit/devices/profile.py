@@ -31,10 +31,11 @@ def profile(
         runs: timed runs per path.
         threads: threads of a run (None: the target's).
         cpus: CPUs of the machine to hold the run to (None: all).
-        timeout_s: seconds that a machine elsewhere, or an emulator, may take.
+        timeout_s: seconds that it may take.
 
     Raises:
-        BundleError: not a bundle, damaged, or without golden inputs when `images` is None.
+        BundleError: not a bundle, damaged, or without golden inputs when `images` is None; or its model crashes here,
+            does not end in time, or takes too much memory.
         DeviceError: the machine cannot be reached, lacks something, or gives no measurement.
         ImagesError: no usable image.
         ParityError: an emulated machine does not reproduce a golden output.

@@ -11,27 +11,28 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgevit.backends import MODULES
-from edgevit.devices import board_program
 from edgevit.devices.board_environment import require_arch
+from edgevit.devices.confined import allowance
 from edgevit.devices.machine import Content, RemoteMachine, Session, Step, StepResult
-from edgevit.devices.request import ProfileRequest
+from edgevit.devices.request import IMAGES, PROGRAM, ProfileRequest
 from edgevit.devices.runtimes import WORKERS
 from edgevit.errors import BundleError, DeviceError
 from edgevit.schema.manifest import Manifest
 from edgevit.schema.manifest_file import MANIFEST
 from edgevit.schema.measurement import Measurement
 from edgevit.util import strict_json
+from edgevit.util.signals import exit_words
 from edgevit.util.text import printable
 
 PACKAGE = Path(__file__).parents[1]
-PROGRAM = "edgevit.devices.board_program"
+BUNDLE = "bundle"  # the folder of its files there
 OLDEST_PYTHON = (3, 11)
 ASKING_S = 120
 # For any Python 3, so that an old one gets a clear answer too: its version, and which of some modules are missing.
@@ -50,14 +51,14 @@ def measure(machine: RemoteMachine, request: ProfileRequest) -> Measurement:
     bundle, manifest = request.bundle, request.bundle.manifest
     stored = io.BytesIO()
     np.save(stored, request.images, allow_pickle=False)
-    cpus = None if request.cpus is None else list(request.cpus)
-    asked = {"used": request.used, "runs": request.runs, "threads": request.threads, "cpus": cpus}
+    allowed = allowance(manifest, seconds=request.timeout_s, threads=request.threads)
+    asked = {**request.data(), "bundle": BUNDLE, "allowed": asdict(allowed)}
     files: dict[str, Content] = {
         **program_files((PROGRAM, *WORKERS, MODULES[manifest.backend])),
-        **{f"{board_program.BUNDLE}/{name}": bundle.folder / name for name in _members(manifest)},
-        board_program.IMAGES: stored.getvalue(),
+        **{f"{BUNDLE}/{name}": bundle.folder / name for name in _members(manifest)},
+        IMAGES: stored.getvalue(),
     }
-    step = Step(name="measure", program=None, arguments=("-m", PROGRAM, json.dumps(strict_json.to_data(asked))))
+    step = Step(name="measure", program=None, arguments=("-m", PROGRAM, json.dumps(asked)))
     with machine.session() as session:
         require_arch(request.target, session.describe(), machine.name)
         require_python(session, machine, requirements(manifest))
@@ -152,8 +153,13 @@ def _answer(result: StepResult, machine: str) -> Any:
     try:
         return json.loads(result.out.strip().splitlines()[-1])
     except (ValueError, IndexError, RecursionError):
-        words = printable(result.err) if result.err.strip() else f"exit code {result.status}"
+        words = printable(result.err) if result.err.strip() else exit_words(_signed(result.status))
         raise DeviceError(f"{machine} could not run the bundle: {words}") from None
+
+
+def _signed(status: int) -> int:
+    """Return a shell's exit status as Python has it: a signal's number below zero."""
+    return 128 - status if status > 128 else status
 
 
 def _measurement(answer: object, sha256: str, manifest: Manifest, machine: RemoteMachine) -> Measurement:

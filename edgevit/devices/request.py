@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.backends import MODULES
 from edgevit.bundle.read import load_golden
 from edgevit.errors import BundleError
-from edgevit.schema.manifest import Bundle
+from edgevit.schema.manifest import Bundle, Manifest
 from edgevit.schema.measurement import ImagesUsed
 from edgevit.schema.target import Target
+from edgevit.util import strict_json
 
 # (opened bundle, how many at most) to images uint8 `[n, height, width, 3]`, and what they are.
 Prepare = Callable[[Bundle, int], tuple[NDArray[np.uint8], ImagesUsed]]
 DEFAULT_RUNS = 200
 DEFAULT_TIMEOUT_S = 1800
+# The Python measuring program, see `edgevit/devices/board_program.py`, and the images of a request in its folder.
+PROGRAM, IMAGES = "edgevit.devices.board_program", "images.npy"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +38,7 @@ class ProfileRequest:
         runs: timed runs per path.
         threads: threads of a run (None: the target's).
         cpus: CPUs of the machine to hold the run to (None: all).
-        timeout_s: how long it may take there.
+        timeout_s: how long it may take.
     """
 
     bundle: Bundle
@@ -49,6 +53,17 @@ class ProfileRequest:
     def target(self) -> Target:
         """The target the bundle was built for."""
         return self.bundle.manifest.target
+
+    def data(self) -> dict[str, Any]:
+        """Return what the Python measuring program is asked, but its images and where the bundle lies there."""
+        cpus = None if self.cpus is None else list(self.cpus)
+        used = strict_json.to_data(self.used)
+        return {**run_data(self.bundle.manifest, self.threads), "used": used, "runs": self.runs, "cpus": cpus}
+
+
+def run_data(manifest: Manifest, threads: int | None) -> dict[str, Any]:
+    """Return what the Python measuring program is told to run a model: threads, and the module of its backend."""
+    return {"threads": threads, "backend": MODULES.get(manifest.backend)}
 
 
 def prepare_images(bundle: Bundle, count: int, *, source: Path | None = None) -> tuple[NDArray[np.uint8], ImagesUsed]:

@@ -20,6 +20,7 @@ from edgevit.measure.branch_times import Trace
 from edgevit.schema.measurement import MemoryPoint, MemoryTrace, ProcessMemory
 from edgevit.util import strict_json
 from edgevit.util.atomic import scratch
+from edgevit.util.signals import exit_words
 
 TIMEOUT_S = 600
 ROUNDS = 3
@@ -160,7 +161,7 @@ def _fresh(module: str, request: dict[str, Any], images: NDArray[np.uint8]) -> A
         except subprocess.TimeoutExpired:
             raise BundleError(f"a fresh process did not load and run the model within {TIMEOUT_S} s") from None
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [exit_words(done.returncode)])[-1]
         raise of_process(last) or BundleError(f"a fresh process cannot load and run the model: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

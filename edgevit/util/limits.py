@@ -162,3 +162,11 @@ PACKED_IMAGES = Limit(of="images in an .npz", value=1_000_000, unit="images")
 RUNS = Limit(of="timed runs per path", value=1_000_000, unit="runs")
 SECONDS = Limit(of="a time to wait or to search", value=30 * 86_400, unit="seconds")
 SEED = Limit(of="a seed", value=2**63 - 1, unit="(2^63 - 1)")
+
+# Of processes that run a bundle's model: `edgevit/devices/confined.py`, and `runner/run.py`, which has them by heart.
+RUN_SECONDS = Limit(of="loading a bundle's model and running its golden inputs", value=600, unit="seconds")
+RUN_BYTES = Limit(of="memory to run a bundle's model, beside twice its stated bound", value=2048 * _MIB, unit="bytes")
+RUN_EXPANSION = Limit(of="memory to run a bundle's model, beside that", value=8, unit="times its files' size")
+RUN_THREAD_BYTES = Limit(of="memory to run a bundle's model, beside that, a thread", value=16 * _MIB, unit="bytes")
+RUN_BOUND_BYTES = Limit(of="what a stated bound counts for there", value=16 * 1024 * _MIB, unit="bytes")
+RUN_FILE_BYTES = Limit(of="a file that is written while a bundle's model runs", value=1024 * _MIB, unit="bytes")

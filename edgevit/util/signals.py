@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while something is written that must not be left in the middle."""
+"""Ctrl-C and SIGTERM while something is written that must not be left in the middle; signals that end a process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+
+def exit_words(code: int) -> str:
+    """Return how a process ended: by a signal, whose number is below zero, or with an exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 @contextlib.contextmanager

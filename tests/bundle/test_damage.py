@@ -168,4 +168,5 @@ def test_a_strangers_library_is_executed_by_nothing_but_run(tvm: Path, tmp_path:
     assert not trace.exists()
     code = f"import sys; from edgevit.cli import main; sys.exit(main(['verify', {str(folder)!r}, '--run']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 77 and trace.exists(), done
+    assert done.returncode == BundleError.exit_code and trace.exists(), done
+    assert "ended the process that ran it (exit code 77)" in done.stderr

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgevit import errors
 from edgevit.bundle import runner
 from edgevit.images.image_set import RESIZED_PIXELS_LIMIT, prepare
 from edgevit.program.spec import ImageSpec
@@ -141,6 +142,10 @@ def test_limits_are_the_builds_own() -> None:
     known = runner.IMAGE_BYTES, runner.IMAGE_PIXELS, runner.IMAGE_SIDE, runner.IMAGE_SCANS, runner.MOST_THREADS
     table = limits.IMAGE_BYTES, limits.IMAGE_PIXELS, limits.PICTURE_SIDE, limits.IMAGE_SCANS, limits.THREADS
     assert known == tuple(limit.value for limit in table)
+    known = runner.RUN_SECONDS, runner.RUN_BYTES, runner.RUN_EXPANSION, runner.RUN_THREAD_BYTES, runner.RUN_BOUND_BYTES
+    names = ("SECONDS", "BYTES", "EXPANSION", "THREAD_BYTES", "BOUND_BYTES")
+    assert known == tuple(getattr(limits, f"RUN_{name}").value for name in names)
+    assert runner.NO_MEMORY == errors.NO_MEMORY
     assert runner.RESIZED_PIXELS == RESIZED_PIXELS_LIMIT
 
 

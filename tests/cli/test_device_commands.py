@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgevit.cli import main
-from edgevit.devices import local
+from edgevit.devices import confined, local
 from tests.bundles import rehash, rewrite, sample_bundle
 
 
@@ -39,6 +39,7 @@ def test_verify_runs_nothing_unless_it_is_told_to(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "loaded", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(confined, "call", lambda *_: pytest.fail("a process was started"))
     assert main(["verify", str(bundle)]) == 0
     text = capsys.readouterr().out
     assert "files intact, sha256 " in text and "gates equal" not in text
@@ -46,8 +47,9 @@ def test_verify_runs_nothing_unless_it_is_told_to(
     assert main(["verify", str(bundle), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["golden"] == [] and data["run"] is False
-    assert main(["verify", str(bundle), "--threads", "2"]) == 2
-    assert "--threads is for --run" in capsys.readouterr().err
+    for option in ("--threads", "--timeout"):
+        assert main(["verify", str(bundle), option, "2"]) == 2
+        assert f"{option} is for --run" in capsys.readouterr().err
 
 
 def test_verify_looks_at_the_golden_arrays_as_data(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from edgevit.cli import main
 from edgevit.devices import python_program
 from edgevit.devices.machine import StepResult, find
 from edgevit.devices.profile import profile
+from edgevit.devices.request import PROGRAM
 from edgevit.devices.runtimes import WORKERS
 from edgevit.devices.ssh import board as board_module
 from edgevit.devices.ssh.session import BoardSession
@@ -80,7 +81,7 @@ def test_what_the_board_refuses_is_one_message_and_nothing_is_written(
 
 
 def test_what_is_sent_measures_with_numpy_and_the_runtime_alone(bundle: Path, tmp_path: Path) -> None:
-    files = python_program.program_files((python_program.PROGRAM, *WORKERS, MODULES["onnxruntime"]))
+    files = python_program.program_files((PROGRAM, *WORKERS, MODULES["onnxruntime"]))
     for name, content in files.items():
         assert isinstance(content, Path)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,9 @@ def test_what_is_sent_measures_with_numpy_and_the_runtime_alone(bundle: Path, tm
     )
     (tmp_path / "bundle").symlink_to(bundle)
     np.save(tmp_path / "images.npy", tiny_images(tiny_spec(), 1))
-    request = {"used": {"count": 1, "digest": "0", "golden": False}, "runs": 2, "threads": 1, "cpus": None}
+    used, allowed = {"count": 1, "digest": "0", "golden": False}, {"seconds": 600, "memory_bytes": 1 << 31}
+    asked = {"used": used, "runs": 2, "threads": 1, "cpus": None, "backend": MODULES["onnxruntime"]}
+    request = {**asked, "bundle": python_program.BUNDLE, "allowed": allowed}
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
@@ -136,7 +139,7 @@ def test_answers_are_not_trusted(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         (StepResult(status=1, out="", err="Traceback\nValueError: no such kernel\n"), "ValueError: no such kernel"),
         (StepResult(status=0, out="{", err=""), "exit code 0"),
-        (StepResult(status=137, out="", err=""), "exit code 137"),
+        (StepResult(status=137, out="", err=""), "SIGKILL"),
         (StepResult(status=1, out="", err="\x1b[31mred"), "[31mred"),
     ],
 )

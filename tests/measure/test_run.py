@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from edgevit.bundle.read import open_bundle
+from edgevit.devices.local import measure_here
 from edgevit.devices.profile import profile
+from edgevit.devices.request import ProfileRequest, prepare_images
 from edgevit.measure.run import time_paths
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement
@@ -98,7 +100,9 @@ def test_an_emulated_machine_has_no_times(tmp_path: Path, photos: Path, monkeypa
     folder = sample_bundle(tmp_path / "tiny")
     for user in ("run", "environment"):
         monkeypatch.setattr(f"edgevit.measure.{user}.emulator", lambda *_: "qemu-aarch64")
-    m = profile(folder, None, runs=2)
+    with open_bundle(folder) as bundle:
+        pixels, used = prepare_images(bundle, 2)
+        m = measure_here(ProfileRequest(bundle=bundle, images=pixels, used=used, runs=2))
     assert m.environment.emulated_by == "qemu-aarch64" and "times are withheld" in m.warnings[0]
     assert (m.paths, m.process, m.memory, m.images.timed) == ((), None, None, 0)
     times = [m.expected_wall_ms, m.expected_cpu_ms, m.load_ms, m.first_run_ms, m.unattributed_time_ms]

@@ -21,7 +21,7 @@ def load_model(manifest: dict[str, Any], threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised too; a graph's names are not printed as they are
     for key, value in manifest["runtime_settings"].items():
         options.add_session_config_entry(key, value)
     if manifest["target"]["weight_bits"] == 8 and lacks_vnni():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.bundle.runner import ROOT, Run
+from edgevit.bundle.runner import ROOT, STARTED, Run
 
 USED: tuple[str, ...] = ("runner/native/",)  # the program, and TVM's runtime beside it
 
@@ -24,6 +24,7 @@ def load_model(manifest: dict[str, Any], threads: int) -> Run:
     if threads != manifest["target"]["threads"]:  # else it takes as many, or one per CPU
         command += ["--threads", str(threads)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1)
+    STARTED.append(process)
     pipe, answers = process.stdin, process.stdout
     assert pipe is not None and answers is not None
 

@@ -1,5 +1,7 @@
 """This machine: open a bundle, load its model, run its golden inputs, measure it.
 
+Whoever made the bundle, `verify` and a measurement leave its model to a process of its own, within limits:
+`edgevit/devices/board_program.py`, which calls `measure_here` and `loaded`.
 Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline.py`.
 """
 
@@ -10,16 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
 
 from edgevit.backends import MODULES, Runner, backend
-from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, rerun_golden, verify_bundle
-from edgevit.devices.request import ProfileRequest
-from edgevit.errors import DeviceError
+from edgevit.bundle.read import GoldenResult, load_golden, open_bundle, rerun_golden
+from edgevit.devices import confined
+from edgevit.devices.request import IMAGES, PROGRAM, ProfileRequest, run_data
+from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.environment import cpu_flags, pin_to_cpus
 from edgevit.measure.run import profile_bundle
 from edgevit.schema.manifest import Bundle, Manifest
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.target import missing_flags
+from edgevit.util import limits, strict_json
+from edgevit.util.atomic import scratch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,7 @@ class Verified:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalMachine:
-    """This machine; see `edgevit.devices.machine.Machine`. The Python measuring program is this process."""
+    """This machine; see `edgevit.devices.machine.Machine`. It measures in a process of its own, within limits."""
 
     kind: str = "local"
     emulated: bool = False
@@ -50,30 +60,46 @@ class LocalMachine:
         """Measure on this machine.
 
         Raises:
+            BundleError: its model crashes, does not end in time, or takes too much memory.
             DeviceError: CPUs that this machine does not offer, or machine code for another architecture.
             RuntimeMissingError: the bundle's runtime is not installed.
         """
-        bundle, target = request.bundle, request.target
-        name = bundle.manifest.backend
-        if target.cpu is not None and target.arch != platform.machine():
-            raise DeviceError(
-                f"{bundle.manifest.name} is machine code for {target.arch}, this machine is {platform.machine()}, and "
-                "an emulator has no time of its own; measure it on its device with --device ssh://user@board"
-            )
-        allowed = bundle.manifest.golden_tolerance
-        with pin_to_cpus(request.cpus), loaded(bundle, request.threads) as runner:
-            return profile_bundle(
-                bundle,
-                runner,
-                request.images,
-                request.used,
-                backend=MODULES[name],
-                runtime_version=backend(name).versions()[name],
-                runs=request.runs,
-                threads=request.threads or target.threads,
-                cpus=request.cpus,
-                golden=tuple(result.parity(allowed) for result in rerun_golden(bundle, runner)),
-            )
+        subject = f"the model of {request.bundle.manifest.name}"
+        with scratch() as folder:
+            np.save(folder / IMAGES, request.images, allow_pickle=False)
+            asked, seconds = request.data(), request.timeout_s
+            answer = _confined(request.bundle, folder, asked, threads=request.threads, seconds=seconds, subject=subject)
+            return _read(Measurement, answer, "measurement", subject)
+
+
+def measure_here(request: ProfileRequest) -> Measurement:
+    """Measure in this process, which should be one of its own: a model may crash it.
+
+    Raises:
+        DeviceError: CPUs that this machine does not offer, or machine code for another architecture.
+        RuntimeMissingError: the bundle's runtime is not installed.
+    """
+    bundle, target = request.bundle, request.target
+    name = bundle.manifest.backend
+    if target.cpu is not None and target.arch != platform.machine():
+        raise DeviceError(
+            f"{bundle.manifest.name} is machine code for {target.arch}, this machine is {platform.machine()}, and "
+            "an emulator has no time of its own; measure it on its device with --device ssh://user@board"
+        )
+    allowed = bundle.manifest.golden_tolerance
+    with pin_to_cpus(request.cpus), loaded(bundle, request.threads) as runner:
+        return profile_bundle(
+            bundle,
+            runner,
+            request.images,
+            request.used,
+            backend=MODULES[name],
+            runtime_version=backend(name).versions()[name],
+            runs=request.runs,
+            threads=request.threads or target.threads,
+            cpus=request.cpus,
+            golden=tuple(result.parity(allowed) for result in rerun_golden(bundle, runner)),
+        )
 
 
 def machine(device: str | None, *, python: str = "python3") -> LocalMachine:
@@ -96,18 +122,26 @@ def inspect(path: Path) -> Verified:
         return _verified(bundle, ())
 
 
-def verify(path: Path, *, threads: int | None = None) -> Verified:
-    """Check every file of a bundle against its manifest and run its golden inputs again.
+def verify(path: Path, *, threads: int | None = None, timeout_s: float | None = None) -> Verified:
+    """Check every file of a bundle against its manifest and run its golden inputs again, in a process of its own.
 
     This runs what the bundle holds: machine code, where it was compiled for its device.
 
+    Args:
+        path: the bundle, folder or zip.
+        threads: threads of a run (None: the target's).
+        timeout_s: seconds that it may take (None: `limits.RUN_SECONDS`).
+
     Raises:
-        BundleError: not a bundle, or damaged.
+        BundleError: not a bundle, or damaged; or its model crashes, does not end, or takes too much memory.
         ParityError: a golden output is not reproduced.
         RuntimeMissingError: its runtime is not installed.
     """
-    with open_bundle(path) as bundle, loaded(bundle, threads) as runner:
-        return _verified(bundle, verify_bundle(bundle, runner))
+    seconds = limits.RUN_SECONDS.value if timeout_s is None else timeout_s
+    with open_bundle(path) as bundle, scratch() as folder:
+        asked, subject = run_data(bundle.manifest, threads), f"the model of {path}"
+        answer = _confined(bundle, folder, asked, threads=threads, seconds=seconds, subject=subject)
+        return _verified(bundle, _read(tuple[GoldenResult, ...], answer, "golden", subject))
 
 
 @contextmanager
@@ -131,6 +165,28 @@ def loaded(bundle: Bundle, threads: int | None = None) -> Iterator[Runner]:
 def missing_cpu_flags(manifest: Manifest) -> tuple[str, ...]:
     """Return CPU flags that the bundle's target counts on and this machine does not have."""
     return missing_flags(manifest.target, cpu_flags())
+
+
+def _confined(
+    bundle: Bundle, folder: Path, asked: dict[str, Any], *, threads: int | None, seconds: float, subject: str
+) -> dict[str, Any]:
+    """Return what the Python measuring program answers, run within limits in `folder`."""
+    allowed = confined.allowance(bundle.manifest, seconds=seconds, threads=threads)
+    return confined.call(PROGRAM, {**asked, "bundle": str(bundle.folder.resolve())}, folder, allowed, subject)
+
+
+def _read(kind: type[T], answer: dict[str, Any], key: str, subject: str) -> T:
+    """Read what the process answered, trusting nothing in it.
+
+    Raises:
+        BundleError: it is not what was asked for.
+    """
+    faults: list[str] = []
+    value = strict_json.from_data(kind, answer.get(key), faults, key)
+    if value is None:
+        told = "; ".join(strict_json.first(faults, 3))
+        raise BundleError(f"{subject} ran, but its {key} cannot be read ({told}); build the bundle again")
+    return value
 
 
 def _verified(bundle: Bundle, golden: tuple[GoldenResult, ...]) -> Verified:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.devices.confined import allowance
 from edgevit.devices.qemu import emulator, native_run, userland
 from edgevit.devices.qemu.emulator import Userland
 from edgevit.devices.qemu.estimate import assumptions, cycles_of, find_mca, mean, missing
@@ -89,7 +90,14 @@ class QemuMachine:
         manifest = bundle.manifest
         warnings = _fit(manifest, cpu, place)
         with scratch() as folder:
-            here = EmulatedMachine(userland=place, cpu=cpu, folder=folder, timeout_s=request.timeout_s)
+            allowed = allowance(manifest, seconds=request.timeout_s, threads=1)
+            here = EmulatedMachine(
+                userland=place,
+                cpu=cpu,
+                folder=folder,
+                timeout_s=request.timeout_s,
+                memory_bytes=allowed.memory_bytes,
+            )
             copy_program(here.folder / "program", manifest.backend)
             requested = _runs(manifest, len(pixels))
             shapes = {_shape(manifest, branch) for branch in manifest.branches if branch.gated}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgevit.devices import confined
 from edgevit.errors import DeviceError
 from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.util.atomic import scratch
@@ -94,6 +96,7 @@ def run(
     counts: Counter | None = None,
     heap: bool = False,
     timeout_s: float,
+    memory_bytes: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the user land's Python on an emulated processor.
 
@@ -106,10 +109,17 @@ def run(
         counts: files for the instruction counter; None runs without it.
         heap: let the accountant count the heap, where there is one.
         timeout_s: when to give up.
+        memory_bytes: the most that the emulator may hold, its guest's memory included; qemu ignores a guest's limits.
 
     Raises:
         DeviceError: time is up, or qemu itself failed.
     """
+
+    def begin() -> None:
+        end_with_parent()
+        if memory_bytes is not None:
+            confined.limit(resource.RLIMIT_DATA, memory_bytes)
+
     with started(userland, cpu, counts, heap=heap) as command:
         # By its own path, which stays the same, so that modules compiled once are found again.
         command += [str(userland.folder / "root/usr/bin" / userland.python)]
@@ -124,7 +134,7 @@ def run(
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=begin,
         )
         try:
             out, err = process.communicate(timeout=timeout_s)

@@ -60,12 +60,13 @@ class GuestRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class EmulatedMachine:
-    """A processor of the user land, the folder to work in, and what may still be taken."""
+    """A processor of the user land, the folder to work in, and the time and memory that may be taken."""
 
     userland: Userland
     cpu: ArmCpu
     folder: Path
     timeout_s: float
+    memory_bytes: int | None = None
 
     def run_python(
         self, arguments: Sequence[str], folder: Path, counts: Counter | None = None, *, heap: bool = False
@@ -79,6 +80,7 @@ class EmulatedMachine:
             counts=counts,
             heap=heap,
             timeout_s=self.timeout_s,
+            memory_bytes=self.memory_bytes,
         )
 
 

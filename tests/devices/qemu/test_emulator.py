@@ -86,6 +86,12 @@ def test_the_command_and_its_environment(tmp_path: Path) -> None:
     assert not any(line.startswith("EDGEVIT") for line in environment)
 
 
+def test_it_holds_no_more_memory_than_it_is_given(tmp_path: Path) -> None:
+    userland = fake(tmp_path, "ulimit -d")
+    done = run(userland, ARM_CPUS["cortex-a76"], [], folder=tmp_path, timeout_s=10, memory_bytes=3 << 30)
+    assert done.stdout == f"{3 << 20}\n"
+
+
 def test_failures_are_one_error_each(tmp_path: Path) -> None:
     cpu = ARM_CPUS["cortex-a72"]
     with pytest.raises(DeviceError, match="no instructions can be counted: there is no C compiler"):
