@@ -70,7 +70,7 @@ def diagnose() -> Health:
 
 
 def _emulation() -> tuple[Package, ...]:
-    """What `edgevit profile --device qemu:CPU` uses, beyond what it sets up itself."""
+    """Return what `edgevit profile --device qemu:CPU` uses, beyond what it sets up itself."""
     try:
         device: str | None = userland.installed().emulator_version
     except DeviceError:

@@ -247,7 +247,7 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
 
 
 def _observe(program: Program, images: np.ndarray) -> tuple[Ranges, np.ndarray]:
-    """Ranges on the all-open path and, with gates, on the real one; and the all-open logits `[n, classes]`."""
+    """Return ranges on the all-open path and, with gates, on the real one; and the all-open logits `[n, classes]`."""
     all_open = taps(*detached(program, gating="open", taps=True))
     logits = []
 

@@ -357,7 +357,7 @@ def _module(name: str) -> str:
 
 
 def lacks_vnni() -> bool:
-    """Whether this is an x86 CPU that adds int8 products in 16 bits, which 8-bit weights can overflow."""
+    """Return whether this is an x86 CPU that adds int8 products in 16 bits, which 8-bit weights can overflow."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

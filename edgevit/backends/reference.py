@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def taps(model: onnx.ModelProto, weights: Weights | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`."""
+    """Return every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`."""
     session = _session(model, weights)
     names = [output.name for output in session.get_outputs()]
 
@@ -35,14 +35,14 @@ def taps(model: onnx.ModelProto, weights: Weights | None = None) -> Callable[[np
 
 
 def reference(model: onnx.ModelProto, weights: Weights | None = None, *, exact: bool = False) -> OnnxRuntimeRunner:
-    """A runner of a lowered model, on all cores; `exact` keeps int8 from saturating on a CPU without VNNI."""
+    """Return a runner of a lowered model, on all cores; `exact` keeps int8 from saturating on a CPU without VNNI."""
     return OnnxRuntimeRunner(_session(model, weights, weight_bits=8 if exact else 7))
 
 
 def reference_with_margins(
     model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True
 ) -> Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A lowered model as a function (image, effort) -> (logits, gates, margins).
+    """Return a lowered model as a function (image, effort) -> (logits, gates, margins).
 
     `margins` float32 `[branches]` is how far every gate's logit is above (open) or below (closed) its limit, inf for a
     branch without a gate. With `optimised` false a quantized model is computed as it is written: rounded values in

@@ -58,14 +58,14 @@ def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...]
 
 
 def answers_of(spec: ProgramSpec, named: Named, images: np.ndarray) -> np.ndarray | None:
-    """What the original says of the images, where that is known; classes are all that is kept of its answers."""
+    """Return what the original says of the images, where that is known; classes are all that is kept of its answers."""
     if not spec.compressed:
         return named.floats
     return kept_answers(spec, images) if named.decides == "class" else None
 
 
 def _judged_on(case: Case) -> str:
-    """Which images, where they are not labelled ones that the user gave to judge with."""
+    """Return which images, where they are not labelled ones that the user gave to judge with."""
     if case.evaluation is None:
         return ", on the calibration images themselves, which are too few to hold any out"
     return "" if case.evaluation.labels is not None else ", on images held out of the calibration"

@@ -43,7 +43,7 @@ class Place:
 
     @property
     def unrunnable(self) -> str:
-        """Why it does not run here, and what to do."""
+        """Return why it does not run here, and what to do."""
         device = "`edgevit verify` on the device checks its golden outputs"
         if self._foreign:
             here = f"built on {platform.machine()} without an emulator"
@@ -67,7 +67,7 @@ class Case(Place, Build):
 
     @property
     def efforts(self) -> dict[str, float]:
-        """Paths that are tried one by one."""
+        """Return paths that are tried one by one."""
         return {"real": 0.0, **({"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED} if self.program.spec.gated else {})}
 
 
@@ -78,7 +78,7 @@ def claim(summary: str, figures: Figures) -> Claim:
 
 
 def head_deviation(program: Program) -> float:
-    """What the logits deviate by over features of all directions; 0 where no norm says how long these are.
+    """Return what the logits deviate by over features of all directions; 0 where no norm says how long these are.
 
     A normalised value has a deviation of 1, so a logit's is the length of its column of the head, norm included. On
     images it is of the same size (DeiT-Ti: 1.30 and 1.33, ViT-Ti: 2.08 and 2.49), but no image can take it away.

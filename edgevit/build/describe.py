@@ -48,7 +48,7 @@ class Facts:
 
 
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
-    """The manifest, but for what only the writer knows (hashes, golden file names)."""
+    """Return the manifest, but for what only the writer knows (hashes, golden file names)."""
     spec, evidence = facts.case.program.spec, facts.evidence
     models = _models(facts.case.target.backend, tuple(files))
     return Manifest(
@@ -95,13 +95,13 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
 
 
 def _models(runtime: str, files: Sequence[str]) -> dict[str, str]:
-    """File of the model by format, in the order of the files."""
+    """Return file of the model by format, in the order of the files."""
     known = {name: kind for kind, name in backend(runtime).FILES.items()}
     return {known[name]: name for name in files if name in known}
 
 
 def branch_facts(facts: Facts) -> list[BranchFacts]:
-    """One row per branch, in order."""
+    """Return one row per branch, in order."""
     spec, evidence = facts.case.program.spec, facts.evidence
     linears = facts.case.plan.linears if facts.case.plan else ()
     rows = []
@@ -159,7 +159,7 @@ def _sizes(facts: Facts, files: Mapping[str, Path], models: Mapping[str, str]) -
 
 
 def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, chooser: Runner) -> list[GoldenRun]:
-    """Runs of the compiled model for all-open, all-skipped and one real path, on a calibration image.
+    """Return runs of the compiled model for all-open, all-skipped and one real path, on a calibration image.
 
     `chooser`, which is the same model and may be a faster one, looks for the image.
     """

@@ -77,12 +77,12 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
 
 
 def bound_bytes(spec: ProgramSpec, target: Target) -> int | None:
-    """The memory bound of a build of this structure for `target`; None for a runtime without one."""
+    """Return the memory bound of a build of this structure for `target`; None for a runtime without one."""
     return _forecast(spec, target).bound_bytes
 
 
 def _forecast(spec: ProgramSpec, target: Target) -> Forecast:
-    """What the runtime predicts of this structure, with zeros for weights."""
+    """Return what the runtime predicts of this structure, with zeros for weights."""
     plan = None
     if target.int8:
         plan = QuantPlan(
@@ -96,7 +96,7 @@ def _forecast(spec: ProgramSpec, target: Target) -> Forecast:
 
 
 def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
-    """The spec with the same share of every branch taken away, so that `fraction` of the MACs is gone."""
+    """Return the spec with the same share of every branch taken away, so that `fraction` of the MACs is gone."""
     if fraction == 0.0:
         return spec
     budget = total_macs(spec) * (1 - fraction)
@@ -114,7 +114,7 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
 
 
 def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
-    """The spec with the first `share` (0 to 1) of every branch's units, neurons in steps of 16."""
+    """Return the spec with the first `share` (0 to 1) of every branch's units, neurons in steps of 16."""
 
     def keep(branch: BranchSpec) -> BranchSpec:
         step = NEURON_STEP if branch.kind == "ffn" and branch.units >= NEURON_STEP else 1
@@ -125,6 +125,6 @@ def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
 
 
 def gated(spec: ProgramSpec) -> ProgramSpec:
-    """The spec with a gate and skip rows on every branch that is left."""
+    """Return the spec with a gate and skip rows on every branch that is left."""
     gate = GateSpec(pool="prefix" if spec.stem.prefix else "mean", threshold=0.0)
     return replace(spec, branches=tuple(b if b.removed else replace(b, gate=gate, skip=True) for b in spec.branches))

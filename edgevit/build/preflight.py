@@ -104,7 +104,7 @@ def _require_writable(output: Output) -> None:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The folder that holds `path`, or would hold the first of its parents that is missing."""
+    """Return the folder that holds `path`, or would hold the first of its parents that is missing."""
     nearest = Path("/")
     for parent in reversed(path.absolute().parents):
         try:

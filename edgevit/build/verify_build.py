@@ -90,7 +90,7 @@ class Verifier:
     runs: bool = True
 
     def applies(self, case: Case) -> bool:
-        """Whether there is something to claim: int8 with a plan only, skipped branches with gates only."""
+        """Return whether there is something to claim: int8 with a plan only, skipped branches with gates only."""
         return {"coverage": case.plan is not None, "skip": case.program.spec.gated}.get(self.name, True)
 
 
@@ -151,7 +151,7 @@ def _coverage(case: Case, runner: Runner, say: Say) -> Found:
 
 
 def _parity(case: Case, runner: Runner, say: Say) -> Found:
-    """Against the float model always; a quantized build also against its own graph, computed as written."""
+    """Return against the float model always; a quantized build also against its own graph, computed as written."""
     gates = sum(b.gate is not None for b in case.program.spec.branches)
     several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn_paths(gates)))
     images = case.calibration.images[: 1 if case.elsewhere else several]
@@ -177,7 +177,7 @@ def gate_lengths(program: Program) -> np.ndarray:
 
 
 def _skip(case: Case, runner: Runner, say: Say) -> Found:
-    """What was timed is said but not kept: equal inputs make equal bundles, and no two timings are equal."""
+    """Return what was timed is said but not kept: equal inputs make equal bundles, and no two timings are equal."""
     spec, images = case.program.spec, case.calibration.images[: 1 if case.elsewhere else SKIP_IMAGES]
     figures = SkipFigures()
     summary = []
@@ -199,7 +199,7 @@ def _skip(case: Case, runner: Runner, say: Say) -> Found:
 
 
 def _skip_margin(case: Case, runner: Runner) -> float:
-    """What norms, copies and the gates themselves may cost beside the MACs, as a share of the all-open time."""
+    """Return what norms, copies and the gates themselves may cost beside the MACs, as a share of the all-open time."""
     times = []
     for _ in range(MARGIN_RUNS):
         start = process_time()
@@ -210,7 +210,7 @@ def _skip_margin(case: Case, runner: Runner) -> float:
 
 
 def _bound(case: Case, runner: Runner, say: Say) -> Found:
-    """What was measured is kept only where it is the same every time."""
+    """Return what was measured is kept only where it is the same every time."""
     asked = desk(case.target.backend)
     found = asked.memory(case, case.calibration.images[:1], case.efforts, runs=not case.elsewhere)
     bound = found.detail.bound

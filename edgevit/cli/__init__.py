@@ -117,7 +117,7 @@ def _told(error: Exception) -> EdgevitError | None:
 
 
 def _some_memory() -> bool:
-    """Whether this process can still get a little: without, libraries fail in ways that look like bugs."""
+    """Return whether this process can still get a little: without, libraries fail in ways that look like bugs."""
     try:
         mmap.mmap(-1, LITTLE_BYTES).close()
     except (OSError, MemoryError):
@@ -126,7 +126,7 @@ def _some_memory() -> bool:
 
 
 def _memory(error: BaseException | None) -> bool:
-    """Whether memory ran out: here, in a runtime, or in a process that was started and left these words."""
+    """Return whether memory ran out: here, in a runtime, or in a process that was started and left these words."""
     seen = 0
     while error is not None and seen < 20:
         lacks = isinstance(error, OSError) and error.errno == errno.ENOMEM

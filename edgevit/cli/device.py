@@ -112,5 +112,5 @@ def _cpus() -> list[dict[str, Any]]:
 
 
 def _plain(data: Any) -> Any:
-    """Paths as JSON can hold them."""
+    """Return paths as JSON can hold them."""
     return data and {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}

@@ -17,7 +17,7 @@ class ExitCode:
 
 
 def exit_codes() -> tuple[ExitCode, ...]:
-    """Every exit code of the command line, in ascending order."""
+    """Return every exit code of the command line, in ascending order."""
     rows = [
         ExitCode(code=0, error="", meaning="Done."),
         ExitCode(code=1, error="", meaning="An unexpected fault: a bug in edgevit."),
@@ -31,13 +31,13 @@ def exit_codes() -> tuple[ExitCode, ...]:
 
 
 def markdown_table() -> str:
-    """The table as CONTRIBUTING.md holds it."""
+    """Return the table as CONTRIBUTING.md holds it."""
     rows = [f"| {row.code} | {row.error or '-'} | {row.meaning} |" for row in exit_codes()]
     return "\n".join(["| code | error class | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _leaves(root: type[EdgevitError]) -> list[type[EdgevitError]]:
-    """The classes that are raised: a base only groups them."""
+    """Return the classes that are raised: a base only groups them."""
     children = root.__subclasses__()
     return [leaf for child in children for leaf in _leaves(child)] if children else [root]
 

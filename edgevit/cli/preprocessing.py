@@ -18,7 +18,7 @@ NAMES = ("mean", "std", "crop", "crop_mode", "interpolation", "orientation")
 
 
 def _colour(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """Three numbers, or one for all three."""
+    """Return three numbers, or one for all three."""
     if text is None:
         return None
     try:

@@ -15,7 +15,7 @@ class Number(click.FloatRange):
     """A number within a range; of itself click lets `nan` through, which no comparison holds back."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number, if it is one."""
+        """Return the number, if it is one."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number.", param, ctx)

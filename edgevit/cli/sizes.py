@@ -14,7 +14,7 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]
     name = "H,W"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """The pair that `224`, `192,432` or `192x432` means."""
+        """Return the pair that `224`, `192,432` or `192x432` means."""
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"\s*(\d{1,5})\s*(?:[,x]\s*(\d{1,5})\s*)?", str(value), re.ASCII)

@@ -25,12 +25,12 @@ HANDLER = "edgevit.escape"
 
 
 def escaped(text: str) -> str:
-    r"""The text with control characters written out as `\u001b`, which JSON reads back as the same character."""
+    r"""Return the text with control characters written out as `\u001b`, which JSON reads back as the same character."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def plain(value: T) -> T:
-    """The same value, a dataclass or a collection, with every string in it escaped."""
+    """Return the same value, a dataclass or a collection, with every string in it escaped."""
     return _plain(value)  # type: ignore[no-any-return]
 
 
@@ -45,7 +45,7 @@ def _plain(value: Any) -> Any:
 
 
 def _unwritable(error: UnicodeError) -> tuple[str, int]:
-    r"""Characters that an encoding lacks as `\u00e9`, as JSON writes them, not as `\xe9`."""
+    r"""Return characters that an encoding lacks as `\u00e9`, as JSON writes them, not as `\xe9`."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
@@ -76,7 +76,7 @@ class Terminal:
 
     @property
     def styled(self) -> Terminal:
-        """The same stream for text that brings its own escape sequences."""
+        """Return the same stream for text that brings its own escape sequences."""
         return Terminal(self._inner, self._name, styled=True)
 
     def writable(self) -> bool:
@@ -156,7 +156,7 @@ def listening() -> None:
 
 
 def _terminal(stream: TextIO | None, name: str | None) -> Any:
-    """None stays None: the shell closed the stream, and then nothing is written."""
+    """Return none stays None: the shell closed the stream, and then nothing is written."""
     return None if stream is None else Terminal(stream, name)
 
 

@@ -124,7 +124,7 @@ class RemoteMachine(Protocol):
     def python(self) -> str: ...
 
     def session(self) -> AbstractContextManager[Session]:
-        """Reach the machine.
+        """Return reach the machine.
 
         Raises:
             DeviceError: it cannot be reached.

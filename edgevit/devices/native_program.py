@@ -55,7 +55,7 @@ class _Case:
 
     @property
     def timed(self) -> NDArray[np.int64]:
-        """Indices of the images that are timed."""
+        """Return indices of the images that are timed."""
         images = len(self.request.images)
         return np.arange(images)[timed_images(images, self.request.runs)]
 

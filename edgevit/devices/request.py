@@ -51,7 +51,7 @@ class ProfileRequest:
 
     @property
     def target(self) -> Target:
-        """The target the bundle was built for."""
+        """Return the target the bundle was built for."""
         return self.bundle.manifest.target
 
     def data(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Snapshot:
 
 
 def snapshot(root: Path = Path("/"), *, since: Snapshot | None = None) -> Snapshot:
-    """Clock (mean over the cores), hottest sensor, the last minute's load average and what programs took, now.
+    """Return clock (mean over the cores), hottest sensor, the last minute's load average and what programs took, now.
 
     After `since` it waits until there is enough between both to tell what other programs do.
     """
@@ -132,7 +132,7 @@ def emulator(root: Path = Path("/")) -> str | None:
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
-    """Flags of the first processor, as /proc/cpuinfo names them; empty where there is no such file."""
+    """Return flags of the first processor, as /proc/cpuinfo names them; empty where there is no such file."""
     return frozenset((_field(root, "flags") or _field(root, "Features") or "").split())
 
 
@@ -151,7 +151,7 @@ def _frequency(root: Path) -> float | None:
 
 
 def _busy(root: Path) -> float | None:
-    """Seconds that all CPUs worked since boot, for whomever: neither idle nor waiting for a disk."""
+    """Return seconds that all CPUs worked since boot, for whomever: neither idle nor waiting for a disk."""
     found = re.search(r"^cpu +(\d+(?: \d+)+)$", _read(root / "proc/stat"), re.M)
     if found is None:
         return None
@@ -169,7 +169,7 @@ def _others(before: Snapshot, after: Snapshot) -> float | None:
 
 
 def _throttling(before: Snapshot, after: Snapshot) -> tuple[str, ...] | None:
-    """Signs of either moment, and the counted events between them."""
+    """Return signs of either moment, and the counted events between them."""
     if before.throttling is None and after.throttling is None and after.throttle_count is None:
         return None
     signs = dict.fromkeys([*(before.throttling or ()), *(after.throttling or ())])

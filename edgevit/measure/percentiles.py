@@ -17,7 +17,7 @@ CONFIDENCE = 0.99
 
 
 def latency(samples_ms: Sequence[float]) -> Latency:
-    """Summary of the times of single runs, in milliseconds; at least one."""
+    """Return a summary of the times of single runs, in milliseconds; at least one."""
     return Latency(
         runs=len(samples_ms),
         median_ms=statistics.median(samples_ms),
@@ -32,13 +32,13 @@ def latency(samples_ms: Sequence[float]) -> Latency:
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float | None:
-    """Upper estimate of a percentile with 99 % confidence, or None if n is too small to claim it."""
+    """Return upper estimate of a percentile with 99 % confidence, or None if n is too small to claim it."""
     slower = _supported(len(samples), fraction)
     return sorted(samples)[-slower] if slower else None
 
 
 def _supported(n: int, fraction: float) -> int:
-    """Largest t with P(Binomial(n, 1 - fraction) <= t) <= 1 - confidence; 0 if there is none."""
+    """Return the largest t with P(Binomial(n, 1 - fraction) <= t) <= 1 - confidence; 0 if there is none."""
     t, cumulative = 0, _binomial(n, 0, 1 - fraction)
     while t < n and cumulative + (step := _binomial(n, t + 1, 1 - fraction)) <= 1 - CONFIDENCE:
         t, cumulative = t + 1, cumulative + step

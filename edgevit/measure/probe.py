@@ -63,7 +63,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def status_bytes(field: str) -> int | None:
-    """A memory field of this process; VmHWM, unlike getrusage, knows nothing of the process that started it."""
+    """Return a memory field of this process; VmHWM, unlike getrusage, knows nothing of the process that started it."""
     try:
         found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.M)
     except OSError:

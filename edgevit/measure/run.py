@@ -30,7 +30,7 @@ class Runner(Protocol):
     """A loaded model, as `edgevit.backends` gives it."""
 
     def run(self, image: NDArray[np.uint8], effort: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Image uint8 `[1, height, width, 3]` to logits float32 `[1, classes]` and gates uint8 `[branches]`."""
+        """Return image uint8 `[1, height, width, 3]` to logits float32 `[1, classes]` and gates uint8 `[branches]`."""
         ...
 
 
@@ -101,7 +101,7 @@ def _watch_gates(runner: Runner, images: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 
 def _probe(backend: str, model: Path, images: NDArray[np.uint8], efforts: list[float], **settings: Any) -> Probe:
-    """A fresh process with the model: the program that a bundle of machine code ships, or this Python."""
+    """Return a fresh process with the model: the program that a bundle of machine code ships, or this Python."""
     if importlib.import_module(backend).NATIVE:
         return probe_runner(backend, model, images[:1], efforts, threads=settings["threads"])
     return probe_local(backend, model, images, efforts, **settings)

@@ -15,7 +15,7 @@ COOLING = re.compile(r"cpufreq|cpu|processor", re.IGNORECASE)
 
 
 def throttling(root: Path = Path("/")) -> tuple[str, ...] | None:
-    """What holds the clock down now, one phrase each; None where the system shows nothing of the kind."""
+    """Return what holds the clock down now, one phrase each; None where the system shows nothing of the kind."""
     found = [_firmware(root), _cooling(root), _policy(root)]
     if all(signs is None for signs in found):
         return None
@@ -23,7 +23,7 @@ def throttling(root: Path = Path("/")) -> tuple[str, ...] | None:
 
 
 def throttle_count(root: Path = Path("/")) -> int | None:
-    """How often x86 cores were throttled for heat since boot; None where it is not counted."""
+    """Return how often x86 cores were throttled for heat since boot; None where it is not counted."""
     counters = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
     counts = [value for value in map(_number, counters) if value is not None]
     return sum(counts) if counts else None
@@ -51,7 +51,7 @@ def _firmware(root: Path) -> tuple[str, ...] | None:
 
 
 def _cooling(root: Path) -> tuple[str, ...] | None:
-    """Cooling devices of the CPU that are at work: a state above 0 lowers its clock."""
+    """Return cooling devices of the CPU that are at work: a state above 0 lowers its clock."""
     devices = sorted((root / "sys/class/thermal").glob("cooling_device*"))
     states = [
         (kind, state)
@@ -63,7 +63,7 @@ def _cooling(root: Path) -> tuple[str, ...] | None:
 
 
 def _policy(root: Path) -> tuple[str, ...] | None:
-    """A limit below what the hardware can, set by a person or a daemon."""
+    """Return a limit below what the hardware can, set by a person or a daemon."""
     folder = root / "sys/devices/system/cpu/cpu0/cpufreq"
     allowed, possible = _number(folder / "scaling_max_freq"), _number(folder / "cpuinfo_max_freq")
     if allowed is None or possible is None:

@@ -47,7 +47,7 @@ class DeviceRow:
 def device_rows(
     bundles: Sequence[tuple[Manifest, Sequence[Measurement]]], names: Sequence[str] = ()
 ) -> tuple[DeviceRow, ...]:
-    """Every measurement of every bundle, in order; `names` are the bundles', where there are several.
+    """Return every measurement of every bundle, in order; `names` are the bundles', where there are several.
 
     Raises:
         BundleError: the bundles are not of one model.
@@ -69,7 +69,7 @@ def device_rows(
 
 
 def assign(bundles: Sequence[Bundle], measurements: Sequence[Measurement]) -> list[list[Measurement]]:
-    """The measurements of each bundle, in the order of both.
+    """Return the measurements of each bundle, in the order of both.
 
     Raises:
         BundleError: a measurement is of none of them, or a bundle is given twice.
@@ -89,7 +89,7 @@ def assign(bundles: Sequence[Bundle], measurements: Sequence[Measurement]) -> li
 
 
 def rows(devices: Sequence[DeviceRow]) -> Iterator[list[str]]:
-    """Cells of every device, as `HEAD` names the columns."""
+    """Yield cells of every device, as `HEAD` names the columns."""
     for row in devices:
         yield [
             row.device,
@@ -143,7 +143,7 @@ def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
 
 
 def _memory(manifest: Manifest, measurement: Measurement) -> tuple[int | None, int | None]:
-    """(peak, limit) in the same terms; no limit where the runtime cannot be bounded."""
+    """Return (peak, limit) in the same terms; no limit where the runtime cannot be bounded."""
     bound, emulation, memory = manifest.bound, measurement.emulation, measurement.memory
     limit = (bound.arena_bytes or bound.bound_bytes) if bound.proven else None
     if emulation is not None:

@@ -28,7 +28,7 @@ class Difference:
 
 
 def bundle_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """A name for every bundle: that of its folder or zip, with as many parents as tell them apart."""
+    """Return a name for every bundle: that of its folder or zip, with as many parents as tell them apart."""
     parts = [path.absolute().parts for path in paths]
     parts = [(*whole[:-1], whole[-1].removesuffix(".zip")) for whole in parts]
     for count in range(1, max(map(len, parts)) + 1):
@@ -39,7 +39,7 @@ def bundle_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def differences(manifests: Sequence[Manifest]) -> tuple[Difference, ...]:
-    """What differs: target, how it was made, with what, and the figures that came of it."""
+    """Return what differs: target, how it was made, with what, and the figures that came of it."""
     facts = [dict(_facts(manifest)) for manifest in manifests]
     every = dict.fromkeys(what for one in facts for what in one)
     rows = (Difference(what=what, values=tuple(one.get(what, say.UNKNOWN) for one in facts)) for what in every)

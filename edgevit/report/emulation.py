@@ -14,12 +14,12 @@ MEANING = "float: multiply-adds; dot, matrix, widen: int8 products of four, eigh
 
 
 def emulated(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Those made on an emulated processor by edgevit itself."""
+    """Return those made on an emulated processor by edgevit itself."""
     return tuple(m for m in measurements if m.emulation is not None)
 
 
 def rows(measurements: Sequence[Measurement]) -> Iterator[list[str]]:
-    """Executed instructions per inference, as `HEAD` names the columns."""
+    """Yield executed instructions per inference, as `HEAD` names the columns."""
     for measurement in emulated(measurements):
         assert measurement.emulation
         for path in measurement.emulation.instructions:
@@ -33,7 +33,7 @@ def rows(measurements: Sequence[Measurement]) -> Iterator[list[str]]:
 
 
 def notes(measurement: Measurement) -> Iterator[str]:
-    """Results, skipping and memory of one processor, a sentence each; then its warnings."""
+    """Yield results, skipping and memory of one processor, a sentence each; then its warnings."""
     emulation = measurement.emulation
     assert emulation
     where = f"{emulation.cpu}, emulated by {emulation.emulator}"
@@ -56,7 +56,7 @@ def _heap(emulation: Emulation) -> str:
 
 
 def _estimate(emulation: Emulation) -> Iterator[str]:
-    """The range of cycles per path, and what it rests on."""
+    """Yield the range of cycles per path, and what it rests on."""
     estimate = emulation.estimate
     if estimate is None:
         yield f"cycles not estimated{_why(emulation.unestimated)}"
@@ -70,7 +70,7 @@ def _estimate(emulation: Emulation) -> Iterator[str]:
 
 
 def _why(reason: str) -> str:
-    """A measurement of an older edgevit has no reason."""
+    """Return a measurement of an older edgevit has no reason."""
     return f": {reason}" if reason else ""
 
 

@@ -7,5 +7,5 @@ from edgevit.util import strict_json
 
 
 def render(report: Report) -> str:
-    """Stable JSON text; single runs and memory points stay in the measurement's own file."""
+    """Return stable JSON text; single runs and memory points stay in the measurement's own file."""
     return strict_json.dumps(without_samples(report))

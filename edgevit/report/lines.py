@@ -8,7 +8,7 @@ from edgevit.schema.measurement import Emulation, Measurement
 
 
 def lines(measurement: Measurement) -> Iterator[str]:
-    """Where it was made, one line per path, and what an image is expected to cost."""
+    """Yield where it was made, one line per path, and what an image is expected to cost."""
     machine = measurement.environment
     if measurement.emulation is not None:
         yield from _emulated(measurement, measurement.emulation)
@@ -40,7 +40,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
 
 
 def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
-    """What an emulated processor computed and executed, per path."""
+    """Yield what an emulated processor computed and executed, per path."""
     machine = measurement.environment
     yield (
         f"{emulation.cpu} emulated by {emulation.emulator}, {machine.runtime} {machine.runtime_version}, 1 thread; "
@@ -65,7 +65,7 @@ def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
 
 
 def _heap(emulation: Emulation) -> Iterator[str]:
-    """What the accountant counted, beside the bound."""
+    """Yield what the accountant counted, beside the bound."""
     heap = emulation.heap
     if heap is None:
         yield f"heap was not counted: {emulation.unaccounted}"
@@ -76,7 +76,7 @@ def _heap(emulation: Emulation) -> Iterator[str]:
 
 
 def _estimate(emulation: Emulation) -> Iterator[str]:
-    """The range of cycles, with what it rests on."""
+    """Yield the range of cycles, with what it rests on."""
     estimate = emulation.estimate
     if estimate is None:
         yield f"cycles were not estimated: {emulation.unestimated}"

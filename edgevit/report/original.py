@@ -32,7 +32,7 @@ def tile(report: Report) -> tuple[str, str, str]:
 
 
 def _before(report: Report) -> str:
-    """What compression cost on labelled images that were seen before, in few words."""
+    """Return what compression cost on labelled images that were seen before, in few words."""
     said = best_known(report.original, labelled=True)
     if said is None or said.original_top1 is None or said.top1 is None:
         return ""
@@ -40,7 +40,7 @@ def _before(report: Report) -> str:
 
 
 def remark(report: Report) -> str:
-    """What the rows of accuracy do not show, as a sentence; empty where they show it all."""
+    """Return what the rows of accuracy do not show, as a sentence; empty where they show it all."""
     if report.original_unknown:
         return f"Against the original: {report.original_unknown}."
     if report.accuracy_change or not report.when_compressed:
@@ -49,7 +49,7 @@ def remark(report: Report) -> str:
 
 
 def facts(report: Report) -> Iterable[tuple[str, str]]:
-    """The model that was compressed, what it cost, and what it and the Program said when that was done."""
+    """Return the model that was compressed, what it cost, and what it and the Program said when that was done."""
     kept = report.original
     if kept is None:
         return

@@ -35,7 +35,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def _differences(report: Report) -> Table:
-    """What is not the same in the bundles, before anything of one of them."""
+    """Return what is not the same in the bundles, before anything of one of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), title="What differs", title_justify="left")
     for name in ("", *report.bundles):
         table.add_column(Text(name), overflow="fold")

@@ -63,7 +63,7 @@ def percentile(value: float | None) -> str:
 
 
 def int8_choice(target: Target) -> list[tuple[str, str]]:
-    """Whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
+    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
     reason = target.reasons.get("int8")
     return [("int8 or float", reason)] if reason else []
 

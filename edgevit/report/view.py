@@ -244,12 +244,12 @@ def _change(before: float, after: float) -> Before:
 
 
 def _top1(rows: Sequence[AccuracyRow]) -> dict[str, float]:
-    """Top-1 on the real path by model, in the rows' order."""
+    """Return the top-1 on the real path by model, in the rows' order."""
     return {row.model: row.value for row in rows if row.metric == "top1" and row.path == "real"}
 
 
 def _agreement(rows: Sequence[AccuracyRow], against: str) -> AccuracyRow | None:
-    """Of the bundle on its real path, with the model `against`."""
+    """Return of the bundle on its real path, with the model `against`."""
     wanted = ("bundle", "agreement", against, "real")
     return next((row for row in rows if (row.model, row.metric, row.against, row.path) == wanted), None)
 
@@ -259,19 +259,19 @@ def _before(rows: Sequence[AccuracyRow]) -> str | None:
 
 
 def _accuracy_change(rows: Sequence[AccuracyRow]) -> Before | None:
-    """Top-1 of the original, or of the compressed model where that is all there is, and of the bundle."""
+    """Return the top-1 of the original, or of the compressed model where that is all there is, and of the bundle."""
     top1, before = _top1(rows), _before(rows)
     return _change(top1[before], top1["bundle"]) if before and top1[before] and "bundle" in top1 else None
 
 
 def _points(rows: Sequence[AccuracyRow], before: str, after: str) -> float | None:
-    """Difference of two models' top-1 as a fraction, negative where it is lost."""
+    """Return difference of two models' top-1 as a fraction, negative where it is lost."""
     top1 = _top1(rows)
     return top1[after] - top1[before] if before in top1 and after in top1 else None
 
 
 def _original_unknown(manifest: Manifest) -> str:
-    """Why a compressed bundle has no row against its original."""
+    """Return why a compressed bundle has no row against its original."""
     known = any("original" in (row.model, row.against) for row in manifest.accuracy)
     lessened = manifest.original is not None or any(b.gated or b.units < b.units_total for b in manifest.branches)
     if known or not lessened or not manifest.accuracy:
@@ -284,14 +284,14 @@ def _compression(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _time_change(measurement: Measurement | None) -> Before | None:
-    """CPU time of the all-open path against the expected one."""
+    """Return CPU time of the all-open path against the expected one."""
     opened = next((p for p in measurement.paths if p.path == "all_open"), None) if measurement else None
     expected = measurement.expected_cpu_ms if measurement else None
     return _change(opened.cpu.median_ms, expected) if opened and expected is not None else None
 
 
 def _disturbed(measurement: Measurement | None) -> bool:
-    """Whether single-threaded runs waited for the processor: their wall time is far above their CPU time."""
+    """Return whether single-threaded runs waited for the processor: their wall time is far above their CPU time."""
     if measurement is None or measurement.environment.threads != 1:
         return False
     return any(path.wall.median_ms > DISTURBED_RATIO * path.cpu.median_ms for path in measurement.paths)
@@ -319,7 +319,7 @@ def _memory(bound: MemoryBound, trace: MemoryTrace) -> MemoryView:
 
 
 def _spans(points: Sequence[MemoryPoint]) -> tuple[MemorySpan, ...]:
-    """Consecutive points of one block.
+    """Return consecutive points of one block.
 
     A node that the runtime renamed stays in the block before it, and so do the gates' states, which are gathered late.
     """
@@ -341,7 +341,7 @@ def _spans(points: Sequence[MemoryPoint]) -> tuple[MemorySpan, ...]:
 
 
 def without_samples(report: Report) -> Report:
-    """The same report, with single runs and memory points left out: what a script or a bundle needs."""
+    """Return the same report, with single runs and memory points left out: what a script or a bundle needs."""
     slim = tuple(
         dataclasses.replace(
             m,

@@ -47,7 +47,7 @@ class Core:
 
     @property
     def geometry(self) -> str:
-        """The caches as `edgevit/devices/qemu/count.c` takes them."""
+        """Return the caches as `edgevit/devices/qemu/count.c` takes them."""
         return "+".join(f"{cache.bytes}:{cache.ways}" for cache in self.caches)
 
     def stall_cycles(self, misses: Sequence[float]) -> float:

@@ -237,12 +237,12 @@ class OriginalResult:
 
     @property
     def lost(self) -> float:
-        """What counts against the limit, as a fraction: top-1 where there are labels, otherwise agreement."""
+        """Return what counts against the limit, as a fraction: top-1 where there are labels, otherwise agreement."""
         return self.drop.value if self.drop is not None else 1 - self.agreement.value
 
     @property
     def summary(self) -> str:
-        """One line: what the original says, what was lost to what, and on how many images that is known."""
+        """Return one line: what the original says, what was lost to what, and on how many images that is known."""
         parts = []
         if self.top1 and self.original_top1 and self.drop and self.quantization:
             parts.append(f"top-1 {self.top1}, original {self.original_top1.value:.1%}: lost {self.drop}")

@@ -62,7 +62,7 @@ def _of_today(data: Any, shown: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What types cannot say: names that mean nothing here, or lead out of the bundle."""
+    """Yield what types cannot say: names that mean nothing here, or lead out of the bundle."""
     names = [file.path for file in manifest.files]
     yield from (f"{name!r} leads out of the bundle" for name in names if not is_plain(name))
     used = {manifest.model, *manifest.models.values(), *([manifest.labels] if manifest.labels else [])}
@@ -80,12 +80,12 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a member's name stays inside the bundle on every system."""
+    """Return whether a member's name stays inside the bundle on every system."""
     parts = PurePosixPath(name).parts
     plain = bool(parts) and "/".join(parts) == name and ".." not in parts and not name.startswith("/")
     return plain and not any(c in name for c in "\\:\0")
 
 
 def with_faults(headline: str, faults: list[str]) -> str:
-    """A message with its faults below, the first of many."""
+    """Return a message with its faults below, the first of many."""
     return "\n".join([headline, *(f"  - {fault}" for fault in strict_json.first(faults, 20))])

@@ -268,7 +268,7 @@ class Measurement(Shown):
 
 
 def not_the_device(target: Target, machine: Environment) -> str:
-    """What to say first where times of `machine` are not those of a bundle's target; nothing where they may be.
+    """Return what to say first where times of `machine` are not those of a bundle's target; nothing where they may be.
 
     Another architecture, or a CPU without instructions that the target counts on, as far as a measurement names them.
     """

@@ -63,7 +63,7 @@ class BoundDetail:
 
     @property
     def in_use_bytes(self) -> int:
-        """What the arena can have in use at once: `arena_bytes` without the gaps."""
+        """Return what the arena can have in use at once: `arena_bytes` without the gaps."""
         return self.bound.arena_bytes - self.bound.fragmentation_bytes
 
 

@@ -45,7 +45,7 @@ class QuantPlan:
 
 
 def linear_names(spec: ProgramSpec) -> tuple[str, ...]:
-    """Every Linear that can be int8, in graph order."""
+    """Return every Linear that can be int8, in graph order."""
     names = ["stem"]
     for branch in spec.branches:
         if not branch.removed:
@@ -55,5 +55,5 @@ def linear_names(spec: ProgramSpec) -> tuple[str, ...]:
 
 
 def attention_names(spec: ProgramSpec) -> tuple[str, ...]:
-    """Every branch whose attention can be int8, in graph order."""
+    """Return every branch whose attention can be int8, in graph order."""
     return tuple(branch.name for branch in spec.branches if branch.kind == "mhsa" and not branch.removed)

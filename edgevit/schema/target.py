@@ -68,7 +68,7 @@ class Target:
 
 
 def list_targets(folder: Path | None = None) -> tuple[str, ...]:
-    """Names of the targets in `folder` (default: those that ship with edgevit), sorted."""
+    """Return names of the targets in `folder` (default: those that ship with edgevit), sorted."""
     return tuple(sorted(path.stem for path in (folder or shipped("targets")).glob("*.toml")))
 
 
@@ -93,7 +93,7 @@ def load_target(name_or_path: str | Path, refused: Callable[[Target], Sequence[s
 
 
 def missing_flags(target: Target, cpu_flags: Collection[str]) -> tuple[str, ...]:
-    """Which of the target's required CPU flags a machine with `cpu_flags` lacks."""
+    """Return which of the target's required CPU flags a machine with `cpu_flags` lacks."""
     return tuple(need for need in target.requires_flags if not any(one in cpu_flags for one in need.split("|")))
 
 
@@ -119,7 +119,7 @@ def _read(path: Path, refused: Callable[[Target], Sequence[str]]) -> Target:
 
 
 def _faults(target: Target, path: Path) -> list[str]:
-    """What types cannot say: ranges, and choices that contradict each other."""
+    """Return what types cannot say: ranges, and choices that contradict each other."""
     known = {f.name for f in fields(Target)}
     checks = (
         (target.name == path.stem, f"name: got {target.name!r}, must be the file's stem {path.stem!r}"),

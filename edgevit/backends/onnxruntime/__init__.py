@@ -133,7 +133,7 @@ def load(
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
-    """Kernels of Linears in the optimised graph, If bodies included: (name of the weight, runs as int8)."""
+    """Return kernels of Linears in the optimised graph, If bodies included: (name of the weight, runs as int8)."""
     import onnx
 
     with scratch() as temporary:
@@ -173,7 +173,7 @@ def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], star
 def executed(
     folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: int = 1
 ) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
-    """The nodes that one run executes, in order, as (name, operator), from the runtime's profile; and its gates.
+    """Return the nodes that one run executes, in order, as (name, operator), from the runtime's profile; and its gates.
 
     Nodes inside a branch body appear exactly when the body ran.
     """
@@ -252,7 +252,7 @@ def _point(tensor: onnx.TensorProto, start: int, size: int) -> None:
 
 
 def options(threads: int = 1, weight_bits: int = 7) -> Any:
-    """Session options of every run, quiet about `effort` having a default."""
+    """Return session options of every run, quiet about `effort` having a default."""
     configured = _runtime().SessionOptions()
     configured.intra_op_num_threads = threads
     configured.inter_op_num_threads = 1
@@ -270,7 +270,7 @@ def settings(
 
 
 def entries(weight_bits: int) -> dict[str, str]:
-    """The session configuration entries that `load` sets on this CPU.
+    """Return the session configuration entries that `load` sets on this CPU.
 
     Without VNNI the U8S8 kernel saturates; there 8-bit weights take slower, exact ones, which give the same outputs on
     any CPU but cost 1.6 times as much time where VNNI is.

@@ -146,7 +146,7 @@ def _nodes(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, int, int]]]:
-    """(node, bytes in use, peak so far) per run, in order of execution."""
+    """Return (node, bytes in use, peak so far) per run, in order of execution."""
     ends = sorted(e["ts"] + e["dur"] for e in events if e.get("name") == "model_run")
     runs: list[list[tuple[str, int, int]]] = [[] for _ in ends]
     for event in _nodes(events):
@@ -157,7 +157,7 @@ def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, int
 
 
 def _main(job: dict[str, Any]) -> dict[str, Any]:
-    """In the fresh process: load, run every effort, and name the profile."""
+    """Work in the fresh process: load, run every effort, and name the profile."""
     ort = memory.runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -56,12 +56,12 @@ class Frame:
 
 
 def main_frame(graph: onnx.GraphProto) -> Frame:
-    """The frame of a model's main graph, those of its Ifs' bodies in its steps."""
+    """Return the frame of a model's main graph, those of its Ifs' bodies in its steps."""
     return _frame(graph, {v.name: declared(v) for v in graph.input}, body=False)
 
 
 def rounded(size: int) -> int:
-    """Bytes that the arena counts for a buffer."""
+    """Return bytes that the arena counts for a buffer."""
     return math.ceil(size / ALIGN_BYTES) * ALIGN_BYTES
 
 
@@ -144,7 +144,7 @@ def _results(node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[st
 
 
 def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor a node reads, itself or inside its bodies."""
+    """Yield every tensor a node reads, itself or inside its bodies."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         if attribute.HasField("g"):

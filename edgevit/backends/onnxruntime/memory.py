@@ -66,7 +66,7 @@ def _register(cap_bytes: int, first_chunk_bytes: int) -> None:
 
 
 def runtime() -> Any:
-    """The module `onnxruntime`.
+    """Return the module `onnxruntime`.
 
     Raises:
         RuntimeMissingError: it is not installed.

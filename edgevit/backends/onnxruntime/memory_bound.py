@@ -73,7 +73,7 @@ def bound(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | Non
 
 
 def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] | None = None) -> onnx.GraphProto:
-    """The graph as ONNX Runtime will run it, branch bodies included; large constants without their data."""
+    """Return the graph as ONNX Runtime will run it, branch bodies included; large constants without their data."""
     runtime = memory.runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -95,7 +95,7 @@ def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] |
 
 
 def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
-    """The bound of an optimised graph; see the module for what it covers."""
+    """Return the bound of an optimised graph; see the module for what it covers."""
     weights = _weights(graph)
     main = main_frame(graph)
     # A caller may hold one run's outputs while the next runs.
@@ -167,7 +167,7 @@ def _weights(graph: onnx.GraphProto) -> _Weights:
 def _constants(
     graph: onnx.GraphProto, where: str, outer: Mapping[str, tuple[str, onnx.TensorProto]], packed: dict[str, _Packed]
 ) -> Iterator[tuple[str, int]]:
-    """Every constant as (unique key, bytes); those that are packed are entered in `packed`."""
+    """Yield every constant as (unique key, bytes); those that are packed are entered in `packed`."""
     own = {t.name: (f"{where}/{t.name}", t) for t in graph.initializer}
     yield from ((key, constant(t).nbytes) for key, t in own.values())
     # An input with a default may be overridden, so it is never packed.
@@ -191,7 +191,7 @@ def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto) -> _Packed:
 
 
 def packed_bytes(rows: int, columns: int, *, int8: bool) -> int:
-    """Size of a packed `[rows, columns]` operand, as MLAS computes it for x86-64 with AVX2 or better.
+    """Return the size of a packed `[rows, columns]` operand, as MLAS computes it for x86-64 with AVX2 or better.
 
     Columns come in panels of 16. int8: rows padded to 64 (AMX; AVX2 and VNNI pad to 4), and a column sum in int32.
     """

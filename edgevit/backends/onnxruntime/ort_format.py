@@ -18,7 +18,7 @@ Entry = tuple[bytes, tuple[tuple[bytes, tuple[tuple[int, int], ...]], ...]]
 
 
 def canonical(file: bytes) -> bytes:
-    """The same model with the table in sorted order: equal models give equal bytes."""
+    """Return the same model with the table in sorted order: equal models give equal bytes."""
     from flatbuffers import encode, packer
 
     data = bytearray(file)

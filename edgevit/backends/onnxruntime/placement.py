@@ -42,7 +42,7 @@ def room_needed(main: Frame, live_bytes: int) -> int:
 
 
 def fits(main: Frame, room: int) -> bool:
-    """Whether `room` bytes in one piece hold every gate path, run after run."""
+    """Return whether `room` bytes in one piece hold every gate path, run after run."""
     fresh: Placement = ((0, main.copied, "copied"),) if main.copied else ()
     seen, waiting = {fresh}, [fresh]
     try:
@@ -60,14 +60,14 @@ def fits(main: Frame, room: int) -> bool:
 
 
 def _starts(after: Placement, main: Frame, fresh: Placement) -> set[Placement]:
-    """Placements the next run may start from: any part of this run's outputs still held by the caller."""
+    """Return placements the next run may start from: any part of this run's outputs still held by the caller."""
     names = [name for name, _ in main.results]
     kept = chain.from_iterable(combinations(names, n) for n in range(len(names) + 1))
     return {tuple(sorted((*fresh, *((o, s, f"held {n}") for o, s, n in after if n in part)))) for part in kept}
 
 
 def _run(main: Frame, start: Placement, room: int) -> set[Placement]:
-    """Placements that a run from `start` can end in."""
+    """Return placements that a run from `start` can end in."""
     placements = {start}
     for step in main.steps:
         placements = {_allocate(p, step, room) for p in placements}

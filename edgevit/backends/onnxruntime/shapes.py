@@ -66,7 +66,7 @@ Rule = Callable[[_Node], tuple[Value, ...]]
 
 
 def infer(node: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
-    """Shapes of the outputs of `node` (not `If`) from its inputs' in `values`.
+    """Return shapes of the outputs of `node` (not `If`) from its inputs' in `values`.
 
     Raises:
         BoundError: no rule for the operator, or an input that is not known.
@@ -91,7 +91,7 @@ def infer(node: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[Value, ...
 
 
 def constant(tensor: onnx.TensorProto) -> Value:
-    """An initialiser; its data is kept when it is a short list of integers that may be a shape."""
+    """Return an initialiser; its data is kept when it is a short list of integers that may be a shape."""
     shape = tuple(tensor.dims)
     small = tensor.data_type == TensorProto.INT64 and math.prod(shape) <= 16
     data = numpy_helper.to_array(tensor) if small and tensor.data_location != TensorProto.EXTERNAL else None
@@ -99,7 +99,7 @@ def constant(tensor: onnx.TensorProto) -> Value:
 
 
 def declared(value: onnx.ValueInfoProto) -> Value:
-    """A graph input with a static shape."""
+    """Return a graph input with a static shape."""
     dims = value.type.tensor_type.shape.dim
     if any(not d.HasField("dim_value") for d in dims):
         raise BoundError(f"input {value.name} has no fixed shape, so there is no bound; fix its dimensions")

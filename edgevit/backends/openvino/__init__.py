@@ -157,7 +157,7 @@ def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], star
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
-    """Kernels of Linears in the compiled graph: (node name, runs as int8).
+    """Return kernels of Linears in the compiled graph: (node name, runs as int8).
 
     OpenVINO shows no If bodies in its runtime graph: pass the plain twin of a gated model.
     """
@@ -173,12 +173,12 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
 
 
 def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:
-    """The configuration that `load` compiles this model with on any device; for the bundle's own runner."""
+    """Return the configuration that `load` compiles this model with on any device; for the bundle's own runner."""
     return _settings(_core().read_model(folder / (file or MODEL)), precision)
 
 
 def _exact(weight_bits: int) -> dict[str, Any]:
-    """What this CPU needs to compute int8 exactly.
+    """Return what this CPU needs to compute int8 exactly.
 
     Without VNNI OpenVINO's int8 kernels add two products in 16 bits, which 8-bit weights can overflow (agreement with
     float falls to 75 % on a ViT-Ti). The quantized model is then computed as written, in float: slower, but right.
@@ -208,7 +208,7 @@ def _settings(model: Any, precision: str) -> dict[str, Any]:
 
 
 def _has_small_mlp(model: Any) -> bool:
-    """Whether a small MatMul feeds another one through elementwise operations only; branch bodies included."""
+    """Return whether a small MatMul feeds another one through elementwise operations only; branch bodies included."""
     for operation in model.get_ordered_ops():
         if operation.get_type_name() == "If" and any(
             _has_small_mlp(body) for body in (operation.get_then_body(), operation.get_else_body())
@@ -273,7 +273,7 @@ def _name_stably(model: Any, prefix: str = "") -> None:
 
 
 def _core() -> Any:
-    """The process's one Core; threads that ask for it at the same time must not make two."""
+    """Return the process's one Core; threads that ask for it at the same time must not make two."""
     with _MAKING:
         return _made_core()
 

@@ -23,12 +23,12 @@ BOUNDED = False
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
-    """The IR holds what an ONNX model with its weights beside it does, and nearly as much of a graph."""
+    """Return bytes: the IR holds what an ONNX model with its weights beside it does, and nearly as much of a graph."""
     return Forecast(model_bytes=written_bytes(*detached(program, plan)), holds="weights and graph", bound_bytes=None)
 
 
 def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:
-    """Its runtime graph shows no branch bodies: the plain twin of the same plan is looked at."""
+    """Return None: its runtime graph shows no branch bodies: the plain twin of the same plan is looked at."""
     twin = assemble(build.program, build.plan, gating="open")
     return runtime.linear_kernels(twin, precision=build.target.inference_precision)
 

@@ -126,7 +126,7 @@ def _frame(model: Any) -> _Graph:
 
 
 def _constant_expressions(operations: list[Any]) -> set[str]:
-    """Operations that depend on constants only; the plugin computes them once while it compiles."""
+    """Return operations that depend on constants only; the plugin computes them once while it compiles."""
     fixed: set[str] = set()
     for operation in operations:
         sources = _sources(operation)

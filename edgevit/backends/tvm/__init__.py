@@ -163,7 +163,7 @@ def require(target: Target, tune_s: float = 0.0) -> None:
 
 
 def isa_of(target: Target) -> Isa:
-    """The richest kernels that need no more than the target's CPU has, compiled for that CPU and its threads.
+    """Return the richest kernels that need no more than the target's CPU has, compiled for that CPU and its threads.
 
     Raises:
         TargetError: no kernels fit, or no such CPU.
@@ -211,7 +211,7 @@ def load(
 
 
 def start(folder: Path, *, trace: bool = False, threads: int | None = None) -> ProcessRunner:
-    """The build's own C++ runner, started; with `trace` it can tell every kernel call of a run.
+    """Return the build's own C++ runner, started; with `trace` it can tell every kernel call of a run.
 
     `threads` is at most what it was compiled for, and so many if None.
 
@@ -249,7 +249,7 @@ def arena_peak(model: Path, image: np.ndarray, settings: Mapping[str, str], star
 
 
 def memory(folder: Path) -> Memory:
-    """What a run needs on any path, read off the library without running it, for any architecture.
+    """Return what a run needs on any path, read off the library without running it, for any architecture.
 
     Raises:
         BoundError: an instruction or a kernel could allocate.
@@ -259,7 +259,7 @@ def memory(folder: Path) -> Memory:
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
-    """The same, laid out without compiling; a build of other weights in the same structure is exactly as large.
+    """Return the same, laid out without compiling; a build of other weights in the same structure is exactly as large.
 
     Raises:
         RuntimeMissingError: no TVM, or an unusable one.
@@ -281,7 +281,7 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
 
 
 def touched(folder: Path, image: np.ndarray, effort: float) -> tuple[int | None, np.ndarray]:
-    """Bytes that a fresh process touched or allocated in its first run, image included, and the gates.
+    """Return bytes that a fresh process touched or allocated in its first run, image included, and the gates.
 
     None where the system does not tell, or an emulator's memory would be meant.
     """
@@ -295,10 +295,10 @@ def touched(folder: Path, image: np.ndarray, effort: float) -> tuple[int | None,
 
 
 def linear_kernels(folder: Path) -> tuple[tuple[str, bool], ...]:
-    """Every kernel of an int8 Linear as `build` found it in the compiler's assembly: (name, runs as int8)."""
+    """Return every kernel of an int8 Linear as `build` found it in the compiler's assembly: (name, runs as int8)."""
     return tuple((name, int8) for name, int8 in json.loads((folder / KERNELS).read_text(encoding="utf-8")))
 
 
 def settings(folder: Path, *, precision: str = "f32", weight_bits: int = 8, file: str | None = None) -> dict[str, Any]:
-    """None: everything was decided when the library was compiled."""
+    """Return none: everything was decided when the library was compiled."""
     return {}

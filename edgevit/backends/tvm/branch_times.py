@@ -15,7 +15,7 @@ from edgevit.schema.measurement import MemoryPoint, MemoryTrace
 
 
 def trace(runner: ProcessRunner, images: NDArray[np.uint8], *, branches: Sequence[str], gated: Sequence[str]) -> Trace:
-    """Time the kernels of every branch as a runner that traces calls them."""
+    """Return the time the kernels of every branch as a runner that traces calls them."""
     runs = []
     for index, effort in traced(len(images), gated):
         calls, _ = runner.trace(np.ascontiguousarray(images[index : index + 1]), effort)

@@ -68,7 +68,7 @@ def expected_macs(spec: ProgramSpec, ran: np.ndarray) -> float:
 
 @torch.no_grad()
 def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) -> Program:
-    """Shift all thresholds by one amount so that `images` use `budget` of the all-open MACs on average.
+    """Return shift all thresholds by one amount so that `images` use `budget` of the all-open MACs on average.
 
     Closing one gate changes what later gates see, so the shift that would be right for the logits just seen is tried,
     inside a bracket that shrinks (its middle where the proposal leaves it). The shift nearest to the budget is taken.

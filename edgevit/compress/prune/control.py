@@ -77,7 +77,7 @@ class MaskControl:
         self._measuring = not self.ready or step % self.settings.measure_every == 0
 
     def tap(self, name: str, value: Tensor) -> Tensor:
-        """Mask the input `[B, N, width]` of every branch's output linear."""
+        """Return mask the input `[B, N, width]` of every branch's output linear."""
         branch = self._index.get(name)
         if branch is None:
             return value

@@ -52,7 +52,7 @@ class Hooks(Protocol):
         """Take in the gradients after a micro-batch's backward."""
 
     def update(self, step: int, done: float) -> dict[str, float]:
-        """Follow the optimiser's step; return figures for the log."""
+        """Return follow the optimiser's step; return figures for the log."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -69,18 +69,18 @@ class Plain:
         """Nothing to prepare."""
 
     def penalty(self) -> Tensor | None:
-        """Nothing to add."""
+        """Return nothing to add."""
         return None
 
     def observe(self) -> None:
         """Nothing to learn."""
 
     def update(self, step: int, done: float) -> dict[str, float]:
-        """Nothing to tell."""
+        """Return nothing to tell."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """Return nothing to keep."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ def _loss(
     streams: Streams | None,
     side: int,
 ) -> Tensor:
-    """Forward one micro-batch, smaller if there is a `side`: the task's loss and what streams and hooks add."""
+    """Return forward one micro-batch, smaller if there is a `side`: the task's loss and what streams and hooks add."""
     autocast = torch.autocast(images.device.type, torch.bfloat16) if settings.bfloat16 else contextlib.nullcontext()
     with autocast:
         wanted, tokens = (None, None) if teacher is None else teacher(images)
@@ -279,7 +279,7 @@ def _loss(
 
 
 def shrink_images(images: Tensor, side: int) -> Tensor:
-    """Resample `[B, 3, height, width]` to a shorter side of `side` pixels."""
+    """Return resample `[B, 3, height, width]` to a shorter side of `side` pixels."""
     height, width = (round(length * side / min(images.shape[2:])) for length in images.shape[2:])
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True)
 

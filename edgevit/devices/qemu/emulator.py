@@ -59,7 +59,7 @@ class Userland:
 
     @property
     def site(self) -> Path:
-        """Where its Python packages lie."""
+        """Return where its Python packages lie."""
         return self.folder / "site"
 
 

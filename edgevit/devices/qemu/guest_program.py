@@ -124,7 +124,7 @@ def _middle(known: dict[float, list[int]]) -> list[float]:
 
 
 def _runner(bundle: Path) -> Any:
-    """Import the bundle's own runner as a module."""
+    """Return import the bundle's own runner as a module."""
     spec = importlib.util.spec_from_file_location("run", bundle / "runner/run.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

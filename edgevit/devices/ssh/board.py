@@ -38,7 +38,7 @@ class Board:
         return remote.measure(self, request)
 
     def session(self) -> AbstractContextManager[BoardSession]:
-        """Connect; see `edgevit.devices.ssh.session.connected`."""
+        """Return connect; see `edgevit.devices.ssh.session.connected`."""
         return connected(self.address, python=self.python)
 
 

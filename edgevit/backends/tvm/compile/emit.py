@@ -55,7 +55,7 @@ class Step:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Those that there are."""
+        """Return those of them that there are."""
         return tuple(stage for stage in (self.gate, self.body, self.otherwise) if stage is not None)
 
 
@@ -82,7 +82,7 @@ def lower(
 
 
 def chain(stages: Stages, *, gating: bool = True) -> list[Step]:
-    """The main chain of a Program; only after it the size of the stages' arena is known."""
+    """Return the main chain of a Program; only after it the size of the stages' arena is known."""
     spec = stages.spec
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)
@@ -199,7 +199,7 @@ class _Writer:
 
 
 def _takes(stage: Stage) -> list[str]:
-    """The parameters of a stage's kernels, each once, in order of first use."""
+    """Return the parameters of a stage's kernels, each once, in order of first use."""
     return list(dict.fromkeys(name for kernel in stage.kernels for name in kernel.takes))
 
 

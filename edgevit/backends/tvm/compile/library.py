@@ -36,7 +36,7 @@ LINK_OPTIONS = ("-Wl,--build-id=none", "-s")
 
 
 def build(lowered: Lowered) -> Any:
-    """The module's executable; kernels are final, so only what the virtual machine needs is lowered.
+    """Return the module's executable; kernels are final, so only what the virtual machine needs is lowered.
 
     Raises:
         RuntimeMissingError: this TVM cannot compile for the architecture.
@@ -55,7 +55,7 @@ def build(lowered: Lowered) -> Any:
 
 
 def manifest(lowered: Lowered) -> Manifest:
-    """What the compiled module is to be called with; weights lie in the file one behind the other."""
+    """Return what the compiled module is to be called with; weights lie in the file one behind the other."""
     spec, offset, parameters = lowered.spec, 0, []
     for name, values in lowered.weights:
         parameters.append(Parameter(name=name, offset_bytes=offset, elements=values.size))
@@ -77,7 +77,7 @@ def manifest(lowered: Lowered) -> Manifest:
 
 
 def architecture(lowered: Lowered) -> str:
-    """First part of the LLVM triple."""
+    """Return first part of the LLVM triple."""
     return str(lowered.isa.target["mtriple"]).split("-")[0]
 
 
@@ -109,7 +109,7 @@ def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, 
 
 
 def listed(name: str, content: bytes) -> BundleFile:
-    """A file as `model.json` lists it."""
+    """Return a file as `model.json` lists it."""
     return BundleFile(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 

@@ -118,7 +118,7 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
 
 
 def cache_for(architecture: str) -> Path | None:
-    """The user's cache; None where it cannot be used and this machine's own architecture can do without.
+    """Return the user's cache; None where it cannot be used and this machine's own architecture can do without.
 
     Raises:
         OutputError: another architecture's libraries would be downloaded for every build.
@@ -152,7 +152,7 @@ def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, 
 
 
 def libraries(architecture: str, cache: Path | None) -> tuple[Path, ...]:
-    """The two runtime libraries for an architecture; another one's are downloaded once.
+    """Return the two runtime libraries for an architecture; another one's are downloaded once.
 
     Raises:
         RuntimeMissingError: TVM is not installed, or not of the pinned version and another architecture's is wanted,
@@ -175,7 +175,7 @@ def libraries(architecture: str, cache: Path | None) -> tuple[Path, ...]:
 
 
 def licences() -> dict[str, str]:
-    """Licence and notice texts that go where the two libraries go, by path.
+    """Return licence and notice texts that go where the two libraries go, by path.
 
     Raises:
         RuntimeMissingError: a package is not installed, or without a text.

@@ -15,7 +15,7 @@ PACKAGES: Mapping[str, str] = MappingProxyType({"x86_64": "x86-64", "aarch64": "
 
 
 def linker(architecture: str) -> str:
-    """The g++ that compiles and links for an architecture.
+    """Return the g++ that compiles and links for an architecture.
 
     Raises:
         RuntimeMissingError: it is not installed; names Debian's package.

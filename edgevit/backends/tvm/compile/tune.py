@@ -53,7 +53,7 @@ Run = Callable[[], object]
 
 
 def products(program: Program, isa: Isa, plan: QuantPlan | None = None) -> tuple[Product, ...]:
-    """Every distinct product of a Program under a plan, those with the most multiply-adds first."""
+    """Return every distinct product of a Program under a plan, those with the most multiply-adds first."""
     found: dict[Product, None] = {}
 
     def note(isa: Isa, product: Product) -> Tile:
@@ -96,7 +96,7 @@ def tuned(program: Program, isa: Isa, plan: QuantPlan | None, seconds: float, *,
 
 
 def kept(program: Program, isa: Isa, plan: QuantPlan | None, *, cache: Path | None = None) -> dict[Product, Tile]:
-    """The tiles of a Program's products that were found on this machine before."""
+    """Return the tiles of a Program's products that were found on this machine before."""
     return _read(_path(isa, cache), isa, products(program, isa, plan))
 
 
@@ -121,12 +121,12 @@ def require_here(isa: Isa) -> None:
 
 
 def _cpuinfo() -> str:
-    """What the system tells of its processors; nothing where it does not."""
+    """Return what the system tells of its processors; nothing where it does not."""
     return CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
 
 
 def _machine_key(isa: Isa) -> str:
-    """What a search's outcome depends on beside the product."""
+    """Return what a search's outcome depends on beside the product."""
     named = ("model name", "CPU implementer", "CPU part")
     cpu = {line for line in _cpuinfo().splitlines() if line.startswith(named)}
     told = repr((sorted(cpu), isa.name, sorted(map(str, isa.target.items())), versions(), __version__))
@@ -139,7 +139,7 @@ def _label(product: Product) -> str:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a cache file holds; nothing where it is damaged."""
+    """Return what a cache file holds; nothing where it is damaged."""
     try:
         data = strict_json.read_json(path)
     except (OSError, ValueError):
@@ -148,7 +148,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, isa: Isa, wanted: Iterable[Product]) -> dict[Product, Tile]:
-    """The kept tiles of these products; what fits no registers counts as not kept."""
+    """Return the kept tiles of these products; what fits no registers counts as not kept."""
     content = _content(path)
     # A default need not be among the tiles that are searched.
     possible = ((product, tile) for product in wanted for tile in (default_tile(isa, product), *tiles(isa, product)))
@@ -164,7 +164,7 @@ def search(
     clock: Callable[[], float] = time.process_time,
     progress: Callable[[Product], None] = lambda _: None,
 ) -> dict[Product, Tile]:
-    """The fastest tile of each product; those that the time did not suffice for are left out.
+    """Return the fastest tile of each product; those that the time did not suffice for are left out.
 
     Args:
         wanted: products, the most important first.
@@ -195,7 +195,7 @@ def search(
 
 
 def _calls(run: Run, clock: Callable[[], float]) -> int:
-    """How often to call at once, so that what is timed is long beside the clock's own steps."""
+    """Return how often to call at once, so that what is timed is long beside the clock's own steps."""
     run()  # the first one reads code and memory for the first time
     return int(min(max(LEAST_S / max(_timed(run, 1, clock), 1e-9), 1), MOST_CALLS))
 
@@ -208,7 +208,7 @@ def _timed(run: Run, calls: int, clock: Callable[[], float]) -> float:
 
 
 def chosen(table: Mapping[Product, Tile]) -> Choose:
-    """The tile of a searched product, else the default."""
+    """Return the tile of a searched product, else the default."""
     return lambda isa, product: table.get(product) or default_tile(isa, product)
 
 

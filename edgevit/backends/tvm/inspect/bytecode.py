@@ -42,7 +42,7 @@ class Memory:
 
 
 def calls(text: str) -> dict[str, tuple[str, ...]]:
-    """The functions of a library in textual bytecode, with what each of them calls, in order."""
+    """Return the functions of a library in textual bytecode, with what each of them calls, in order."""
     found: dict[str, list[str]] = {}
     inside: list[str] | None = None
     for line in text.splitlines():
@@ -56,7 +56,7 @@ def calls(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def bound(shipped: Shipped, manifest: Manifest) -> Memory:
-    """Memory of a compiled model, read from the library that ships.
+    """Return the memory of a compiled model, read from the library that ships.
 
     Raises:
         BoundError: an instruction calls what might allocate, or a kernel could ask for memory; names it.

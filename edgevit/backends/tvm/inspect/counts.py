@@ -47,12 +47,12 @@ def count_int8(lowered: Lowered, executable: Any) -> tuple[KernelCount, ...]:
 
 
 def linear_kernels(lowered: Lowered, executable: Any) -> tuple[tuple[str, bool], ...]:
-    """(name of the Linear, `/`, name of the kernel; runs as int8), as `verify.coverage` takes them."""
+    """Return (name of the Linear, `/`, name of the kernel; runs as int8), as `verify.coverage` takes them."""
     return tuple((f"{found.linear}/{found.kernel}", found.int8) for found in count_int8(lowered, executable))
 
 
 def assembly(executable: Any) -> str:
-    """The code of all kernels as the compiler's assembler writes it."""
+    """Return the code of all kernels as the compiler's assembler writes it."""
     modules = [getattr(executable, "mod", executable)]
     for module in modules:
         modules.extend(module.imports)
@@ -60,12 +60,12 @@ def assembly(executable: Any) -> str:
 
 
 def count(assembly: str, kernel: str, mnemonic: str) -> int:
-    """How often an instruction (a regular expression) stands in the code of a kernel."""
+    """Return how often an instruction (a regular expression) stands in the code of a kernel."""
     return len(re.findall(LINE % mnemonic, body(assembly, kernel), flags=re.MULTILINE))
 
 
 def body(assembly: str, kernel: str) -> str:
-    """The lines of one kernel, and of what it lets several threads run; empty where there is no such kernel."""
+    """Return the lines of one kernel, and of what it lets several threads run; empty where there is no such kernel."""
     own = _function(assembly, rf"{re.escape(kernel)}(?:_compute_)?")
     shared = dict.fromkeys(re.findall(r"[\w.]*__tvm_parallel_lambda[\w.]*", own))
     return own + "".join(_function(assembly, re.escape(name)) for name in shared)

@@ -54,7 +54,7 @@ def read(path: Path) -> Shipped:
 
 
 def _symbols(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Every dynamic symbol with the bytes it names, which are in the file where they are at the same address."""
+    """Yield every dynamic symbol with the bytes it names, which are in the file where they are at the same address."""
     if raw[:6] != b"\x7fELF\x02\x01":
         raise ValueError("no 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", raw, 40)

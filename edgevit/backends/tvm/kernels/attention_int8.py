@@ -130,7 +130,7 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
 def attention(
     isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, dot: Dot, tile: Tile
 ) -> Any:
-    """Attend per head, target = softmax(query key^T) value; the scale is in the query already."""
+    """Return attend per head, target = softmax(query key^T) value; the scale is in the query already."""
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)

@@ -18,7 +18,7 @@ TIMEOUT_S = 300
 
 
 def versions() -> dict[str, str]:
-    """Version of both packages.
+    """Return version of both packages.
 
     Raises:
         RuntimeMissingError: one of them is not installed.

@@ -74,7 +74,7 @@ def _run() -> None:
 
 
 def _gated() -> Any:
-    """main(x): where x[0] > 0, x[1] += 1, in a function of its own."""
+    """Return main(x): where x[0] > 0, x[1] += 1, in a function of its own."""
     import tvm
     from tvm import relax, tirx
 

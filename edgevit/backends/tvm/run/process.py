@@ -113,12 +113,12 @@ def logits_of(line: Mapping[str, Any], classes: int) -> np.ndarray:
 
 
 def foreign(manifest: Manifest) -> bool:
-    """Whether the library is for another architecture than this machine's."""
+    """Return whether the library is for another architecture than this machine's."""
     return platform.machine() not in manifest.machines
 
 
 def command(manifest: Manifest, runner: Path) -> tuple[str, ...]:
-    """How `runner` is started here: by itself, or in an emulator of a CPU that has no more than it needs.
+    """Return how `runner` is started here: by itself, or in an emulator of a CPU that has no more than it needs.
 
     Raises:
         BundleError: the library is for another architecture, and no emulator of it, or of its CPU, is here.

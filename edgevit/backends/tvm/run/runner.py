@@ -240,7 +240,7 @@ def check_machine(manifest: Manifest, installed: str, cpuinfo: Path = CPUINFO) -
 
 
 def aligned(shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """Zeros at an address that kernels accept."""
+    """Return zeros at an address that kernels accept."""
     count = int(np.prod(shape)) * np.dtype(kind).itemsize
     raw = np.zeros(count + ALIGN_BYTES, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGN_BYTES

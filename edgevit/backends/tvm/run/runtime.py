@@ -20,7 +20,7 @@ RUNTIME, COMPILER = "lib/libtvm_runtime.so", "lib/libtvm_compiler.so"
 
 @cache
 def runtime() -> Any:
-    """tvm_ffi, with the runtime's functions registered in it.
+    """Return tvm_ffi, with the runtime's functions registered in it.
 
     Raises:
         RuntimeMissingError: a package is not installed, or its libraries cannot be loaded.
@@ -35,7 +35,7 @@ def runtime() -> Any:
 
 
 def llvm_architectures() -> tuple[str, ...]:
-    """What the installed TVM's LLVM can compile for; none if it was built without LLVM.
+    """Return what the installed TVM's LLVM can compile for; none if it was built without LLVM.
 
     Raises:
         RuntimeMissingError: a package is not installed, or its libraries cannot be loaded.
@@ -50,7 +50,7 @@ def llvm_architectures() -> tuple[str, ...]:
 
 
 def compiles_for() -> tuple[str, ...]:
-    """The same, asked in a process of its own: whatever else this one loads later must not meet LLVM's symbols.
+    """Return the same, asked in a process of its own: whatever else this one loads later must not meet LLVM's symbols.
 
     Raises:
         RuntimeMissingError: a package is not installed, its libraries cannot be loaded, or the process ended otherwise.
@@ -68,7 +68,7 @@ def _asked(command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def package(name: str) -> Path:
-    """Where an installed package lies, found without importing it.
+    """Return where an installed package lies, found without importing it.
 
     Raises:
         RuntimeMissingError: it is not installed.
@@ -80,7 +80,7 @@ def package(name: str) -> Path:
 
 
 def _ffi() -> Any:
-    """tvm_ffi; where it finds torch it imports it, which costs seconds and 200 MB that nothing here needs."""
+    """Return tvm_ffi; where it finds torch it imports it, which costs seconds and 200 MB that nothing here needs."""
     hidden = "tvm_ffi" not in sys.modules and "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]

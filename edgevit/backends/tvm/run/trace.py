@@ -34,14 +34,14 @@ class Call:
 
     @property
     def node(self) -> tuple[str, str]:
-        """(name, operator) as the skip verifier reads them."""
+        """Return (name, operator) as the skip verifier reads them."""
         branch, dot, part = self.stage.partition(".")
         name = f"{branch}/skipped" if part == "skip" else f"{branch}{dot}{part}/{self.kernel}"
         return name, OPERATORS.get(self.kernel, self.kernel)
 
 
 def kernel_calls(told: Sequence[tuple[Any, ...]], weights: Sequence[str]) -> tuple[Call, ...]:
-    """The kernels among the calls of one run, in order.
+    """Return the kernels among the calls of one run, in order.
 
     Args:
         told: (how deep, name, index of the weights it was given or -1, milliseconds, bytes grown where that is told)
