@@ -116,7 +116,7 @@ run() {
   wait $running
   status=$?
   running=
-  kill $watching
+  kill -9 $watching # no trap that it has not left behind yet can catch this
   wait $watching 2>/dev/null
   echo $status >"$step.status"
   return $status
