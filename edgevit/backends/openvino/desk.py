@@ -28,13 +28,13 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecas
 
 
 def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:
-    """Return None: its runtime graph shows no branch bodies: the plain twin of the same plan is looked at."""
+    """Return the kernels of the ungated twin of the same plan: the runtime graph shows no branch bodies."""
     twin = assemble(build.program, build.plan, gating="open")
     return runtime.linear_kernels(twin, precision=build.target.inference_precision)
 
 
 def executed(build: Build) -> None:
-    """It tells of an If that it ran, not what ran in it."""
+    """Return None: OpenVINO tells of an If that it ran, not what ran in it."""
     return None
 
 
