@@ -192,7 +192,7 @@ def check_limit(
         return
     place = Place(target=target)
     if not place.runnable:
-        raise TargetError(f"--max-drop cannot be judged here: {place.unrunnable}; leave --max-drop away")
+        raise TargetError(f"--max-drop cannot be judged here: {place.unrunnable}; omit --max-drop")
     if judged is None:
         raise ProgramError(
             "--max-drop cannot be judged on the calibration images themselves, and they are too few to hold any out; "
@@ -201,13 +201,13 @@ def check_limit(
     if program.spec.compressed and not program.spec.head.decides:
         raise ProgramError(
             f"--max-drop counts classes that differ from the original's, and {program.spec.name} decides between none; "
-            "leave --max-drop away"
+            "omit --max-drop"
         )
     if not given and program.spec.compressed and kept_answers(program.spec, judged.images) is None:
         known = told(program.spec.original, program.spec.head.classes)
         raise ProgramError(
             f"--max-drop is against the original of {program.spec.name}, which is {known}; give it with --original "
-            "(and --original-weights), or leave --max-drop away"
+            "(and --original-weights), or omit --max-drop"
         )
 
 

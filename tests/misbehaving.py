@@ -23,7 +23,7 @@ def main(request: dict[str, Any]) -> Any:
         held = []
         while True:
             held.append(bytearray(64 << 20))
-    elif what == "abort for want of memory":
+    elif what == "abort out of memory":
         os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
         os.abort()
     elif what == "sleep":

@@ -71,7 +71,7 @@ def test_it_verifies_and_profiles_on_as_many_threads_and_on_fewer(built: pipelin
         assert {path.path: path.branches_open for path in measured.paths}["all_open"] == 4
         assert all((b.open_time_ms or 0) > 0 for b in measured.branches)
     for command in (local.verify, lambda *a, **b: profile(a[0], None, **b)):
-        with pytest.raises(DeviceError, match=r"compiled for 2 threads, got 3; leave --threads away, or build for"):
+        with pytest.raises(DeviceError, match=r"compiled for 2 threads, got 3; omit --threads, or build for"):
             command(built.archive, threads=3)
 
 

@@ -260,7 +260,7 @@ def _images(job: Job, program: Program, target: Target) -> _Images:
     calibration = take_images(source, program.spec.image, limit=job.limit, splits=("train",))
     if job.evaluation is not None and not program.spec.head.decides:
         raise ImagesError(
-            f"--eval is for top-1, and {program.spec.name} does not decide between classes; leave --eval away: it is "
+            f"--eval is for top-1, and {program.spec.name} does not decide between classes; omit --eval: it is "
             "judged by its scores on images held out of the calibration"
         )
     judged = None if job.evaluation is None else _evaluation(job.evaluation, program)
@@ -268,8 +268,8 @@ def _images(job: Job, program: Program, target: Target) -> _Images:
         say(warned)
     if job.calibration is None:
         say(
-            f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine to try it; for "
-            f"your own model pass --calibration with {MANY_IMAGES} to 300 images of your own"
+            f"calibrating with the {len(calibration.images)} photographs that ship with edgevit: fine for a trial run; "
+            f"for your own model pass --calibration with {MANY_IMAGES} to 300 images of your own"
         )
     held_out = 0
     if judged is None:

@@ -75,7 +75,7 @@ def profile(
         atomic.refuse_existing(Path(output), "measurement", force=force)
     machine = find(device, python=python)
     if machine.emulated and cpus is not None:
-        raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; leave it away")
+        raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; omit it")
     given = Path(images) if isinstance(images, str) else images
     source = given if given is None or isinstance(given, Path) else partial(_taken, images=given)
     measured = devices.profile(

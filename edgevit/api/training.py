@@ -257,7 +257,7 @@ def _with_head(given: Program, data: LabelledSet) -> tuple[Program, LabelledSet]
     if count < 2:
         raise ImagesError(
             f"{data.source} shows images of {count} class, from which a new head learns to tell nothing apart (its "
-            "top-1 would always be 100 %); give images of at least two classes, or leave --new-head away"
+            "top-1 would always be 100 %); give images of at least two classes, or omit --new-head"
         )
     names = data.classes if len(data.classes) == count and all(data.classes) else ()
     origin = {k: v for k, v in given.spec.origin.items() if k != CLASS_NUMBERS}

@@ -47,4 +47,4 @@ def refused_cpu(target: Target) -> tuple[str, ...]:
 def refuse_search(target: Target, tune_s: float) -> None:
     """Raise TargetError for a search where the runtime's kernels have no tiles."""
     if tune_s:
-        raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; leave --tune away")
+        raise TargetError(f"{target.name} runs on {target.backend}, which has no tiles to search; omit --tune")

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except click.Abort:
-            click.echo("edgevit: stopped; nothing half-written was left.", err=True)
+            click.echo("edgevit: interrupted; nothing half-written was left.", err=True)
             return INTERRUPTED
         except click.ClickException as error:
             _refuse(error.format_message())

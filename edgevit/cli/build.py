@@ -118,7 +118,7 @@ def _told(row: AccuracyRow) -> str:
 def _show(built: Built) -> None:
     manifest = built.manifest
     for claim in manifest.claims:
-        state = {True: "holds", False: "FAILS", None: "not verified"}[claim.held]
+        state = {True: "passed", False: "FAILED", None: "not verified"}[claim.held]
         click.echo(f"  {claim.name:<9} {state}: {claim.summary}")
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"

@@ -170,7 +170,7 @@ def _fault(code: int, words: str, allowed: Allowance, subject: str) -> EdgevitEr
     if NO_MEMORY.search(words):
         return _too_large(allowed, subject)
     if code == -signal.SIGKILL:
-        told = "was ended from outside while it ran, for want of memory perhaps; free some and try again"
+        told = "was ended from outside while it ran, possibly out of memory; free some and try again"
         return BundleError(f"{subject} {told}")
     told = f": {words}" if words else ""
     what = "crashed its runtime" if code < 0 else "ended the process that ran it"

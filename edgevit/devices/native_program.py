@@ -83,7 +83,7 @@ def measure(machine: RemoteMachine, request: ProfileRequest) -> Measurement:
     if request.threads is not None and request.threads > compiled:
         raise DeviceError(
             f"its kernels are compiled for {compiled} thread{'s' * (compiled > 1)}, got --threads "
-            f"{request.threads}; leave it away"
+            f"{request.threads}; omit it"
         )
     bundle = request.bundle
     program = program_of(bundle).path
@@ -188,7 +188,7 @@ def _failure(result: StepResult, machine: str) -> str:
     if result.status == 132:
         return f"{machine} met an instruction that its CPU does not have; build the bundle for a target that has less"
     if result.status == 137:
-        return f"the bundle's runner was ended on {machine}, for want of memory perhaps; try again"
+        return f"the bundle's runner was ended on {machine}, possibly out of memory; try again"
     return f"{machine} could not run the bundle: {words if result.err.strip() else f'exit code {result.status}'}"
 
 

@@ -63,7 +63,7 @@ def load_checkpoint(path: Path, *, ema: bool | None = None, say: Say = lambda _:
     copies = Copies(where=str(path), ema=ema, say=say)
     state = _read_all(path, copies)
     if ema and not copies.met:
-        raise WeightsError(f"{path} holds no averaged weights; leave --ema away")
+        raise WeightsError(f"{path} holds no averaged weights; omit --ema")
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise WeightsError(f"{path} holds values that are not finite in {shorten(broken)}; get the file again")

@@ -96,7 +96,7 @@ class Copies:
         key, (default, reason) = averaged[0], AVERAGED[averaged[0]]
         if not plain:
             if self.ema is False:
-                raise WeightsError(f"{self.where} holds only averaged weights ({key!r}); leave --no-ema away")
+                raise WeightsError(f"{self.where} holds only averaged weights ({key!r}); omit --no-ema")
             self.say(f"weights: took {key!r}, the averaged ones; {self.where} holds no others")
             return key
         taken, other = (key, plain[0]) if (default if self.ema is None else self.ema) else (plain[0], key)

@@ -106,7 +106,7 @@ def _of_timm(
 ) -> Program:
     """Return weights of timm's modules: under `name`, or under the architecture that the folder states."""
     if hub is not None and name is not None and name.partition(".")[0] != hub.architecture:
-        raise WeightsError(f"config.json beside the weights says {hub.architecture}, not {name}; leave the name away")
+        raise WeightsError(f"config.json beside the weights says {hub.architecture}, not {name}; omit the name")
     label = name or (hub.architecture if hub is not None else "")
     check_name(label)
     stated = dict(hub.config.get("model_args") or {}) if hub is not None else {}
@@ -206,4 +206,4 @@ def _check_same(spec: ProgramSpec, name: str) -> None:
     own, named = traits(spec), traits(other)
     wrong = [f"{key} {own[key]} instead of {named[key]}" for key in own if own[key] != named[key]]
     if wrong:
-        raise WeightsError(f"config.json describes another model than {name}: {', '.join(wrong)}; leave the name away")
+        raise WeightsError(f"config.json describes another model than {name}: {', '.join(wrong)}; omit the name")

@@ -43,7 +43,7 @@ def with_preprocessing(program: Program, model: str, wanted: Preprocessing) -> P
     if model in shipped_programs() or is_program(Path(model)):
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ProgramError(
-            f"{model} is a Program, which knows how its images are prepared; leave {options} away, or give the model's "
+            f"{model} is a Program, which knows how its images are prepared; omit {options}, or give the model's "
             "name with --weights"
         )
     for name, low in (("mean", 0.0), ("std", 1e-3)):

@@ -77,5 +77,5 @@ def resolve(
             None if hub else model, weights or path, classes=classes, image_size=image_size, ema=ema, say=say
         )
     if ema is not None:
-        raise WeightsError("--ema and --no-ema choose between the weights of a file; pass --weights, or leave it away")
+        raise WeightsError("--ema and --no-ema choose between the weights of a file; pass --weights, or omit it")
     return from_timm(model, pretrained=True, classes=classes, image_size=image_size)

@@ -51,12 +51,14 @@ def measurement_warnings(machine: Environment) -> tuple[str, ...]:
         ),
         (
             others is not None and others > IDLE_LOAD,
-            f"other programs kept {others or 0:g} CPUs busy while measuring; stop them, measure again",
+            f"other programs kept {others or 0:g} CPUs busy while measuring; results may be noisy: "
+            "close them and measure again",
         ),
         # The load average still counts what ended a minute ago, such as the build: only where nothing else is told.
         (
             others is None and load > IDLE_LOAD,
-            f"other programs ran: load average {load:g} before measuring; stop them, measure again",
+            f"system was busy (load average {load:g} before measuring); results may be noisy: "
+            "close other programs and run again",
         ),
         (machine.threads > usable, f"{machine.threads} threads share {usable} CPU{'s' * (usable > 1)}"),
     )

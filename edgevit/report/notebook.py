@@ -94,7 +94,7 @@ def measurement(shown: Measurement) -> str:
 @draws(Report)
 def report(shown: Report) -> str:
     """Draw a bundle: what it costs, which claims hold, how often its gates open, and its accuracy."""
-    states = {True: "holds", False: "FAILS", None: "not verified"}
+    states = {True: "passed", False: "FAILED", None: "not verified"}
     rows = [
         ("target", shown.target.name),
         ("size", f"{say.size(shown.sizes.model_bytes)} of {say.size(shown.sizes.float_bytes)} float32"),

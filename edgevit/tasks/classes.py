@@ -23,7 +23,7 @@ def read_classes(text: str, spec: ProgramSpec) -> tuple[int, ...]:
         ImagesError: the model has no classifier, the file cannot be read, or something is no class of it, or twice.
     """
     if not spec.head.linear:
-        raise ImagesError(f"--classes: {spec.name} ends without a classifier; leave --classes away")
+        raise ImagesError(f"--classes: {spec.name} ends without a classifier; omit --classes")
     items = [item.strip() for item in _items(text)]
     names = {name.casefold(): number for name, number in zip(spec.labels, spec.class_numbers, strict=False) if name}
     known = set(spec.class_numbers)

@@ -338,7 +338,7 @@ def test_a_hub_folder_is_built_and_what_was_read_is_said(tmp_path: Path, capsys:
     assert "edgevit: preprocessing assumed of deit" in told
     assert "position embedding resampled from 4 x 4 to 6 x 4 patches" in told
     assert main([*command, "--ema"]) == errors.WeightsError.exit_code
-    assert "leave --ema away" in capsys.readouterr().err
+    assert "omit --ema" in capsys.readouterr().err
 
 
 def test_names_of_imagenet_are_taken_by_name_and_counted(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,5 +372,5 @@ def test_labels_for_a_model_with_one_score_are_refused_before_it_is_built(
     ]
     assert main(command) == errors.ImagesError.exit_code
     said = capsys.readouterr().err
-    assert "--eval is for top-1, and tiny does not decide between classes; leave --eval away" in said
+    assert "--eval is for top-1, and tiny does not decide between classes; omit --eval" in said
     assert "Quantizing" not in said and not (tmp_path / "o").exists()

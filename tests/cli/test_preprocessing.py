@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused(
 def test_a_program_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", "--target", "x86-64-onnxruntime", "-o", str(tmp_path / "out"), "--orientation", "apply"]
     assert main(command) == ProgramError.exit_code
-    assert "leave --orientation away" in capsys.readouterr().err
+    assert "omit --orientation" in capsys.readouterr().err
 
 
 @pytest.fixture

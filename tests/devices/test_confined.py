@@ -54,7 +54,7 @@ def test_who_was_ended_from_outside_is_not_called_damaged(tmp_path: Path) -> Non
     assert "ended from outside" in message and "damaged" not in message
 
 
-@pytest.mark.parametrize("what", ["eat", "abort for want of memory"])
+@pytest.mark.parametrize("what", ["eat", "abort out of memory"])
 def test_memory_ends_at_its_limit(what: str, tmp_path: Path) -> None:
     assert "needs more memory than the 512 MiB" in refused(tmp_path, do=what)
 

@@ -218,7 +218,7 @@ def test_a_file_without_a_model_needs_a_name(tmp_path: Path) -> None:
 
 def test_ema_is_only_for_files_that_have_it(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="holds no averaged weights; leave --ema away"):
+    with pytest.raises(WeightsError, match="holds no averaged weights; omit --ema"):
         own_program("vit_tiny_patch16_224", tmp_path / "w.safetensors", ema=True)
     with pytest.raises(WeightsError, match="--ema and --no-ema choose between the weights of a file"):
         resolve("vit_tiny_patch16_224", ema=True)

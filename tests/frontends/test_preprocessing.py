@@ -60,5 +60,5 @@ def test_means_that_are_not_of_scaled_pixels_are_refused(wanted: Preprocessing, 
 def test_a_program_keeps_what_it_was_made_with(tmp_path: Path) -> None:
     save_program(tiny_program(), tmp_path / "program")
     for model in (str(tmp_path / "program"), "vit_tiny_gated"):
-        with pytest.raises(ProgramError, match=r"is a Program.*leave --std, --crop-mode away"):
+        with pytest.raises(ProgramError, match=r"is a Program.*omit --std, --crop-mode"):
             with_preprocessing(tiny_program(), model, Preprocessing(std=(0.2,) * 3, crop_mode="squash"))

@@ -205,7 +205,7 @@ def load(
     if threads > manifest.threads:
         raise DeviceError(
             f"TVM's kernels are compiled for {manifest.threads} thread{'s' * (manifest.threads > 1)}, got {threads}; "
-            f"leave --threads away, or build for a target with threads = {threads}"
+            f"omit --threads, or build for a target with threads = {threads}"
         )
     return start(folder, threads=threads) if foreign(manifest) else load_here(folder, threads)
 

@@ -208,9 +208,7 @@ class BoardSession(Lines):
                 "--runs"
             )
         if self._stage == "run":
-            return DeviceError(
-                f"what measured on {address} was ended from outside, for want of memory perhaps; try again"
-            )
+            return DeviceError(f"what measured on {address} was ended from outside, possibly out of memory; try again")
         heard = printable(self.garbage.decode(errors="replace"))
         if self.process.returncode == 1 and self.garbage.startswith(b"/"):
             return DeviceError(f"{address} lets nobody write into {heard}; let TMPDIR there name another folder")

@@ -116,7 +116,7 @@ def require_here(isa: Isa) -> None:
         without = f", without {' '.join(lacking)}" if lacking else ""
         raise TargetError(
             f"tiles for {isa.name} are searched by running them, which this machine ({platform.machine()}{without}) "
-            "cannot do; leave --tune away, or build on the device"
+            "cannot do; omit --tune, or build on the device"
         )
 
 

@@ -210,7 +210,7 @@ def test_as_many_threads_run_as_were_asked_for_and_none_for_one(folders: dict[in
 
 
 def test_more_threads_than_there_are_parts_are_refused(folders: dict[int, Path]) -> None:
-    with pytest.raises(DeviceError, match="compiled for 2 threads, got 3; leave --threads away, or build for a target"):
+    with pytest.raises(DeviceError, match="compiled for 2 threads, got 3; omit --threads, or build for a target"):
         backend.load(folders[2], threads=3)
 
 

@@ -76,7 +76,7 @@ def test_the_library_names_no_place_it_was_made_at(folder: Path) -> None:
 
 
 def test_more_threads_than_it_was_compiled_for_are_refused(folder: Path) -> None:
-    with pytest.raises(DeviceError, match="compiled for 1 thread, got 2; leave --threads away, or build for a target"):
+    with pytest.raises(DeviceError, match="compiled for 1 thread, got 2; omit --threads, or build for a target"):
         backend.load(folder, threads=2)
 
 
