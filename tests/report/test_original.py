@@ -94,6 +94,6 @@ def test_how_it_was_made_names_the_original_and_only_what_this_build_did() -> No
     page = render(make_report(facts(*AGREED, recipe=recipe)))
     assert "<dt>compression</dt><dd>pruned by 10%; gated to 95%</dd>" in page
     assert "<dt>prune</dt>" not in page and "<dt>gate</dt>" not in page
-    assert "<dt>original&#x27;s cost</dt><dd>5 MACs, 7 parameters, 28 B float32</dd>" in page
+    assert "<dt>original&#39;s cost</dt><dd>5 MACs, 7 parameters, 28 B float32</dd>" in page
     assert "<dt>1000 images of val.tar</dt><dd>top-1 of the original 75.1 %, top-1 when compressed 68.1 %" in page
     assert "<dt>gate</dt><dd>0.9</dd>" in render(make_report(facts(recipe=dataclasses.replace(recipe, gate=0.9))))
