@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edgevit.errors import DeviceError
 from tests.absent import unavailable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOM_BYTES = 600 << 20  # what a test that reads files made to fill the memory may take
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,13 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
         if made.plugin is None:
             unavailable(made.uncounted)
         yield made
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """What a test may take beyond what the process has; more is a MemoryError, which fails it."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM_BYTES, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

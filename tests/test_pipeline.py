@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -362,8 +363,8 @@ def test_a_budget_that_nothing_can_meet_is_refused_before_anything_slow(
     budgets: Budgets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tiny_program()
-    monkeypatch.setattr("edgevit.compress.prune.observe.collect", None)
-    monkeypatch.setattr("edgevit.compress.gate.train.train_gates", None)
+    monkeypatch.setattr(import_module("edgevit.compress.prune.observe"), "collect", None)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "train_gates", None)
     with pytest.raises(BudgetError, match="cannot be reached by tiny"):
         pipeline.compress(program, image_set(program).images, budgets)
 

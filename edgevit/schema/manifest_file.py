@@ -10,7 +10,7 @@ from edgevit.errors import BundleError
 from edgevit.schema import manifest_v1
 from edgevit.schema.manifest import MANIFEST_SCHEMA, Manifest
 from edgevit.util import limits, strict_json
-from edgevit.util.progress import say
+from edgevit.util.progress import warn
 
 MANIFEST = "manifest.json"
 READ = (manifest_v1.SCHEMA, MANIFEST_SCHEMA)
@@ -57,7 +57,7 @@ def _of_today(data: Any, shown: Path, faults: list[str]) -> dict[str, Any]:
         return data
     changed, left_out = manifest_v1.upgraded(data, MANIFEST_SCHEMA, faults)
     if left_out:
-        say(f"note: {shown}: the figures of {', '.join(left_out)} are of a form that is not known, and left out")
+        warn(f"{shown}: the figures of {', '.join(left_out)} are of a form that is not known, and left out")
     return changed
 
 

@@ -34,7 +34,7 @@ HEAVY = (
     "edgevit.api.build",
     "edgevit.build.verify_build",
 )
-TRAINING = ("torch.utils.tensorboard", "edgevit.api.compress", "edgevit.compress.training_run")
+TRAINING = ("torch.utils.tensorboard", "edgevit.api.training", "edgevit.compress.usdc.run")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 Read = Callable[[bytes], object]
 Prepare = Callable[[Path], Read]
@@ -160,9 +161,13 @@ def _report(folder: Path) -> Read:
 def _device(folder: Path) -> Read:
     from edgevit.devices.qemu.userland import NAME, RECORD, installed
 
-    os.environ["EDGEVIT_DEVICES"] = str(folder)
     (folder / NAME).mkdir()
-    return _from_file(folder / NAME / RECORD, lambda _: installed())
+
+    def read(_: Path) -> None:
+        with patch.dict(os.environ, {"EDGEVIT_DEVICES": str(folder)}):
+            installed()
+
+    return _from_file(folder / NAME / RECORD, read)
 
 
 def _model_json(folder: Path) -> Read:

@@ -111,7 +111,7 @@ def test_the_first_edgevit_called_the_original_float() -> None:
     assert parsed(data).accuracy == today().accuracy
 
 
-def test_figures_of_no_known_form_are_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_no_known_form_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     claims = [
         {"name": "parity", "held": True, "summary": "agrees", "figures": {"largest_error": 2e-6}},
         {"name": "skip", "held": True, "summary": "skips", "figures": {"time": {"ratio": 0.1}}},
@@ -123,8 +123,8 @@ def test_figures_of_no_known_form_are_left_out_and_said(capsys: pytest.CaptureFi
         ("skips", None),
         ("fits", BoundFigures(bound_bytes=5)),
     ]
-    said = capsys.readouterr().err
-    assert said == "note: tiny: the figures of parity, skip are of a form that is not known, and left out\n"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["tiny: the figures of parity, skip are of a form that is not known, and left out"]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ HALF = """
 import os, sys
 from collections.abc import Callable
 from pathlib import Path
-from edgevit import atomic
+from edgevit.util import atomic
 from tests.killing import bundle
 real = atomic._move
 def move(staging, step):
@@ -230,7 +230,7 @@ def test_the_next_start_leaves_what_was_changed_meanwhile(tmp_path: Path) -> Non
 
 def test_only_strays_of_processes_that_are_gone_are_swept(tmp_path: Path) -> None:
     program = (
-        "import os, sys\nfrom pathlib import Path\nfrom edgevit import atomic\n"
+        "import os, sys\nfrom pathlib import Path\nfrom edgevit.util import atomic\n"
         "held = atomic.scratch(Path(sys.argv[1]), 'x')\nfolder = held.__enter__()\n"
         "handle, file = atomic._new_file(Path(sys.argv[1]) / 'y')\n"
         "print(folder, file, flush=True)\nsys.stdin.read()\nos.kill(os.getpid(), 9)\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_what_misses_the_limit_is_measured_again(monkeypatch: pytest.MonkeyPatch
             clock[0] += 1.0 if effort > 0 or count[0] < disturbed else 0.1
             return np.zeros((1, 10)), np.zeros(4)
 
-    monkeypatch.setattr("edgevit.verify.skip.time.process_time", lambda: clock[0])
+    monkeypatch.setattr(import_module("edgevit.verify.skip").time, "process_time", lambda: clock[0])
     if disturbed > 1000:
         with pytest.raises(SkipError, match="135 runs"):
             check_skip_time(LARGE.spec, Fake(), LARGE_IMAGES)

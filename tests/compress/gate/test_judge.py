@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_batches_do_not_depend_on_how_many_are_read_at_once(monkeypatch: pytest.
     images = tiny_images(program.spec, 30)
     whole = answers(program, images, batch=4)
     assert len(images) < CHUNK
-    monkeypatch.setattr("edgevit.compress.gate.judge.CHUNK", 9)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.judge"), "CHUNK", 9)
     parts = answers(program, images, batch=4)
     assert np.array_equal(whole.ran, parts.ran)
     np.testing.assert_allclose(whole.logits, parts.logits, atol=1e-5)

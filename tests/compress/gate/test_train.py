@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_gates_learn_in_the_loop_of_all_training(monkeypatch: pytest.MonkeyPatch
         seen.append((source, hooks, learning))
         fit(model, source, settings, hooks, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("edgevit.compress.gate.train.fit", spied)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "fit", spied)
     program = tiny_program(depth=2, removed=("b00_mhsa",), skip=True)
     trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=1)
     ((source, hooks, learning),) = seen
@@ -89,7 +90,7 @@ def test_training_alone_finds_good_gates(monkeypatch: pytest.MonkeyPatch) -> Non
         wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(gated.spec.branches, lost, strict=True)}
         return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
 
-    monkeypatch.setattr("edgevit.compress.gate.train.initial_gates", misled)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "initial_gates", misled)
     program = tiny_program(depth=3, seed=5)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
     trained, started = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
@@ -138,7 +139,7 @@ def test_gates_with_nothing_to_learn_from_are_refused() -> None:
 
 def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     program, said = tiny_program(depth=3), list[str]()
-    monkeypatch.setattr("edgevit.compress.usdc.stages.check_spent", lambda *_: "near")
+    monkeypatch.setattr(import_module("edgevit.compress.usdc.stages"), "check_spent", lambda *_: "near")
     train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
     assert said == ["warning: near"]
 

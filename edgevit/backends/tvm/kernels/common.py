@@ -204,14 +204,15 @@ def layer_norm(
     shift: int,
     eps: float,
     groups: int = 1,
+    runs: int = 1,
 ) -> Any:
     """Compute target = LN(source) * scale + shift, row by row.
 
     `width` of a row's columns count, the others are 0 and stay 0. With `groups`, every row is so many rows beside each
-    other, each padded to whole vectors.
+    other, each padded to whole vectors. With `runs`, a row is so many runs of values joined, each padded likewise.
     """
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups)
+    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs)
     return code.function([memory, values])
 
 
@@ -227,15 +228,16 @@ def norm_rows(
     shift: int,
     eps: float,
     groups: int = 1,
+    runs: int = 1,
 ) -> None:
-    """The body of `layer_norm`, for kernels that do more."""
+    """Emit the body of `layer_norm`, for kernels that do more."""
     lanes = isa.lanes
     vectors = -(-source.width // lanes)
     threads = threads_for(isa.threads, source.rows * groups * vectors * NORM_STEPS)
     with each(code, threads, source.rows) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
-        mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes)
+        mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes, runs)
         with code.loop(vectors) as v:
             x = load_vector(memory, base + v * lanes, lanes)
             y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
@@ -243,23 +245,30 @@ def norm_rows(
             put(code, memory, values, target, row, start + v * lanes, y, lanes)
 
 
-def _moments(code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int) -> tuple[Any, Any]:
-    """Return (mean, 1 / sqrt(variance + eps)) of the first `width` values of `columns`, the others being 0."""
+def _moments(
+    code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int, runs: int = 1
+) -> tuple[Any, Any]:
+    """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0.
+
+    The values are the first ones of each of `runs` equal parts of the columns.
+    """
     vectors = -(-columns // lanes)
     sums = code.register(splat(0.0, lanes))
     with code.loop(vectors) as v:
         sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
     mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
     squares = code.register(splat(0.0, lanes))
-    whole, rest = divmod(width, lanes)
-    with code.loop(whole) as v:
-        centred = code.let(load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes))
-        squares.set(squares.value + centred * centred)
-    if rest:
-        # Left out, not taken off afterwards: that would leave less than nothing where the mean is large.
-        used = literal([float(lane < rest) for lane in range(lanes)])
-        centred = code.let((load_vector(memory, base + whole * lanes, lanes) - splat(mean, lanes)) * used)
-        squares.set(squares.value + centred * centred)
+    whole, rest = divmod(width // runs, lanes)
+    for run in range(runs):
+        start = base + run * (columns // runs)
+        with code.loop(whole) as v:
+            centred = code.let(load_vector(memory, start + v * lanes, lanes) - splat(mean, lanes))
+            squares.set(squares.value + centred * centred)
+        if rest:
+            # Left out, not taken off afterwards: that would leave less than nothing where the mean is large.
+            used = literal([float(lane < rest) for lane in range(lanes)])
+            centred = code.let((load_vector(memory, start + whole * lanes, lanes) - splat(mean, lanes)) * used)
+            squares.set(squares.value + centred * centred)
     total = lane_sum(code, squares.value, lanes)
     return mean, code.let(rsqrt(total * number(1 / width) + number(eps)))
 

@@ -99,7 +99,9 @@ class StageWriter:
         tokens: int = 1,
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
-        self.call("norm", common.layer_norm, source, target, *self.norm_weights(name, eps, factor, tokens), groups)
+        self.call(
+            "norm", common.layer_norm, source, target, *self.norm_weights(name, eps, factor, tokens), groups, tokens
+        )
 
     def norm_weights(
         self, name: str, eps: float | None = None, factor: float = 1.0, tokens: int = 1
