@@ -16,6 +16,7 @@ from edgevit.cli import main
 from edgevit.errors import BundleError, ParityError
 from tests import hostile
 from tests.bundles import sample_bundle
+from tests.devices.board import processes_of
 
 TIMEOUT_S = "10"
 
@@ -46,13 +47,12 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def told(arguments: list[str], temporary: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and message of a command that leaves nothing behind."""
+    before = processes_of(os.getpid())
     code = main(arguments)
     said = capsys.readouterr().err
     lines = [line for line in said.splitlines() if line.startswith("edgevit: ") and "edgevit: note:" not in line]
     assert "Traceback" not in said and len(lines) == (code != 0), said
-    assert list(temporary.iterdir()) == []
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert list(temporary.iterdir()) == [] and processes_of(os.getpid()) == before
     return code, said
 
 

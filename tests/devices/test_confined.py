@@ -18,7 +18,7 @@ from edgevit.devices.confined import Allowance, allowance, call
 from edgevit.errors import BundleError, EdgevitError, OutOfMemoryError, ParityError
 from edgevit.util import limits
 from tests.bundles import sample_manifest
-from tests.devices.board import gone, until
+from tests.devices.board import gone, processes_of, until
 from tests.tiny import tiny_program
 
 MODULE = "tests.misbehaving"
@@ -31,12 +31,12 @@ def ask(folder: Path, allowed: Allowance = ALLOWED, **request: Any) -> dict[str,
 
 
 def refused(folder: Path, allowed: Allowance = ALLOWED, **request: Any) -> str:
+    before = processes_of(os.getpid())
     with pytest.raises(BundleError) as error:
         ask(folder, allowed, **request)
     message = str(error.value)
     assert message.startswith(SUBJECT) and "\n" not in message and len(message) < 2500
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert processes_of(os.getpid()) == before
     return message
 
 
