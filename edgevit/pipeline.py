@@ -20,6 +20,7 @@ import numpy as np
 from edgevit import __version__
 from edgevit.backends import Runner, Source, backend, desk
 from edgevit.backends.reference import reference, taps
+from edgevit.backends.targets import accept_program
 from edgevit.build.case import Case, Place
 from edgevit.build.describe import Facts, describe, golden_runs
 from edgevit.build.preflight import require_target
@@ -296,6 +297,7 @@ def build(
     """
     refuse_existing(folder, force=force)
     require_target(target, recipe.tune_s)
+    accept_program(target, program.spec)
     check_limit(program, target, evaluation, max_drop)
     check_size(program.spec, int8=target.int8)
     _warn_of_memory(program, say)

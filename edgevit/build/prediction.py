@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgevit.backends import Forecast, desk
-from edgevit.backends.targets import accept
+from edgevit.backends.targets import accept, accept_program
 from edgevit.errors import BudgetError
 from edgevit.onnx_form.check import check_size
 from edgevit.program.macs import macs_by_branch, total_macs
@@ -56,6 +56,7 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
         TargetError: the target asks for what its runtime cannot do.
     """
     accept(target)
+    accept_program(target, program.spec)
     spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
     check_size(spec, int8=target.int8)
     names = linear_names(spec)

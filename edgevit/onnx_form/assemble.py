@@ -15,11 +15,12 @@ import onnx
 from onnx import TensorProto
 
 from edgevit import __version__
-from edgevit.onnx_form import segments
+from edgevit.onnx_form import segments, tokens
 from edgevit.onnx_form.graph import Graph, model, tensor
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.program.tokens import merge_at
 from edgevit.schema.quant_plan import QuantPlan
 
 Gating = Literal["if", "open", "both"]
@@ -69,17 +70,20 @@ def _lowered(
     gated = spec.gated and gating != "open"
     x = segments.stem(graph, program, "image", plan)
     states, opened = [], []
+    sizes: tokens.Sizes | None = None
     for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
         if gating == "open" or branch.gate is None:
-            x = segments.branch(graph, program, branch, x, plan, rows, read)
+            x = segments.branch(graph, program, branch, x, plan, rows, read, sizes)
             opened.append(_constant_state(graph, branch))
         else:
-            is_open = segments.gate(graph, program, branch, x, "effort", read)
+            is_open = segments.gate(graph, program, branch, x, "effort", read, sizes)
             emit = _conditional if gating == "if" else _select
-            x = emit(graph, program, branch, x, plan, rows, read, is_open)
+            x = emit(graph, program, branch, x, plan, rows, read, sizes, is_open)
             opened.append(is_open)
         states.append((branch.name, x, rows))
-    segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
+        if (point := merge_at(spec, branch.name)) is not None:
+            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows)
+    segments.head(graph, program, x, plan, states[-1][2] if states else spec.tokens, sizes)
     # One cast of all decisions: every node on the main path is paid for on every run.
     decisions = graph.op("Concat", opened, "gates/open", axis=0)
     decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
@@ -105,11 +109,12 @@ def _conditional(
     plan: QuantPlan | None,
     rows: int,
     read: int,
+    sizes: tokens.Sizes | None,
     is_open: str,
 ) -> str:
     then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
     shape = (rows, program.spec.dim)
-    ran = tensor(segments.branch(then, program, branch, x, plan, rows, read), shape)
+    ran = tensor(segments.branch(then, program, branch, x, plan, rows, read, sizes), shape)
     stood = tensor(segments.skipped(other, program, branch, x, rows, read), shape)
     return graph.op(
         "If",
@@ -128,9 +133,10 @@ def _select(
     plan: QuantPlan | None,
     rows: int,
     read: int,
+    sizes: tokens.Sizes | None,
     is_open: str,
 ) -> str:
-    ran = segments.branch(graph, program, branch, x, plan, rows, read)
+    ran = segments.branch(graph, program, branch, x, plan, rows, read, sizes)
     other = graph.body(f"{branch.name}_skipped")
     stood = segments.skipped(other, program, branch, x, rows, read)
     # The skipped side shares the scope here: its names differ from the open side's by construction.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from edgevit.onnx_form import tokens
 from edgevit.onnx_form.graph import Graph
 from edgevit.onnx_form.linear import linear
 from edgevit.onnx_form.t2t_stem import t2t_tokens
@@ -75,7 +76,14 @@ def first_rows(graph: Graph, name: str, x: str, rows: int, rows_read: int) -> st
 
 
 def branch(
-    graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    sizes: tokens.Sizes | None = None,
 ) -> str:
     """Return `x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
     name = spec.name
@@ -83,7 +91,7 @@ def branch(
         return skipped(graph, program, spec, x, rows, read)
     shortcut = first_rows(graph, f"{name}/shortcut", x, rows, read)
     if spec.kind == "mhsa":
-        y = _mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read)
+        y = _mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read, sizes)
     else:
         y = _ffn(graph, program, spec, norm(graph, program, f"{name}.norm", shortcut), plan)
     return graph.op("Add", [shortcut, y], f"{name}/out")
@@ -105,7 +113,14 @@ def skipped(graph: Graph, program: Program, spec: BranchSpec, x: str, rows: int,
 
 
 def _mhsa(
-    graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    sizes: tokens.Sizes | None,
 ) -> str:
     name, width, weights = spec.name, spec.width, program.weights
     weight, bias = weights[f"{name}.qkv.weight"].copy(), weights[f"{name}.qkv.bias"].copy()
@@ -127,7 +142,7 @@ def _mhsa(
     q = _heads(graph, spec, "q", q, rows, program)
     k = _heads(graph, spec, "k", k, read, program)
     v = _heads(graph, spec, "v", v, read, program)
-    scores = graph.op("MatMul", [q, k], f"{name}/scores")
+    scores = tokens.weigh_keys(graph, name, graph.op("MatMul", [q, k], f"{name}/scores"), sizes)
     scores = graph.op("Softmax", [scores], f"{name}/softmax", axis=-1)
     out = graph.op("MatMul", [scores, v], f"{name}/values")
     out = graph.op("Transpose", [out], f"{name}/merged", perm=[0, 2, 1, 3])
@@ -168,7 +183,15 @@ def activation(graph: Graph, spec: BranchSpec, x: str) -> str:
     return graph.op("Mul", [x, graph.op("Sigmoid", [scaled], f"{name}_sigmoid")], name)
 
 
-def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
+def gate(
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    effort: str,
+    read: int,
+    sizes: tokens.Sizes | None = None,
+) -> str:
     """Return the gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
 
     Every node here is paid for on every run, and between the products of two branches it finds its caches cold: the
@@ -180,15 +203,23 @@ def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, 
     if spec.gate.pool == "prefix":
         row = graph.op("Gather", [x, graph.const("row_0", [0])], f"{name}/row", axis=0)
     else:
-        x = _patch_rows(graph, program.spec, f"{name}/patches", x, read)
-        axes = graph.const("axis_0", [0])
-        row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=1)
+        row = _mean_patches(graph, program.spec, f"{name}/patches", f"{name}/row", x, read, sizes)
     ones = graph.const("ones", np.ones(program.spec.dim, dtype=np.float32))
     row = graph.op("LayerNormalization", [row, ones], f"{name}/norm", axis=-1, epsilon=program.spec.norm_eps)
     weight = graph.const(f"{name}.weight", weights[f"{name}.weight"][None])
     logit = graph.op("Gemm", [weight, row, effort], f"{name}/logit", transB=1)
     limit = np.array(spec.gate.threshold - float(weights[f"{name}.bias"][0]), dtype=np.float32)
     return graph.op("Greater", [logit, graph.const(f"{name}/limit", limit)], f"{name}/open")
+
+
+def _mean_patches(
+    graph: Graph, spec: ProgramSpec, patches: str, name: str, x: str, read: int, sizes: tokens.Sizes | None
+) -> str:
+    """Return the mean over patches `[1, D]` of the stream `[read, D]`."""
+    x = _patch_rows(graph, spec, patches, x, read)
+    if sizes is not None:
+        return tokens.mean_patches(graph, spec, name, x, sizes)
+    return graph.op("ReduceMean", [x, graph.const("axis_0", [0])], name, keepdims=1)
 
 
 def _patch_rows(graph: Graph, spec: ProgramSpec, name: str, x: str, read: int) -> str:
@@ -198,7 +229,9 @@ def _patch_rows(graph: Graph, spec: ProgramSpec, name: str, x: str, read: int) -
     return graph.op("Slice", [x, *ends], name)
 
 
-def head(graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: int) -> str:
+def head(
+    graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: int, sizes: tokens.Sizes | None = None
+) -> str:
     """Map stream `[read, D]` to logits `[1, classes]`."""
     spec, weights = program.spec, program.weights
     if spec.head.pool == "prefix":
@@ -206,8 +239,7 @@ def head(graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: i
     if spec.head.norm:
         x = norm(graph, program, "head.norm", x)
     if spec.head.pool == "mean":
-        x = _patch_rows(graph, spec, "head/patches", x, read)
-        x = graph.op("ReduceMean", [x, graph.const("head/axis", [0])], "head/mean", keepdims=1)
+        x = _mean_patches(graph, spec, "head/patches", "head/mean", x, read, sizes)
     elif spec.head.prefix > 1:
         x = graph.op("Reshape", [x, graph.const("head/flat", [1, spec.head.prefix * spec.dim])], "head/joined")
     if spec.head.pooled_norm:

@@ -16,6 +16,8 @@ from edgevit.frontends.t2t import t2t_tokens
 from edgevit.program.macs import rows_out
 from edgevit.program.program import Program, expected_shapes
 from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec
+from edgevit.program.tokens import merge_at
+from edgevit.torch_form import tokens
 
 Decide = Callable[[int, Tensor], Tensor]
 Tap = Callable[[str, Tensor], Tensor]
@@ -35,7 +37,8 @@ class Vit(nn.Module):
 
     `forward(images, decide=None, tap=None, watch=None)`:
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
-        `[B, N, D]` before it; None means all gates open. A branch's output is `x + g f(x) + (1 - g) skip`.
+        `[B, N, D]` before it (merged tokens weighed, see `tokens.weighed`); None means all gates open. A branch's
+        output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
       watch(index, x) is called with the stream before every branch.
       images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
@@ -100,7 +103,14 @@ class Vit(nn.Module):
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
         return grid.permute(0, 2, 3, 1).reshape(rows * columns, -1)
 
-    def mhsa(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None, rows: int | None = None) -> Tensor:
+    def mhsa(
+        self,
+        branch: BranchSpec,
+        x: Tensor,
+        tap: Tap | None = None,
+        rows: int | None = None,
+        sizes: tokens.Sizes = None,
+    ) -> Tensor:
         b = len(x)
         normed = self.norm(f"{branch.name}.norm", x)
         if rows is None:
@@ -114,7 +124,7 @@ class Vit(nn.Module):
         if branch.qk_norm:
             q = self.norm(f"{branch.name}.q_norm", q, self.spec.qk_norm_eps)
             k = self.norm(f"{branch.name}.k_norm", k, self.spec.qk_norm_eps)
-        out = F.scaled_dot_product_attention(q, k, v, scale=branch.scale)
+        out = F.scaled_dot_product_attention(q, k, v, tokens.key_bias(sizes), scale=branch.scale)
         return self.linear(f"{branch.name}.proj", out.transpose(1, 2).reshape(b, -1, branch.width), tap)
 
     def ffn(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
@@ -160,29 +170,47 @@ class Vit(nn.Module):
         trim: bool = False,
     ) -> Tensor:
         """All branches in order on the stream `[B, N, D]`; trimmed, only the rows that are read later are left."""
+        return self.walk(x, decide, tap, watch, trim=trim)[0]
+
+    def walk(
+        self,
+        x: Tensor,
+        decide: Decide | None = None,
+        tap: Tap | None = None,
+        watch: Watch | None = None,
+        *,
+        trim: bool = False,
+    ) -> tuple[Tensor, tokens.Sizes]:
+        """Return what `blocks` does, and how many patches each of its tokens stands for."""
         left = rows_out(self.spec)
+        sizes: tokens.Sizes = None
         for index, branch in enumerate(self.spec.branches):
             if watch is not None:
                 watch(index, x)
             rows = min(left[index], x.shape[1]) if trim else x.shape[1]
-            g = None if decide is None or branch.gate is None else decide(index, x).reshape(-1, 1, 1)
+            g = None
+            if decide is not None and branch.gate is not None:
+                g = decide(index, tokens.weighed(x, sizes, self.spec.stem.prefix)).reshape(-1, 1, 1)
             skip = self.skip_rows(branch)[:rows] if branch.skip else 0.0
             read, x = x, x[:, :rows]
             if branch.removed:
                 x = x + skip
-                continue
-            if branch.kind == "ffn":
-                y = self.ffn(branch, x, tap)
             else:
-                y = self.mhsa(branch, read, tap, rows if rows < read.shape[1] else None)
-            x = x + (y if g is None else g * y + (1 - g) * skip)
-        return x
+                if branch.kind == "ffn":
+                    y = self.ffn(branch, x, tap)
+                else:
+                    y = self.mhsa(branch, read, tap, rows if rows < read.shape[1] else None, sizes)
+                x = x + (y if g is None else g * y + (1 - g) * skip)
+            if (point := merge_at(self.spec, branch.name)) is not None:
+                x, sizes = tokens.merge(x, sizes, point, self.spec)
+        return x, sizes
 
-    def head(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+    def head(self, x: Tensor, tap: Tap | None = None, sizes: tokens.Sizes = None) -> Tensor:
         """Map stream `[B, N, D]` to logits `[B, classes]`."""
         head = self.spec.head
         if head.norm:
             x = self.norm("head.norm", x)
+        x = tokens.weighed(x, sizes, self.spec.stem.prefix)
         pooled = x[:, : head.prefix].flatten(1) if head.pool == "prefix" else x[:, self.spec.stem.prefix :].mean(dim=1)
         if head.pooled_norm:
             pooled = self.norm("head.pooled_norm", pooled)
@@ -197,7 +225,8 @@ class Vit(nn.Module):
         *,
         trim: bool = False,
     ) -> Tensor:
-        return self.head(self.blocks(self.stem(images, tap), decide, tap, watch, trim=trim), tap)
+        x, sizes = self.walk(self.stem(images, tap), decide, tap, watch, trim=trim)
+        return self.head(x, tap, sizes)
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:
