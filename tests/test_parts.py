@@ -23,7 +23,7 @@ JOINS = {
     "backends/tvm/parts": {"stages", "stage"},
 }
 # Parts that a form may still lack.
-ABSENT = {"tokens": {"torch_form", "onnx_form", "backends/tvm/parts"}}
+ABSENT = {"tokens": {"backends/tvm/parts"}}
 
 
 def parts(room: str) -> set[str]:

@@ -17,6 +17,7 @@ from edgevit.program.spec import (
     ProgramSpec,
     StemSpec,
 )
+from edgevit.program.tokens import read_plan, with_merges
 
 
 def tiny_spec(
@@ -111,9 +112,14 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-def tiny_program(seed: int = 0, **options: Any) -> Program:
-    """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...)."""
+def tiny_program(seed: int = 0, *, tokens: str = "", **options: Any) -> Program:
+    """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...).
+
+    `tokens` is a plan of merges, such as `1:4,2:3`.
+    """
     spec = tiny_spec(**options)
+    if tokens:
+        spec = with_merges(spec, read_plan(tokens, spec))
     return Program(spec=spec, weights=tiny_weights(spec, seed))
 
 

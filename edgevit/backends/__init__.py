@@ -108,6 +108,7 @@ class Backend(Protocol):
         NATIVE: its builds are machine code for one architecture, run by a program of their own (`NativeBackend`);
             else the runtime picks kernels for the CPU where a model is loaded.
         READS_ONNX: it builds any ONNX model (`OnnxBackend`).
+        MERGES: it builds Programs that merge tokens.
     """
 
     NAME: str
@@ -118,6 +119,7 @@ class Backend(Protocol):
     WHEELS: tuple[str, ...]
     NATIVE: bool
     READS_ONNX: bool
+    MERGES: bool
 
     def versions(self) -> dict[str, str]:
         """Name and version of the runtime's packages.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevit.backends import MODULES, backend
+from edgevit.errors import TargetError
+from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import write_plan
 from edgevit.schema import target as target_schema
 from edgevit.schema.target import Target
 
@@ -28,6 +31,20 @@ def accept(target: Target) -> Target:
     if faults := refused(target):
         raise target_schema.refusal(f"target {target.name}", faults)
     return target
+
+
+def accept_program(target: Target, spec: ProgramSpec) -> None:
+    """Look at a Program that is to be built for a target, before anything slow begins.
+
+    Raises:
+        TargetError: its runtime cannot run what the Program does.
+    """
+    if spec.merges and not backend(target.backend).MERGES:
+        able = ", ".join(name for name in MODULES if backend(name).MERGES)
+        raise TargetError(
+            f"{spec.name} merges tokens ({write_plan(spec)}), which {target.backend} targets such as {target.name} "
+            f"cannot run yet; take a target of {able}, or leave --tokens away and prune instead (--static)"
+        )
 
 
 def refused(target: Target) -> tuple[str, ...]:

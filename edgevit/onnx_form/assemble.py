@@ -15,12 +15,13 @@ import onnx
 from onnx import TensorProto
 
 from edgevit import __version__
-from edgevit.onnx_form import attention, ffn, gate, head, patch_stem, t2t_stem
+from edgevit.onnx_form import attention, ffn, gate, head, patch_stem, t2t_stem, tokens
 from edgevit.onnx_form.graph import Graph, model, tensor
 from edgevit.onnx_form.layers import first_rows, norm
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import BranchSpec, ProgramSpec, StemKind
+from edgevit.program.tokens import merge_at
 from edgevit.schema.quant_plan import QuantPlan
 
 Gating = Literal["if", "open", "both"]
@@ -76,17 +77,20 @@ def _lowered(
     gated = spec.gated and gating != "open"
     x = _stem(graph, program, "image", plan)
     states, opened = [], []
+    sizes: tokens.Sizes | None = None
     for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
         if gating == "open" or branch.gate is None:
-            x = _branch(graph, program, branch, x, plan, rows, read)
+            x = _branch(graph, program, branch, x, plan, rows, read, sizes)
             opened.append(_constant_state(graph, branch))
         else:
-            is_open = gate.gate(graph, program, branch, x, "effort", read)
+            is_open = gate.gate(graph, program, branch, x, "effort", read, sizes)
             emit = _conditional if gating == "if" else _select
-            x = emit(graph, program, branch, x, plan, rows, read, is_open)
+            x = emit(graph, program, branch, x, plan, rows, read, sizes, is_open)
             opened.append(is_open)
         states.append((branch.name, x, rows))
-    head.head(graph, program, x, plan, states[-1][2] if states else spec.tokens)
+        if (point := merge_at(spec, branch.name)) is not None:
+            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows)
+    head.head(graph, program, x, plan, states[-1][2] if states else spec.tokens, sizes)
     # One cast of all decisions: every node on the main path is paid for on every run.
     decisions = graph.op("Concat", opened, "gates/open", axis=0)
     decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
@@ -114,7 +118,14 @@ def _stem(graph: Graph, program: Program, image: str, plan: QuantPlan | None) ->
 
 
 def _branch(
-    graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    sizes: tokens.Sizes | None,
 ) -> str:
     """Return `x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
     name = spec.name
@@ -122,7 +133,7 @@ def _branch(
         return gate.skipped(graph, program, spec, x, rows, read)
     shortcut = first_rows(graph, f"{name}/shortcut", x, rows, read)
     if spec.kind == "mhsa":
-        y = attention.mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read)
+        y = attention.mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read, sizes)
     else:
         y = ffn.ffn(graph, program, spec, norm(graph, program, f"{name}.norm", shortcut), plan)
     return graph.op("Add", [shortcut, y], f"{name}/out")
@@ -136,11 +147,12 @@ def _conditional(
     plan: QuantPlan | None,
     rows: int,
     read: int,
+    sizes: tokens.Sizes | None,
     is_open: str,
 ) -> str:
     then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
     shape = (rows, program.spec.dim)
-    ran = tensor(_branch(then, program, branch, x, plan, rows, read), shape)
+    ran = tensor(_branch(then, program, branch, x, plan, rows, read, sizes), shape)
     stood = tensor(gate.skipped(other, program, branch, x, rows, read), shape)
     return graph.op(
         "If",
@@ -159,9 +171,10 @@ def _select(
     plan: QuantPlan | None,
     rows: int,
     read: int,
+    sizes: tokens.Sizes | None,
     is_open: str,
 ) -> str:
-    ran = _branch(graph, program, branch, x, plan, rows, read)
+    ran = _branch(graph, program, branch, x, plan, rows, read, sizes)
     other = graph.body(f"{branch.name}_skipped")
     stood = gate.skipped(other, program, branch, x, rows, read)
     # The skipped side shares the scope here: its names differ from the open side's by construction.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgevit.onnx_form import tokens
 from edgevit.onnx_form.graph import Graph
 from edgevit.onnx_form.layers import first_rows
 from edgevit.onnx_form.linear import linear
@@ -15,7 +16,16 @@ from edgevit.program.spec import BranchSpec
 from edgevit.schema.quant_plan import QuantPlan
 
 
-def mhsa(graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPlan | None, rows: int, read: int) -> str:
+def mhsa(
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    plan: QuantPlan | None,
+    rows: int,
+    read: int,
+    sizes: tokens.Sizes | None = None,
+) -> str:
     """Map normed rows `[read, D]` to `[rows, D]`: the first `rows` of them attend to all."""
     name, width, weights = spec.name, spec.width, program.weights
     weight, bias = weights[f"{name}.qkv.weight"].copy(), weights[f"{name}.qkv.bias"].copy()
@@ -37,7 +47,7 @@ def mhsa(graph: Graph, program: Program, spec: BranchSpec, x: str, plan: QuantPl
     q = _heads(graph, spec, "q", q, rows, program)
     k = _heads(graph, spec, "k", k, read, program)
     v = _heads(graph, spec, "v", v, read, program)
-    scores = graph.op("MatMul", [q, k], f"{name}/scores")
+    scores = tokens.weigh_keys(graph, name, graph.op("MatMul", [q, k], f"{name}/scores"), sizes)
     scores = graph.op("Softmax", [scores], f"{name}/softmax", axis=-1)
     out = graph.op("MatMul", [scores, v], f"{name}/values")
     out = graph.op("Transpose", [out], f"{name}/merged", perm=[0, 2, 1, 3])

@@ -16,9 +16,9 @@ from edgevit.schema.quant_plan import linear_names
 # What the parts emit; an operator outside it came from somewhere else.
 # fmt: off
 OPERATORS = frozenset({
-    "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Exp", "Gather", "Gelu", "Gemm", "Greater", "Identity",
-    "If", "LayerNormalization", "MatMul", "Mul", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Relu",
-    "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "Transpose", "Where",
+    "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Equal", "Exp", "Gather", "Gelu", "Gemm", "Greater", "Identity",
+    "If", "LayerNormalization", "Log", "MatMul", "Mul", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Relu",
+    "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Where",
 })
 # fmt: on
 MAX_NODES = 20_000

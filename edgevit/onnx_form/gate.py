@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgevit.onnx_form import tokens
 from edgevit.onnx_form.graph import Graph
-from edgevit.onnx_form.layers import first_rows, patch_rows
+from edgevit.onnx_form.layers import first_rows
 from edgevit.program.program import Program
 from edgevit.program.spec import BranchSpec
 
 
-def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, read: int) -> str:
+def gate(
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    effort: str,
+    read: int,
+    sizes: tokens.Sizes | None = None,
+) -> str:
     """Return the gate's decision, bool `[1, 1]`: LN(pool(x)) . weight + effort > threshold - bias.
 
     Every node here is paid for on every run, and between the products of two branches it finds its caches cold: the
@@ -22,9 +31,7 @@ def gate(graph: Graph, program: Program, spec: BranchSpec, x: str, effort: str, 
     if spec.gate.pool == "prefix":
         row = graph.op("Gather", [x, graph.const("row_0", [0])], f"{name}/row", axis=0)
     else:
-        x = patch_rows(graph, program.spec, f"{name}/patches", x, read)
-        axes = graph.const("axis_0", [0])
-        row = graph.op("ReduceMean", [x, axes], f"{name}/row", keepdims=1)
+        row = tokens.mean_rows(graph, program.spec, f"{name}/patches", f"{name}/row", x, read, sizes)
     ones = graph.const("ones", np.ones(program.spec.dim, dtype=np.float32))
     row = graph.op("LayerNormalization", [row, ones], f"{name}/norm", axis=-1, epsilon=program.spec.norm_eps)
     weight = graph.const(f"{name}.weight", weights[f"{name}.weight"][None])

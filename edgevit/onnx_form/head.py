@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from edgevit.onnx_form import tokens
 from edgevit.onnx_form.graph import Graph
-from edgevit.onnx_form.layers import first_rows, norm, patch_rows
+from edgevit.onnx_form.layers import first_rows, norm
 from edgevit.onnx_form.linear import linear
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import QuantPlan
 
 
-def head(graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: int) -> str:
+def head(
+    graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: int, sizes: tokens.Sizes | None = None
+) -> str:
     """Map stream `[read, D]` to logits `[1, classes]`."""
     spec, weights = program.spec, program.weights
     if spec.head.pool == "prefix":
@@ -17,8 +20,7 @@ def head(graph: Graph, program: Program, x: str, plan: QuantPlan | None, read: i
     if spec.head.norm:
         x = norm(graph, program, "head.norm", x)
     if spec.head.pool == "mean":
-        x = patch_rows(graph, spec, "head/patches", x, read)
-        x = graph.op("ReduceMean", [x, graph.const("head/axis", [0])], "head/mean", keepdims=1)
+        x = tokens.mean_rows(graph, spec, "head/patches", "head/mean", x, read, sizes)
     elif spec.head.prefix > 1:
         x = graph.op("Reshape", [x, graph.const("head/flat", [1, spec.head.prefix * spec.dim])], "head/joined")
     if spec.head.pooled_norm:

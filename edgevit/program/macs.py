@@ -2,27 +2,32 @@
 
 Counted: every Linear and both attention products. Not counted: norms, softmax, activations, additions.
 `full_rows=True` gives the count of the literature, where every branch computes every token; the lowered graph computes
-only the token rows that the head reads in the last MHSA and the last FFN (see `rows_out`).
+only the token rows that the head reads in the last MHSA and the last FFN (see `rows_out`). Merged tokens are fewer rows
+in both.
 """
 
 from __future__ import annotations
 
 from edgevit.program.spec import BranchSpec, ProgramSpec
+from edgevit.program.tokens import merge_products, tokens_before
 
 
 def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
     """Token rows each branch must hand on: all, except at the end of a model whose head reads prefix tokens only.
 
+    What is merged after a branch is still of these.
+
     A row after which no branch mixes tokens (no MHSA follows) is dead unless the head reads it.
     """
-    rows = [spec.tokens] * len(spec.branches)
+    before = tokens_before(spec)
+    rows = list(before[:-1])
     if spec.head.pool != "prefix":
         return tuple(rows)
     for index in range(len(spec.branches) - 1, -1, -1):
         rows[index] = spec.head.prefix
         branch = spec.branches[index]
         if branch.gate is not None and branch.gate.pool == "mean":
-            rows = [spec.tokens if i < index else r for i, r in enumerate(rows)]
+            rows = [before[i] if i < index else r for i, r in enumerate(rows)]
             break
         if branch.kind == "mhsa" and not branch.removed:
             break
@@ -31,7 +36,8 @@ def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
 
 def rows_in(spec: ProgramSpec) -> tuple[int, ...]:
     """Return token rows each branch receives."""
-    return (spec.tokens, *rows_out(spec)[:-1])
+    handed_on = (spec.tokens, *rows_out(spec)[:-1])
+    return tuple(min(rows, left) for rows, left in zip(handed_on, tokens_before(spec)[:-1], strict=False))
 
 
 def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int) -> int:
@@ -49,7 +55,7 @@ def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int
 def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False) -> tuple[int, ...]:
     """Return MACs of every branch when it runs, in order."""
     if full_rows:
-        return tuple(branch_macs(spec, b, spec.tokens, spec.tokens) for b in spec.branches)
+        return tuple(branch_macs(spec, b, n, n) for b, n in zip(spec.branches, tokens_before(spec)[:-1], strict=True))
     return tuple(
         branch_macs(spec, b, o, i) for b, o, i in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True)
     )
@@ -87,6 +93,12 @@ def gate_macs(spec: ProgramSpec) -> int:
     return sum(spec.dim for b in spec.branches if b.gate is not None)
 
 
+def merge_macs(spec: ProgramSpec) -> int:
+    """Return MACs of all merges, which run on every path: the scores of the matching, and what adds pairs up."""
+    return sum(merge_products(spec))
+
+
 def total_macs(spec: ProgramSpec, *, full_rows: bool = False) -> int:
     """Return MACs of the all-open path."""
-    return stem_macs(spec) + sum(macs_by_branch(spec, full_rows=full_rows)) + head_macs(spec) + gate_macs(spec)
+    always = stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec)
+    return always + sum(macs_by_branch(spec, full_rows=full_rows))

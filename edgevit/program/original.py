@@ -60,9 +60,9 @@ def parameters(spec: ProgramSpec) -> int:
 
 
 def uncompressed(spec: ProgramSpec) -> ProgramSpec:
-    """Return the spec of the model that a Program was compressed from: all units, no gates, no skip rows."""
+    """Return the spec of the model that a Program was compressed from: all units and tokens, no gates, no skip rows."""
     branches = tuple(replace(b, kept=tuple(range(b.units_total)), gate=None, skip=False) for b in spec.branches)
-    return replace(spec, branches=branches, original=None)
+    return replace(spec, branches=branches, merges=(), original=None)
 
 
 def input_digest(images: np.ndarray, image: ImageSpec) -> str:

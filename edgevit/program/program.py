@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save
 from edgevit.errors import OutputError, ProgramError
 from edgevit.program.intake import check_safetensors
 from edgevit.program.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec
+from edgevit.program.tokens import merge_faults
 from edgevit.util import atomic, limits, strict_json
 from edgevit.util.notebook import Shown
 
@@ -174,7 +175,7 @@ def _spec_faults(spec: ProgramSpec) -> list[str]:
         faults += _branch_faults(spec, branch)
     if len({b.name for b in spec.branches}) != len(spec.branches):
         faults.append("branch names repeat")
-    return faults
+    return faults or merge_faults(spec)
 
 
 def _range_checks(spec: ProgramSpec) -> list[tuple[bool, str]]:

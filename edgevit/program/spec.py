@@ -13,6 +13,7 @@ BranchKind = Literal["mhsa", "ffn"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 StemKind = Literal["patch", "t2t_performer", "t2t_transformer"]
 PoolKind = Literal["prefix", "mean"]
+MergeRule = Literal["bipartite"]
 CropMode = Literal["center", "squash", "border"]
 Orientation = Literal["ignore", "apply"]
 CLASS_NUMBERS = "class_numbers"  # key of an origin: the data's label of each class, separated by spaces
@@ -101,6 +102,19 @@ class BranchSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeSpec:
+    """A point of the stream where patch tokens are merged: after branch `after`, `count` pairs, each into one token.
+
+    Rule `bipartite`: see `torch_form.tokens`. Prefix tokens are never merged. A merged token stands for `size` patches:
+    its row is their mean, attention adds log(size) to the scores of its key, and means over patches weigh it by size.
+    """
+
+    after: str
+    count: int
+    rule: MergeRule = "bipartite"
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """Tokens to logits: [norm over tokens] -> pool -> [norm over the pooled row] -> linear.
 
@@ -176,6 +190,7 @@ class ProgramSpec:
     """Everything about a model except its arrays. `origin` tells where it came from and under which licence.
 
     `original` is the model that it was compressed from; None: it is nobody's, or an older edgevit did not keep it.
+    `merges` are the points where tokens are merged, in the order of the branches.
     """
 
     name: str
@@ -189,6 +204,7 @@ class ProgramSpec:
     origin: dict[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     original: OriginalSpec | None = None
+    merges: tuple[MergeSpec, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -201,6 +217,7 @@ class ProgramSpec:
 
     @property
     def tokens(self) -> int:
+        """Return token rows of the stream after the stem."""
         return self.stem.prefix + self.patches
 
     @property
@@ -215,6 +232,8 @@ class ProgramSpec:
 
     @property
     def compressed(self) -> bool:
-        """Whether the model is less than its original: the original is kept, units are gone, or there are gates."""
-        lessened = any(b.gate is not None or b.skip or b.units < b.units_total for b in self.branches)
+        """Whether the model is less than its original: it is kept, units are gone, tokens merge, or there are gates."""
+        lessened = bool(self.merges) or any(
+            b.gate is not None or b.skip or b.units < b.units_total for b in self.branches
+        )
         return self.original is not None or lessened

@@ -6,10 +6,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.program.spec import BranchSpec
+from edgevit.torch_form import tokens
 from edgevit.torch_form.layers import Layers, Tap
 
 
-def mhsa(model: Layers, branch: BranchSpec, x: Tensor, tap: Tap | None = None, rows: int | None = None) -> Tensor:
+def mhsa(
+    model: Layers,
+    branch: BranchSpec,
+    x: Tensor,
+    tap: Tap | None = None,
+    rows: int | None = None,
+    sizes: tokens.Sizes = None,
+) -> Tensor:
     """Return f(norm(x)) of the stream `[B, N, D]`, or of its first `rows` where only they are read later."""
     b = len(x)
     normed = model.norm(f"{branch.name}.norm", x)
@@ -24,5 +32,5 @@ def mhsa(model: Layers, branch: BranchSpec, x: Tensor, tap: Tap | None = None, r
     if branch.qk_norm:
         q = model.norm(f"{branch.name}.q_norm", q, model.spec.qk_norm_eps)
         k = model.norm(f"{branch.name}.k_norm", k, model.spec.qk_norm_eps)
-    out = F.scaled_dot_product_attention(q, k, v, scale=branch.scale)
+    out = F.scaled_dot_product_attention(q, k, v, tokens.key_bias(sizes), scale=branch.scale)
     return model.linear(f"{branch.name}.proj", out.transpose(1, 2).reshape(b, -1, branch.width), tap)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edgevit.program.macs import rows_out
 from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec, StemKind
-from edgevit.torch_form import attention, ffn, gate, head, patch_stem, t2t_stem
+from edgevit.program.tokens import merge_at
+from edgevit.torch_form import attention, ffn, gate, head, patch_stem, t2t_stem, tokens
 from edgevit.torch_form.layers import Layers, Tap
 
 Decide = Callable[[int, Tensor], Tensor]
@@ -31,7 +32,8 @@ class Vit(Layers):
 
     `forward(images, decide=None, tap=None, watch=None)`:
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
-        `[B, N, D]` before it; None means all gates open. A branch's output is `x + g f(x) + (1 - g) skip`.
+        `[B, N, D]` before it (merged tokens weighed, see `tokens.weighed`); None means all gates open. A branch's
+        output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
       watch(index, x) is called with the stream before every branch.
       images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
@@ -78,27 +80,44 @@ class Vit(Layers):
         trim: bool = False,
     ) -> Tensor:
         """All branches in order on the stream `[B, N, D]`; trimmed, only the rows that are read later are left."""
+        return self.walk(x, decide, tap, watch, trim=trim)[0]
+
+    def walk(
+        self,
+        x: Tensor,
+        decide: Decide | None = None,
+        tap: Tap | None = None,
+        watch: Watch | None = None,
+        *,
+        trim: bool = False,
+    ) -> tuple[Tensor, tokens.Sizes]:
+        """Return what `blocks` does, and how many patches each of its tokens stands for."""
         left = rows_out(self.spec)
+        sizes: tokens.Sizes = None
         for index, branch in enumerate(self.spec.branches):
             if watch is not None:
                 watch(index, x)
             rows = min(left[index], x.shape[1]) if trim else x.shape[1]
-            g = None if decide is None or branch.gate is None else decide(index, x).reshape(-1, 1, 1)
+            g = None
+            if decide is not None and branch.gate is not None:
+                g = decide(index, tokens.weighed(x, sizes, self.spec.stem.prefix)).reshape(-1, 1, 1)
             skip = self.skip_rows(branch)[:rows] if branch.skip else 0.0
             read, x = x, x[:, :rows]
             if branch.removed:
                 x = x + skip
-                continue
-            if branch.kind == "ffn":
-                y = ffn.ffn(self, branch, x, tap)
             else:
-                y = attention.mhsa(self, branch, read, tap, rows if rows < read.shape[1] else None)
-            x = x + (y if g is None else g * y + (1 - g) * skip)
-        return x
+                if branch.kind == "ffn":
+                    y = ffn.ffn(self, branch, x, tap)
+                else:
+                    y = attention.mhsa(self, branch, read, tap, rows if rows < read.shape[1] else None, sizes)
+                x = x + (y if g is None else g * y + (1 - g) * skip)
+            if (point := merge_at(self.spec, branch.name)) is not None:
+                x, sizes = tokens.merge(x, sizes, point, self.spec)
+        return x, sizes
 
-    def head(self, x: Tensor, tap: Tap | None = None) -> Tensor:
+    def head(self, x: Tensor, tap: Tap | None = None, sizes: tokens.Sizes = None) -> Tensor:
         """Map stream `[B, N, D]` to logits `[B, classes]`."""
-        return head.head(self, x, tap)
+        return head.head(self, x, tap, sizes)
 
     def forward(
         self,
@@ -109,7 +128,8 @@ class Vit(Layers):
         *,
         trim: bool = False,
     ) -> Tensor:
-        return self.head(self.blocks(self.stem(images, tap), decide, tap, watch, trim=trim), tap)
+        x, sizes = self.walk(self.stem(images, tap), decide, tap, watch, trim=trim)
+        return self.head(x, tap, sizes)
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:

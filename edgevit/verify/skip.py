@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from edgevit.errors import SkipError
-from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, merge_macs, stem_macs, total_macs
 from edgevit.program.spec import ProgramSpec
 from edgevit.schema.claims import PathNodes, SkipNodesResult
 
@@ -126,7 +126,7 @@ def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin
 def skipped_macs(spec: ProgramSpec) -> int:
     """Return MACs of the path on which every gated branch is skipped."""
     ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
-    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + ungated
+    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec) + ungated
 
 
 def _check_closed(spec: ProgramSpec, nodes: Sequence[tuple[str, str]], gates: np.ndarray, where: str) -> None:
@@ -139,12 +139,12 @@ def _check_closed(spec: ProgramSpec, nodes: Sequence[tuple[str, str]], gates: np
 
 
 def _check_matrix(spec: ProgramSpec, kernels: Sequence[str], gates: np.ndarray, where: str) -> None:
-    """Every matrix kernel is the stem's, the head's, a gate's, a skip row's, or an open branch's."""
+    """Every matrix kernel is the stem's, the head's, a merge's, a gate's, a skip row's, or an open branch's."""
     opened = {b.name for b, state in zip(spec.branches, gates, strict=True) if state}
     unexplained = [
         name
         for name in kernels
-        if not (name.startswith(("stem", "head")) or ALWAYS.fullmatch(name) or _branch(name) in opened)
+        if not (name.startswith(("stem", "head", "merge.")) or ALWAYS.fullmatch(name) or _branch(name) in opened)
     ]
     if unexplained:
         raise SkipError(

@@ -36,6 +36,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "removed last MHSA": {"gated": True, "skip": True, "removed": ("b01_mhsa",)},
     "removed last FFN": {"gated": True, "removed": ("b01_ffn",)},
+    "merged tokens": {"depth": 3, "tokens": "1:4,2:3"},
+    "half of the tokens merged": {"depth": 3, "gated": True, "tokens": "1:8"},
+    "merged tokens, mean pooling": {"depth": 3, "gated": True, "prefix": 0, "tokens": "1:4,2:3"},
+    "merged tokens, odd number": {"depth": 3, "skip": True, "gated": True, "tokens": "1:5,2:4"},
+    "merged tokens after what is gone": {"depth": 3, "removed": ("b00_mhsa",), "prefix": 2, "tokens": "1:4"},
     "all removed": {"removed": ("b00_mhsa", "b00_ffn", "b01_mhsa", "b01_ffn"), "skip": True},
 }
 

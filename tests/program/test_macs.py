@@ -35,6 +35,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"gated": True},
     {"gated": True, "gate_pool": "mean"},
 )
+MERGED: tuple[dict[str, Any], ...] = (
+    {"depth": 3, "tokens": "1:4,2:3"},
+    {"depth": 3, "prefix": 0, "tokens": "2:8"},
+    {"depth": 4, "prefix": 2, "pool": "mean", "tokens": "1:5,2:4,4:2"},
+)
 
 
 def counted(model: torch.nn.Module, images: torch.Tensor) -> int:
@@ -46,7 +51,7 @@ def counted(model: torch.nn.Module, images: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-@pytest.mark.parametrize("options", [v for v in VARIANTS if "gated" not in v])
+@pytest.mark.parametrize("options", [v for v in (*VARIANTS, *MERGED) if "gated" not in v])
 def test_full_rows_is_what_torch_counts(options: dict[str, Any]) -> None:
     program = tiny_program(**options)
     images = normalise(program.spec, tiny_images(program.spec, 1))
@@ -96,6 +101,17 @@ def finish(model: Vit, x: torch.Tensor, start: int) -> list[torch.Tensor]:
             logits.append(model.gate_logit(model.spec.branches[index], x))
         x = walk(model, x, range(index, index + 1))
     return [*logits, model.head(x)]
+
+
+def test_every_later_branch_costs_less_where_tokens_merge() -> None:
+    dense, merged = tiny_program(depth=3).spec, tiny_program(depth=3, tokens="1:4,2:3").spec
+    assert rows_in(merged) == (17, 13, 13, 10, 10, 1)
+    assert rows_out(merged) == (17, 13, 13, 10, 1, 1)
+    costs = list(zip(macs_by_branch(merged), macs_by_branch(dense), strict=True))
+    assert costs[0][0] == costs[0][1] and costs[5][0] == costs[5][1]  # before the first point; the head's one token
+    assert all(fewer < all_tokens for fewer, all_tokens in costs[1:5])
+    parts = stem_macs(merged) + sum(macs_by_branch(merged)) + head_macs(merged)
+    assert total_macs(merged) == parts + 32 * 8 * (8 + 4) + 32 * 6 * (6 + 3)
 
 
 def test_parts_add_up() -> None:

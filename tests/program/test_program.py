@@ -23,6 +23,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"gated": True, "skip": True},
     {"prefix": 0, "gated": True},
+    {"depth": 3, "tokens": "1:4,2:3"},
     {"prefix": 2, "head_prefix": 2},
     {"prefix": 5, "pool": "mean", "stem_norm": True},
     {"removed": ("b00_mhsa", "b01_ffn"), "skip": True},

@@ -39,6 +39,7 @@ INSTALL = "pip install edgevit"
 WHEELS = PACKAGES
 NATIVE = False
 READS_ONNX = True
+MERGES = True
 LARGE_BYTES = 1024
 ALIGN_BYTES = 64
 INT8_OPS = ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")

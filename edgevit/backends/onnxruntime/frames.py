@@ -78,7 +78,8 @@ class _Lifetimes:
 
     def add(self, name: str, step: int, taken: str | None) -> None:
         self.owner[name] = taken or name
-        end = self._count if name in self.outputs else self._last.get(name, step)
+        # What nobody reads, such as the values of a TopK whose indices are wanted, is never freed while the graph runs.
+        end = self._count if name in self.outputs else self._last.get(name, self._count)
         self.end[self.owner[name]] = max(self.end.get(self.owner[name], step), end)
 
     def taken_over(self, node: onnx.NodeProto, name: str, step: int, values: Mapping[str, Value]) -> str | None:

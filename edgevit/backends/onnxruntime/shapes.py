@@ -238,6 +238,14 @@ def _slice(node: _Node) -> tuple[Value, ...]:
     return (Value(tuple(shape), node.first().kind),)
 
 
+def _topk(node: _Node) -> tuple[Value, ...]:
+    shape, count = list(node.first().shape), node.ints(1, "k")
+    if count is None:
+        raise BoundError("TopK without k")
+    shape[int(node.attributes.get("axis", -1)) % len(shape)] = count[0]
+    return Value(tuple(shape), node.first().kind), Value(tuple(shape), TensorProto.INT64)
+
+
 def _pad(node: _Node) -> tuple[Value, ...]:
     shape, pads = list(node.first().shape), node.ints(1, "pads") or []
     axes = node.ints(3, "axes") or list(range(len(shape)))
@@ -258,13 +266,13 @@ def _reduce(node: _Node) -> tuple[Value, ...]:
 # Only operators whose kernels were seen to take no arena memory beside their outputs (tests/bound holds them to it).
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
-        ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "LayerNormalization"), _same
+        ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "Log", "LayerNormalization"), _same
     ),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _broadcast),
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
     **dict.fromkeys(("MatMul", "FusedMatMul"), _matmul),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _reduce),
-    "Greater": _compare,
+    **dict.fromkeys(("Greater", "Equal"), _compare),
     "Where": _where,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
@@ -278,5 +286,6 @@ RULES: Mapping[str, Rule] = {
     "Split": _split,
     "Gather": _gather,
     "Slice": _slice,
+    "TopK": _topk,
     "Pad": _pad,
 }

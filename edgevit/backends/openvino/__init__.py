@@ -36,6 +36,7 @@ INSTALL = "pip install 'edgevit[openvino]'"
 WHEELS: tuple[str, ...] = ("openvino", "openvino-telemetry")
 NATIVE = False
 READS_ONNX = True
+MERGES = True
 PRECISIONS = ("f32", "bf16")
 INT8 = ("i8", "u8")
 # OpenVINO 2026.4's fusion of small MLPs (TokenizeMLPSeqSnippets) crashes on a few token rows by at most 256 columns,

@@ -49,6 +49,7 @@ PACKAGES: tuple[str, ...] = tuple(PINNED)
 WHEELS: tuple[str, ...] = ()  # its program brings the runtime along
 NATIVE = True
 READS_ONNX = False
+MERGES = False
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
 PROGRAM, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{PROGRAM}/runner"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import BudgetError
-from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, merge_macs, stem_macs, total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
 from edgevit.torch_form.stream import batches
@@ -24,7 +24,7 @@ FAR = 0.02  # of all MACs: further from a budget is not what was asked for
 def fixed_macs(spec: ProgramSpec) -> int:
     """Return the MACs of a path on which every gate is closed."""
     ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
-    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + ungated
+    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec) + ungated
 
 
 @torch.no_grad()

@@ -54,6 +54,9 @@ def slacks(made: BoundDetail, path: PathMemory) -> set[int]:
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "gated": {"gated": True},
+    "merged": {"depth": 3, "tokens": "1:4,2:3"},
+    "merged_gated": {"depth": 3, "gated": True, "skip": True, "tokens": "1:8,2:3"},
+    "merged_mean": {"depth": 3, "gated": True, "prefix": 0, "tokens": "1:4,2:3"},
     "mean_pool": {"gated": True, "prefix": 0},
     "gate_on_mean": {"gated": True, "gate_pool": "mean"},
     "quick_gelu": {"gated": True, "activation": "quick_gelu"},
