@@ -1,6 +1,6 @@
 """The stages and their order; the only file that knows it.
 
-compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates -> Program
+compress  Program -> statistics -> scores -> plan -> shrink -> repair -> gates, or merged tokens -> Program
 train     Program -> head -> gates and masks -> joint -> prune -> recover -> thresholds -> fold -> Program
 build     Program -> ranges -> quantization plan -> lower -> compile -> verify -> bound -> bundle
 verify    coverage -> parity -> skip -> bound -> accuracy (`build.verify_build`)
@@ -27,13 +27,15 @@ from edgevit.build.preflight import require_target
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.compress.budgets import Budgets
-from edgevit.errors import ProgramError, TargetError
+from edgevit.errors import BudgetError, ProgramError, TargetError
 from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.onnx_form.check import check_model, check_size
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, kept_answers, original_of, told, with_original
 from edgevit.program.program import Program
+from edgevit.program.token_plans import least_share, starts
+from edgevit.program.tokens import read_plan, with_merges, write_plan
 from edgevit.quantize.observe import Ranges, Run, observe
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import gptq_rounder
@@ -77,45 +79,86 @@ def compress(
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> Program:
-    """Prune and gate a Program without labels. Needs torch.
+    """Prune and gate a Program, or merge its tokens, without labels. Needs torch.
 
     Args:
         dense: the trained model.
         images: calibration images, uint8 `[n, height, width, 3]`.
-        budgets: MACs that are left, as fractions of the dense model's; 1 and 1 change nothing.
+        budgets: MACs that are left, as fractions of the dense model's; all 1 change nothing.
         score: how units are ranked, a name of `compress.prune.score.METHODS`.
         seed: of gate training.
-        say: told where few units leave a budget far from met.
+        say: told where tokens are merged, and where few units leave a budget far from met.
 
     Raises:
         BudgetError: a budget that cannot be met, or is missed from above or below.
         RuntimeMissingError: torch is not installed.
     """
-    if budgets.static == 1.0 and budgets.expected == 1.0:
+    if not budgets.compresses:
         return dense
     from edgevit.util.optional import require_torch
 
-    require_torch("pruning and gating")
+    require_torch("pruning, gating and the search for tokens to merge")
+    if dense.spec.merges:
+        raise BudgetError(f"{dense.spec.name} merges tokens already; compress the model that it was made of")
+    if budgets.merges:
+        return _merge(dense, images, budgets, score=score, say=say)
     from edgevit.compress.gate.train import train_gates
+
+    program = _prune(dense, images, budgets, score=score, say=say) if budgets.prunes else dense
+    if budgets.gates:
+        left = min(1.0, budgets.expected * total_macs(dense.spec) / total_macs(program.spec))
+        program = train_gates(program, images, left, teacher=dense, seed=seed, say=say)
+    return with_original(program, original_of(dense, *_steps(budgets, len(images))))
+
+
+def _prune(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, say: Say) -> Program:
+    """Prune to `budgets.static` of the MACs."""
     from edgevit.compress.prune.observe import collect
     from edgevit.compress.prune.plan import check_reached, plan_prune, planned_spec
     from edgevit.compress.prune.refit import refit
     from edgevit.compress.prune.score import score_method
     from edgevit.compress.prune.shrink import shrink
 
-    program = dense
-    if budgets.prunes:
-        statistics = collect(dense, images)
-        scores = score_method(score)(dense, images[:SCORED_IMAGES], statistics)
-        plan = plan_prune(scores, dense.spec, budgets.static)
-        note = check_reached(dense.spec, planned_spec(dense.spec, plan), plan.budget_macs, total_macs(dense.spec))
-        if note:
-            say(f"warning: {note}")
-        program = refit(shrink(dense, plan, statistics), dense, images)
-    if budgets.gates:
-        left = min(1.0, budgets.expected * total_macs(dense.spec) / total_macs(program.spec))
-        program = train_gates(program, images, left, teacher=dense, seed=seed, say=say)
-    return with_original(program, original_of(dense, *_steps(budgets, len(images))))
+    statistics = collect(dense, images)
+    scores = score_method(score)(dense, images[:SCORED_IMAGES], statistics)
+    plan = plan_prune(scores, dense.spec, budgets.static)
+    note = check_reached(dense.spec, planned_spec(dense.spec, plan), plan.budget_macs, total_macs(dense.spec))
+    if note:
+        say(f"warning: {note}")
+    return refit(shrink(dense, plan, statistics), dense, images)
+
+
+def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, say: Say) -> Program:
+    """Merge tokens down to `budgets.merged` of the MACs, and prune first what merging cannot reach."""
+    from edgevit.compress.tokens.search import search
+
+    budget, program, steps = int(budgets.merged * total_macs(dense.spec)), dense, []
+    reach = max(budgets.merged, least_share(dense.spec))
+    if reach > budgets.merged:
+        say(f"merging tokens is to leave {reach:.0%} of the MACs at least; pruning first")
+        # What is left of the later branches saves less where tokens merge, so the first share may fall short.
+        for share in (reach, (1 + reach) / 2, 1.0):
+            pruned = Budgets(static=budgets.merged / share, expected=budgets.merged / share)
+            program = _prune(dense, images, pruned, score=score, say=say)
+            if total_macs(program.spec) <= budget or starts(program.spec, budget):
+                break
+        steps = _steps(pruned, len(images))
+    if total_macs(program.spec) > budget:
+        found = search(program, images, budget, reference=dense, say=say)
+        program = program.with_weights({}, found.spec)
+        steps.append(f"{found.summary} (edgevit {__version__})")
+    return with_original(program, original_of(dense, *steps))
+
+
+def merge_tokens(program: Program, plan: str) -> Program:
+    """Merge tokens of a Program where a plan such as `4:60,8:60` says, instead of where it does.
+
+    Raises:
+        BudgetError: the text is no plan, or one that the model does not allow.
+    """
+    spec = with_merges(program.spec, read_plan(plan, program.spec))
+    step = f"tokens merged at {write_plan(spec)}, as asked (edgevit {__version__})"
+    return with_original(program.with_weights({}, spec), original_of(program, step))
 
 
 def _steps(budgets: Budgets, images: int) -> list[str]:
@@ -144,6 +187,11 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     from edgevit.compress.usdc.run import begin, finish
     from edgevit.compress.usdc.stages import MEAN_IMAGES, fold_gates, prepare, prune_trained, set_thresholds
 
+    if job.dense.spec.merges:
+        raise ProgramError(
+            f"{job.dense.spec.name} merges tokens, which training does not know yet; train the model that it was made "
+            "of, and give --tokens to `edgevit build`"
+        )
     run = begin(job, resume=resume, say=say)
     images = run.held.images
     program = run.interrupted()

@@ -20,6 +20,7 @@ from edgevit.compress.budgets import Budgets
 from edgevit.errors import (
     AccuracyError,
     BoundError,
+    BudgetError,
     CoverageError,
     OutputError,
     ParityError,
@@ -71,6 +72,46 @@ def lenient(name: str) -> Target:
 
 def build(program: Program, folder: Path, target: str = "x86-64-onnxruntime", **options: object) -> pipeline.Built:
     return pipeline.build(program, lenient(target), image_set(program), folder, recipe=RECIPE, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
+def test_merged_tokens_are_built_and_every_claim_holds(tmp_path: Path, target: str, gated: bool) -> None:
+    program = pipeline.merge_tokens(tiny_program(gated=gated, depth=4), "1:4,2:3")
+    built = build(program, tmp_path / "bundle", target)
+    # OpenVINO's plugin does not tell all that it holds; everything else is proven as for any Program.
+    assert all(claim.held for claim in built.manifest.claims if (target, claim.name) != ("x86-64-openvino", "bound"))
+    macs = built.manifest.macs
+    assert macs.all_open == total_macs(program.spec) < 0.9 * macs.dense
+    assert built.manifest.original is not None and "tokens merged at 1:4,2:3" in built.manifest.original.steps[0]
+
+
+@pytest.mark.parametrize("share", [0.85, 0.6])
+def test_tokens_are_merged_first_and_what_is_missing_is_pruned(share: float) -> None:
+    program, said = tiny_program(depth=4, hidden=64, heads=4), list[str]()
+    images = tiny_images(program.spec, 6)
+    found = pipeline.compress(program, images, Budgets(merged=share), say=said.append)
+    assert found.spec.merges and total_macs(found.spec) <= share * total_macs(program.spec)
+    assert any(line.startswith("chosen: tokens merged at") for line in said)
+    original = found.spec.original
+    assert original is not None and original.macs == total_macs(program.spec)
+    assert "tokens merged at" in original.steps[-1]
+    pruned = any(b.units < b.units_total for b in found.spec.branches)
+    assert pruned == (len(original.steps) == 2) == (share == 0.6)
+
+
+def test_what_merges_tokens_is_not_compressed_again() -> None:
+    program = tiny_program(depth=3, tokens="1:4")
+    for budgets in (Budgets(merged=0.9), Budgets(static=0.9, expected=0.9)):
+        with pytest.raises(BudgetError, match="merges tokens already"):
+            pipeline.compress(program, tiny_images(program.spec, 2), budgets)
+
+
+def test_a_target_that_cannot_merge_tokens_refuses_before_it_begins(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(TargetError, match=r"merges tokens \(1:4\), which tvm targets such as x86-64-v3-tvm"):
+        build(tiny_program(depth=3, tokens="1:4"), tmp_path / "bundle", "x86-64-v3-tvm", say=said.append)
+    assert not said and not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-avx2-onnxruntime", "x86-64-openvino"])

@@ -8,16 +8,16 @@ from pathlib import Path
 from edgevit import pipeline
 from edgevit.api.bundle import Bundle
 from edgevit.api.images import Images, LabelledImages, take_images
-from edgevit.api.label_free import shares
+from edgevit.api.label_free import DIGITS, Shares, shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
-from edgevit.backends.targets import load_target
+from edgevit.backends import backend
+from edgevit.backends.targets import accept_program, load_target
 from edgevit.build import prediction
 from edgevit.build.host import host_target
 from edgevit.build.prediction import Prediction
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.write import refuse_existing
-from edgevit.compress.budgets import Budgets
-from edgevit.errors import ImagesError, ProgramError
+from edgevit.errors import BudgetError, ImagesError, ProgramError
 from edgevit.frontends.preprocessing import Preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
 from edgevit.images.calibration_checks import check_calibration, copies, shared_images, split_calibration
@@ -26,6 +26,8 @@ from edgevit.pipeline import Built, check_limit, compare
 from edgevit.program.original import as_original, weights_digest, with_original
 from edgevit.program.program import Program, is_program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
+from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import read_plan, with_merges
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.tasks.counterpart import fitting
@@ -44,6 +46,7 @@ class Job:
     """What a build was asked for, as the command line gives it; see `edgevit build --help`.
 
     `prune` is the fraction of the MACs to remove, `gate` the expected MACs with gates as a fraction of what is left.
+    `merge` is the fraction of the MACs that merging tokens is to leave, `tokens` a plan of merges by hand.
     """
 
     model: str | Program | None
@@ -54,6 +57,8 @@ class Job:
     limit: int | None = None
     prune: float = 0.0
     gate: float = 1.0
+    merge: float = 1.0
+    tokens: str | None = None
     seed: int = 0
     tune_s: float = 0.0
     labels: Path | None = None
@@ -80,6 +85,7 @@ def build(
     evaluation: LabelledImages | None = None,
     macs: float = 1.0,
     static: float | None = None,
+    tokens: str | None = None,
     seed: int = 0,
     tune_s: float = 0.0,
     original: str | Path | None = None,
@@ -95,7 +101,9 @@ def build(
         calibration: 100 to 300 unlabelled images like those the device will see (default: the few that ship).
         evaluation: labelled images for top-1: a path, or an array and its class numbers `[n]`.
         macs: share of the MACs that is left, expected per image; below 1 the Program is compressed first.
-        static: share that is left with every gate open (default: `macs`, no gates); see `compress`.
+        static: share that is left with every gate open (default: tokens are merged down to `macs`); see `compress`.
+        tokens: where tokens are merged, by hand and instead of `macs`: "4:60,8:60" is 60 pairs each after the attention
+            of blocks 4 and 8, counted from 1.
         seed: of gate training.
         tune_s: CPU seconds to search for TVM's tiles on this machine.
         original: the model before compression, a Program folder or a name, to compare with.
@@ -127,6 +135,8 @@ def build(
             evaluation=evaluation,
             prune=asked.prune,
             gate=asked.gate,
+            merge=asked.merge,
+            tokens=tokens,
             seed=seed,
             tune_s=tune_s,
             original=None if original is None else str(original),
@@ -144,6 +154,7 @@ def predict(
     target: str | Path | Target = HOST,
     macs: float = 1.0,
     static: float | None = None,
+    tokens: str | None = None,
 ) -> Prediction:
     """Predict size, MACs and memory bound of a build without calibrating or compiling; takes seconds.
 
@@ -152,6 +163,7 @@ def predict(
         target: as for `build`.
         macs: as for `build`.
         static: as for `build`.
+        tokens: as for `build`.
 
     Raises:
         BudgetError: stem and head alone cost more than the budget.
@@ -170,6 +182,8 @@ def predict(
             target=target if isinstance(target, Target) else str(target),
             prune=asked.prune,
             gate=asked.gate,
+            merge=asked.merge,
+            tokens=tokens,
         )
     )
 
@@ -177,7 +191,10 @@ def predict(
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
     target = _target(job)
-    return prediction.predict(_given(job)[0], target, prune=job.prune, gate=job.gate)
+    job = _able(job, target)
+    return prediction.predict(
+        _given(job)[0], target, prune=job.prune, gate=job.gate, merge=job.merge, tokens=job.tokens
+    )
 
 
 def run_build(job: Job) -> Built:
@@ -187,8 +204,10 @@ def run_build(job: Job) -> Built:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
     target = _target(job)
+    job = _able(job, target)
     _ready_to_begin(job, target)
     given, kept = _given(job)
+    _check_tokens(job, target, given.spec)
     given, original = _with_original(job, given)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
@@ -197,12 +216,15 @@ def run_build(job: Job) -> Built:
     ready(_outputs(job, folder, target, given), temporary_bytes=_least_bytes(job, target, given))
     images = _images(job, given, target)
     check_limit(given, target, images.judged, job.max_drop, given=original is not None)
-    compressing = job.prune > 0.0 or job.gate < 1.0
-    if compressing:
+    asked = Shares(prune=job.prune, gate=job.gate, merge=job.merge)
+    if job.prune > 0.0 or job.gate < 1.0:
         left = 1 - job.prune
         say(f"compressing to {left * job.gate:.0%} of the MACs expected per image, {left:.0%} with every gate open")
-    budgets = Budgets(static=1 - job.prune, expected=(1 - job.prune) * job.gate)
-    program = pipeline.compress(given, images.calibration.images, budgets, seed=job.seed, say=say)
+    if job.merge < 1.0:
+        say(f"looking for tokens to merge, down to {job.merge:.0%} of the MACs")
+    program = pipeline.compress(given, images.calibration.images, asked.budgets, seed=job.seed, say=say)
+    if job.tokens is not None:
+        program = pipeline.merge_tokens(program, job.tokens)
     if original is not None and images.judged is not None and program.spec.original is not None:
         program = compare(program, original, images.judged, both=job.save_program is not None)
     if job.save_program:
@@ -223,6 +245,8 @@ def run_build(job: Job) -> Built:
         original=known.name if known else "",
         compression=known.steps if known else (),
         max_drop=job.max_drop,
+        macs=job.merge,
+        tokens=job.tokens or "",
     )
     return pipeline.build(
         program,
@@ -235,6 +259,23 @@ def run_build(job: Job) -> Built:
         force=job.force,
         say=say,
     )
+
+
+def _able(job: Job, target: Target) -> Job:
+    """The job as the target's runtime can do it: what cannot merge tokens has the same MACs left by pruning."""
+    if job.merge == 1.0 or backend(target.backend).MERGES:
+        return job
+    warn(f"{target.backend} targets such as {target.name} cannot merge tokens yet; pruning instead, which loses more")
+    return replace(job, prune=round(1 - job.merge, DIGITS), merge=1.0)
+
+
+def _check_tokens(job: Job, target: Target, spec: ProgramSpec) -> None:
+    """Refuse a plan that the model does not allow, and merged tokens that the target cannot run."""
+    if job.tokens is not None:
+        if job.merge < 1.0:
+            raise BudgetError("macs chooses where tokens are merged, and tokens says it; give one of them")
+        spec = with_merges(spec, read_plan(job.tokens, spec))
+    accept_program(target, spec)
 
 
 def _target(job: Job) -> Target:
@@ -282,7 +323,7 @@ def _images(job: Job, program: Program, target: Target) -> _Images:
             warn(f"{shared} of {len(judged)} images of --eval are among those that calibrate: top-1 flatters")
         if again := copies(judged):
             warn(f"{again} of {len(judged)} images of --eval are copies of others, which count again")
-    if target.int8 or job.prune or job.gate < 1.0:
+    if target.int8 or job.prune or job.gate < 1.0 or job.merge < 1.0:
         for doubt in check_calibration(calibration, program.spec.image):
             warn(doubt)
     return _Images(calibration=calibration, judged=judged, held_out=held_out)
@@ -335,7 +376,8 @@ def _least_bytes(job: Job, target: Target, given: Program) -> int:
 
 def _least_weights(job: Job, given: Program) -> int:
     """Weights that are left at least: pruning counts MACs, of which attention's products have no weights."""
-    return int(max(0.0, 1 - PRUNED_AT_MOST * job.prune) * sum(array.size for array in given.weights.values()))
+    pruned = max(job.prune, 1 - job.merge)
+    return int(max(0.0, 1 - PRUNED_AT_MOST * pruned) * sum(array.size for array in given.weights.values()))
 
 
 def _given(job: Job) -> tuple[Program, tuple[int, ...]]:

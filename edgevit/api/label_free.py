@@ -22,17 +22,24 @@ class Shares:
     Attributes:
         prune: fraction of the dense model's MACs that pruning removes.
         gate: expected MACs with gates, as a fraction of the pruned model's (1: no gates).
+        merge: fraction of the dense model's MACs that merging tokens has to leave (1: none are merged).
     """
 
     prune: float
     gate: float
+    merge: float = 1.0
+
+    @property
+    def budgets(self) -> Budgets:
+        static = 1 - self.prune
+        return Budgets(static=static, expected=static * self.gate, merged=self.merge)
 
 
 def shares(macs: float, static: float | None) -> Shares:
-    """Return what pruning and gates have to do so that `macs` of the dense model's MACs are left, expected per image.
+    """Return what has to be done so that `macs` of the dense model's MACs are left, expected per image.
 
-    Without `static` pruning does it all: where nothing is trained on a data set, gates lose more accuracy at the same
-    MACs (reports/reference/compression.md).
+    Without `static` merging tokens does it: where nothing is trained on a data set, it loses least accuracy at the same
+    MACs (reports/reference/tokens.md, compression.md). With it pruning and gates do.
 
     Raises:
         BudgetError: a share that is not above 0 and at most 1.
@@ -42,22 +49,25 @@ def shares(macs: float, static: float | None) -> Shares:
             raise BudgetError(
                 f"{name} is {value:g}; allowed: above 0 to 1, the share of the dense model's MACs that is left"
             )
-    static = macs if static is None else static
+    if static is None:
+        return Shares(prune=0.0, gate=1.0, merge=macs)
     return Shares(prune=round(1 - static, DIGITS), gate=round(min(macs / static, 1.0), DIGITS))
 
 
 def compress(
     program: Program, images: Images, *, macs: float = 1.0, static: float | None = None, seed: int = 0
 ) -> Program:
-    """Return a smaller Program: pruned, and with `static` also gated, without labels. Needs torch, takes minutes.
+    """Return a cheaper Program, without labels: its tokens merged, or with `static` pruned and gated. Needs torch.
 
-    `edgevit build --macs` does this before it builds. To compress further without losing as much accuracy, `train`.
+    Takes minutes. `edgevit build --macs` does this before it builds; what was chosen is said, and kept in
+    `spec.original.steps`. Below half of the MACs a part is pruned first. To compress further without losing as much
+    accuracy, `train`.
 
     Args:
         program: the model, with all its branches and without gates.
         images: 100 to 300 images like those the device will see; see `edgevit`.
         macs: share of the dense model's MACs that is left, expected per image, above 0 to 1: 0.7 is 30 % less.
-        static: share that is left with every gate open; pruning pays that, gates the rest (default: `macs`, no gates).
+        static: share that is left with every gate open; pruning pays that, gates the rest (default: tokens are merged).
         seed: of gate training.
 
     Raises:
@@ -74,5 +84,4 @@ def compress(
     calibration = take_images(images, program.spec.image, splits=("train",))
     for doubt in check_calibration(calibration, program.spec.image):
         warn(doubt)
-    budgets = Budgets(static=1 - asked.prune, expected=(1 - asked.prune) * asked.gate)
-    return pipeline.compress(program, calibration.images, budgets, seed=seed, say=say)
+    return pipeline.compress(program, calibration.images, asked.budgets, seed=seed, say=say)

@@ -17,6 +17,8 @@ from edgevit.onnx_form.check import check_size
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.program import Program, expected_shapes
 from edgevit.program.spec import BranchSpec, GateSpec, ProgramSpec
+from edgevit.program.token_plans import least_share, predicted, starts
+from edgevit.program.tokens import read_plan, with_merges
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target
 
@@ -46,8 +48,16 @@ class Prediction:
     linears: int
 
 
-def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float = 1.0) -> Prediction:
-    """Predict a build of `program`.
+def predict(
+    program: Program,
+    target: Target,
+    *,
+    prune: float = 0.0,
+    gate: float = 1.0,
+    merge: float = 1.0,
+    tokens: str | None = None,
+) -> Prediction:
+    """Predict a build of `program`; see `api.build.Job` for what it may be asked for.
 
     Raises:
         BudgetError: the stem and the head alone cost more than the budget.
@@ -56,8 +66,12 @@ def predict(program: Program, target: Target, *, prune: float = 0.0, gate: float
         TargetError: the target asks for what its runtime cannot do.
     """
     accept(target)
-    accept_program(target, program.spec)
     spec = gated(_pruned(program.spec, prune)) if gate < 1.0 else _pruned(program.spec, prune)
+    if merge < 1.0:
+        spec = _merged(spec, merge)
+    if tokens is not None:
+        spec = with_merges(spec, read_plan(tokens, spec))
+    accept_program(target, spec)
     check_size(spec, int8=target.int8)
     names = linear_names(spec)
     found = _forecast(spec, target)
@@ -112,6 +126,19 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
         share = (low + high) / 2
         low, high = (share, high) if total_macs(scaled(spec, share)) <= budget else (low, share)
     return scaled(spec, low)
+
+
+def _merged(spec: ProgramSpec, share: float) -> ProgramSpec:
+    """The spec with tokens merged at spread points, pruned before where merging alone does not reach `share`."""
+    budget = int(share * total_macs(spec))
+    reach = max(share, least_share(spec))
+    for fraction in (1 - share / reach, 1 - 2 * share / (1 + reach), 1 - share):
+        smaller = _pruned(spec, fraction)
+        if total_macs(smaller) <= budget:
+            return smaller
+        if starts(smaller, budget):
+            return predicted(smaller, budget)
+    return smaller
 
 
 def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:

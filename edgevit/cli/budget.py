@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,8 +20,8 @@ SHARE = Number(0, 1, min_open=True)
 def budget_options(command: F) -> F:
     """Add --macs and --static, and their older forms --prune and --gate, to a command."""
     options = (
-        click.option("--macs", type=SHARE, help="Share of the MACs that is left, expected per image (default: 1)."),
-        click.option("--static", type=SHARE, help="Share left with every gate open (default: --macs, so no gates)."),
+        click.option("--macs", type=SHARE, help="Share of the MACs that is left: tokens are merged (default: 1)."),
+        click.option("--static", type=SHARE, help="Prune to this share of the MACs, and gate down to --macs."),
         click.option("--prune", type=Number(0, 1, max_open=True), help="Share to remove: 0.3 is --static 0.7."),
         click.option("--gate", type=SHARE, help="--macs as a share of --static, or of 1 where that is not given."),
     )
@@ -31,7 +32,7 @@ def budget_options(command: F) -> F:
 
 def take_budget(options: dict[str, Any]) -> Shares:
     """Take these options out of a command's; what --prune and --gate are in terms of the others is shown on stderr."""
-    from edgevit.api.label_free import Shares, shares
+    from edgevit.api.label_free import shares
 
     macs, static, prune, gate = (options.pop(name) for name in ("macs", "static", "prune", "gate"))
     for old, new, both in (("--prune", "--static", (prune, static)), ("--gate", "--macs", (gate, macs))):
@@ -46,7 +47,7 @@ def take_budget(options: dict[str, Any]) -> Shares:
         _note(f"--gate {gate:g}", f"--macs {macs:g}{' --static 1' if alone else ''}")
     found = shares(1.0 if macs is None else macs, static)
     # What was given is kept to the last digit: a bundle's recipe holds it.
-    return Shares(prune=found.prune if prune is None else prune, gate=found.gate if gate is None else gate)
+    return replace(found, prune=found.prune if prune is None else prune, gate=found.gate if gate is None else gate)
 
 
 def _note(old: str, new: str) -> None:

@@ -24,6 +24,7 @@ Examples:
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-openvino \\
       --calibration photos/ --eval val.tar --macs 0.8 -o out/deit
   edgevit build vit_tiny_patch16_224 --weights vit.safetensors --classes 207,281 --target x86-64-openvino
+  edgevit build deit.safetensors --target x86-64-onnxruntime --tokens 4:60,8:60     (a third of the MACs less)
   edgevit build out/program --target x86-64-avx2-onnxruntime --dry-run
   edgevit build hub/vit-base --target x86-64-onnxruntime     (a folder with config.json and weights)
 """
@@ -41,6 +42,7 @@ Examples:
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @budget_options
+@click.option("--tokens", metavar="PLAN", help="Merge tokens by hand: 4:60,8:60 is 60 pairs after blocks 4 and 8.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of gate training.")
 @click.option(
     "--tune",
@@ -76,8 +78,16 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
     preprocessing, asked = take_preprocessing(options), take_budget(options)
     job = Job(
-        model=model, target=target_name, prune=asked.prune, gate=asked.gate, preprocessing=preprocessing, **options
+        model=model,
+        target=target_name,
+        prune=asked.prune,
+        gate=asked.gate,
+        merge=asked.merge,
+        preprocessing=preprocessing,
+        **options,
     )
+    if job.tokens is not None and job.merge < 1.0:
+        raise click.UsageError("--macs chooses where tokens are merged, and --tokens says it; give one of them.")
     with silent(as_json):
         if dry_run:
             prediction = predict_build(job)

@@ -20,11 +20,13 @@ class Budgets:
     Attributes:
         expected: mean MACs over images: what the gates have to reach; at most `static`.
         static: MACs with every gate open: what pruning has to reach.
+        merged: MACs with every gate open that merging tokens has to reach, after pruning what it cannot; 1: none merge.
         fits: says whether a structure is small enough, when a memory budget was given; pruning goes on until it is.
     """
 
     expected: float = 1.0
     static: float = 1.0
+    merged: float = 1.0
     fits: Fits | None = None
 
     @property
@@ -37,7 +39,11 @@ class Budgets:
 
     @property
     def compresses(self) -> bool:
-        return self.prunes or self.gates
+        return self.prunes or self.gates or self.merges
+
+    @property
+    def merges(self) -> bool:
+        return self.merged < 1
 
 
 def split_budget(macs: float, static: float | None, share: float) -> Budgets:

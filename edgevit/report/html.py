@@ -310,7 +310,7 @@ def _size(report: Report) -> Section:
 
 
 def _recipe(report: Report) -> Section:
-    done = {"prune": 0.0, "gate": 1.0}  # what this build did not do is not said of it
+    done = {"prune": 0.0, "gate": 1.0, "macs": 1.0, "tokens": ""}  # what this build did not do is not said of it
     recipe = strict_json.to_data(report.recipe)
     asked = {key: value for key, value in recipe.items() if key not in done or value != done[key]}
     rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]

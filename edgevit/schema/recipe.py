@@ -24,6 +24,9 @@ class Recipe:
             judged on other images, or there were too few); `calibration_images` and its digest are without them.
         original: name of the model that was compressed, by this build or before ("" = none, or not known).
         compression: what was done to it, by this build and before, one sentence each.
+        macs: fraction of the MACs to leave by merging tokens, and by pruning what that cannot reach (1 = all of them).
+        tokens: where tokens were to be merged, such as 4:60,8:60: after block 4 60 pairs, after block 8 60 ("" = not
+            said).
         max_drop: points that the build might lose against the original (None = no limit).
     """
 
@@ -41,3 +44,5 @@ class Recipe:
     original: str = ""
     compression: tuple[str, ...] = ()
     max_drop: float | None = None
+    macs: float = 1.0
+    tokens: str = ""

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgevit.compress.tokens.search import SCREENED_PLANS, Found, _Judge, search
+from edgevit.errors import BudgetError
+from edgevit.program.macs import total_macs
+from edgevit.program.program import Program
+from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import read_plan, with_merges
+from edgevit.torch_form.vit import Vit, normalise
+from tests.tiny import tiny_images, tiny_program
+
+torch.set_num_threads(1)
+
+
+def logits(program: Program, images: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return Vit(program)(normalise(program.spec, images)).log_softmax(dim=-1)
+
+
+def test_a_plan_within_the_budget_with_little_drift_is_found() -> None:
+    program = tiny_program(depth=6)
+    images, budget, said = tiny_images(program.spec, 8), int(0.75 * total_macs(program.spec)), list[str]()
+    found = search(program, images, budget, reference=program, say=said.append)
+    assert total_macs(found.spec) <= budget and found.images == 8
+    assert sum(line.startswith("chosen: tokens merged at ") for line in said) == 1
+    got = logits(program.with_weights({}, found.spec), images)
+    expected = logits(program, images)
+    drift = (expected.exp() * (expected - got)).sum(dim=1).mean().item()
+    assert found.drift == pytest.approx(drift, rel=1e-3)
+    assert found.agreement == (got.argmax(1) == expected.argmax(1)).float().mean().item()
+    # Early points with as many pairs as the budget takes from them drift more.
+    early = with_merges(program.spec, read_plan("1:7", program.spec))
+    assert total_macs(early) < budget
+    worse = logits(program.with_weights({}, early), images)
+    assert found.drift < (expected.exp() * (expected - worse)).sum(dim=1).mean().item()
+
+
+def test_searching_twice_finds_the_same() -> None:
+    program = tiny_program(depth=6)
+    images, budget = tiny_images(program.spec, 4), int(0.8 * total_macs(program.spec))
+    first, second = (search(program, images, budget, reference=program, say=lambda _: None) for _ in range(2))
+    assert first == second
+
+
+def test_a_model_without_classes_is_judged_by_its_scores() -> None:
+    program = tiny_program(depth=4, classes=1)
+    found = search(
+        program, tiny_images(program.spec, 4), int(0.85 * total_macs(program.spec)), reference=program, say=print
+    )
+    assert found.agreement is None and found.drift > 0 and "keep their class" not in found.summary
+
+
+def test_a_budget_out_of_reach_is_refused() -> None:
+    program = tiny_program(depth=2)
+    with pytest.raises(BudgetError, match="at least"):
+        search(program, tiny_images(program.spec, 2), total_macs(program.spec) // 3, reference=program, say=print)
+
+
+def test_few_plans_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program(depth=12)
+    tried: list[ProgramSpec] = []
+
+    def judge(_: object, spec: ProgramSpec, images: int) -> Found:
+        tried.append(spec)
+        return Found(spec=spec, drift=1 / len(tried), agreement=None, images=images)
+
+    monkeypatch.setattr(_Judge, "judge", judge)
+    search(program, tiny_images(program.spec, 2), int(0.7 * total_macs(program.spec)), reference=program, say=print)
+    plans = {spec.merges for spec in tried}
+    assert len(plans) == len(tried) <= 4 * SCREENED_PLANS
