@@ -80,6 +80,7 @@ def made(name: str, dense: Program, share: float, calibration: np.ndarray, work:
 def int8(program: Program, target_name: str, calibration: np.ndarray, folder: Path) -> Runner:
     target, runtime = load_target(target_name), onnx_backend(load_target(target_name).backend)
     lowered, plan = pipeline.quantize(program, target, calibration)
+    folder.mkdir(parents=True, exist_ok=True)
     runtime.compile(assemble(lowered, plan), folder)
     return runtime.load(folder, threads=1, precision=target.inference_precision, weight_bits=target.weight_bits)
 
