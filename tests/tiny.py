@@ -112,11 +112,12 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
-def tiny_program(seed: int = 0, *, tokens: str = "", **options: Any) -> Program:
+def tiny_program(seed: int = 0, **options: Any) -> Program:
     """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...).
 
     `tokens` is a plan of merges, such as `1:4,2:3`.
     """
+    tokens = options.pop("tokens", "")
     spec = tiny_spec(**options)
     if tokens:
         spec = with_merges(spec, read_plan(tokens, spec))

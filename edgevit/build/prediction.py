@@ -129,7 +129,7 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
 
 
 def _merged(spec: ProgramSpec, share: float) -> ProgramSpec:
-    """The spec with tokens merged at spread points, pruned before where merging alone does not reach `share`."""
+    """Return the spec with tokens merged at spread points, pruned before where merging alone does not reach `share`."""
     budget = int(share * total_macs(spec))
     reach = max(share, least_share(spec))
     for fraction in (1 - share / reach, 1 - 2 * share / (1 + reach), 1 - share):

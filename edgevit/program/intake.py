@@ -47,7 +47,7 @@ def check_file(path: Path) -> int:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether torch takes a file for a zip: by its first bytes, whatever an end further on may say."""
+    """Return whether torch takes a file for a zip: by its first bytes, whatever an end further on may say."""
     with limits.open_regular(path, limits.WEIGHTS_BYTES) as file:
         return file.read(len(_ZIP)) == _ZIP
 

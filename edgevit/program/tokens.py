@@ -74,7 +74,7 @@ def merge_faults(spec: ProgramSpec) -> list[str]:
 
 
 def _read_later(spec: ProgramSpec, place: int) -> bool:
-    """Whether fewer patch tokens after branch number `place` save anything: they are mixed or averaged later."""
+    """Return whether fewer patch tokens after branch number `place` save anything: they are mixed or averaged later."""
     after = [branch for branch in spec.branches[place + 1 :] if not branch.removed]
     if spec.head.pool == "prefix":
         return any(b.kind == "mhsa" or (b.gate is not None and b.gate.pool == "mean") for b in after)

@@ -3,7 +3,7 @@
 Patch tokens are split into two sets, every other one. Each token of the first finds its most alike in the second, and
 the `count` best pairs become one token each, the mean weighed by how many patches stand behind it. Alike is what has a
 high cosine between the stream's rows, each minus its mean: the product of their LayerNorms. ToMe compares the keys of
-the block's attention, which is as good (reports/reference/tokens.md) but is missing where that attention is gated,
+the block's attention, and does no better, but they are missing where that attention is gated,
 pruned or gone.
 
 Among equals the token of lower index goes first, in both choices. Shapes: B images, N tokens, D = dim, F and S tokens
@@ -40,7 +40,7 @@ def merge(x: Tensor, sizes: Sizes, point: MergeSpec, spec: ProgramSpec) -> tuple
 
 
 def match(tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair patch tokens `[B, N, D]` by their products.
+    """Return pair patch tokens `[B, N, D]` by their products.
 
     Returns places in the first set of those that are merged `[B, C]`, best first, and of those that are left
     `[B, F - C]`, in order; and the places `[B, C]` in the second set that the merged ones go into.

@@ -242,7 +242,8 @@ def test_an_array_is_measured_like_the_files_that_it_was_read_from(place: Path) 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
 def test_a_share_that_cannot_be_is_refused(share: float, names: dict[str, Any]) -> None:
-    for budget in ({"macs": share}, {"static": share}):
+    budgets: tuple[dict[str, Any], ...] = ({"macs": share}, {"static": share})
+    for budget in budgets:
         with pytest.raises(BudgetError, match="allowed: above 0 to 1"):
             edgevit.predict(names["program"], target="x86-64-onnxruntime", **budget)
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from edgevit import errors
 from edgevit.cli import main
-from edgevit.program.program import save_program
+from edgevit.program.program import load_program, save_program
+from edgevit.program.tokens import write_plan
 from tests.tiny import tiny_images, tiny_program
 
 TARGET = "x86-64-onnxruntime"
@@ -374,3 +375,51 @@ def test_labels_for_a_model_with_one_score_are_refused_before_it_is_built(
     said = capsys.readouterr().err
     assert "--eval is for top-1, and tiny does not decide between classes; omit --eval" in said
     assert "Quantizing" not in said and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("options", [["--tokens", "1:4,2:3"], ["--macs", "0.8"]])
+def test_tokens_are_merged_and_the_report_says_where(
+    options: list[str], target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_program(tiny_program(depth=4), tmp_path / "dense")
+    folder = tmp_path / "out"
+    command = ["build", str(tmp_path / "dense"), "--target", str(target), "--calibration", str(photos), *options]
+    assert main([*command, "-o", str(folder), "--save-program", str(tmp_path / "merged"), "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)["manifest"]
+    assert all(claim["held"] is not False for claim in manifest["claims"])
+    plan = write_plan(load_program(tmp_path / "merged").spec)
+    assert plan and f"tokens merged at {plan}" in (folder / "report.html").read_text(encoding="utf-8")
+    assert (manifest["recipe"]["tokens"], manifest["recipe"]["macs"]) == (
+        ("1:4,2:3", 1.0) if "--tokens" in options else ("", 0.8)
+    )
+    assert main(["verify", f"{folder}.zip", "--run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--tokens", "4"], 17, "expected BLOCK:COUNT"),
+        (["--tokens", "1:90"], 17, "90 tokens are merged after 'b00_mhsa', where there are 16; allowed: 1 to 8"),
+        (["--tokens", "1:4", "--macs", "0.7"], 2, "give one of them"),
+        (["--tokens", "1:4", "--target", "x86-64-v3-tvm"], 14, "take a target of onnxruntime, openvino"),
+    ],
+)
+def test_tokens_that_cannot_be_merged_are_refused_at_once(
+    options: list[str], code: int, said: str, program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(program), "--target", TARGET, "-o", str(tmp_path / "out"), *options]) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_cannot_merge_prunes_instead_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_program(tiny_program(depth=4, hidden=64), tmp_path / "dense")
+    predicted = []
+    for options in (["--macs", "0.7"], ["--static", "0.7"]):
+        assert main(["build", str(tmp_path / "dense"), "--target", "x86-64-v3-tvm", "--dry-run", *options]) == 0
+        told = capsys.readouterr()
+        predicted.append(told.out)
+        assert ("cannot merge tokens yet; pruning instead" in told.err) == ("--macs" in options)
+    assert predicted[0] == predicted[1]

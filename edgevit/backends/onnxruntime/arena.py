@@ -157,7 +157,7 @@ def _split_runs(events: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, int
 
 
 def _main(job: dict[str, Any]) -> dict[str, Any]:
-    """Work in the fresh process: load, run every effort, and name the profile."""
+    """Return work in the fresh process: load, run every effort, and name the profile."""
     ort = memory.runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4

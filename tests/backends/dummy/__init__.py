@@ -30,6 +30,7 @@ INSTALL = "pip install numpy"
 WHEELS = PACKAGES
 NATIVE = False
 READS_ONNX = False
+MERGES = False
 
 
 class DummyRunner:

@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 
 def logits(program: Program, images: np.ndarray) -> torch.Tensor:
     with torch.no_grad():
-        return Vit(program)(normalise(program.spec, images)).log_softmax(dim=-1)
+        answers: torch.Tensor = Vit(program)(normalise(program.spec, images))
+        return answers.log_softmax(dim=-1)
 
 
 def test_a_plan_within_the_budget_with_little_drift_is_found() -> None:

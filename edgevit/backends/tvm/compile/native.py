@@ -132,7 +132,7 @@ def cache_for(architecture: str) -> Path | None:
 
 
 def _compile(compiler: str, version: str, options: Sequence[str], folder: Path, shared: Sequence[Path]) -> bytes:
-    """Link the runner with the libraries in `folder`."""
+    """Return link the runner with the libraries in `folder`."""
     include = package("tvm_ffi") / "include"
     names = [f"-l{path.stem.removeprefix('lib')}" for path in shared]
     linked = " ".join(f"{path.name} {_digest(path.read_bytes())}" for path in shared)
