@@ -141,3 +141,14 @@ def test_emulated_processors_execute_what_the_report_says() -> None:
         measured = [path[end] / 1e6 for end in ("lower_cycles", "upper_cycles")]
         # The session pasted there is a run of its own: Python's part moves by about 1 %.
         assert [float(end) for end in told] == pytest.approx(measured, rel=0.02, abs=0.2)
+
+
+def test_merging_tokens_loses_what_the_report_says() -> None:
+    rows = [row for row in reference("tokens.json")["rows"] if row["runtime"] == "torch"]
+    lost = []
+    for model in ("deit_tiny", "vit_tiny"):
+        dense, merged = (
+            next(row["top1"] for row in rows if (row["model"], row["share"]) == (model, share)) for share in (1.0, 0.7)
+        )
+        lost.append(f"{100 * (dense - merged):.1f}")
+    assert f"{lost[0]} and {lost[1]} points on DeiT-Ti and ViT-Ti in float" in README
