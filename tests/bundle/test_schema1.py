@@ -92,7 +92,7 @@ def test_it_is_profiled_and_reported(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["report", str(BUNDLE), str(out)]) == 0
     shown = capsys.readouterr().out
     assert "Proven at build time" in shown and "10 of 10 Gemm int8" in shown
-    assert "what ONNX Runtime&#x27;s arena has in use" in page.read_text(encoding="utf-8")
+    assert "what ONNX Runtime&#39;s arena has in use" in page.read_text(encoding="utf-8")
 
 
 def test_the_report_within_it_is_the_report_of_today() -> None:

@@ -13,15 +13,15 @@ SCRIPT = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from edgevit import ortmemory
-ort = ortmemory.runtime()
+from edgevit.backends.onnxruntime import memory
+ort = memory.runtime()
 options = ort.SessionOptions()
 options.log_severity_level = 4
 options.enable_profiling = True
 options.profile_file_prefix = str(Path.cwd() / "p")
 if sys.argv[2] == "ours":
-    ortmemory.configure(options)
-    ortmemory.configure(options)
+    memory.configure(options)
+    memory.configure(options)
 session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 for _ in range(2):
     session.run(None, {"image": np.zeros((1, 64, 64, 3), np.uint8)})

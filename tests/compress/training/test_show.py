@@ -152,12 +152,11 @@ def test_the_time_left_follows_the_last_two_minutes(clock: list[float]) -> None:
     assert shown._time_left() == "0:06:40"
 
 
-def test_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with Show(1, description="stage 1") as shown:
+def test_lines_are_logged(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    with caplog.at_level("INFO", logger="edgevit"), Show(1, description="stage 1") as shown:
         shown.update(1, 1.0, {}, ())
-    out, err = capsys.readouterr()
-    assert not out and err.startswith("stage 1: step 1 of 1 (100%), 1.00 images/s")
-    assert not sys.stderr.isatty()
+    assert caplog.messages[0].startswith("stage 1: step 1 of 1 (100%), 1.00 images/s")
+    assert not capsys.readouterr().out and not sys.stderr.isatty()
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
