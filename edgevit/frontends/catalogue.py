@@ -1,6 +1,6 @@
 """The table of models that fit, and of those that do not with the reason; read without torch.
 
-`python -m edgevit.frontends.catalogue` tries every name again and rewrites `catalogue.json`.
+`python -m edgevit.frontends.catalogue_rows` tries every name again and rewrites `catalogue.json`.
 """
 
 from __future__ import annotations
@@ -51,25 +51,9 @@ def read_catalogue(file: Path = FILE) -> Catalogue:
     return catalogue
 
 
-def write_catalogue(file: Path = FILE) -> Catalogue:
-    """Try every name (about four minutes on one core) and write the table atomically."""
-    from edgevit.frontends.catalogue_rows import try_all
-    from edgevit.frontends.timm_import import timm
-
-    catalogue = Catalogue(timm=timm.__version__, models=tuple(try_all()))
-    strict_json.write_atomic(file, catalogue_text(catalogue))
-    return catalogue
-
-
 def catalogue_text(catalogue: Catalogue) -> str:
     """Return the file's text: one row a line, without the fields that have their default."""
     defaults = {f.name: f.default for f in dataclasses.fields(Entry)}
     entries = (strict_json.to_data(entry) for entry in catalogue.models)
     rows = ",\n".join(json.dumps({k: v for k, v in row.items() if v != defaults[k]}) for row in entries)
     return f'{{"timm": {json.dumps(catalogue.timm)}, "models": [\n{rows}\n]}}\n'
-
-
-if __name__ == "__main__":
-    written = write_catalogue()
-    fitting = sum(entry.fits for entry in written.models)
-    print(f"{FILE.name}: {fitting} of {len(written.models)} models fit (timm {written.timm})")

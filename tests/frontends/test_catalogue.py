@@ -24,9 +24,9 @@ RANDOM = random.Random(datetime.date.today().toordinal())
 
 
 def test_the_table_holds_every_name() -> None:
-    assert CATALOGUE.timm == timm.__version__, "run: python -m edgevit.frontends.catalogue"
+    assert CATALOGUE.timm == timm.__version__, "run: python -m edgevit.frontends.catalogue_rows"
     architectures = {e.name.partition(".")[0] for e in CATALOGUE.models}
-    assert architectures == set(all_names()), "run: python -m edgevit.frontends.catalogue"
+    assert architectures == set(all_names()), "run: python -m edgevit.frontends.catalogue_rows"
     names = [e.name for e in CATALOGUE.models]
     assert len(names) == len(set(names))
 
