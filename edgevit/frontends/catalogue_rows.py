@@ -10,10 +10,10 @@ import torch
 
 from edgevit.errors import UnsupportedModelError
 from edgevit.frontends.catalogue import FILE, Catalogue, Entry, catalogue_text
-from edgevit.frontends.from_timm import meta_model, program_arrays, program_spec
 from edgevit.frontends.refusal import refusal
 from edgevit.frontends.t2t import CONFIGS, t2t_spec, upstream_shapes
 from edgevit.frontends.timm_import import timm
+from edgevit.frontends.timm_module import meta_model, program_arrays, program_spec
 from edgevit.program.macs import total_macs
 from edgevit.program.program import expected_shapes
 from edgevit.util import strict_json

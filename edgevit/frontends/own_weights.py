@@ -18,7 +18,11 @@ from edgevit.errors import EdgevitError, UnsupportedModelError, WeightsError
 from edgevit.frontends import transformers_models
 from edgevit.frontends.checkpoint import describe_file, load_checkpoint
 from edgevit.frontends.fit import Create, fit, timm_forms
-from edgevit.frontends.from_timm import (
+from edgevit.frontends.hub_folder import HubFolder, read_hub
+from edgevit.frontends.naming import Say, shorten
+from edgevit.frontends.stated import NOTES, class_names, say_assumed
+from edgevit.frontends.timm_import import timm
+from edgevit.frontends.timm_module import (
     check_name,
     image_spec,
     meta_model,
@@ -26,10 +30,6 @@ from edgevit.frontends.from_timm import (
     program_spec,
     random_model,
 )
-from edgevit.frontends.hub_folder import HubFolder, read_hub
-from edgevit.frontends.naming import Say, shorten
-from edgevit.frontends.stated import NOTES, class_names, say_assumed
-from edgevit.frontends.timm_import import timm
 from edgevit.program.program import Program
 from edgevit.program.spec import ImageSpec, ProgramSpec
 

@@ -11,9 +11,9 @@ import torch
 
 from edgevit.frontends.catalogue import Catalogue, Entry, catalogue_text, read_catalogue
 from edgevit.frontends.catalogue_rows import all_names, try_model
-from edgevit.frontends.from_timm import program_from_module
 from edgevit.frontends.t2t import CONFIGS
 from edgevit.frontends.timm_import import timm
+from edgevit.frontends.timm_module import program_from_module
 from edgevit.torch_form.vit import Vit, normalise
 from tests.frontends.real import enliven, outputs, real_images
 

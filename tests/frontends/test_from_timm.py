@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevit.errors import UnknownModelError, UnsupportedModelError, WeightsError
-from edgevit.frontends.from_timm import from_timm, image_spec, program_from_module
+from edgevit.frontends.from_timm import from_timm
 from edgevit.frontends.refusal import refusal
 from edgevit.frontends.timm_import import timm
+from edgevit.frontends.timm_module import image_spec, program_from_module
 from edgevit.program.program import Program, load_program, save_program
 from edgevit.torch_form.vit import Vit, normalise
 from tests.frontends.real import DATA, enliven, needs_data, outputs, real_images
