@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -276,9 +277,9 @@ def _menu(scores: Sequence[BranchScore], spec: ProgramSpec, last: int | None) ->
 
 
 def _resolution(losses: Sequence[Sequence[float]]) -> float:
-    """Return the unit that the branches' losses are rounded to, a power of two."""
+    """Return the unit that the branches' losses are rounded to, a power of two; never 0, however small they are."""
     most = sum(max(row) for row in losses)
-    return 2.0 ** (math.frexp(most)[1] - LOSS_BITS) if most > 0 else 1.0
+    return max(2.0 ** (math.frexp(most)[1] - LOSS_BITS), sys.float_info.min) if most > 0 else 1.0
 
 
 def offered_levels(branch: BranchSpec) -> list[int]:

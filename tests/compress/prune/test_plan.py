@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgevit.compress.prune.plan import (
@@ -177,6 +177,7 @@ def test_a_larger_budget_never_costs_more(
 
 
 @settings(max_examples=100, deadline=None)
+@example([[(0, 5e-324)]], 0)  # smaller than any unit to round to
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 5)), min_size=1, max_size=4), min_size=1, max_size=5),
     st.integers(0, 120),
