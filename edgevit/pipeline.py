@@ -10,7 +10,7 @@ profile   bundle -> images -> load -> golden outputs -> measurement (`devices`: 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,12 +48,11 @@ from edgevit.schema.quant_plan import QuantPlan, attention_names
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.util.atomic import scratch
-from edgevit.util.progress import track
+from edgevit.util.progress import Say, track
 
 if TYPE_CHECKING:
     from edgevit.compress.usdc.inputs import Training
 
-Say = Callable[[str], None]
 SCORED_IMAGES = 64
 JUDGED_IMAGES = 48
 # Most memory that a build takes: so many times its float weights, and Python with its libraries

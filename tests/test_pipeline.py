@@ -36,6 +36,7 @@ from edgevit.onnx_form.linear import quantize_weight
 from edgevit.program.macs import total_macs
 from edgevit.program.original import weights_digest
 from edgevit.program.program import Program
+from edgevit.program.tokens import read_plan, with_merges
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target, load_target
 from edgevit.verify.accuracy import Named
@@ -273,6 +274,21 @@ def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     broken(monkeypatch, hoist)
     with pytest.raises(SkipError):
         build(tiny_program(gated=True, skip=True), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("wrong", ["1:3,2:4", "1:4,3:3"])
+def test_tokens_merged_elsewhere_fail_the_build(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = pipeline.merge_tokens(tiny_program(depth=4), "1:4,2:3")
+
+    def elsewhere(right, program, plan, options):  # type: ignore[no-untyped-def]
+        bare = replace(program.spec, merges=())
+        return right(program.with_weights({}, with_merges(bare, read_plan(wrong, bare))), plan, **options)
+
+    broken(monkeypatch, elsewhere)
+    target = replace(lenient("x86-64-onnxruntime"), int8=False)
+    with pytest.raises(ParityError):
+        pipeline.build(program, target, image_set(program), tmp_path / "bundle", recipe=RECIPE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_float_branch_body_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

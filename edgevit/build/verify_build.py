@@ -35,7 +35,7 @@ from edgevit.schema.claims import (
 )
 from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.memory_bound import MemoryBound
-from edgevit.util.progress import track
+from edgevit.util.progress import Say, track
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.memory import check_memory
 from edgevit.verify.parity import ALL_OPEN, FLOAT, INT8, QUANTIZED, check_parity, deviation, drawn_paths
@@ -46,7 +46,6 @@ SKIP_IMAGES = 2
 SKIP_MARGIN = 0.15
 MARGIN_RUNS = 6
 DEVIATION_IMAGES = 8
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

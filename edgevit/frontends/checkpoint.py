@@ -22,7 +22,6 @@ from edgevit.frontends.hub_folder import INDEX, indexed_names, weight_files
 from edgevit.frontends.jax_names import read_jax
 from edgevit.frontends.naming import (
     Copies,
-    Say,
     hint,
     plain_names,
     shorten,
@@ -32,6 +31,7 @@ from edgevit.frontends.naming import (
 from edgevit.frontends.torch_file import read_torch
 from edgevit.frontends.transformers_names import join_qkv, to_timm_names
 from edgevit.program.intake import check_safetensors, unpacked_allowed
+from edgevit.util.progress import Say
 
 # Hugging Face names torch files .bin, Lightning .ckpt, and T2T-ViT's releases are called .pth.tar.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")

@@ -20,9 +20,9 @@ from edgevit.errors import UnsupportedModelError, WeightsError
 from edgevit.frontends.catalogue import read_catalogue
 from edgevit.frontends.checkpoint import check_keys, classes_of
 from edgevit.frontends.grid import Size, grid_of, say_grid
-from edgevit.frontends.naming import Say
 from edgevit.frontends.refusal import refusal
 from edgevit.frontends.timm_import import timm
+from edgevit.util.progress import Say
 
 # Builds the module with timm's options; `meta` without memory for its weights.
 Create = Callable[[dict[str, Any], bool], nn.Module]

@@ -11,12 +11,12 @@ from torch import nn
 
 from edgevit.errors import UnsupportedModelError, WeightsError
 from edgevit.frontends.imagenet import imagenet_names, named_subset
-from edgevit.frontends.naming import Say
 from edgevit.frontends.own_weights import own_program
 from edgevit.frontends.refusal import refusal
 from edgevit.frontends.timm_import import timm
 from edgevit.frontends.timm_module import SEED, check_name, create, meta_model, program_from_module, random_model
 from edgevit.program.program import Program
+from edgevit.util.progress import Say
 
 
 def from_timm(

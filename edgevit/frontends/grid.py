@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import WeightsError
-from edgevit.frontends.naming import Say
+from edgevit.util.progress import Say
 
 Size = tuple[int, int]
 # A grid is doubted when its neighbours differ by this factor more than those of another one. Rows of trained models

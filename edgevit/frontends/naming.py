@@ -8,7 +8,7 @@ and reports; whatever is chosen, assumed or left out is said.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from edgevit.errors import WeightsError
 from edgevit.frontends.torch_file import StandIn, whole_module
 from edgevit.util.limits import TENSOR_DIMENSIONS, TENSOR_NAME, WEIGHTS_DEPTH, WEIGHTS_EXPANSION, WEIGHTS_TENSORS
+from edgevit.util.progress import Say
 from edgevit.util.strict_json import shown
 
-Say = Callable[[str], None]
 State = Mapping[str, Tensor]
 
 PLAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "student", "encoder")

@@ -19,7 +19,7 @@ from edgevit.frontends import transformers_models
 from edgevit.frontends.checkpoint import describe_file, load_checkpoint
 from edgevit.frontends.fit import Create, fit, timm_forms
 from edgevit.frontends.hub_folder import HubFolder, read_hub
-from edgevit.frontends.naming import Say, shorten
+from edgevit.frontends.naming import shorten
 from edgevit.frontends.stated import NOTES, class_names, say_assumed
 from edgevit.frontends.timm_import import timm
 from edgevit.frontends.timm_module import (
@@ -32,6 +32,7 @@ from edgevit.frontends.timm_module import (
 )
 from edgevit.program.program import Program
 from edgevit.program.spec import ImageSpec, ProgramSpec
+from edgevit.util.progress import Say
 
 
 def own_program(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from edgevit.errors import ProgramError, RuntimeMissingError, WeightsError
 from edgevit.frontends.hub_folder import is_hub
 from edgevit.program.program import Program, is_program, load_program
+from edgevit.util.progress import Say
 
 SHIPPED = Path(__file__).resolve().parent.parent / "programs"
 
@@ -24,7 +24,7 @@ def resolve(
     classes: int | None = None,
     image_size: tuple[int, int] | None = None,
     ema: bool | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Program:
     """Return the Program that `model` means. A Program folder is read without torch.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from edgevit.frontends.imagenet import imagenet_names, named_subset
 from edgevit.program.program import Program
 from edgevit.program.spec import ImageSpec, ProgramSpec
+from edgevit.util.progress import Say
 
 NOTES = "notes"  # key of an origin: what was chosen, assumed or left out when the weights were read
-Say = Callable[[str], None]
 
 
 def say_assumed(image: ImageSpec, label: str, say: Say) -> None:

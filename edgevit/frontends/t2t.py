@@ -20,7 +20,6 @@ from torch import Tensor
 from edgevit.errors import UnknownModelError, UnsupportedModelError
 from edgevit.frontends.checkpoint import check_keys, classes_of, describe_file, load_checkpoint
 from edgevit.frontends.grid import grid_of, say_grid
-from edgevit.frontends.naming import Say
 from edgevit.frontends.stated import NOTES, class_names, say_assumed
 from edgevit.program.program import Program
 from edgevit.program.spec import (
@@ -31,6 +30,7 @@ from edgevit.program.spec import (
     StemKind,
     StemSpec,
 )
+from edgevit.util.progress import Say
 
 TOKEN_DIM = 64
 PATCH = 16

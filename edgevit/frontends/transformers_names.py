@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from edgevit.errors import WeightsError
-from edgevit.frontends.naming import Say, shorten
+from edgevit.frontends.naming import shorten
+from edgevit.util.progress import Say
 
 _PARTS = r"\.(weight|bias)"
 

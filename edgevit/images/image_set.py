@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ from edgevit.images.packed import READ_FAULTS
 from edgevit.images.sources import Entry, labelling, list_images
 from edgevit.program.spec import ImageSpec, ProgramSpec
 from edgevit.util.limits import IMAGE_PIXELS, IMAGE_SCANS, PICTURE_SIDE
-from edgevit.util.progress import track
+from edgevit.util.progress import Say, track
 
 T = TypeVar("T")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what the errors say, too
@@ -158,7 +158,7 @@ def set_of_array(
     )
 
 
-def number_labels(loaded: ImageSet, spec: ProgramSpec, say: Callable[[str], None] = lambda _: None) -> ImageSet:
+def number_labels(loaded: ImageSet, spec: ProgramSpec, say: Say = lambda _: None) -> ImageSet:
     """Return labelled images with the labels of their source turned into places among the model's classes.
 
     `say` is told how they were found (see `match.place_labels`).

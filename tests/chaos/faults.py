@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import shutil
 import stat
@@ -105,9 +106,15 @@ def _wrong(ended: Ended, codes: Sequence[int]) -> str:
 
 
 def message(ended: Ended) -> str:
-    """The last thing that the command said in its own name."""
+    """Return the last thing that the command said in its own name, without the names that a process makes up."""
     lines = [line for line in ended.said.splitlines() if line.startswith("edgevit: ")]
-    return lines[-1].removeprefix("edgevit: ").removeprefix("error: ") if lines and ended.code else ""
+    last = lines[-1].removeprefix("edgevit: ").removeprefix("error: ") if lines and ended.code else ""
+    return unnumbered(last)
+
+
+def unnumbered(text: str) -> str:
+    """Return text without process numbers and random parts of names: equal runs say equal things."""
+    return re.sub(r"(?<=[a-z])-\d+(?=/)", "", re.sub(r"edgevit-\d+-\w+", "edgevit-*", text))
 
 
 def file_limit(size: int) -> Fault:

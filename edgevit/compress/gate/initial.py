@@ -20,7 +20,6 @@ from edgevit.util.progress import track
 BATCH = 8
 FLOOR = 1e-3  # nats; losses below it are noise
 RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-LARGEST_LOGIT = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)

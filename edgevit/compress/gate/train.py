@@ -8,7 +8,7 @@ numbers were chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
 from edgevit.torch_form.vit import Vit
-from edgevit.util.progress import track
+from edgevit.util.progress import Say, track
 
 SCORED_IMAGES = 96
 HELD_OUT = 4  # every 4th image is kept from training and sets the thresholds
@@ -62,7 +62,7 @@ def train_gates(
     teacher: Program | None = None,
     seed: int = 0,
     epochs: int = RECIPE.epochs_recover,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> Program:
     """Return the Program with a trained gate and skip rows on every branch.
 

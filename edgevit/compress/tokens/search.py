@@ -7,7 +7,7 @@ costs time that no MACs tell of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,12 @@ from edgevit.program.token_plans import plan_at, starts, unreachable
 from edgevit.program.tokens import merge_branches, write_plan
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
+from edgevit.util.progress import Say
 
 SCREENED_IMAGES = 64
 SCREENED_PLANS = 10  # for each number of points
 WORTH_A_POINT = 0.9
 BATCH = 32
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

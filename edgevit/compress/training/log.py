@@ -10,13 +10,14 @@ import csv
 import functools
 import io
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from edgevit.errors import OutputError, TrainingError
 from edgevit.util import strict_json
+from edgevit.util.progress import Say
 from edgevit.util.progress import say as to_stderr
 from edgevit.util.signals import signals_wait
 
@@ -41,7 +42,7 @@ class Log:
         TrainingError: metrics.csv is not one of these logs.
     """
 
-    def __init__(self, folder: Path, *, resume_at: int = 0, say: Callable[[str], None] = to_stderr) -> None:
+    def __init__(self, folder: Path, *, resume_at: int = 0, say: Say = to_stderr) -> None:
         self._path = folder / CSV_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ def _silence_writer() -> None:
     threading.excepthook = hook
 
 
-def _open_board(folder: Path, resume_at: int, say: Callable[[str], None]) -> SummaryWriter | None:
+def _open_board(folder: Path, resume_at: int, say: Say) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

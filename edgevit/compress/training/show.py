@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevit.program.spec import BranchKind
+from edgevit.util.progress import Say
 from edgevit.util.progress import say as to_stderr
 
 LINES = 20  # without a terminal, over the whole run
@@ -72,7 +73,7 @@ class Show:
         *,
         start: int = 0,
         description: str,
-        say: Callable[[str], None] = to_stderr,
+        say: Say = to_stderr,
         console: Console | None = None,
     ) -> None:
         self._total, self._step, self._description, self._say = total_steps, start, description, say

@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgevit.devices.qemu.emulator import last_words
 from edgevit.errors import DeviceError
+from edgevit.util.progress import Say
 
 HERE = Path(__file__).parent
 WHEELS = HERE / "wheels.txt"
@@ -65,7 +66,7 @@ def require_tools() -> None:
         )
 
 
-def find_qemu(folder: Path, say: Callable[[str], None]) -> Qemu:
+def find_qemu(folder: Path, say: Say) -> Qemu:
     """Return this machine's qemu-aarch64 if it takes plugins, else one unpacked into `folder`, else the static one.
 
     Raises:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from edgevit.errors import DeviceError, OutputError
 from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.util import atomic, strict_json
 from edgevit.util.atomic import scratch
+from edgevit.util.progress import Say
 from edgevit.util.resources import user_cache
 
 NAME = "qemu"
@@ -44,7 +45,6 @@ sum(range(1000))
 call(0x7ffe, 2)
 print(json.dumps([platform.machine(), [m.__version__ for m in modules]]))
 """
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
