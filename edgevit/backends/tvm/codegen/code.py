@@ -253,6 +253,11 @@ def lane_max(code: Code, vector: Any, lanes: int) -> Any:
     return _fold(code, vector, lanes, tirx.max)
 
 
+def lane_min(code: Code, vector: Any, lanes: int) -> Any:
+    """Return the smallest lane of a vector, as a scalar."""
+    return _fold(code, vector, lanes, tirx.min)
+
+
 def _fold(code: Code, vector: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
     while lanes > 1:
         lanes //= 2

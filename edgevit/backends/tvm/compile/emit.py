@@ -21,6 +21,7 @@ from edgevit.backends.tvm.parts.stages import Stages
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import merge_at, tokens_before
 from edgevit.schema.quant_plan import QuantPlan
 
 
@@ -86,14 +87,19 @@ def chain(stages: Stages, *, gating: bool = True) -> list[Step]:
     spec = stages.spec
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)
+    sizes = None
     for index, (branch, kept, read) in enumerate(zip(spec.branches, rows, rows_in(spec), strict=True)):
         skip = stages.skip(branch, kept) if branch.skip and (branch.removed or gating) else None
         if branch.removed:
             steps.append(Step(body=skip))
-            continue
-        gate = stages.gate(branch, index, read) if branch.gate is not None and gating else None
-        steps.append(Step(gate=gate, body=stages.branch(branch, kept, read), otherwise=skip if gate else None))
-    steps.append(Step(body=stages.head(rows[-1] if rows else spec.tokens)))
+        else:
+            gate = stages.gate(branch, index, read, sizes) if branch.gate is not None and gating else None
+            body = stages.branch(branch, kept, read, sizes)
+            steps.append(Step(gate=gate, body=body, otherwise=skip if gate else None))
+        if (point := merge_at(spec, branch.name)) is not None:
+            steps.append(Step(body=stages.merge(point, kept)))
+            sizes = stages.sizes
+    steps.append(Step(body=stages.head(tokens_before(spec)[-1] if spec.head.pool == "mean" else spec.tokens, sizes)))
     return steps
 
 

@@ -108,14 +108,28 @@ def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
     return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
 
 
-def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
-    """Return attend per head, target = softmax(query key^T) value; the scale is in the query already."""
+def attention(
+    isa: Isa,
+    arena: int,
+    blob: int,
+    heads: Heads,
+    target: Matrix,
+    work: Scratch,
+    tile: Tile,
+    bias: Place | None = None,
+) -> Any:
+    """Return attend per head, target = softmax(query key^T + bias) value; the scale is in the query already.
+
+    `bias` has a value for every key, and `MASKED` in the columns of padding.
+    """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
     threads = attention_threads(isa, heads)
     with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads)
+        kernel = _Attention(
+            code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads, bias
+        )
         with phase():
             kernel.pack_keys()
             kernel.pack_values()
@@ -140,7 +154,9 @@ class _Attention:
         tile: Tile,
         lanes: int,
         threads: int,
+        bias: Place | None,
     ) -> None:
+        self.bias = bias
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.tile, self.lanes, self.threads = target, work, tile, lanes, threads
 
@@ -185,7 +201,7 @@ class _Attention:
         depth: int,
         base: int,
         left: Callable[[Any, int, Any, int], Any],
-        start: Callable[[Panel, int], Any],
+        start: Callable[[Panel, Any, int], Any],
         store: Callable[[Any, Any, Any], None],
     ) -> None:
         """`[rows, depth] x [depth, columns]`, panel by panel of the packed matrix at `base`; a panel stays in cache.
@@ -196,7 +212,7 @@ class _Attention:
             depth: of the product.
             base: where the packed matrix starts.
             left: (first row of the tile, row in it, k, count) to so many values from `k` on.
-            start: (panel, vector) to what its sums start from.
+            start: (panel, its first column, vector) to what its sums start from.
             store: takes row, column and vector of every result.
         """
         code, lanes = self.code, self.lanes
@@ -208,7 +224,13 @@ class _Attention:
 
                 def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
                     sums = multiply(
-                        code, lanes, part, depth, lambda r, k, n: left(row, r, k, n), right, lambda v: start(panel, v)
+                        code,
+                        lanes,
+                        part,
+                        depth,
+                        lambda r, k, n: left(row, r, k, n),
+                        right,
+                        lambda v: start(panel, first, v),
                     )
                     for r in range(part.rows):
                         for v in range(part.vectors):
@@ -218,6 +240,11 @@ class _Attention:
 
     def _scores(self, row: Any, rows: int) -> None:
         query, scores = self.heads.query, self.work.scores
+
+        def start(panel: Panel, first: Any, v: int) -> Any:
+            if self.bias is None:
+                return mask(panel.used - v * self.lanes, self.lanes)
+            return load_vector(self.memory, self.bias.offset + first + v * self.lanes, self.lanes)
 
         def store(r: Any, column: Any, value: Any) -> None:
             self.code.store_vector(self.memory, scores.offset + r * scores.stride + column, value, self.lanes)
@@ -230,7 +257,7 @@ class _Attention:
             lambda first, r, e, count: load_lanes(
                 self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
             ),
-            lambda panel, v: mask(panel.used - v * self.lanes, self.lanes),
+            start,
             store,
         )
 

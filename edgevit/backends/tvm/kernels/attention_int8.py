@@ -128,15 +128,26 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
 
 
 def attention(
-    isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, dot: Dot, tile: Tile
+    isa: Isa,
+    arena: int,
+    blob: int,
+    heads: Heads,
+    target: Matrix,
+    work: Scratch,
+    dot: Dot,
+    tile: Tile,
+    bias: Place | None = None,
 ) -> Any:
-    """Return attend per head, target = softmax(query key^T) value; the scale is in the query already."""
+    """Return attend per head, target = softmax(query key^T + bias) value; the scale is in the query already.
+
+    `bias` has a value for every key, in powers of 2, and `attention.MASKED` in the columns of padding.
+    """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
     threads = attention_threads(isa, heads)
     with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads)
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
         with phase():
             kernel.pack_keys()
             kernel.pack_values()
@@ -166,7 +177,9 @@ class _Attention:
         dot: Dot,
         tile: Tile,
         threads: int,
+        bias: Place | None,
     ) -> None:
+        self.bias = bias
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.dot, self.tile, self.lanes = target, work, dot, tile, dot.lanes
         self.threads = threads
@@ -285,7 +298,9 @@ class _Attention:
             scale = splat(load(self.memory, work.scale.offset + r), lanes)
             scale = scale * load_vector(self.memory, keys.scale.offset + column, lanes)
             score = to_float(total, lanes) * scale
-            if panel.used < (v + 1) * lanes:
+            if self.bias is not None:
+                score = score + load_vector(self.memory, self.bias.offset + column, lanes)
+            elif panel.used < (v + 1) * lanes:
                 score = score + mask(panel.used - v * lanes, lanes)
             place = work.scores.offset + r * work.scores.stride + column
             self.code.store_vector(self.memory, place, score, lanes)

@@ -237,7 +237,7 @@ def norm_rows(
     with each(code, threads, source.rows) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
-        mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes, runs)
+        mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
         with code.loop(vectors) as v:
             x = load_vector(memory, base + v * lanes, lanes)
             y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
@@ -245,7 +245,7 @@ def norm_rows(
             put(code, memory, values, target, row, start + v * lanes, y, lanes)
 
 
-def _moments(
+def moments(
     code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int, runs: int = 1
 ) -> tuple[Any, Any]:
     """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0.
@@ -284,16 +284,20 @@ def decide(
     limit: float,
     eps: float,
     index: int,
+    sizes: Place | None = None,
 ) -> Any:
-    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index]."""
+    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index].
+
+    `sizes` weigh the rows in their mean, see `mean_rows`.
+    """
     code, lanes = Code(), isa.lanes
     memory, values, decisions = buffer("arena", arena), buffer("weights", blob), buffer("gates", states, "uint8")
     effort = tensor("effort", ())
     base: Any = pooled.offset
     if pooled.rows > 1:
-        mean_rows(code, memory, pooled, scratch, lanes)
+        mean_rows(code, memory, pooled, scratch, lanes, sizes)
         base = scratch.offset
-    mean, scaled = _moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
+    mean, scaled = moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
     sums = code.register(splat(0.0, lanes))
     with code.loop(-(-pooled.width // lanes)) as v:
         x = (load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)) * splat(scaled, lanes)
@@ -305,22 +309,26 @@ def decide(
     return code.function([memory, values, effort, decisions], result="bool")
 
 
-def mean_rows(code: Code, memory: Any, source: Place, target: Place, lanes: int) -> None:
-    """Make target row 0 = mean over the rows of source."""
+def mean_rows(code: Code, memory: Any, source: Place, target: Place, lanes: int, sizes: Place | None = None) -> None:
+    """Make target row 0 = mean over the rows of source; each row counts as often as `sizes` says, which has all rows.
+
+    `sizes` is as long as there were rows when each of them counted once.
+    """
     with code.loop(-(-source.width // lanes)) as v:
         sums = code.register(splat(0.0, lanes))
         with code.loop(source.rows) as row:
             x = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
+            x = x if sizes is None else x * splat(load(memory, sizes.offset + row), lanes)
             sums.set(sums.value + x)
-        mean = sums.value * splat(1 / source.rows, lanes)
+        mean = sums.value * splat(1 / (source.rows if sizes is None else sizes.width), lanes)
         code.store_vector(memory, target.offset + v * lanes, mean, lanes)
 
 
-def average(isa: Isa, arena: int, source: Place, target: Place) -> Any:
-    """Make target row 0 = mean over the rows of source."""
+def average(isa: Isa, arena: int, source: Place, target: Place, sizes: Place | None = None) -> Any:
+    """Make target row 0 = mean over the rows of source, weighed by `sizes`; see `mean_rows`."""
     code = Code()
     memory = buffer("arena", arena)
-    mean_rows(code, memory, source, target, isa.lanes)
+    mean_rows(code, memory, source, target, isa.lanes, sizes)
     return code.function([memory])
 
 

@@ -13,12 +13,15 @@ from edgevit.backends.tvm.codegen.schedules import Product, pad
 from edgevit.backends.tvm.kernels import attention_int8
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
+from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.backends.tvm.parts.stage import Counted, Shared, StageWriter, spread
 from edgevit.program.spec import BranchSpec
 
 
-def mhsa(shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read: int) -> None:
-    """Compute stream[:rows] += f(norm(stream[:read])) with `branch.units` heads."""
+def mhsa(
+    shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read: int, sizes: Sizes | None = None
+) -> None:
+    """Compute stream[:rows] += f(norm(stream[:read])) with `branch.units` heads; keys count as `sizes` says."""
     name, spec, isa = branch.name, shared.spec, shared.isa
     weights, heads, width = shared.program.weights, branch.units, branch.head_dim
     stride = pad(width, isa.lanes)
@@ -46,26 +49,30 @@ def mhsa(shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read
             group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
             stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
     split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
-    _attention(shared, stage, name, split, context)
+    _attention(shared, stage, name, split, context, sizes)
     proj = pad_heads(weights[f"{name}.proj.weight"].T, heads, width, stride).T
     target, bias = shared.stream.first(rows), weights[f"{name}.proj.bias"]
     stage.product("proj", last, context, target, proj, bias, Epilogue(onto=True))
 
 
-def _attention(shared: Shared, stage: StageWriter, name: str, heads: Heads, context: Matrix) -> None:
+def _attention(
+    shared: Shared, stage: StageWriter, name: str, heads: Heads, context: Matrix, sizes: Sizes | None
+) -> None:
     isa = shared.isa
     shape = Product(rows=heads.query.rows, columns=heads.key.rows, depth=heads.width)
+    # Kernels of models that merge nothing are the same as ever: they take no bias.
+    natural, binary = ((), ()) if sizes is None else ((sizes.bias.first(1),), (sizes.bias.after(1),))
     if name not in shared.plan.attentions:
         tile = shared.choose(isa, shape)
         work = scratch(shared.arena, heads, tile, isa)
-        stage.call("attention", attention, heads, context, work, tile)
+        stage.call("attention", attention, heads, context, work, tile, *natural)
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
     tile = shared.choose(isa, replace(shape, dot=how))
     places = attention_int8.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)
     counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
-    stage.call("attention", attention_int8.attention, heads, context, places, how, tile, counted=counted)
+    stage.call("attention", attention_int8.attention, heads, context, places, how, tile, *binary, counted=counted)
 
 
 def _qkv(shared: Shared, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from edgevit.backends.tvm.codegen.layout import pad_columns
 from edgevit.backends.tvm.kernels import common
+from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.backends.tvm.parts.stage import Shared, StageWriter
 from edgevit.program.spec import BranchSpec
 
 
-def gate(shared: Shared, stage: StageWriter, branch: BranchSpec, index: int, read: int) -> None:
-    """Decide whether the branch runs: the only kernel returns it."""
+def gate(
+    shared: Shared, stage: StageWriter, branch: BranchSpec, index: int, read: int, sizes: Sizes | None = None
+) -> None:
+    """Decide whether the branch runs: the only kernel returns it. In a mean, tokens count as `sizes` says."""
     assert branch.gate is not None
     spec = shared.spec
     prefix = spec.stem.prefix
     pooled = shared.stream.first(1) if branch.gate.pool == "prefix" else shared.stream.first(read).after(prefix)
+    weighed = () if sizes is None or branch.gate.pool == "prefix" else (sizes.patches,)
     work = shared.arena.place(1, spec.dim)
     weights = shared.program.weights
     offset = stage.blob.add(pad_columns(weights[f"{branch.name}.gate.weight"], shared.stream.stride))
@@ -29,6 +33,7 @@ def gate(shared: Shared, stage: StageWriter, branch: BranchSpec, index: int, rea
         limit,
         spec.norm_eps,
         index,
+        *weighed,
         takes=("arena", "weights", "effort", "gates"),
     )
 

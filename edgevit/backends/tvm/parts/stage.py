@@ -15,6 +15,7 @@ from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place, pack, pad_co
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
 from edgevit.backends.tvm.kernels import common, int8
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
+from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
@@ -54,7 +55,10 @@ class Stage:
 
 
 class Shared:
-    """What all stages of one Program share: it and its plan, the instruction set, the arena and the stream in there."""
+    """What all stages of one Program share: it and its plan, the instruction set, the arena and the stream in there.
+
+    `sizes` of the stream's tokens are beside it where tokens are merged.
+    """
 
     def __init__(self, program: Program, isa: Isa, choose: Choose, plan: QuantPlan | None = None) -> None:
         self.program, self.spec, self.isa, self.choose = program, program.spec, isa, choose
@@ -62,6 +66,10 @@ class Shared:
         self.dot = dot(isa, self.plan.weight_bits)
         self.arena = Arena(isa.lanes)
         self.stream = self.arena.place(self.spec.tokens, self.spec.dim)
+        self.sizes: Sizes | None = None
+        if self.spec.merges:
+            patches, bias = self.arena.place(1, self.spec.patches), self.arena.place(2, self.spec.tokens)
+            self.sizes = Sizes(patches=patches, bias=bias)
 
     def entry(self, linear: str) -> LinearPlan | None:
         """Return the plan of a Linear that is int8."""
