@@ -185,6 +185,11 @@ def smaller(a: Any, b: Any) -> Any:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(integer(a), integer(b))
 
 
+def whole(a: Any, size: int) -> Any:
+    """Return how often a size goes into an integer, known here or only when it runs; neither is negative."""
+    return a // size if isinstance(a, int) else tirx.floordiv(a, integer(size))
+
+
 def number(value: float) -> Any:
     return tirx.const(value, "float32")
 

@@ -22,15 +22,18 @@ from edgevit.backends.tvm.codegen.code import (
     joined,
     lane_max,
     lane_min,
+    larger,
     load,
     load_lanes,
     load_vector,
     number,
     smaller,
     splat,
+    tensor,
     to_float,
+    whole,
 )
-from edgevit.backends.tvm.codegen.layout import Arena, Place
+from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
     NORM_STEPS,
@@ -41,6 +44,7 @@ from edgevit.backends.tvm.codegen.threads import (
     shared,
     team,
     threads_for,
+    units_of,
 )
 from edgevit.backends.tvm.kernels.attention import MASKED, panels_of
 from edgevit.backends.tvm.kernels.common import moments, multiply, packed
@@ -57,10 +61,27 @@ class Sizes:
         patches: of every patch token, `[1, patches]`.
         bias: what attention adds to the scores of every key, `[2, tokens]`: log(size) and, for powers of 2, log2(size);
             far below any score behind the last token.
+        alive: how many tokens there are, where that follows the image.
     """
 
     patches: Place
     bias: Place
+    alive: Alive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """How many pairs a point merges: `count`, the best ones.
+
+    With a `limit` as many as have a product above `limit` + `gain` x effort, but at least `least`, at most `count`, and
+    of the numbers between them a multiple of `step`.
+    """
+
+    count: int
+    least: int = 0
+    step: int = 1
+    limit: float | None = None
+    gain: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +130,34 @@ def merge(
     blob: int,
     stream: Place,
     prefix: int,
-    count: int,
+    pairs: Pairs,
     sizes: Sizes,
     begins: bool,
     work: Scratch,
     tile: Tile,
     logs: int,
     eps: float,
+    after: Alive | None = None,
 ) -> Any:
-    """Merge the `count` best pairs of patch tokens: what is left is the prefix, the first set in order, the second.
+    """Merge the best pairs of patch tokens: what is left is the prefix, the first set in order, the second.
 
+    Where tokens are counted, there are as many before as `sizes` says, and how many are left is written for `after`.
     The blob has, from `logs` on, log(size) and log2(size) of every size from 1 on, with the stride of `sizes.bias`.
     Every token is one patch where the point `begins` the merging.
     """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
+    effort, tokens = tensor("effort", ()), None if after is None else buffer("tokens", after.points, "int32")
+    patches: Any = stream.rows - prefix
+    if sizes.alive is not None:
+        patches = code.let(smaller(load(tokens, sizes.alive.point), patches))
+    first, second = whole(patches + 1, 2), whole(patches, 2)
+
+    def count() -> Any:
+        """Pairs that are merged: every thread reads what one of them has written."""
+        return pairs.count if after is None or pairs.limit is None else code.let(patches - load(tokens, after.point))
+
     point = _Merge(code, isa, memory, stream, prefix, sizes, begins, work, tile)
-    first, second = halves(stream.rows - prefix)
     with team(code, point.threads) as phase:
         with phase():
             point.norm(first, second, eps)
@@ -135,12 +167,16 @@ def merge(
             point.scores(first, second)
         with phase(), code.alone():
             point.rank(first)
-            point.place(first, second, count)
+            if after is not None:
+                merged = pairs.count if pairs.limit is None else point.pairs(first, pairs, effort[()])
+                code.store(tokens, after.point, integer(patches - merged))
+            point.place(first, second, count())
         with phase():
-            point.move(first, second, count)
+            point.move(first, second, count())
         with phase(), code.alone():
-            point.count(values, first + second - count, logs)
-    return code.function([memory, values])
+            point.count(values, patches - count(), logs)
+    given = [*([] if pairs.limit is None else [effort]), *([] if tokens is None else [tokens])]
+    return code.function([memory, values, *given])
 
 
 class _Merge:
@@ -168,7 +204,7 @@ class _Merge:
         """Rows of both sets, each minus its mean and divided by its deviation."""
         code, lanes = self.code, self.lanes
         for place, begin, count in ((self.work.first, 0, first), (self.work.second, 1, second)):
-            with each(code, self.threads, count) as index:
+            with each(code, self.threads, place.rows, _known_late(count)) as index:
                 base = self._row(2 * index + begin)
                 mean, scaled = moments(code, self.memory, base, self.dim, self.dim, eps, lanes)
                 with code.loop(self.vectors) as v:
@@ -182,7 +218,8 @@ class _Merge:
         code, lanes, source = self.code, self.lanes, self.work.second
         for panel in panels_of(source.rows, self.tile, lanes):
             columns = panel.vectors * lanes
-            with each(code, self.threads, panel.count) as index, code.loop(panel.vectors) as v:
+            there = panel.there(_known_late(second))
+            with each(code, self.threads, panel.count, there) as index, code.loop(panel.vectors) as v:
                 first = panel.first + index * columns
                 base = self.work.keys.offset + first * self.dim + v * lanes
                 rows = [code.let(integer(smaller(first + v * lanes + i, second - 1))) for i in range(lanes)]
@@ -202,10 +239,11 @@ class _Merge:
         """Products of every token of the first set with all of the second, and the best of them."""
         code, lanes, work = self.code, self.lanes, self.work
         units = row_units(work.first.rows, self.tile)
-        with shared(code, self.threads, units) as part:
+        there = units_of(_known_late(first), self.tile.rows)
+        with shared(code, self.threads, units, there) as part:
             for panel in panels_of(work.second.rows, self.tile, lanes):
                 width = panel.vectors * lanes
-                with code.loop(panel.count) as index:
+                with code.loop(panel.count if there is None else panel.there(second)) as index:
                     self._panel(panel.first + index * width, panel.vectors, part)
             end = smaller(part.end * self.tile.rows, first)
             begin = part.first * self.tile.rows
@@ -236,7 +274,7 @@ class _Merge:
     def _best(self, row: Any, second: Any) -> None:
         """The largest score of a row, and the first column that has it."""
         code, lanes, work = self.code, self.lanes, self.work
-        base, vectors = work.scores.offset + row * work.scores.stride, -(-second // lanes)
+        base, vectors = work.scores.offset + row * work.scores.stride, units_of(second, lanes)
         largest = code.register(load_vector(self.memory, base, lanes))
         with code.loop(vectors) as v:
             largest.set(tirx.max(largest.value, load_vector(self.memory, base + v * lanes, lanes)))
@@ -254,7 +292,7 @@ class _Merge:
         """Of every token of the first set, how many come before it: better ones, and equal ones of lower index."""
         code, lanes, work = self.code, self.lanes, self.work
         one, none = splat(1.0, lanes), splat(0.0, lanes)
-        with code.loop(-(-first // lanes)) as v:
+        with code.loop(units_of(first, lanes)) as v:
             own = code.let(load_vector(self.memory, work.best.offset + v * lanes, lanes))
             index = code.let(to_float(tirx.Ramp(integer(v * lanes), integer(1), lanes), lanes))
             before = code.register(none)
@@ -264,6 +302,18 @@ class _Merge:
                 equal = tirx.Select(best >= own, lower, none)
                 before.set(before.value + tirx.Select(best > own, one, equal))
             code.store_vector(self.memory, work.order.offset + v * lanes, before.value, lanes)
+
+    def pairs(self, first: Any, pairs: Pairs, effort: Any) -> Any:
+        """How many pairs are merged in this image."""
+        code, above = self.code, self.code.register(integer(0))
+        assert pairs.limit is not None
+        limit = code.let(number(pairs.limit) + number(pairs.gain) * effort)
+        with code.loop(first) as index:
+            best = load(self.memory, self.work.best.offset + index)
+            above.set(above.value + tirx.Cast("int32", best > limit))
+        found = code.let(above.value)
+        stepped = larger(whole(found, pairs.step) * pairs.step, pairs.least)
+        return code.let(tirx.Select(found >= integer(pairs.count), integer(pairs.count), stepped))
 
     def place(self, first: Any, second: Any, count: Any) -> None:
         """The row that each of the first set goes to if it is left, and the sizes that come out."""
@@ -343,6 +393,11 @@ class _Merge:
 
     def _weight(self, index: Any) -> Any:
         return None if self.begins else self.code.let(self._size(index))
+
+
+def _known_late(count: Any) -> Any:
+    """Return a number that is known only when the kernel runs, None for others."""
+    return None if isinstance(count, int) else count
 
 
 def transposed(code: Code, rows: list[Any]) -> list[Any]:

@@ -47,13 +47,13 @@ class Stages(Shared):
         if branch.kind == "mhsa":
             attention.mhsa(self, stage, branch, rows, read, sizes)
         else:
-            ffn.ffn(self, stage, branch, rows)
+            ffn.ffn(self, stage, branch, rows, sizes)
         return stage.done()
 
-    def skip(self, branch: BranchSpec, rows: int) -> Stage:
+    def skip(self, branch: BranchSpec, rows: int, sizes: Sizes | None = None) -> Stage:
         """Compute stream[:rows] += the branch's skip rows."""
         stage = self._stage(f"{branch.name}.skip")
-        gate.skipped(self, stage, branch, rows)
+        gate.skipped(self, stage, branch, rows, sizes)
         return stage.done()
 
     def gate(self, branch: BranchSpec, index: int, read: int, sizes: Sizes | None = None) -> Stage:
@@ -62,10 +62,10 @@ class Stages(Shared):
         gate.gate(self, stage, branch, index, read, sizes)
         return stage.done()
 
-    def merge(self, point: MergeSpec, rows: int) -> Stage:
-        """Merge tokens of stream[:rows]."""
+    def merge(self, point: MergeSpec, rows: int, sizes: Sizes | None = None) -> Stage:
+        """Merge tokens of stream[:rows]; `sizes` where tokens have been merged before."""
         stage = self._stage(f"merge.{point.after}")
-        tokens.merge(self, stage, point, rows)
+        tokens.merge(self, stage, point, rows, sizes)
         return stage.done()
 
     def head(self, read: int, sizes: Sizes | None = None) -> Stage:
