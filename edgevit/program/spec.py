@@ -106,7 +106,8 @@ class MergeSpec:
     """A point of the stream where patch tokens are merged: after branch `after`, some pairs, each into one token.
 
     Without a `threshold` these are the `count` best pairs. With one their number follows the image: pairs whose cosine
-    is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first.
+    is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
+    in steps (`tokens.pair_counts`).
 
     Rule `bipartite`: see `torch_form.tokens`. Prefix tokens are never merged. A merged token stands for `size` patches:
     its row is their mean, attention adds log(size) to the scores of its key, and means over patches weigh it by size.

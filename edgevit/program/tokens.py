@@ -1,7 +1,8 @@
 """Where the tokens of a Program are merged: how many are left after each point, what that costs, which plans are sound.
 
 A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. `4:10-98@0.8` merges as
-many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98.
+many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98, and
+of the numbers between them a multiple of `MERGE_STEP`.
 Blocks count from 1; a block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
 
 How many tokens are left after each point is what a run's output `tokens` says, and `left` here: patch tokens, a number
@@ -22,6 +23,8 @@ from edgevit.util import limits, strict_json
 
 LEAST_PATCHES = 2  # what has to be left to be mixed
 MERGE_EFFORT = 0.1  # cosine that a unit of effort adds to every threshold
+# Pairs by which images differ: every number of rows is a shape that runtimes prepare and memory is proven for.
+MERGE_STEP = 8
 Left = Sequence[int] | np.ndarray | None
 _NUMBER = r"-?(?:\d{1,3}(?:\.\d{1,20})?|\.\d{1,20})(?:e-\d{1,2})?"
 _POINT = re.compile(rf"\s*(\d{{1,6}}):(?:(\d{{1,6}})|(\d{{1,6}})-(\d{{1,6}})@({_NUMBER}))\s*", re.ASCII)
@@ -52,6 +55,15 @@ def _left_after(spec: ProgramSpec, left: Left) -> tuple[int, ...]:
 
 def _left(patches: int, pairs: Sequence[int]) -> tuple[int, ...]:
     return tuple(patches - sum(pairs[: index + 1]) for index in range(len(pairs)))
+
+
+def pair_counts(point: MergeSpec) -> tuple[int, ...]:
+    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of `MERGE_STEP` between them.
+
+    Of as many pairs as are alike enough the largest of these is merged, otherwise the first.
+    """
+    between = range(point.fewest + MERGE_STEP - point.fewest % MERGE_STEP, point.count, MERGE_STEP)
+    return tuple(sorted({point.fewest, *between, point.count}))
 
 
 def merge_at(spec: ProgramSpec, branch: str) -> MergeSpec | None:

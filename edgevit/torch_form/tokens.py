@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import MERGE_EFFORT
+from edgevit.program.tokens import MERGE_EFFORT, pair_counts
 
 Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`, 0 = no token; None: one each
 
@@ -68,7 +68,9 @@ def pairs(best: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0
         return torch.full((len(best),), point.count, device=best.device)
     # A row that LayerNorm gave has the length sqrt(D).
     limit = spec.dim * (point.threshold + MERGE_EFFORT * effort)
-    return (best > limit).sum(dim=1).clamp(point.least, point.count)
+    counts = torch.tensor(pair_counts(point), device=best.device)
+    above = (best > limit).sum(dim=1, keepdim=True)
+    return counts[(above >= counts[1:]).sum(dim=1)]
 
 
 def chosen(best: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

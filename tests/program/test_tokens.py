@@ -11,9 +11,11 @@ from edgevit.program.original import uncompressed, weights_digest
 from edgevit.program.program import Program, load_program, save_program
 from edgevit.program.spec import MergeSpec
 from edgevit.program.tokens import (
+    MERGE_STEP,
     fewest_left,
     merge_faults,
     most_left,
+    pair_counts,
     patches_before,
     read_plan,
     tokens_before,
@@ -71,6 +73,16 @@ def test_a_plan_that_follows_the_image_and_is_not_possible_is_refused(plan: str,
     spec = tiny_spec(depth=4)
     with pytest.raises(BudgetError, match=said):
         with_merges(spec, read_plan(plan, spec))
+
+
+def test_pairs_come_in_steps() -> None:
+    def counts(least: int, count: int) -> tuple[int, ...]:
+        return pair_counts(MergeSpec(after="b00_mhsa", count=count, least=least, threshold=0.5))
+
+    assert MERGE_STEP == 8
+    assert counts(0, 24) == (0, 8, 16, 24) and counts(8, 17) == (8, 16, 17)
+    assert counts(3, 20) == (3, 8, 16, 20) and counts(0, 7) == (0, 7)
+    assert pair_counts(MergeSpec(after="b00_mhsa", count=20)) == (20,)
 
 
 def test_fewest_pairs_need_a_threshold() -> None:

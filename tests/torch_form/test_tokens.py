@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from edgevit.frontends.t2t import t2t_program
 from edgevit.program.macs import rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec
-from edgevit.program.tokens import MERGE_EFFORT, fewest_left, most_left, read_plan, tokens_before, with_merges
+from edgevit.program.tokens import (
+    MERGE_EFFORT,
+    fewest_left,
+    most_left,
+    pair_counts,
+    read_plan,
+    tokens_before,
+    with_merges,
+)
 from edgevit.torch_form.tokens import chosen, key_bias, match, merge, pairs, patches_left, weighed
 from edgevit.torch_form.vit import Answer, Vit, normalise
 from tests.tiny import tiny_images, tiny_program, tiny_spec
@@ -33,7 +42,7 @@ def by_hand(x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int) -> 
     count = point.count
     if point.threshold is not None:
         above = sum(-score / x.shape[1] > point.threshold for score, _, _ in pairs)
-        count = min(max(above, point.least), point.count)
+        count = max(k for k in (point.least, 8, 16, 24, point.count) if k <= max(above, point.least))
     chosen = sorted(pairs)[:count]
     rows = {i: x[prefix + i] * sizes[prefix + i] for i in range(len(alike))}
     held = {i: float(sizes[prefix + i]) for i in range(len(alike))}
@@ -44,8 +53,8 @@ def by_hand(x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int) -> 
     return np.concatenate([x[:prefix], merged]), np.concatenate([sizes[:prefix], [held[i] for i in order]])
 
 
-@pytest.mark.parametrize(("prefix", "image", "count"), [(1, (32, 32), 5), (0, (24, 40), 7), (2, (32, 32), 8)])
-@pytest.mark.parametrize("threshold", [None, 0.25])
+@pytest.mark.parametrize(("prefix", "image", "count"), [(1, (64, 64), 21), (0, (40, 72), 22), (2, (64, 64), 32)])
+@pytest.mark.parametrize("threshold", [None, 0.38])
 def test_a_merge_is_the_papers(prefix: int, image: tuple[int, int], count: int, threshold: float | None) -> None:
     spec = tiny_spec(prefix=prefix, image=image)
     rng = np.random.default_rng(0)
@@ -61,7 +70,7 @@ def test_a_merge_is_the_papers(prefix: int, image: tuple[int, int], count: int, 
         np.testing.assert_allclose(got[index, : len(rows)].numpy(), rows, atol=1e-5)
         np.testing.assert_allclose(got_sizes[index, : len(rows), 0].numpy(), held)
         assert not got_sizes[index, len(rows) :].any() and torch.isfinite(got[index]).all()
-    assert got.shape[1] == max(lengths) and (len(lengths) > 2) == (threshold is not None)
+    assert got.shape[1] == max(lengths) and (len(lengths) > 1) == (threshold is not None)
     total = torch.from_numpy(sizes[:, prefix:].sum(axis=1))
     assert torch.allclose(got_sizes[:, prefix:].sum(dim=1), total[:, None])
 
@@ -87,31 +96,33 @@ def test_rows_that_are_no_tokens_match_nothing() -> None:
 
 def test_effort_moves_the_threshold_between_the_fewest_and_the_most() -> None:
     spec = tiny_spec(dim=4)
-    point = MergeSpec(after="b00_mhsa", count=5, least=1, threshold=0.5)
-    best = 4 * torch.tensor([[0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3], [0.4] * 7])
+    point = MergeSpec(after="b00_mhsa", count=21, least=1, threshold=0.5)
+    # Cosines of 0.99, 0.96, ...: 17 are above 0.5, which are 16 in steps.
+    best = 4 * torch.stack([0.99 - 0.03 * torch.arange(25), torch.full((25,), 0.4)])
     counts = {effort: pairs(best, point, spec, effort).tolist() for effort in (0.0, 3.0, -3.0, torch.inf, -torch.inf)}
-    assert MERGE_EFFORT == 0.1
-    assert counts == {0.0: [2, 1], 3.0: [1, 1], -3.0: [4, 5], torch.inf: [1, 1], -torch.inf: [5, 5]}
+    assert MERGE_EFFORT == 0.1 and pair_counts(point) == (1, 8, 16, 21)
+    assert counts == {0.0: [16, 1], 3.0: [1, 1], -3.0: [21, 21], torch.inf: [1, 1], -torch.inf: [21, 21]}
+    assert pairs(best, replace(point, threshold=0.38), spec).tolist() == [21, 21]  # all that there may be: no step
     fixed = MergeSpec(after="b00_mhsa", count=5)
     assert pairs(best, fixed, spec, torch.inf).tolist() == pairs(best, fixed, spec, -9.0).tolist() == [5, 5]
 
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
-    {"tokens": "1:0-7@0.75,2:1-4@0.7,3:1"},
-    {"tokens": "1:2-8@0.75,3:0-3@0.7", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
-    {"tokens": "1:0-6@0.75,2:3", "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
-    {"tokens": "1:0-8@0.75,2:0-3@0.7", "prefix": 3, "pool": "mean", "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
+    {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
+    {"tokens": "1:0-24@0.85,2:9", "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
+    {"tokens": "1:0-32@0.86,2:0-16@0.8", "prefix": 3, "pool": "mean", "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
 )
 
 
 def adaptive_t2t() -> Program:
     program = t2t_program("t2t_vit_7", image_size=(64, 96))
-    spec = with_merges(program.spec, read_plan("2:0-12@0.9,4:1-5@0.83", program.spec))
+    spec = with_merges(program.spec, read_plan("2:0-12@0.88,4:1-5@0.9", program.spec))
     return program.with_weights({}, spec)
 
 
 def made(options: dict[str, Any] | None) -> Program:
-    return adaptive_t2t() if options is None else tiny_program(depth=4, **options)
+    return adaptive_t2t() if options is None else tiny_program(depth=4, image=(64, 64), **options)
 
 
 @pytest.mark.parametrize("options", [*ADAPTIVE, None])
