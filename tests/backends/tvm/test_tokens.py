@@ -99,3 +99,62 @@ def test_it_is_to_the_bit_what_fixed_numbers_give(name: str, int8: bool) -> None
     spoil(model)
     np.testing.assert_array_equal(model.run(image[None])[0], logits)
     np.testing.assert_array_equal(expected, logits)
+
+
+def test_threads_change_no_bit() -> None:
+    """Wide enough that kernels are shared out; parts that an image leaves empty are no trouble."""
+    program = tiny_program(seed=1, depth=2, image=(96, 96), dim=96, heads=3, tokens="1:1-72@0.7")
+    images = tiny_images(program.spec, 2)
+    alone, together = runner(program), runner(program, threads=3)
+    for effort in (0.0, np.inf, -np.inf):
+        for image in images:
+            expected, _ = alone.run(image[None], effort)
+            spoil(together)
+            np.testing.assert_array_equal(together.run(image[None], effort)[0], expected)
+            assert together.tokens.tolist() == alone.tokens.tolist()
+    together.close()
+
+
+def test_nothing_is_written_behind_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canaries around all that a run is given, for the image with the most tokens, the fewest, and drawn ones."""
+    guards: list[np.ndarray] = []
+
+    def guarded(shape: tuple[int, ...], kind: Any) -> np.ndarray:
+        size, guard = int(np.prod(shape)) * np.dtype(kind).itemsize, 4096
+        raw = np.full(size + 2 * guard + 64, 0xA5, np.uint8)
+        start = guard + -(raw.ctypes.data + guard) % 64
+        guards.extend((raw[:start], raw[start + size :]))
+        array: np.ndarray = raw[start : start + size].view(kind).reshape(shape)
+        return array
+
+    monkeypatch.setattr("edgevit.backends.tvm.run.runner.aligned", guarded)
+    program, images = drawn("mean head")
+    for plan in (None, planned(program)):
+        model = runner(program, plan)
+        for effort in (0.0, np.inf, -np.inf):
+            for image in images[:3]:
+                model.run(image[None], effort)
+        assert all((guard == 0xA5).all() for guard in guards)
+
+
+def test_memory_is_that_of_the_image_with_the_most_tokens() -> None:
+    """It falls with what every image merges, not with what some may."""
+    arena = {
+        plan: lower(tiny_program(depth=3, image=(64, 64), tokens=plan), AVX2).arena
+        for plan in ("1:0-30@0.5", "1:24-30@0.5", "1:24")
+    }
+    dense = lower(tiny_program(depth=3, image=(64, 64)), AVX2).arena
+    assert arena["1:24-30@0.5"] == arena["1:24"] <= arena["1:0-30@0.5"]
+    assert dense <= arena["1:0-30@0.5"] < 1.2 * dense
+
+
+@pytest.mark.parametrize("name", ["avx512vnni", "dotprod"])
+def test_other_instruction_sets_compile(name: str) -> None:
+    program, _ = drawn("gates on the mean")
+    assert "main" in library.build(lower(program, isa(name), planned(program))).as_text()
+
+
+def test_kernels_stay_calls_on_buffers_of_fixed_sizes() -> None:
+    program, _ = drawn("gates on the mean")
+    text = str(lower(program, AVX2).module["main"])
+    assert "alloc" not in text and 'tokens: R.Tensor((2,), dtype="int32")' in text
