@@ -7,6 +7,7 @@ No exporter makes it: `Attention` and `FastGelu` of com.microsoft, which `quanti
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -96,6 +97,6 @@ class _Built:
         self._held[name] = array
         return name
 
-    def _node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: object) -> str:
+    def _node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output

@@ -6,6 +6,7 @@ the kernel when the model is loaded. Only a Gemm whose whole result is split int
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,11 +20,16 @@ Weights = Mapping[str, np.ndarray]
 
 
 class Constants:
-    """The initialisers of a model by name, those that lie beside it included; what is added goes where its like is."""
+    """The initialisers of a model by name, those that lie beside it included; what is added goes where its like is.
+
+    A name that two bodies have for different ones, which nothing here emits, is none.
+    """
 
     def __init__(self, model: onnx.ModelProto, beside: Weights) -> None:
         self.beside = dict(beside)
-        self._home = {tensor.name: (graph, tensor) for graph in graphs(model) for tensor in graph.initializer}
+        held = [(tensor.name, graph, tensor) for graph in graphs(model) for tensor in graph.initializer]
+        times = Counter(name for name, _, _ in held)
+        self._home = {name: (graph, tensor) for name, graph, tensor in held if times[name] == 1}
 
     def __contains__(self, name: str) -> bool:
         return name in self._home
@@ -59,9 +65,9 @@ class Constants:
 
 
 def graphs(model: onnx.ModelProto) -> list[onnx.GraphProto]:
-    """Return the main graph and the bodies of its Ifs."""
+    """Return the bodies of all Ifs and then the main graph: whose nodes are set anew, the bodies with them."""
     bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return [model.graph, *bodies]
+    return [*bodies, model.graph]
 
 
 def separate(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.ModelProto, Weights]:
@@ -122,7 +128,9 @@ def _chain(
     return []
 
 
-def _part(chain: list[onnx.NodeProto], constants: Constants, index: int, parts: int, output: str) -> list[onnx.NodeProto]:
+def _part(
+    chain: list[onnx.NodeProto], constants: Constants, index: int, parts: int, output: str
+) -> list[onnx.NodeProto]:
     """Return the chain once more for columns `index` of `parts`, its last node making `output`."""
     label = output.rpartition("/")[2]
     made = {name: f"{name}/{label}" for node in chain for name in node.output}

@@ -54,7 +54,9 @@ class _Graph:
     def reader(self, node: onnx.NodeProto, op: str) -> onnx.NodeProto | None:
         """Return the only reader of `node` if it is an `op`."""
         readers = self.readers.get(node.output[0], [])
-        return readers[0] if len(readers) == 1 and readers[0].op_type == op and self.reads[node.output[0]] == 1 else None
+        return (
+            readers[0] if len(readers) == 1 and readers[0].op_type == op and self.reads[node.output[0]] == 1 else None
+        )
 
     def shape(self, reshape: onnx.NodeProto | None) -> list[int]:
         """Return the constant shape of a Reshape; none where there is none."""
