@@ -19,6 +19,7 @@ SHORT = {
     "ORT fp32": "ONNX Runtime, float",
     "ORT static": "ONNX Runtime, static int8",
     "ORT dynamic": "ONNX Runtime, dynamic int8",
+    "ORT by hand": "ONNX Runtime, QAttention by hand",
     "OV f32": "OpenVINO, float32",
     "OV default": "OpenVINO, its default (bf16)",
     "NNCF, bf16 hint": "NNCF int8, bf16",

@@ -11,7 +11,10 @@ from edgevit.schema.measurement import Environment
 
 FLOAT = "ORT fp32"
 VNNI = {"avx512_vnni", "avx_vnni"}
-ASKED_DROP, ASKED_AGREEMENT, ASKED_TIME = 0.008, 0.95, 1.05
+ASKED_DROP, ASKED_AGREEMENT = 0.008, 0.95
+# Of the fastest int8 peer of the runtime's own tools (TVM: of any runtime), and of the graph built by hand.
+ASKED_TIME = {"ORT": 0.85, "OV": 0.95, "TVM": 1.05}
+ASKED_BY_HAND = 0.92
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Accuracy:
 class Row:
     """What was measured of one candidate. Ratios are of CPU time; the fastest peer is of the same runtime, int8.
 
-    TVM, which no peer takes, stands beside the fastest of any runtime.
+    TVM, which no peer takes, stands beside the fastest of any runtime. `to_hand_built` is the ratio to the graph that
+    was built by hand for the runtime, which no tool makes.
     `exact` is a peer's accuracy with int8 computed in float, where this CPU's kernels saturate: what VNNI gives.
     Of edgevit's int8 builds: which Linears its plan keeps float, and how many input columns it computes in float.
     """
@@ -57,6 +61,7 @@ class Row:
     exact: Accuracy | None = None
     float_linears: tuple[str, ...] = ()
     outlier_columns: int = 0
+    to_hand_built: Ratio | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +95,11 @@ def table(report: Report) -> str:
         "",
         f"Peers. {FLOAT}: torch.onnx export (dynamo, opset {OPSET}); all peers start from it. ORT static: "
         "optimised to Gemm first, QDQ U8S8 per channel, attention products and outputs float; ORT dynamic: per "
-        "channel; both with 8-bit weights and with reduce_range (7 bits). NNCF: preset MIXED or, where it says so, "
-        "PERFORMANCE, model type TRANSFORMER. edgevit's builds by TVM stand beside the fastest peer of any runtime. "
-        "Peers take normalised float images, edgevit's builds take pixels and normalise inside.",
+        "channel; both with 8-bit weights and with reduce_range (7 bits). ORT by hand: the same dynamic quantization, "
+        "of a graph that was built of com.microsoft's Attention and FastGelu, which no exporter makes; it is not among "
+        "what the runtime's own tools make. NNCF: preset MIXED or, where it says so, PERFORMANCE, model type "
+        "TRANSFORMER. edgevit's builds by TVM stand beside the fastest peer of any runtime. Peers take normalised "
+        "float images, edgevit's builds take pixels and normalise inside.",
     ]
     if any(r.exact for r in report.rows):
         lines += [
@@ -128,7 +135,11 @@ def _line(r: Row) -> str:
 def _verdict(r: Row) -> str:
     """What was asked of edgevit's int8 builds, and whether it is so here."""
     assert r.to_fastest_peer is not None
-    checks = [(r.to_fastest_peer.value <= ASKED_TIME, f"time {r.to_fastest_peer.value:.3f} (at most {ASKED_TIME})")]
+    asked = ASKED_TIME[r.runtime]
+    checks = [(r.to_fastest_peer.value <= asked, f"time {r.to_fastest_peer.value:.3f} (at most {asked})")]
+    if r.to_hand_built:
+        time = r.to_hand_built.value
+        checks.append((time <= ASKED_BY_HAND, f"{time:.3f} of the graph built by hand (at most {ASKED_BY_HAND})"))
     for accuracy, how in ((r.accuracy, ""), (r.exact, "exact: ")):
         if accuracy:
             drop, agreement = accuracy.drop.value, accuracy.agreement.value

@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from benchmarks import peer_builds
+from benchmarks.peer_attention import ort_attention
 from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
 from edgevit.backends import Source, backend, onnx_backend
@@ -41,6 +42,7 @@ from edgevit.verify.accuracy import fraction, paired_drop
 
 MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
+BY_HAND = "ORT by hand"
 TVM = "TVM"  # no peer builds with it: beside those of every runtime
 Logits = Callable[[np.ndarray], np.ndarray]
 Predicted = tuple[np.ndarray, np.ndarray | None]
@@ -87,6 +89,7 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "static7.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=True),
         "dynamic.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=False),
         "dynamic7.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=True),
+        "attention-dynamic.onnx": lambda path: ort_attention(case.program, path),
         "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed),
         "nncf-performance.xml": lambda path: peer_builds.nncf_static(exported, path, fed, preset="PERFORMANCE"),
         "nncf7.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=True),
@@ -100,6 +103,7 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "ORT static, reduce_range": "static7.onnx",
         "ORT dynamic": "dynamic.onnx",
         "ORT dynamic, reduce_range": "dynamic7.onnx",
+        BY_HAND: "attention-dynamic.onnx",
     }
     openvino: dict[str, tuple[str, str | None]] = {
         "OV f32": (peer_builds.EXPORTED, "f32"),
@@ -273,7 +277,7 @@ def measure(
 ) -> tuple[Row, ...]:
     """One row per candidate; its accuracy if it was evaluated."""
     rows = []
-    peers = [c for c in candidates if c.int8 and not c.own]
+    peers = [c for c in candidates if c.int8 and not c.own and c.name != BY_HAND]
     fastest = {
         short: min((c.name for c in peers if short in (c.runtime, TVM)), key=_median(times))
         for short in (*RUNTIMES, TVM)
@@ -298,6 +302,7 @@ def measure(
                 exact=exact,
                 float_linears=tuple(p.name for p in c.plan.linears if not p.int8) if c.plan else (),
                 outlier_columns=sum(len(p.outliers) for p in c.plan.linears) if c.plan else 0,
+                to_hand_built=ratio(times[c.name], times[BY_HAND]) if c.plan and c.runtime == "ORT" else None,
             )
         )
     return tuple(rows)

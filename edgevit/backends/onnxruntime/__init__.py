@@ -97,9 +97,11 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
         OutputError: the disk refuses.
         RuntimeMissingError: ONNX Runtime is not installed (`ort` is written by it).
     """
+    from edgevit.backends.onnxruntime.heads import fuse
+
     try:
         written: list[str] = []
-        model = localise(model)
+        model = localise(fuse(model)[0])
         if "onnx" in formats:
             graph, data = externalise(model)
             write_atomic(folder / DATA, data)
@@ -137,9 +139,11 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     """Return kernels of Linears in the optimised graph, If bodies included: (name of the weight, runs as int8)."""
     import onnx
 
+    from edgevit.backends.onnxruntime.heads import fuse
+
     with scratch() as temporary:
         path = temporary / MODEL
-        _optimise(localise(model), path, "ONNX")
+        _optimise(localise(fuse(model)[0]), path, "ONNX")
         graph = onnx.load(path).graph
     found = []
     for node in _nodes(graph):

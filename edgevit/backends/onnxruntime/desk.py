@@ -10,6 +10,7 @@ import numpy as np
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
+from edgevit.backends.onnxruntime.heads import fuse
 from edgevit.bundle.runner_source import joined
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.program import Program
@@ -21,7 +22,7 @@ BOUNDED = True
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
-    model = detached(program, plan)
+    model = fuse(*detached(program, plan))
     return Forecast(
         model_bytes=runtime.written_bytes(*model),
         holds="weights and graph",
@@ -41,7 +42,7 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
     """Prove a bound over all paths, hold the arena of a fresh process against it, and run inside a cap of it."""
     onnx = "onnx" in build.target.formats
     path = build.folder / runtime.FILES["onnx" if onnx else "ort"]
-    detail = memory_bound.bound(path if onnx else build.model)
+    detail = memory_bound.bound(path if onnx else fuse(build.model)[0])
     settings = runtime.entries(build.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
     capped = arena.run_capped(path, detail, image, settings=settings)

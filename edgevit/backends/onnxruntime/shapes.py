@@ -157,18 +157,18 @@ def _gemm_shape(node: _Node, a: Value, b: Value) -> Shape:
 
 
 def _matmul(node: _Node) -> tuple[Value, ...]:
-    if node.attributes.get("transBatchA") or node.attributes.get("transBatchB"):
-        raise BoundError(f"{node.op} with transposed batch dimensions has no shape rule")
-    a = _swapped(node.first().shape, bool(node.attributes.get("transA")))
-    b = _swapped(node.first(1).shape, bool(node.attributes.get("transB")))
+    a, b = (_operand(node.first(index).shape, node, side) for index, side in enumerate("AB"))
     batch = _broadcast_shape([a[:-2], b[:-2]])
     rows = a[-2:-1] if len(a) > 1 else ()
     columns = b[-1:] if len(b) > 1 else ()
     return (Value((*batch, *rows, *columns), node.first().kind),)
 
 
-def _swapped(shape: Shape, swap: bool) -> Shape:
-    return (*shape[:-2], shape[-1], shape[-2]) if swap and len(shape) > 1 else shape
+def _operand(shape: Shape, node: _Node, side: str) -> Shape:
+    """Return the shape of a product's operand as multiplied: where batches are transposed, rows stood first."""
+    if node.attributes.get(f"transBatch{side}") and len(shape) > 2:
+        shape = (*shape[1:-1], shape[0], shape[-1])
+    return (*shape[:-2], shape[-1], shape[-2]) if node.attributes.get(f"trans{side}") and len(shape) > 1 else shape
 
 
 def _transpose(node: _Node) -> tuple[Value, ...]:

@@ -165,7 +165,7 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
     found = []
     for operation in _compiled(_read(model), 1, precision).get_runtime_model().get_ordered_ops():
         info = {key: value.astype(str) for key, value in operation.get_rt_info().items()}
-        if info["layerType"] in ("FullyConnected", "MatMul"):
+        if info["layerType"].startswith("FullyConnected") or info["layerType"] == "MatMul":
             name = operation.get_friendly_name()
             # A classifier whose bias is zero becomes the output itself and takes its name.
             name = "head/y" if name.startswith("logits") else name
@@ -238,8 +238,9 @@ def _is_small(operation: Any) -> bool:
 
 
 def _read(model: onnx.ModelProto) -> Any:
-    plain = type(model)()
-    plain.CopyFrom(model)
+    from edgevit.backends.openvino.rewrite import rewrite
+
+    plain = rewrite(model)[0]
     # OpenVINO folds an input that has a default into a constant: without it, effort stays an input.
     inputs = {value.name for value in plain.graph.input}
     for index in reversed(range(len(plain.graph.initializer))):

@@ -11,6 +11,7 @@ from edgevit.backends import Build, Forecast, MemoryEvidence
 from edgevit.backends import openvino as runtime
 from edgevit.backends.onnxruntime import written_bytes
 from edgevit.backends.openvino import memory_bound
+from edgevit.backends.openvino.rewrite import rewrite
 from edgevit.bundle.runner_source import joined
 from edgevit.measure.fresh_process import probe_local
 from edgevit.onnx_form.assemble import assemble, detached
@@ -24,7 +25,9 @@ BOUNDED = False
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
     """Return bytes: the IR holds what an ONNX model with its weights beside it does, and nearly as much of a graph."""
-    return Forecast(model_bytes=written_bytes(*detached(program, plan)), holds="weights and graph", bound_bytes=None)
+    return Forecast(
+        model_bytes=written_bytes(*rewrite(*detached(program, plan))), holds="weights and graph", bound_bytes=None
+    )
 
 
 def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from edgevit.backends.onnxruntime import compile
 from edgevit.backends.onnxruntime import settings as backend_settings
 from edgevit.backends.onnxruntime.arena import measure_arena, run_capped
+from edgevit.backends.onnxruntime.heads import fuse
 from edgevit.backends.onnxruntime.memory_bound import bound, packed_bytes
 from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble, detached
@@ -101,7 +102,7 @@ def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
 
 def test_the_parts_add_up_and_branches_are_named(tmp_path: Path) -> None:
     program = tiny_program(gated=True)
-    made = bound(assemble(program))
+    made = bound(fuse(assemble(program))[0])
     assert made == bound(write(program, tmp_path))
     parts = ("weights_bytes", "activations_bytes", "scratch_bytes", "fragmentation_bytes", "io_bytes")
     assert made.bound.bound_bytes == sum(getattr(made.bound, name) for name in parts)

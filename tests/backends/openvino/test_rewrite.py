@@ -1,0 +1,100 @@
+"""What OpenVINO is given computes the same, and has the kernels that it was rewritten for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgevit.backends.openvino import compile, linear_kernels, load
+from edgevit.backends.openvino.rewrite import rewrite
+from edgevit.backends.projections import Constants, graphs
+from edgevit.backends.reference import reference, reference_with_margins
+from edgevit.onnx_form.assemble import assemble, detached
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.verify.coverage import check_coverage
+from tests.backends.onnxruntime.test_memory_bound import CASES, quantized
+from tests.lowered import tiny_plan
+from tests.tiny import tiny_images, tiny_program
+
+
+@pytest.mark.parametrize("plan", ["float", "int8", "outliers"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_function(case: str, plan: str) -> None:
+    program = tiny_program(**CASES[case])
+    plans: dict[str, QuantPlan | None] = {
+        "float": None,
+        "int8": tiny_plan(program),
+        "outliers": quantized(program.spec, outliers=True),
+    }
+    model = assemble(program, plans[plan])
+    rewritten, _ = rewrite(model)
+    onnx.checker.check_model(rewritten, full_check=True)
+    # As written: an optimised int8 product in ONNX Runtime rounds a bias to integers.
+    expected, got = (reference_with_margins(m, optimised=False) for m in (model, rewritten))
+    for image in tiny_images(program.spec, 2):
+        for effort in (0.0, 1e9, -1e9):
+            np.testing.assert_allclose(got(image[None], effort)[0], expected(image[None], effort)[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("case", ["plain", "gated", "qk_norm", "merged"])
+def test_no_zero_points_and_norms_of_three_axes(case: str) -> None:
+    program = tiny_program(**CASES[case])
+    model = assemble(program, tiny_plan(program))
+    rewritten, beside = rewrite(model)
+    constants = Constants(rewritten, beside)
+    moved = 0
+    for graph in graphs(rewritten):
+        makers = {output: node for node in graph.node for output in node.output}
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear":
+                assert not constants.array(node.input[2]).any()
+                moved += node.input[0] not in constants
+            if node.op_type == "QuantizeLinear" and (norm := makers.get(node.input[0])) is not None:
+                wide = norm.op_type != "LayerNormalization" or makers[norm.input[0]].op_type == "Unsqueeze"
+                assert wide
+            assert node.op_type != "Transpose" or list(node.attribute[0].ints) != [0, 2, 3, 1]
+    assert moved >= 8
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_openvino_runs_no_quantization_of_its_own_and_all_products_int8(precision: str) -> None:
+    program = tiny_program(dim=64, heads=2, image=(64, 64))
+    plan = tiny_plan(program)
+    result = check_coverage(plan, linear_kernels(assemble(program, plan, gating="open"), precision=precision))
+    assert result.int8 == result.planned == len(plan.linears)
+
+
+@pytest.mark.parametrize("case", ["gated", "merged_gated"])
+def test_a_build_computes_it(case: str, tmp_path: Path) -> None:
+    program = tiny_program(**CASES[case])
+    model = assemble(program)
+    compile(model, tmp_path)
+    runner, expected = load(tmp_path), reference(model)
+    for image in tiny_images(program.spec, 2):
+        for effort in (0.0, 1e9, -1e9):
+            np.testing.assert_allclose(
+                runner.run(image[None], effort)[0], expected.run(image[None], effort)[0], atol=1e-4
+            )
+
+
+def test_a_zero_point_that_cannot_move_stays() -> None:
+    program = tiny_program(depth=1, pool="mean")
+    model = assemble(program, tiny_plan(program))
+    product = next(n for n in model.graph.node if n.op_type == "Gemm" and n.name == "b00_ffn.fc1/y")
+    bias = next(n for n in model.graph.node if n.output[0] == product.input[2])
+    bias.op_type = "Identity"  # not known before it runs, as far as anybody looks
+    del bias.input[1:], bias.attribute[:]
+    x = next(n for n in rewrite(model)[0].graph.node if n.name.startswith("b00_ffn.fc1/x_dq") and "zero" in n.input[2])
+    assert not x.input[2].endswith("none")
+
+
+def test_weights_beside_the_model() -> None:
+    program = tiny_program(dim=64)
+    plan = tiny_plan(program)
+    image = tiny_images(program.spec, 1)
+    whole, named = rewrite(assemble(program, plan)), rewrite(*detached(program, plan))
+    assert named[1]
+    np.testing.assert_allclose(reference(*named).run(image)[0], reference(*whole).run(image)[0], atol=1e-5)
