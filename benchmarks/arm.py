@@ -276,12 +276,12 @@ def _millions(count: float | None) -> str:
     return f"{count / 1e6:.1f}" if count else "-"
 
 
-def dense_blocks() -> Program:
-    """The first BLOCKS blocks of the shipped Program's model, nothing pruned, no gates, random weights."""
+def dense_blocks(blocks: int = BLOCKS) -> Program:
+    """The first blocks of the shipped Program's model, nothing pruned, no gates, random weights."""
     spec = resolve(DEFAULT_PROGRAM).spec
     whole = tuple(
         replace(branch, kept=tuple(range(branch.units_total)), gate=None, skip=False)
-        for branch in spec.branches[: 2 * BLOCKS]
+        for branch in spec.branches[: 2 * blocks]
     )
     spec = replace(spec, name="vit_tiny_blocks", branches=whole)
     draw = np.random.default_rng(0)

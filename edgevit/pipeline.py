@@ -49,6 +49,7 @@ from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.util.atomic import scratch
 from edgevit.util.progress import Say, track
+from edgevit.util.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from edgevit.compress.usdc.inputs import Training
@@ -267,10 +268,17 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     """
     if not target.int8:
         return program, None
-    ranges, floats = _observe(program, images)
+    with one_blas_thread():
+        return _quantized(program, target, images)
+
+
+def _quantized(program: Program, target: Target, images: np.ndarray) -> tuple[Program, QuantPlan]:
+    """Return what `quantize` does, for a target with int8."""
+    histogram = target.range_method == "percentile"
+    ranges, floats = _observe(program, images, histogram=histogram)
     if target.smoothing > 0.0:
         program = smooth(program, ranges, target.smoothing)
-        ranges, floats = _observe(program, images)
+        ranges, floats = _observe(program, images, histogram=histogram)
     rounded = gptq_rounder(program, ranges)
     judged = slice(None, None, max(len(images) // JUDGED_IMAGES, 1))
 
@@ -294,20 +302,18 @@ def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Prog
     return rounded(plan), replace(plan, attentions=attentions)
 
 
-def _observe(program: Program, images: np.ndarray) -> tuple[Ranges, np.ndarray]:
+def _observe(program: Program, images: np.ndarray, *, histogram: bool) -> tuple[Ranges, np.ndarray]:
     """Return ranges on the all-open path and, with gates, on the real one; and the all-open logits `[n, classes]`."""
-    all_open = taps(*detached(program, gating="open", taps=True))
-    logits = []
-
-    def watched(image: np.ndarray) -> Mapping[str, np.ndarray]:
-        outputs = all_open(image)
-        logits.append(outputs["logits"])
-        return outputs
-
-    runs: list[Run] = [watched]
+    logits: list[np.ndarray] = []
+    runs: list[Run] = [taps(*detached(program, gating="open", taps=True))]
     if program.spec.gated:
         runs.append(taps(*detached(program, gating="both", taps=True)))
-    ranges = observe(program.spec, runs, (image[None] for image in track(images, "Observing activations")))
+
+    def told(outputs: Mapping[str, np.ndarray]) -> None:
+        logits.append(outputs["logits"])
+
+    shown = (image[None] for image in track(images, "Observing activations"))
+    ranges = observe(program.spec, runs, shown, histogram=histogram, told=told)
     return ranges, np.concatenate(logits)
 
 

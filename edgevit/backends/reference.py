@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 
 def taps(model: onnx.ModelProto, weights: Weights | None = None) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Return every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`."""
-    session = _session(model, weights)
+    """Return every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`.
+
+    It computes in the thread that calls it, and several may at once.
+    """
+    session = _session(model, weights, threads=1)
     names = [output.name for output in session.get_outputs()]
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,10 +73,17 @@ def reference_with_margins(
     return run
 
 
-def _session(model: onnx.ModelProto, weights: Weights | None, *, optimised: bool = True, weight_bits: int = 7) -> Any:
+def _session(
+    model: onnx.ModelProto,
+    weights: Weights | None,
+    *,
+    optimised: bool = True,
+    weight_bits: int = 7,
+    threads: int | None = None,
+) -> Any:
     import onnxruntime
 
-    configured = options(os.cpu_count() or 1, weight_bits)
+    configured = options(threads or os.cpu_count() or 1, weight_bits)
     if not optimised:
         configured.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if weights:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgevit.errors import ImagesError, ProgramError
 from edgevit.program.spec import ProgramSpec
+from edgevit.util.threads import in_order
 
 TAP = "tap:"
 BINS = 65536
@@ -35,7 +36,8 @@ class TensorRange:
         name: the Linear.
         column_min: smallest value per input column, `[in]`, over all images and rows.
         column_max: largest value per input column, `[in]`.
-        counts: histogram of the values, int64 `[BINS]`, equal bins over `-limit..limit`, of every 4th row.
+        counts: histogram of the values, int64 `[BINS]`, equal bins over `-limit..limit`, of every 4th row; None if
+            nobody asked for it.
         limit: half the histogram's width, a power of two.
         sample: some of the rows, float32 `[n, in]`, n <= 512: the class token and a few others of every image.
         moments: mean of `x[i] * x[j]` over the rows of the histogram, float32 `[in, in]`.
@@ -45,7 +47,7 @@ class TensorRange:
     name: str
     column_min: np.ndarray
     column_max: np.ndarray
-    counts: np.ndarray
+    counts: np.ndarray | None
     limit: float
     sample: np.ndarray
     moments: np.ndarray
@@ -68,8 +70,19 @@ class Ranges:
         return next((t for t in self.tensors if t.name == name), None)
 
 
-def observe(spec: ProgramSpec, runs: Sequence[Run], images: Iterable[np.ndarray]) -> Ranges:
+def observe(
+    spec: ProgramSpec,
+    runs: Sequence[Run],
+    images: Iterable[np.ndarray],
+    *,
+    histogram: bool = True,
+    told: Callable[[Mapping[str, np.ndarray]], object] = lambda _: None,
+    threads: int | None = None,
+) -> Ranges:
     """Run every image through the float model and keep what flows into every Linear.
+
+    Images run in several threads at once, and what flowed is taken in their order: what is kept does not depend on the
+    number of threads.
 
     Args:
         spec: the Program that runs.
@@ -78,6 +91,9 @@ def observe(spec: ProgramSpec, runs: Sequence[Run], images: Iterable[np.ndarray]
             its gates as calibrated, and all open, so that the ranges hold on every path. A branch's taps count only
             where its gate is open.
         images: calibration images.
+        histogram: whether to count values; only the range method `percentile` needs it.
+        told: called with the outputs of the first run of every image, in order.
+        threads: how many images run at once; None: one per core.
 
     Raises:
         ImagesError: no image was given.
@@ -86,14 +102,16 @@ def observe(spec: ProgramSpec, runs: Sequence[Run], images: Iterable[np.ndarray]
     watchers: dict[str, _Watcher] = {}
     index = {branch.name: i for i, branch in enumerate(spec.branches)}
     count = 0
-    for image in images:
-        for run in runs:
-            outputs = run(image)
+    for seen in in_order(lambda image: [run(image) for run in runs], images, threads):
+        told(seen[0])
+        for outputs in seen:
             for key, value in outputs.items():
                 name = key.removeprefix(TAP)
                 branch = index.get(name.partition(".")[0])
                 if name != key and (branch is None or outputs["gates"][branch]):
-                    watchers.setdefault(name, _Watcher(name)).add(value)
+                    if name not in watchers:
+                        watchers[name] = _Watcher(name, histogram)
+                    watchers[name].add(value)
         count += 1
     if not count:
         raise ImagesError("no calibration image was given; int8 ranges need at least one, and 100 or more are better")
@@ -103,8 +121,8 @@ def observe(spec: ProgramSpec, runs: Sequence[Run], images: Iterable[np.ndarray]
 class _Watcher:
     """Running statistics of one tensor."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, histogram: bool) -> None:
+        self.name, self.histogram = name, histogram
         self.low: np.ndarray | None = None
         self.high: np.ndarray | None = None
         self.limit = 0.0
@@ -113,7 +131,7 @@ class _Watcher:
         self.multiplied = 0
         self.waiting: list[np.ndarray] = []
         self.rows: list[np.ndarray] = []
-        self.seen = 0
+        self.sampled = self.seen = 0
 
     def add(self, x: np.ndarray) -> None:
         """Take one image's rows, `[rows, in]`."""
@@ -126,9 +144,10 @@ class _Watcher:
             )
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
-        self._grow(top)
         some = x[self.seen % HISTOGRAM_STRIDE :: HISTOGRAM_STRIDE] if len(x) > HISTOGRAM_STRIDE else x
-        self._count(some)
+        if self.histogram:
+            self._grow(top)
+            self._count(some)
         self.waiting.append(some.copy())
         if sum(map(len, self.waiting)) >= GATHERED_ROWS:
             self._multiply()
@@ -162,10 +181,11 @@ class _Watcher:
         self.multiplied += len(rows)
 
     def _sample(self, x: np.ndarray) -> None:
-        room = MAX_SAMPLED_ROWS - sum(len(r) for r in self.rows)
+        room = MAX_SAMPLED_ROWS - self.sampled
         if room > 0:
             picked = np.random.default_rng(self.seen).integers(0, len(x), SAMPLED_ROWS)
             self.rows.append(x[np.unique([0, *picked])][:room].copy())
+            self.sampled += len(self.rows[-1])
 
     def range(self) -> TensorRange:
         if self.waiting:
@@ -175,7 +195,7 @@ class _Watcher:
             name=self.name,
             column_min=self.low,
             column_max=self.high,
-            counts=self.counts,
+            counts=self.counts if self.histogram else None,
             limit=self.limit,
             sample=np.concatenate(self.rows),
             moments=np.divide(self.products, np.float32(self.multiplied), out=self.products),

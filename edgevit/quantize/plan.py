@@ -19,6 +19,7 @@ from edgevit.quantize.observe import Ranges, TensorRange
 from edgevit.quantize.ranges import Activations, Method, kept_range, output_error, quantizer
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
 from edgevit.tasks.sensitivity import Evaluate, drift, with_linear
+from edgevit.util.threads import in_order
 
 # A column leaves the int8 product when it buys 3 dB, half the error: the cost is 0.1 % of the model's time or less.
 OUTLIER_GAIN_DB = 3.0
@@ -62,16 +63,17 @@ def plan_quantization(
         evaluate: logits of some calibration images under a plan; without it no Linear goes back to float.
         max_kl: mean KL divergence from the float model, in nats, above which Linears go back to float.
     """
-    choices = []
-    for name in linear_names(program.spec):
+
+    def choose(name: str) -> _Choice:
         seen = ranges.tensor(name)
         if seen is None:
             # Nothing was seen: the patch stem, or a branch that no image opened.
             entry = _pixels(program.spec) if name == "stem" else LinearPlan(name=name, int8=True)
-            choices.append(_Choice(plan=entry, error=0.0))
-            continue
+            return _Choice(plan=entry, error=0.0)
         weight = program.weights[f"{name}.weight"]
-        choices.append(_choose(seen, weight, range_method, percentile, activations, max_outliers))
+        return _choose(seen, weight, range_method, percentile, activations, max_outliers)
+
+    choices = list(in_order(choose, linear_names(program.spec)))
     plan = QuantPlan(linears=tuple(c.plan for c in choices), activations=activations, weight_bits=weight_bits)
     if evaluate is None:
         return plan

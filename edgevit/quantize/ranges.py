@@ -71,6 +71,8 @@ def kept_range(
 
 def _percentile(seen: TensorRange, percentile: float) -> float:
     """Return the absolute value below which `percentile` of all values lie; columns are not told apart."""
+    if seen.counts is None:
+        raise ValueError(f"the range method percentile needs a histogram of {seen.name}; observe with one")
     magnitudes = seen.counts[BINS // 2 :] + seen.counts[BINS // 2 - 1 :: -1]
     share = np.cumsum(magnitudes) / max(magnitudes.sum(), 1)
     index = int(np.searchsorted(share, percentile / 100 - 1e-12))

@@ -20,6 +20,7 @@ from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from edgevit.util.progress import track
+from edgevit.util.threads import in_order
 
 # Added to every moment, of their mean: how far the images that were seen are believed. GPTQ's own value.
 DAMPING = 0.01
@@ -44,8 +45,9 @@ def gptq_rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Prog
 
     def rounded(plan: QuantPlan) -> Program:
         entries = [e for e in plan.linears if e.int8 and ranges.tensor(e.name) is not None]
-        shown = track(entries, "Rounding weights")
-        return program.with_weights({f"{e.name}.weight": weight(e, plan.weight_bits) for e in shown})
+        made = in_order(lambda entry: weight(entry, plan.weight_bits), entries)
+        shown = track(zip(entries, made, strict=True), "Rounding weights", len(entries))
+        return program.with_weights({f"{entry.name}.weight": values for entry, values in shown})
 
     return rounded
 

@@ -37,7 +37,7 @@ RUNNERS = ("onnxruntime", "openvino", "tvm", NATIVE)
 TARGETS = {
     "onnxruntime": ("x86-64-onnxruntime", "x86-64-avx2-onnxruntime"),
     "openvino": ("x86-64-openvino",),
-    "tvm": ("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm", "x86-64-v4-tvm", "x86-64-v3-tvm"),
+    "tvm": ("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm", "x86-64-v4-tvm", "x86-64-v3-tvm", "x86-64-v2-tvm"),
 }
 GROWTH_BYTES = 1_000_000
 COMPARED = 200  # runs whose outputs are kept, and run again at the end

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgevit.backends.reference import taps
 from edgevit.errors import ImagesError, ProgramError
+from edgevit.onnx_form.assemble import assemble
 from edgevit.quantize.observe import (
     BINS,
     GATHERED_ROWS,
@@ -15,13 +20,16 @@ from edgevit.quantize.observe import (
     MAX_SAMPLED_ROWS,
     Ranges,
     Run,
+    TensorRange,
     observe,
 )
+from edgevit.quantize.ranges import kept_range
 from edgevit.schema.quant_plan import linear_names
 from tests.quantize.watched import watched
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
 SPEC = tiny_spec(depth=1)
+GATINGS: tuple[Literal["open", "both"], ...] = ("open", "both")
 IMAGE = np.zeros((1, 32, 32, 3), dtype=np.uint8)
 
 
@@ -34,7 +42,7 @@ def replay(batches: list[np.ndarray], name: str = "b00_mhsa.qkv", gates: list[li
         opened = gates[i] if gates else [1] * len(SPEC.branches)
         return {f"tap:{name}": batches[i], "gates": np.array(opened, dtype=np.uint8), "logits": np.zeros((1, 10))}
 
-    return observe(SPEC, [run], [IMAGE] * len(batches))
+    return observe(SPEC, [run], [IMAGE] * len(batches), threads=1)
 
 
 def test_every_linear_but_the_patch_stem_is_seen_in_graph_order() -> None:
@@ -62,6 +70,7 @@ def test_histogram_equals_one_made_at_once_however_the_range_grows(scales: list[
     batches = [(rng.standard_normal((4, 5)) * scale).astype(np.float32) for scale in scales]
     seen = replay(batches).tensors[0]
     values = np.concatenate(batches).astype(np.float64)
+    assert seen.counts is not None
     assert np.abs(values).max() <= seen.limit and seen.counts.sum() == values.size
     expected = np.histogram(values, bins=BINS, range=(-seen.limit, seen.limit))[0]
     # Growing never moves a value over a border; float32 arithmetic may, by one bin.
@@ -106,6 +115,37 @@ def test_moments_are_those_of_every_counted_row_however_they_were_gathered(image
     np.testing.assert_allclose(seen.moments, counted.T @ counted / len(counted), rtol=1e-4, atol=1e-5)
 
 
+def keep(logits: list[np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    logits.append(outputs["logits"])
+
+
+def test_what_is_kept_does_not_depend_on_the_number_of_threads() -> None:
+    program = tiny_program(gated=True)
+    images = [image[None] for image in tiny_images(program.spec, 40)]
+    kept = []
+    for threads in (1, 2, 4):
+        logits: list[np.ndarray] = []
+        runs = [taps(assemble(program, gating=gating, taps=True)) for gating in GATINGS]
+        ranges = observe(program.spec, runs, images, told=partial(keep, logits), threads=threads)
+        kept.append((np.concatenate(logits), ranges))
+    expected = np.concatenate([taps(assemble(program, gating="open"))(image)["logits"] for image in images])
+    for logits_of, ranges in kept:
+        np.testing.assert_array_equal(logits_of, kept[0][0])
+        np.testing.assert_allclose(logits_of, expected, rtol=1e-4, atol=1e-5)
+        for one, other in zip(ranges.tensors, kept[0][1].tensors, strict=True):
+            for field in fields(TensorRange):
+                np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_nothing_is_counted_that_nobody_asks_for() -> None:
+    program = tiny_program(depth=1)
+    runs = [taps(assemble(program, taps=True))]
+    seen = observe(program.spec, runs, [tiny_images(program.spec, 1)], histogram=False).tensors[0]
+    assert seen.counts is None
+    with pytest.raises(ValueError, match="needs a histogram"):
+        kept_range(seen, "percentile", program.weights[f"{seen.name}.weight"])
+
+
 def test_constant_zero_is_no_fault() -> None:
     seen = replay([np.zeros((3, 4), np.float32)]).tensors[0]
     assert seen.limit == 0 and seen.column_abs_max.max() == 0
@@ -132,5 +172,5 @@ def test_image_is_passed_on_unchanged() -> None:
         return {"tap:head": np.ones((1, 4), np.float32), "gates": np.ones(2, np.uint8)}
 
     images = [image[None] for image in tiny_images(SPEC, 3)]
-    observe(SPEC, [run], images)
+    observe(SPEC, [run], images, threads=1)
     assert all(a is b for a, b in zip(got, images, strict=True))

@@ -22,6 +22,7 @@ from edgevit.backends.tvm.run.process import SYSROOT
 from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, WEIGHTS
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.program.program import Program
+from edgevit.schema.quant_plan import QuantPlan
 from edgevit.util.machines import emulator_path
 from tests.absent import unavailable
 from tests.tiny import tiny_images
@@ -82,9 +83,9 @@ def sanitized(folder: Path) -> Native:
     return Native(path=path, environment=SANITIZERS)
 
 
-def written(program: Program, isa: Isa, folder: Path) -> Path:
+def written(program: Program, isa: Isa, folder: Path, plan: QuantPlan | None = None) -> Path:
     """The model's folder, with its first image as `image.raw`."""
-    library.write(lower(program, isa), folder)
+    library.write(lower(program, isa, plan), folder)
     (folder / "image.raw").write_bytes(tiny_images(program.spec, 1).tobytes())
     return folder
 

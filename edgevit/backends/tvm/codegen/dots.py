@@ -125,39 +125,42 @@ class _Spread(Dot):
         """Return `sums` and the products of one step; left int32, right float32 vectors of bits."""
 
 
+# Without AVX, with AVX2 and with AVX-512, by lanes of int32.
+_MADDUBS = {
+    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+    8: "llvm.x86.avx2.pmadd.ub.sw",
+    16: "llvm.x86.avx512.pmaddubs.w.512",
+}
+_MADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+
+
 class Maddubs(_Spread):
     """vpmaddubsw, then vpmaddwd by 1 to add pairs: 4 products per column."""
 
-    mnemonic: ClassVar[str] = "vpmaddubsw"
+    mnemonic: ClassVar[str] = "v?pmaddubsw"
 
     def registers(self, tile: Tile) -> int:
         return tile.rows * tile.vectors + tile.vectors + 3
 
     def add(self, sums: Any, left: Any, right: Any) -> Any:
         n = self.lanes
-        narrow, wide = (
-            ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd")
-            if n == 8
-            else ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512")
-        )
-        pairs = instruction(f"int16x{2 * n}", narrow, bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
+        pairs = instruction(f"int16x{2 * n}", _MADDUBS[n], bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
         ones = tirx.Broadcast(tirx.const(1, "int16"), 2 * n)
-        return sums + instruction(f"int32x{n}", wide, pairs, ones)
+        return sums + instruction(f"int32x{n}", _MADDWD[n], pairs, ones)
 
 
 class Maddwd(_Spread):
     """vpmaddwd on weights widened as they are loaded: 2 products per column, exact for any weights."""
 
-    mnemonic: ClassVar[str] = "vpmaddwd"
+    mnemonic: ClassVar[str] = "v?pmaddwd"
     stored: ClassVar[Stored] = "int16"
     depth: ClassVar[int] = 2
     unit: ClassVar[int] = 2
 
     def add(self, sums: Any, left: Any, right: Any) -> Any:
         n = self.lanes
-        name = "llvm.x86.avx2.pmadd.wd" if n == 8 else "llvm.x86.avx512.pmaddw.d.512"
         wide = tirx.Cast(f"int16x{2 * n}", bits(f"int8x{2 * n}", right))
-        return sums + instruction(f"int32x{n}", name, bits(f"int16x{2 * n}", left), wide)
+        return sums + instruction(f"int32x{n}", _MADDWD[n], bits(f"int16x{2 * n}", left), wide)
 
 
 class Vpdpbusd(_Spread):

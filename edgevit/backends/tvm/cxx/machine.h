@@ -37,6 +37,8 @@ inline std::vector<std::pair<std::string, bool>> cpu_flags() {  // Names as in /
           EDGEVIT_FLAG("bmi1", "bmi"),          EDGEVIT_FLAG("bmi2", "bmi2"),
           EDGEVIT_FLAG("f16c", "f16c"),         EDGEVIT_FLAG("abm", "lzcnt"),
           EDGEVIT_FLAG("movbe", "movbe"),       EDGEVIT_FLAG("avx_vnni", "avxvnni"),
+          EDGEVIT_FLAG("ssse3", "ssse3"),       EDGEVIT_FLAG("sse4_1", "sse4.1"),
+          EDGEVIT_FLAG("sse4_2", "sse4.2"),     EDGEVIT_FLAG("popcnt", "popcnt"),
           EDGEVIT_FLAG("avx512f", "avx512f"),   EDGEVIT_FLAG("avx512bw", "avx512bw"),
           EDGEVIT_FLAG("avx512cd", "avx512cd"), EDGEVIT_FLAG("avx512dq", "avx512dq"),
           EDGEVIT_FLAG("avx512vl", "avx512vl"), EDGEVIT_FLAG("avx512_vnni", "avx512vnni")};

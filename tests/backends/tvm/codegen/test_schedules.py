@@ -48,7 +48,7 @@ def test_panels_cover_padded_columns(columns: int, vectors: int, lanes: int) -> 
 
 
 def test_an_unknown_instruction_set_names_the_known_ones() -> None:
-    with pytest.raises(TargetError, match=r"'mmx'.*avx2, avx512, .*neon, dotprod"):
+    with pytest.raises(TargetError, match=r"'mmx'.*sse42, avx2, avx512, .*neon, dotprod"):
         isa("mmx")
 
 
@@ -57,7 +57,11 @@ def test_code_for_one_cpu_needs_what_that_cpu_has() -> None:
     small, large = (tuned(plain, cpu) for cpu in ("cortex-a72", "cortex-a76"))
     assert small.target["mcpu"] == "cortex-a72" and small.flags == plain.flags
     assert large.target["mcpu"] == "cortex-a76" and set(large.flags) - set(plain.flags) >= {"asimddp", "atomics"}
-    assert plain.target["mcpu"] == "cortex-a53"
+    assert plain.target["mcpu"] == "generic"
+
+
+def test_the_smallest_core_gets_a_schedule_that_keeps_its_sums_in_registers() -> None:
+    assert tuned(isa("neon"), "cortex-a53") == isa("neon")
 
 
 @pytest.mark.parametrize(("name", "cpu"), [("neon", "cortex-m4"), ("avx2", "cortex-a72")])

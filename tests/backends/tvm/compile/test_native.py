@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edgevit.errors import OutputError, RuntimeMissingError
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 
@@ -29,6 +30,7 @@ from edgevit.backends.tvm.run import canary, runner  # noqa: E402
 from edgevit.backends.tvm.run.runtime import package  # noqa: E402
 from edgevit.onnx_form.assemble import assemble  # noqa: E402
 from edgevit.program.program import Program  # noqa: E402
+from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names  # noqa: E402
 from edgevit.verify.parity import ALL_OPEN, ALL_SKIPPED  # noqa: E402
 from tests.backends.tvm.native_runner import (  # noqa: E402
     Native,
@@ -103,6 +105,36 @@ def test_a_cpu_without_the_instructions_is_refused_before_they_run(arm: Native, 
     written(PROGRAM, tuned(NEON, "cortex-a76"), tmp_path)
     done = arm.on("cortex-a72").start(tmp_path, tmp_path / "image.raw")
     assert done.returncode == 19 and "atomics fphp asimdhp asimdrdm lrcpc asimddp" in done.stderr
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+def test_a_box_without_avx_runs_what_is_made_for_it(x86: Native, int8: bool, tmp_path: Path) -> None:
+    """Runner, runtime libraries and kernels, on the oldest CPU that has the instructions."""
+    entries = (LinearPlan(name=name, int8=True, scale=0.05, zero_point=128) for name in linear_names(PROGRAM.spec))
+    plan = QuantPlan(linears=tuple(entries), weight_bits=7, attentions=attention_names(PROGRAM.spec))
+    written(PROGRAM, isa("sse42"), tmp_path, plan if int8 else None)
+    boxed = Native(path=x86.path, before=(old_x86(), "-cpu", "Nehalem"))
+    (logits, gates), image = outputs(boxed.run(tmp_path, tmp_path / "image.raw")), tiny_images(PROGRAM.spec, 1)
+    for a, b in zip((logits, gates), runner.load(tmp_path).run(image), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "lacking"),
+    [("sse42", "Conroe", "sse4_1 sse4_2 popcnt"), ("avx2", "Nehalem", "avx2 fma bmi1 bmi2 f16c abm movbe")],
+)
+def test_an_older_box_is_told_what_it_lacks(x86: Native, name: str, cpu: str, lacking: str, tmp_path: Path) -> None:
+    written(PROGRAM, isa(name), tmp_path)
+    done = Native(path=x86.path, before=(old_x86(), "-cpu", cpu)).start(tmp_path, tmp_path / "image.raw")
+    assert done.returncode == 19 and done.stderr.count("\n") == 1
+    assert f"needs a CPU with {lacking}; build for a target that this CPU can run" in done.stderr
+
+
+def old_x86() -> str:
+    found = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+    if found is None:
+        unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
+    return found
 
 
 def test_what_one_line_says(x86: Native, folder: Path) -> None:

@@ -112,9 +112,10 @@ def integers(memory: np.ndarray, place: Integers) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [7, 8])
-def test_sums_are_exact(bits: Bits, shape: tuple[int, int, int]) -> None:
-    case = Case(AVX2, bits, *shape)
-    case.check(lambda: call(case.function, case.memory, case.values))
+@pytest.mark.parametrize("name", ["sse42", "avx2"])
+def test_sums_are_exact(name: str, bits: Bits, shape: tuple[int, int, int]) -> None:
+    case = Case(isa(name), bits, *shape)
+    case.check(lambda: call(case.function, case.memory, case.values, isa=case.isa))
 
 
 @pytest.mark.parametrize("tile", [Tile(rows=1, vectors=1), Tile(rows=5, vectors=2), Tile(rows=4, vectors=4)])
@@ -150,6 +151,8 @@ def test_eight_bits_would_saturate_in_vpmaddubsw() -> None:
 @pytest.mark.parametrize(
     ("name", "cpu", "bits", "kind"),
     [
+        ("sse42", None, 7, Maddubs),
+        ("sse42", None, 8, Maddwd),
         ("avx2", None, 7, Maddubs),
         ("avx2", None, 8, Maddwd),
         ("avx512", None, 7, Maddubs),
@@ -170,7 +173,8 @@ def test_every_instruction_set_uses_its_instruction(name: str, cpu: str | None, 
     assert case.how == kind(lanes=made.lanes)
     found = count(assembly(case.function, made), "kernel", case.how.mnemonic)
     assert found >= int8.instructions(29, 96, case.how, case.tile) > case.how.count(Tile(rows=1, vectors=1))
-    wide = {"avx512": r"zmm\d+", "avx512vnni": r"zmm\d+", "avx2": r"ymm\d+", "avxvnni": r"ymm\d+"}.get(name, "")
+    registers = {"sse42": "xmm", "avx2": "ymm", "avxvnni": "ymm", "avx512": "zmm", "avx512vnni": "zmm"}
+    wide = rf"{registers[name]}\d+" if name in registers else ""
     assert count(assembly(case.function, made), "kernel", case.how.mnemonic + rf".*{wide}") == found
 
 
