@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,14 @@ class Guide:
     """What only the runtime's folder knows of how a bundle is used.
 
     Attributes:
-        packages: Python packages that `runner/run.py` loads the model with; their versions are in the manifest's tools.
+        packages: Python packages that `runner/run.py` loads the model with, and the licence of each; their versions are
+            in the manifest's tools.
+        licences: licence of shipped files that are not edgevit's own, by how their path begins.
         linking: Markdown on how the model is run from a program of one's own, a Jinja template of the manifest `m`.
     """
 
-    packages: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
     linking: str = ""
 
 
@@ -65,7 +68,7 @@ def readme(manifest: Manifest, guide: Guide) -> str:
             open_claims=[claim for claim in manifest.claims if claim.held is None],
             resize=_resize(manifest),
             linking=_environment().from_string(guide.linking).render(m=manifest).strip(),
-            licence=_licence(manifest.origin),
+            licence=licence_of(manifest.origin),
             runtime=guide.packages,
             logits=next(output for output in manifest.outputs if output.name == "logits"),
         )
@@ -144,7 +147,8 @@ def _resize(manifest: Manifest) -> str:
     return f"{turned}{how} ({spec.interpolation})"
 
 
-def _licence(origin: Mapping[str, str]) -> str:
+def licence_of(origin: Mapping[str, str]) -> str:
+    """Return the licence that was stated for weights; '' where none was."""
     return next((origin[key] for key in ("license", "licence") if key in origin), "")
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.bundle.guide import README, REQUIREMENTS, Guide, readme, requirements
+from edgevit.bundle.guide import README, REQUIREMENTS, Guide, licence_of, readme, requirements
 from edgevit.bundle.packed import pack, top_folder
+from edgevit.bundle.sbom import SBOM, sbom
 from edgevit.errors import OutputError
 from edgevit.schema.manifest import BundleFile, GoldenCase, Manifest, PathName
 from edgevit.schema.manifest_file import MANIFEST
@@ -31,7 +32,7 @@ _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)
 Content = bytes | str | Path
 NO_GUIDE = Guide()
 # Files that tell of all the others, in the order in which they are written: name -> what makes it.
-EXPLAINED: dict[str, Callable[[Manifest, Guide], str]] = {README: readme}
+EXPLAINED: dict[str, Callable[[Manifest, Guide], str]] = {README: readme, SBOM: sbom}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,7 +185,7 @@ def _weights_licence(manifest: Manifest) -> str:
     """Return where the weights come from, under which licence, as far as it was stated, and what was done to them."""
     origin = manifest.origin
     known = "\n".join(f"{key}: {value}" for key, value in origin.items()) or "origin: not recorded"
-    licence = next((origin[key] for key in ("license", "licence") if key in origin), "")
+    licence = licence_of(origin)
     known += "" if licence else "\nlicense: not stated"
     note = {
         "": "No licence is stated: ask whoever made the weights before passing this bundle on.",

@@ -60,4 +60,4 @@ def runner_source() -> str:
 
 def guide() -> Guide:
     linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
-    return Guide(packages=runtime.WHEELS, linking=linking)
+    return Guide(packages={"onnxruntime": "MIT"}, linking=linking)

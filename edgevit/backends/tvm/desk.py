@@ -86,4 +86,8 @@ def runner_source() -> str:
 
 def guide() -> Guide:
     linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
-    return Guide(packages=runtime.WHEELS, linking=linking)
+    libraries = {
+        "runner/native/libtvm_runtime.so": "Apache-2.0",
+        "runner/native/libtvm_ffi.so": "Apache-2.0 AND BSD-3-Clause",  # libbacktrace is linked into it
+    }
+    return Guide(licences=libraries, linking=linking)
