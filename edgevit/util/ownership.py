@@ -11,11 +11,11 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result"]
+Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result", "signature"]
 
 WORDS: dict[Kind, str] = {
     "bundle": "a bundle",
@@ -26,6 +26,7 @@ WORDS: dict[Kind, str] = {
     "device": "an emulated device",
     "log": "the log of a training run",
     "result": "the result of a training run",
+    "signature": "the signature of a bundle",
 }
 MANIFEST, PROGRAM, WEIGHTS, RECORD = "manifest.json", "program.json", "weights.safetensors", "device.json"
 DEVICE_FILES = (RECORD, "root", "site", "host", "pycache", "count.so", "heap.so", "counts")
@@ -67,12 +68,24 @@ def _in_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if MANIFEST not in names or archive.getinfo(MANIFEST).file_size > LIMIT_BYTES:
+            root = zip_root(names)
+            if root + MANIFEST not in names or archive.getinfo(root + MANIFEST).file_size > LIMIT_BYTES:
                 return names[:SHOWN] or [path.name]
-            listed = _members(json.loads(archive.read(MANIFEST)))
+            listed = _members(json.loads(archive.read(root + MANIFEST)))
     except (OSError, ValueError, RuntimeError, NotImplementedError, RecursionError, EOFError, zipfile.BadZipFile):
         return [path.name]
-    return names[:SHOWN] if listed is None else [name for name in names if name not in listed][:SHOWN]
+    return (
+        names[:SHOWN]
+        if listed is None
+        else [name for name in names if not name.endswith("/") and name.removeprefix(root) not in listed][:SHOWN]
+    )
+
+
+def zip_root(names: Sequence[str]) -> str:
+    """Return the folder in a bundle's zip, with its slash, that all members lie in; '' where they lie at the top."""
+    tops = {name.partition("/")[0] for name in names}
+    top = f"{next(iter(tops))}/" if len(tops) == 1 else ""
+    return top if top + MANIFEST in names else ""
 
 
 def _is_file_of(path: Path, kind: Kind) -> bool:
@@ -87,6 +100,8 @@ def _is_file_of(path: Path, kind: Kind) -> bool:
     found = _json(path)
     if kind == "measurement":
         return _has(found, schema=int, bundle=str, bundle_sha256=str, edgevit=str, paths=list)
+    if kind == "signature":
+        return _has(found, mediaType=str, verificationMaterial=dict, dsseEnvelope=dict)
     return _has(found, program=str, dense=dict, compressed=dict, expected_budget=float, versions=dict)
 
 

@@ -35,6 +35,7 @@ NAMES = [
     "profile",
     "report",
     "save",
+    "sign",
     "target",
     "targets",
     "train",

@@ -11,6 +11,7 @@ from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
 from edgevit.backends.onnxruntime.heads import fuse
+from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.program import Program
@@ -45,14 +46,26 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
     detail = memory_bound.bound(path if onnx else fuse(build.model)[0])
     settings = runtime.entries(build.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
-    capped = arena.run_capped(path, detail, image, settings=settings)
+    sequence = arena.drawn_efforts() if build.program.spec.adaptive else arena.TWICE
+    capped = arena.run_capped(path, detail, image, settings=settings, efforts=sequence)
     peak = max(each.peak_bytes for each in measured)
     summary = (
         f"{detail.bound.bound_bytes / 1e6:.2f} MB proven over all paths; arena peak {peak / 1e6:.2f} MB measured, "
-        f"all-open run passes under a cap of {capped.cap_bytes / 1e6:.2f} MB"
+        f"{_ran(build)} under a cap of {capped.cap_bytes / 1e6:.2f} MB"
     )
     return MemoryEvidence(detail=detail, summary=summary, measured=measured, capped=capped, exact=True)
 
 
+def _ran(build: Build) -> str:
+    if not build.program.spec.adaptive:
+        return "all-open run passes"
+    return "runs of most, fewest and drawn numbers of tokens pass"
+
+
 def runner_source() -> str:
     return joined(Path(__file__).with_name("shipped_runner.py"))
+
+
+def guide() -> Guide:
+    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
+    return Guide(packages={"onnxruntime": "MIT"}, linking=linking)
