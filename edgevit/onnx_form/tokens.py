@@ -32,7 +32,13 @@ class Sizes:
 
 
 def merge(
-    graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, sizes: Sizes | None, rows: int
+    graph: Graph,
+    spec: ProgramSpec,
+    point: MergeSpec,
+    x: str,
+    sizes: Sizes | None,
+    rows: int,
+    shift: np.ndarray | None = None,
 ) -> tuple[str, Sizes]:
     """Emit one point: `rows` token rows in, `rows - count` out. Shapes: F, S tokens of both sets, C = count."""
     if point.threshold is not None:
@@ -40,7 +46,7 @@ def merge(
     name, prefix, count = f"merge.{point.after}", spec.stem.prefix, point.count
     first, second = halves(rows - prefix)
     a, b = (_every_other(graph, f"{name}/{part}", x, prefix + i, rows) for i, part in enumerate(("first", "second")))
-    merged, left, into = _match(graph, spec, point, x, rows)
+    merged, left, into = _match(graph, spec, point, x, rows, shift)
     # 1 where a token of the second set takes one of the first in: [S, C].
     places = graph.const(f"{name}/places", np.arange(second, dtype=np.int64)[:, None])
     taken = graph.op("Cast", [graph.op("Equal", [places, into], f"{name}/same")], f"{name}/taken", to=TensorProto.FLOAT)
@@ -76,12 +82,15 @@ def merge(
     return graph.op("Concat", rows_left, f"{name}/y", axis=0), Sizes(patches=patches, bias=bias)
 
 
-def _match(graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, rows: int) -> tuple[str, str, str]:
+def _match(
+    graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, rows: int, shift: np.ndarray | None
+) -> tuple[str, str, str]:
     """Return places in the first set of the merged `[C]` and the left `[F - C]` ("": none), and the partners."""
     name, count, prefix = f"merge.{point.after}", point.count, spec.stem.prefix
     first, _ = halves(rows - prefix)
     ones = graph.const("ones", np.ones(spec.dim, dtype=np.float32))
-    alike = graph.op("LayerNormalization", [x, ones], f"{name}/alike", axis=-1, epsilon=spec.norm_eps)
+    normed = [x, ones] if shift is None else [x, ones, graph.const(f"{name}/shift", -shift)]
+    alike = graph.op("LayerNormalization", normed, f"{name}/alike", axis=-1, epsilon=spec.norm_eps)
     a = _every_other(graph, f"{name}/alike_first", alike, prefix, rows)
     b = _every_other(graph, f"{name}/alike_second", alike, prefix + 1, rows)
     scores = graph.op("Gemm", [a, b], f"{name}/scores", transB=1)
