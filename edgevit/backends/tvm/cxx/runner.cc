@@ -114,7 +114,14 @@ void print_calls(const std::vector<Call>& calls) {
   std::printf("], ");
 }
 
-void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
+struct Answer {
+  const float* logits;
+  const uint8_t* gates;
+  const int32_t* tokens;  // patch tokens left after every point where they merge
+};
+
+void print(const Options& options, const Manifest& manifest, const Answer& answer, Costs costs) {
+  const float* const logits = answer.logits;
   for (int64_t i = 0; i < manifest.classes; ++i)
     if (!std::isfinite(logits[i])) fail(kFault, "the model gave a logit that is not finite, of class " + std::to_string(i));
   std::vector<int64_t> order(manifest.classes);
@@ -124,7 +131,8 @@ void print(const Options& options, const Manifest& manifest, const float* logits
   for (int64_t i = 0; i < std::min(options.top, manifest.classes); ++i)
     std::printf("%s[%lld, %.9g]", i ? ", " : "", static_cast<long long>(order[i]), logits[order[i]]);
   std::printf("], \"gates\": [");
-  for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", gates[i]);
+  for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", answer.gates[i]);
+  for (int64_t i = 0; i < manifest.points; ++i) std::printf("%s%d", i ? ", " : "], \"tokens\": [", answer.tokens[i]);
   std::printf("], \"runs\": %zu, \"threads\": %lld, ", costs.times.size(), static_cast<long long>(costs.threads));
   if (options.trace) print_calls(costs.calls);
   for (size_t i = 0; accountant() && i < costs.heap.size(); ++i)
@@ -168,12 +176,13 @@ class Session {
   const int64_t threads_;
   const File library_;
   const Weights weights_;
-  const Buffer image_, effort_, arena_, logits_, gates_;
+  const Buffer image_, effort_, arena_, logits_, gates_, tokens_;
 
  public:
   char* const image;
   float *const effort, *const logits;
   uint8_t* const gates;
+  int32_t* const tokens;
   int64_t load_peak = 0, started = 0, loaded = 0;
   double load_ms = 0;
   std::vector<Call> calls;
@@ -188,15 +197,18 @@ class Session {
         arena_(4 * manifest.arena),
         logits_(4 * manifest.classes),
         gates_(manifest.branches),
+        tokens_(4 * manifest.points),
         image(image_.as<char>()),
         effort(effort_.as<float>()),
         logits(logits_.as<float>()),
-        gates(gates_.as<uint8_t>()) {
+        gates(gates_.as<uint8_t>()),
+        tokens(tokens_.as<int32_t>()) {
     check_library(library_);
     check_listed(library_, manifest);
     tensors_ = {tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8), tensor(effort, {}, kDLFloat, 32),
                 tensor(arena_.as<float>(), {manifest.arena}, kDLFloat, 32),
                 tensor(logits, {1, manifest.classes}, kDLFloat, 32), tensor(gates, {manifest.branches}, kDLUInt, 8)};
+    if (manifest.points) tensors_.push_back(tensor(tokens, {manifest.points}, kDLInt, 32));
     for (const Parameter& p : manifest.weights) {
       places_[weights_.data() + p.offset] = static_cast<int>(places_.size());
       tensors_.push_back(tensor(weights_.data() + p.offset, {p.elements}, kDLFloat, 32));
@@ -245,6 +257,8 @@ class Session {
 
   int64_t image_bytes() const { return manifest.image_bytes(); }
 
+  Answer answer() const { return {logits, gates, tokens}; }
+
  private:
   // The virtual machine tells every call before and after it: (function, its name, before, result, arguments...).
   void watch() {
@@ -289,7 +303,7 @@ void run_one(const Options& options, Session& session) {
   session.load(options.trace);
   std::vector<Time> times;
   for (int64_t i = 0; i < options.runs; ++i) times.push_back(session.run());
-  print(options, session.manifest, session.logits, session.gates, session.costs(times));
+  print(options, session.manifest, session.answer(), session.costs(times));
 }
 
 void written() {  // what was printed so far, or it counts for nothing
@@ -299,7 +313,7 @@ void written() {  // what was printed so far, or it counts for nothing
 
 void answer(const Options& options, Session& session) {
   const Time time = session.run();
-  print(options, session.manifest, session.logits, session.gates, session.costs({time}));
+  print(options, session.manifest, session.answer(), session.costs({time}));
   written();
 }
 

@@ -54,6 +54,7 @@ class Manifest:
         width: of the image.
         classes: length of `logits`.
         branches: length of `gates`.
+        points: length of `tokens`, patch tokens left after each point where they merge; 0: their number is fixed.
         arena: float32 elements of the activation arena, every thread's own ones included.
         weights: parameters in the order in which `main` takes them.
         threads: how many the kernels are shared out among.
@@ -73,12 +74,16 @@ class Manifest:
     arena: int
     weights: tuple[Parameter, ...]
     threads: int = 1
+    points: int = 0
     files: tuple[BundleFile, ...] = ()
     sha256: str = ""
 
 
 class TvmRunner:
-    """A compiled model in this process; see `edgevit.backends.Runner`."""
+    """A compiled model in this process; see `edgevit.backends.Runner`.
+
+    `tokens` int32 `[points]` tells how many patch tokens the last run left after each point.
+    """
 
     def __init__(
         self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray], threads: int | None = None
@@ -91,8 +96,10 @@ class TvmRunner:
         self._effort = aligned((), np.float32)
         self._logits = aligned((1, manifest.classes), np.float32)
         self._gates = aligned((manifest.branches,), np.uint8)
+        self._tokens = aligned((manifest.points,), np.int32)
         arena = aligned((manifest.arena,), np.float32)
-        arrays = [self._image, self._effort, arena, self._logits, self._gates, *weights]
+        counted = [self._tokens] if manifest.points else []
+        arrays = [self._image, self._effort, arena, self._logits, self._gates, *counted, *weights]
         for array in arrays:
             # The runtime crashes on what is not aligned.
             assert array.ctypes.data % ALIGN_BYTES == 0
@@ -108,6 +115,10 @@ class TvmRunner:
         else:
             self._pool.call(self._main, *self._arguments)
         return self._logits.copy(), self._gates.copy()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._tokens.copy()
 
     def close(self) -> None:
         if self._pool is not None:
@@ -163,6 +174,7 @@ def read_manifest(path: Path) -> Manifest:
         ("width", found.width, 1, limits.IMAGE_SIDE),
         ("classes", found.classes, 1, limits.CLASSES),
         ("branches", found.branches, 0, limits.BRANCHES),
+        ("points", found.points, 0, limits.BRANCHES),
         ("arena in bytes", 4 * found.arena, 0, limits.ARENA_BYTES),
     ]
     wrong = [f"{what} {value} ({low} to {most})" for what, value, low, most in sizes if not low <= value <= most.value]
