@@ -1,5 +1,7 @@
 """What merging tokens loses and saves, without training: accuracy against MACs, and int8 time at 0.7 of them.
 
+Fixed numbers of pairs stand beside numbers that follow the image at the same mean cost.
+
     EDGEVIT_DATA=DIR python benchmarks/tokens.py --model deit_tiny --model vit_tiny -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
@@ -10,6 +12,7 @@ second run goes on from them. Times are process CPU times of one thread, dense a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +26,11 @@ from benchmarks.timing import interleave, ratio
 from edgevit import pipeline
 from edgevit.backends import Runner, onnx_backend
 from edgevit.compress.budgets import Budgets
+from edgevit.compress.tokens.per_image import follow_images
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import ImageSet, load_images
 from edgevit.onnx_form.assemble import assemble
-from edgevit.program.macs import total_macs
+from edgevit.program.macs import run_macs, total_macs
 from edgevit.program.program import Program, load_program, save_program
 from edgevit.program.tokens import write_plan
 from edgevit.schema.target import load_target
@@ -34,15 +38,19 @@ from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
 from edgevit.util.strict_json import dumps, write_atomic
 
-SHARES = (1.0, 0.7, 0.6, 0.5, 0.8)
+SHARES = (1.0, 0.7, 0.6, 0.8, 0.5)
 TIMED = 0.7
 TARGETS = ("x86-64-onnxruntime", "x86-64-openvino")
+PRECISE = re.compile(r"@(-?[0-9.e-]+)")
 CALIBRATION, ROUNDS, TIMED_IMAGES = 300, 60, 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One Program as one runtime computes it (`torch`: float). `time` is CPU time over the dense int8 build's."""
+    """One Program as one runtime computes it (`torch`: float). `time` is CPU time over the dense int8 build's.
+
+    `macs` is the mean of the images; `macs_low` and `macs_high` are its 10th and 90th percentile over them.
+    """
 
     model: str
     runtime: str
@@ -53,26 +61,41 @@ class Row:
     top1: float
     agreement: float
     images: int
+    follows: bool = False
+    macs_low: float | None = None
+    macs_high: float | None = None
     time: float | None = None
     time_low: float | None = None
     time_high: float | None = None
 
 
 @torch.no_grad()
-def float_classes(program: Program, images: np.ndarray) -> np.ndarray:
+def answers(program: Program, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes in float, and MACs of every image."""
     model = Vit(program).eval()
-    return np.concatenate([model(b, trim=True).argmax(1).numpy() for b in batches(program.spec, images, 50)])
+    found = [model.answer(batch) for batch in batches(program.spec, images, 50)]
+    macs = [run_macs(program.spec, g, t) for a in found for g, t in zip(a.gates.numpy(), a.tokens.numpy(), strict=True)]
+    return np.concatenate([a.logits.argmax(1).numpy() for a in found]), np.array(macs)
 
 
-def made(name: str, dense: Program, share: float, calibration: np.ndarray, work: Path) -> Program:
+def made(name: str, dense: Program, share: float, calibration: np.ndarray, work: Path, follows: bool) -> Program:
     """The Program with merged tokens, searched for once and kept."""
     if share == 1.0:
         return dense
-    folder = work / f"{name}-{share:g}"
+    folder = work / f"{name}-{share:g}{'-image' if follows else ''}"
     if not folder.exists():
-        found = pipeline.compress(
-            dense, calibration, Budgets(merged=share), say=lambda line: click.echo(line, err=True)
-        )
+        if follows:  # what the search does too, after the same fixed plan
+            fixed = made(name, dense, share, calibration, work, follows=False)
+            spec = follow_images(fixed, batches(fixed.spec, calibration), share * total_macs(dense.spec))
+            assert spec is not None
+            found = fixed.with_weights({}, spec)
+        else:
+            found = pipeline.compress(
+                dense,
+                calibration,
+                Budgets(merged=share, per_image=False),
+                say=lambda line: click.echo(f"{name} {share}: {line}", err=True),
+            )
         save_program(found, folder)
     return load_program(folder)
 
@@ -94,19 +117,26 @@ def row(
     held: ImageSet,
     expected: np.ndarray,
     time: tuple[float, float, float] | None = None,
+    macs: np.ndarray | None = None,
 ) -> Row:
     dense, program = programs
     assert held.labels is not None
+    whole = total_macs(dense.spec)
+    spent = np.array([total_macs(program.spec)] if macs is None else macs) / whole
+    follows = program.spec.adaptive
     return Row(
         model=name,
         runtime=runtime,
         share=share,
-        macs=total_macs(program.spec) / total_macs(dense.spec),
+        macs=float(spent.mean()),
         plan=write_plan(program.spec),
         pruned=any(b.units < b.units_total for b in program.spec.branches),
         top1=float((said == held.labels).mean()),
         agreement=float((said == expected).mean()),
         images=len(said),
+        follows=follows,
+        macs_low=float(np.quantile(spent, 0.1)) if follows else None,
+        macs_high=float(np.quantile(spent, 0.9)) if follows else None,
         time=time[0] if time else None,
         time_low=time[1] if time else None,
         time_high=time[2] if time else None,
@@ -142,6 +172,10 @@ def timed(
     ]
 
 
+def rounded(threshold: re.Match[str]) -> str:
+    return f"@{float(threshold[1]):.3f}"
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         "# Merging tokens: accuracy against MACs and time, without training",
@@ -152,7 +186,9 @@ def table(rows: list[Row]) -> str:
         f"1.4 points; differences on the same images are smaller); {CALIBRATION} unlabelled images of another set for "
         "the search and for int8 ranges. Agreement: the same class as the dense float model. Time: CPU time of one "
         "thread over the dense int8 build's on the same runtime, median of rounds in turns, with its 95 % interval. "
-        "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1.",
+        "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1; 4:0-98@0.8 those whose "
+        "likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the images "
+        "and, in brackets, the 10th and 90th percentile.",
     ]
     for model in dict.fromkeys(r.model for r in rows):
         lines += ["", f"## {model}", "", "| computed by | MACs | plan | top-1 | agreement | time |"]
@@ -162,8 +198,9 @@ def table(rows: list[Row]) -> str:
         ):
             time = "" if r.time is None else f"{r.time:.3f} ({r.time_low:.3f} to {r.time_high:.3f})"
             how = "float" if r.runtime == "torch" else f"int8, {r.runtime}"
-            plan = f"{r.plan or 'dense'}{', pruned too' if r.pruned else ''}"
-            lines.append(f"| {how} | {r.macs:.3f} | {plan} | {r.top1:.1%} | {r.agreement:.1%} | {time} |")
+            plan = f"{PRECISE.sub(rounded, r.plan) or 'dense'}{', pruned too' if r.pruned else ''}"
+            spread = "" if r.macs_low is None else f" ({r.macs_low:.3f} to {r.macs_high:.3f})"
+            lines.append(f"| {how} | {r.macs:.3f}{spread} | {plan} | {r.top1:.1%} | {r.agreement:.1%} | {time} |")
     return "\n".join(lines) + "\n"
 
 
@@ -171,8 +208,9 @@ def table(rows: list[Row]) -> str:
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), required=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), envvar="EDGEVIT_DATA", required=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/tokens"), show_default=True)
+@click.option("--timing/--no-timing", default=True, help="Build and time int8 too.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reports/reference"))
-def main(models: tuple[str, ...], data: Path, work: Path, output: Path) -> None:
+def main(models: tuple[str, ...], data: Path, work: Path, timing: bool, output: Path) -> None:
     """Measure, write tokens.json and tokens.md."""
     file = output / "tokens.json"
     rows = [Row(**r) for r in json.loads(file.read_text())["rows"]] if file.exists() else []
@@ -187,17 +225,18 @@ def main(models: tuple[str, ...], data: Path, work: Path, output: Path) -> None:
         dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
         calibration = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=CALIBRATION).images
         held = load_images(data / "imagenet-val-1000.tar", dense.spec.image, labelled=True)
-        expected = float_classes(dense, held.images)
+        expected = answers(dense, held.images)[0]
         for share in SHARES:
-            if not any((r.model, r.runtime, r.share) == (name, "torch", share) for r in rows):
-                program = made(name, dense, share, calibration, work)
-                said = float_classes(program, held.images)
-                keep(row(name, "torch", share, (dense, program), said, held, expected))
-            if share != TIMED:
+            for follows in (False, True) if share < 1.0 else (False,):
+                if not any((r.model, r.runtime, r.share, r.follows) == (name, "torch", share, follows) for r in rows):
+                    program = made(name, dense, share, calibration, work, follows)
+                    said, macs = answers(program, held.images)
+                    keep(row(name, "torch", share, (dense, program), said, held, expected, macs=macs))
+            if share != TIMED or not timing:
                 continue
             for target in TARGETS:
                 if not any((r.model, r.runtime) == (name, target) for r in rows):
-                    program = made(name, dense, TIMED, calibration, work)
+                    program = made(name, dense, TIMED, calibration, work, follows=False)
                     keep(*timed(name, dense, program, calibration, held, expected, target, work))
 
 

@@ -145,8 +145,8 @@ def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, 
                 break
         steps = _steps(pruned, len(images))
     if total_macs(program.spec) > budget:
-        found = search(program, images, budget, reference=dense, say=say)
-        program = program.with_weights({}, found.spec)
+        found = search(program, images, budget, reference=dense, say=say, per_image=budgets.per_image)
+        program = program.with_weights(found.shifts, found.spec)
         steps.append(f"{found.summary} (edgevit {__version__})")
     return with_original(program, original_of(dense, *steps))
 

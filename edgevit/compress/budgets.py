@@ -21,12 +21,14 @@ class Budgets:
         expected: mean MACs over images: what the gates have to reach; at most `static`.
         static: MACs with every gate open: what pruning has to reach.
         merged: MACs with every gate open that merging tokens has to reach, after pruning what it cannot; 1: none merge.
+        per_image: whether the numbers of tokens that merge follow the image (None: where that loses no more).
         fits: says whether a structure is small enough, when a memory budget was given; pruning goes on until it is.
     """
 
     expected: float = 1.0
     static: float = 1.0
     merged: float = 1.0
+    per_image: bool | None = None
     fits: Fits | None = None
 
     @property

@@ -22,7 +22,7 @@ from edgevit.onnx_form.graph import Graph, model, tensor
 from edgevit.onnx_form.layers import first_rows, norm
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
-from edgevit.program.spec import BranchSpec, ProgramSpec, StemKind
+from edgevit.program.spec import BranchSpec, ProgramSpec, StemKind, shift_name
 from edgevit.program.tokens import merge_at
 from edgevit.schema.quant_plan import QuantPlan
 
@@ -94,7 +94,8 @@ def _lowered(
         sizes = sizes if rows == read else None  # nothing mixes tokens any more
         states.append((branch.name, x, _dim(rows, sizes)))
         if (point := merge_at(spec, branch.name)) is not None:
-            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows, "effort" if steered else None)
+            shift = program.weights[shift_name(point)] if point.shift else None
+            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows, "effort" if steered else None, shift)
             points.append(sizes)
     head.head(graph, program, x, plan, rows_out(spec)[-1] if states else spec.tokens, sizes)
     # One cast of all decisions: every node on the main path is paid for on every run.

@@ -43,16 +43,23 @@ def varies(sizes: Sizes | None) -> bool:
 
 
 def merge(
-    graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, sizes: Sizes | None, rows: int, effort: str | None
+    graph: Graph,
+    spec: ProgramSpec,
+    point: MergeSpec,
+    x: str,
+    sizes: Sizes | None,
+    rows: int,
+    effort: str | None,
+    shift: np.ndarray | None = None,
 ) -> tuple[str, Sizes]:
     """Emit one point: `rows` token rows in, the most there can be. Shapes: F, S tokens of both sets, C pairs.
 
-    `effort` names what moves thresholds; None: nothing does.
+    `effort` names what moves thresholds; None: nothing does. `shift` is the array of a point that has one.
     """
     name, prefix = f"merge.{point.after}", spec.stem.prefix
     end = ALL if varies(sizes) else rows
     a, b = (_every_other(graph, f"{name}/{part}", x, prefix + i, end) for i, part in enumerate(("first", "second")))
-    best, into = _match(graph, spec, name, a, b)
+    best, into = _match(graph, spec, name, a, b, shift)
     first, second = halves(rows - prefix)
     if point.threshold is None and not varies(sizes):
         merged, left = _parted(graph, name, best, first, point.count)
@@ -110,11 +117,14 @@ def owners(graph: Graph, spec: ProgramSpec, rows: int) -> str:
     return graph.const(f"rows_{rows}", (owner[:, None] == np.arange(spec.stem.prefix + 1)).astype(np.float32))
 
 
-def _match(graph: Graph, spec: ProgramSpec, name: str, a: str, b: str) -> tuple[str, str]:
+def _match(
+    graph: Graph, spec: ProgramSpec, name: str, a: str, b: str, shift: np.ndarray | None
+) -> tuple[str, str]:
     """Return the product with the most alike of the second set, for each of the first, and its place: both `[F]`."""
     ones = graph.const("ones", np.ones(spec.dim, dtype=np.float32))
+    scale = [ones] if shift is None else [ones, graph.const(f"{name}/shift", -shift)]
     alike = [
-        graph.op("LayerNormalization", [rows, ones], f"{name}/alike_{part}", axis=-1, epsilon=spec.norm_eps)
+        graph.op("LayerNormalization", [rows, *scale], f"{name}/alike_{part}", axis=-1, epsilon=spec.norm_eps)
         for part, rows in (("first", a), ("second", b))
     ]
     scores = graph.op("Gemm", alike, f"{name}/scores", transB=1)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 
 from edgevit.errors import OutputError, ProgramError
 from edgevit.program.intake import check_safetensors
-from edgevit.program.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec
+from edgevit.program.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec, shift_name
 from edgevit.program.tokens import merge_faults
 from edgevit.util import atomic, limits, strict_json
 from edgevit.util.notebook import Shown
@@ -76,6 +76,7 @@ def expected_shapes(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = dict(_stem_shapes(spec))
     for branch in spec.branches:
         shapes.update(branch_shapes(spec, branch))
+    shapes |= {shift_name(point): (spec.dim,) for point in spec.merges if point.shift}
     head = spec.head
     if head.norm:
         shapes |= {"head.norm.weight": (spec.dim,), "head.norm.bias": (spec.dim,)}

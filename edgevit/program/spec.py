@@ -109,6 +109,10 @@ class MergeSpec:
     is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
     in steps (`tokens.pair_counts`).
 
+    Pairs are ranked by the product of their normalised rows over the width, the cosine. With `shift` the point has a row
+    `<after>.merge.shift` `[dim]`, which is taken from the normalised rows first: tokens that matter then look less
+    alike (`compress.tokens.guard`), and the threshold is of those products.
+
     Rule `bipartite`: see `torch_form.tokens`. Prefix tokens are never merged. A merged token stands for `size` patches:
     its row is their mean, attention adds log(size) to the scores of its key, and means over patches weigh it by size.
     """
@@ -117,12 +121,18 @@ class MergeSpec:
     count: int
     least: int = 0
     threshold: float | None = None
+    shift: bool = False
     rule: MergeRule = "bipartite"
 
     @property
     def fewest(self) -> int:
         """Return how many pairs are merged for every image."""
         return self.count if self.threshold is None else self.least
+
+
+def shift_name(point: MergeSpec) -> str:
+    """Return the name of the array that a point with `shift` has."""
+    return f"{point.after}.merge.shift"
 
 
 @dataclass(frozen=True, kw_only=True)

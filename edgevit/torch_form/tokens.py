@@ -24,14 +24,23 @@ from edgevit.program.tokens import MERGE_EFFORT, pair_counts
 Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`, 0 = no token; None: one each
 
 
-def merge(x: Tensor, sizes: Sizes, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the stream `[B, N, D]` and its sizes after a point: prefix, what is left of the first set, the second."""
+def merge(
+    x: Tensor,
+    sizes: Sizes,
+    point: MergeSpec,
+    spec: ProgramSpec,
+    effort: float = 0.0,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the stream `[B, N, D]` and its sizes after a point: prefix, what is left of the first set, the second.
+
+    `shift` `[D]` is what the point takes from the normalised rows before it compares them.
+    """
     prefix = spec.stem.prefix
     weights = x.new_ones(*x.shape[:2], 1) if sizes is None else sizes
     first, second = x[:, prefix::2], x[:, prefix + 1 :: 2]
     first_sizes, second_sizes = weights[:, prefix::2], weights[:, prefix + 1 :: 2]
-    normed = F.layer_norm(x[:, prefix:], (x.shape[-1],), eps=spec.norm_eps)
-    best, into = match(normed, weights[:, prefix:, 0] > 0)
+    best, into = match(rows_to_compare(x, spec, shift), weights[:, prefix:, 0] > 0)
     merged, valid = chosen(best, pairs(best, point, spec, effort))
     # How many patches each token of the second set takes in from each that is merged: [B, S, C].
     places = torch.arange(second.shape[1], device=x.device)
@@ -48,6 +57,19 @@ def merge(x: Tensor, sizes: Sizes, point: MergeSpec, spec: ProgramSpec, effort: 
         torch.cat([x[:, :prefix], pick(rows, order)], dim=1),
         torch.cat([weights[:, :prefix], pick(held, order)], dim=1),
     )
+
+
+def rows_to_compare(x: Tensor, spec: ProgramSpec, shift: Tensor | None = None) -> Tensor:
+    """Return the normalised patch rows of a stream `[B, N, D]`, less the `shift` `[D]` of a point that has one."""
+    normed = F.layer_norm(x[:, spec.stem.prefix :], (x.shape[-1],), eps=spec.norm_eps)
+    return normed if shift is None else normed - shift
+
+
+def likeness(x: Tensor, sizes: Sizes, spec: ProgramSpec, shift: Tensor | None = None) -> Tensor:
+    """Return the product of every token of the first set with its partner, `[B, F]`; -inf where there is no token."""
+    prefix = spec.stem.prefix
+    there = x.new_ones(x.shape[0], x.shape[1] - prefix) if sizes is None else sizes[:, prefix:, 0]
+    return match(rows_to_compare(x, spec, shift), there > 0)[0]
 
 
 def match(tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgevit.program.macs import rows_out
-from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec, StemKind
+from edgevit.program.spec import BranchSpec, ImageSpec, ProgramSpec, StemKind, shift_name
 from edgevit.program.tokens import merge_at
 from edgevit.torch_form import attention, ffn, gate, head, patch_stem, t2t_stem, tokens
 from edgevit.torch_form.layers import Layers, Tap
@@ -138,7 +138,8 @@ class Vit(Layers):
                     y = attention.mhsa(self, branch, read, tap, rows if rows < read.shape[1] else None, sizes)
                 x = x + (y if g is None else g * y + (1 - g) * skip)
             if (point := merge_at(self.spec, branch.name)) is not None:
-                x, sizes = tokens.merge(x, sizes, point, self.spec, effort)
+                shift = self.array(shift_name(point)) if point.shift else None
+                x, sizes = tokens.merge(x, sizes, point, self.spec, effort, shift)
                 counts.append(tokens.patches_left(sizes, self.spec.stem.prefix)[:, None])
         return Walk(x, sizes, torch.cat(counts, dim=1))
 

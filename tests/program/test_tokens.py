@@ -65,7 +65,7 @@ def test_a_plan_that_follows_the_image_is_read_and_written() -> None:
         ("1:0-8@0.5,2:0-5@0.5", "where there are 8 at least; allowed: 1 to 4"),
         ("1:0-8@0.5,2:5", "where there are 8 at least; allowed: 1 to 4"),
         ("1:4-4@0.5", "at least 4 tokens are merged after 'b00_mhsa'; allowed: 0 to 3"),
-        ("1:0-4@2.5", r"the threshold after 'b00_mhsa' is 2.5, allowed for .*-2 to 2"),
+        ("1:0-4@8.5", r"the threshold after 'b00_mhsa' is 8.5, allowed for .*-8 to 8"),
         ("4:0-4@0.5", "nothing reads them any more"),
     ],
 )

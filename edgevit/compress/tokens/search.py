@@ -2,21 +2,25 @@
 
 From spread points on, one plan for each number of points is moved block by block while the logits drift less for it, on
 a few images; the best of each number is judged on all. A further point has to lower the drift by a tenth, because it
-costs time that no MACs tell of.
+costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The plan that is found has
+a variant whose numbers follow the image at the same mean cost (`per_image`); it is chosen where it drifts no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevit.compress.tokens.guard import guards
+from edgevit.compress.tokens.per_image import follow_images
+from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
-from edgevit.program.spec import ProgramSpec
+from edgevit.program.spec import ProgramSpec, shift_name
 from edgevit.program.token_plans import plan_at, starts, unreachable
 from edgevit.program.tokens import merge_branches, write_plan
 from edgevit.torch_form.stream import batches
@@ -25,6 +29,7 @@ from edgevit.util.progress import Say
 
 SCREENED_IMAGES = 64
 SCREENED_PLANS = 10  # for each number of points
+GUARD_IMAGES = 128
 WORTH_A_POINT = 0.9
 BATCH = 32
 
@@ -39,29 +44,44 @@ class Found:
             squared difference over their variance.
         agreement: fraction of the images of which the same class is named; None without classes.
         images: how many.
+        macs: mean MACs of an image.
+        shifts: arrays that the points need.
     """
 
     spec: ProgramSpec
     drift: float
     agreement: float | None
     images: int
+    macs: float = 0.0
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def summary(self) -> str:
         """Return the plan and its drift in one sentence."""
         same = "" if self.agreement is None else f", {self.agreement:.1%} of the images keep their class"
-        return f"tokens merged at {write_plan(self.spec)}: drift {self.drift:.3g} on {self.images} images{same}"
+        share = self.macs / total_macs(replace(self.spec, merges=()))
+        mean = f", {share:.1%} of the MACs on average" if self.spec.adaptive else ""
+        return f"tokens merged at {write_plan(self.spec)}: drift {self.drift:.3g} on {self.images} images{same}{mean}"
 
 
-def search(program: Program, images: np.ndarray, budget_macs: int, *, reference: Program, say: Say) -> Found:
+def search(
+    program: Program,
+    images: np.ndarray,
+    budget_macs: int,
+    *,
+    reference: Program,
+    say: Say,
+    per_image: bool | None = None,
+) -> Found:
     """Return the plan of few points within the budget whose logits are nearest the reference's.
 
     Args:
         program: what merges tokens; it has no points yet.
         images: calibration images, uint8 `[n, height, width, 3]`.
-        budget_macs: MACs per image that are left, all gates open.
+        budget_macs: MACs per image that are left, all gates open; on average where they follow the image.
         reference: whose logits count: the dense model.
         say: told what was chosen.
+        per_image: whether the numbers of pairs follow the image (None: where that drifts no more at the same cost).
 
     Raises:
         BudgetError: no plan of a few points reaches the budget.
@@ -76,6 +96,11 @@ def search(program: Program, images: np.ndarray, budget_macs: int, *, reference:
     for found in best[1:]:
         if found.drift < WORTH_A_POINT * chosen.drift:
             chosen = found
+    fixed, followed = chosen, judge.following(chosen, budget_macs) if per_image is not False else None
+    if followed is not None:
+        best.append(followed)
+        if per_image or followed.drift <= fixed.drift:
+            chosen = followed
     for found in best:
         say(("chosen: " if found is chosen else "not chosen: ") + found.summary)
     return chosen
@@ -121,19 +146,24 @@ class _Judge:
     """Runs plans of one Program on images and holds their logits against the reference's."""
 
     def __init__(self, program: Program, images: np.ndarray, reference: Program) -> None:
-        self.spec = program.spec
+        self.spec, self._program = program.spec, program
         self._model = Vit(program).eval()
         self._work = batches(program.spec, images, BATCH)
         self._expected = [_logits(Vit(reference).eval(), batch) for batch in self._work]
+        self._guards = guards(program, self._work[: -(-GUARD_IMAGES // BATCH)])
+        for name, shift in self._guards.items():
+            self._model.arrays[f"{name}/merge/shift"] = nn.Parameter(shift, requires_grad=False)
 
     def judge(self, spec: ProgramSpec, images: int) -> Found:
         """Run a plan on the first `images` images, in whole batches."""
-        self._model.spec = spec
-        count, work = 0, []
+        spec = self._model.spec = self._guarded(spec)
+        count, work, macs = 0, [], list[int]()
         for batch, expected in zip(self._work, self._expected, strict=True):
             if count >= images:
                 break
-            work.append((expected, _logits(self._model, batch)))
+            logits, left = _answers(self._model, batch)
+            work.append((expected, logits))
+            macs += [total_macs(spec, left=row) for row in left]
             count += len(batch)
         expected, got = (torch.cat(part) for part in zip(*work, strict=True))
         decides = spec.head.decides
@@ -142,7 +172,28 @@ class _Judge:
             drift=_divergence(expected, got) if decides else _difference(expected, got),
             agreement=float((expected.argmax(1) == got.argmax(1)).float().mean()) if decides else None,
             images=count,
+            macs=float(np.mean(macs)),
+            shifts=self._shifts(spec),
         )
+
+    def following(self, fixed: Found, budget_macs: int) -> Found | None:
+        """Return a fixed plan's variant that follows the images, judged on as many of them; None: it cannot."""
+        program = self._program.with_weights(self._shifts(fixed.spec), fixed.spec)
+        spec = follow_images(program, self._work, budget_macs)
+        return None if spec is None else self.judge(spec, fixed.images)
+
+    def _guarded(self, spec: ProgramSpec) -> ProgramSpec:
+        merges = tuple(replace(point, shift=point.after in self._guards) for point in spec.merges)
+        return replace(spec, merges=merges)
+
+    def _shifts(self, spec: ProgramSpec) -> dict[str, np.ndarray]:
+        return {shift_name(point): self._guards[point.after].numpy() for point in spec.merges if point.shift}
+
+
+@torch.no_grad()
+def _answers(model: Vit, batch: Tensor) -> tuple[Tensor, np.ndarray]:
+    x, sizes, left = model.walk(model.stem(batch), trim=True)
+    return model.head(x, None, sizes), left.numpy()
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ def test_a_plan_within_the_budget_with_little_drift_is_found() -> None:
     found = search(program, images, budget, reference=program, say=said.append)
     assert total_macs(found.spec) <= budget and found.images == 8
     assert sum(line.startswith("chosen: tokens merged at ") for line in said) == 1
-    got = logits(program.with_weights({}, found.spec), images)
+    got = logits(program.with_weights(found.shifts, found.spec), images)
     expected = logits(program, images)
     drift = (expected.exp() * (expected - got)).sum(dim=1).mean().item()
     assert found.drift == pytest.approx(drift, rel=1e-3)

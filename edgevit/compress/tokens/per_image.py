@@ -1,0 +1,132 @@
+"""Let a plan of merges follow the image: thresholds with which it costs on average what was asked for.
+
+At every point the threshold is the one that merges as many pairs on average, over the calibration images, as the fixed
+plan does times one factor; the factor is found by bisection. As many as `SPREAD` times that are merged where an image
+allows it, and none where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgevit.program.macs import total_macs
+from edgevit.program.program import Program
+from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
+from edgevit.program.tokens import pair_counts
+from edgevit.torch_form import attention, ffn, tokens
+from edgevit.torch_form.vit import Vit
+
+SPREAD = 1.5
+PASSES = 6
+TOLERANCE = 0.002  # of the MACs, below the budget
+HALVINGS = 40
+Stream = tuple[Tensor, tokens.Sizes]
+
+
+@torch.no_grad()
+def follow_images(program: Program, work: Sequence[Tensor], budget_macs: float) -> ProgramSpec | None:
+    """Return the spec of a Program with a fixed plan, its points with thresholds, for mean MACs within the budget.
+
+    Args:
+        program: its merges have no thresholds; no gates.
+        work: batches of calibration images from `stream.batches`.
+        budget_macs: mean MACs of an image.
+
+    Returns:
+        None where the points cannot merge so many, because what they merge is capped.
+    """
+    model, spec = Vit(program).eval(), program.spec
+    capped = replace(spec, merges=_capped(spec))
+    first = _place(spec, capped.merges[0])
+    begun: list[Stream] = [_advance(model, (model.stem(batch), None), 0, first) for batch in work]
+    low, high, found = 0.0, SPREAD, None
+    factor = 1.0
+    for _ in range(PASSES):
+        tried, left = _thresholds(model, capped, [p.count for p in spec.merges], factor, begun)
+        mean = float(np.mean([total_macs(tried, left=row) for row in left]))
+        if mean <= budget_macs:
+            found, high = tried, factor
+            if mean > budget_macs - TOLERANCE * total_macs(replace(spec, merges=())):
+                break
+        else:
+            low = factor
+        factor = (low + high) / 2
+    return found
+
+
+def _capped(spec: ProgramSpec) -> tuple[MergeSpec, ...]:
+    """Return the points with caps above their counts, as far as what is left allows: half of it each."""
+    left, points = spec.patches, []
+    for index, point in enumerate(spec.merges):
+        count = min(int(SPREAD * point.count), left // 2)
+        later = [p.count for p in spec.merges[index + 1 :]]
+        while count > point.count and not _room(left - count, later):
+            count -= 1
+        points.append(replace(point, count=max(count, 1), least=0, threshold=0.0))
+        left -= count
+    return tuple(points)
+
+
+def _room(left: int, counts: Sequence[int]) -> bool:
+    """Return whether later points can merge as many pairs as fixed ones do, and a tenth more, of so many tokens."""
+    for count in counts:
+        if 1.1 * count > left // 2:
+            return False
+        left -= int(1.1 * count)
+    return True
+
+
+def _thresholds(
+    model: Vit, spec: ProgramSpec, counts: Sequence[int], factor: float, begun: list[Stream]
+) -> tuple[ProgramSpec, np.ndarray]:
+    """Return the spec with thresholds that merge `factor` times `counts` on average, and tokens left `[n, points]`."""
+    streams, merges, left = begun, list[MergeSpec](), []
+    place = _place(spec, spec.merges[0])
+    for point, count in zip(spec.merges, counts, strict=True):
+        streams = [_advance(model, stream, place, _place(spec, point)) for stream in streams]
+        place = _place(spec, point)
+        shift = model.array(shift_name(point)) if point.shift else None
+        best = [tokens.likeness(x, sizes, spec, shift) for x, sizes in streams]
+        threshold = _threshold(best, point, factor * count, spec.dim)
+        merges.append(replace(point, threshold=threshold))
+        streams = [tokens.merge(x, sizes, merges[-1], spec, 0.0, shift) for x, sizes in streams]
+        left.append(torch.cat([tokens.patches_left(sizes, spec.stem.prefix) for _, sizes in streams]).numpy())
+    return replace(spec, merges=tuple(merges)), np.stack(left, axis=1)
+
+
+def _threshold(best: list[Tensor], point: MergeSpec, wanted: float, dim: int) -> float:
+    """Return the threshold above which images merge `wanted` pairs on average, by products `[B, F]` of rows."""
+    most = max(b.shape[1] for b in best)
+    scores = torch.cat([F.pad(b, (0, most - b.shape[1]), value=-torch.inf) for b in best]) / dim
+    allowed = torch.tensor(pair_counts(point))
+    there = scores[scores.isfinite()]
+    low, high = float(there.min()) - 1e-3, float(there.max())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = (scores > middle).sum(dim=1, keepdim=True)
+        mean = float(allowed[(above >= allowed[1:]).sum(dim=1)].float().mean())
+        low, high = (middle, high) if mean > wanted else (low, middle)
+    return high
+
+
+def _place(spec: ProgramSpec, point: MergeSpec) -> int:
+    return 1 + [branch.name for branch in spec.branches].index(point.after)
+
+
+def _advance(model: Vit, stream: Stream, start: int, end: int) -> Stream:
+    """Return the stream after branches `start` to `end` - 1, none of them gated; no token is merged."""
+    x, sizes = stream
+    for branch in model.spec.branches[start:end]:
+        if branch.removed:
+            x = x + (model.skip_rows(branch)[: x.shape[1]] if branch.skip else 0.0)
+        elif branch.kind == "ffn":
+            x = x + ffn.ffn(model, branch, x, None)
+        else:
+            x = x + attention.mhsa(model, branch, x, None, None, sizes)
+    return x, sizes
