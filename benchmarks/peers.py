@@ -1,6 +1,7 @@
 """edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
 
     pip install -e '.[all,bench]'
+    pip install litert-torch ai-edge-quantizer        (for LiteRT, which is left out without them)
     EDGEVIT_DATA=DIR python benchmarks/peers.py --work out/peers -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
@@ -23,7 +24,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks import peer_builds
+from benchmarks import peer_builds, peer_litert
 from benchmarks.peer_attention import ort_attention
 from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio
@@ -43,8 +44,12 @@ from edgevit.verify.accuracy import fraction, paired_drop
 MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
 BY_HAND = "ORT by hand"
+LITERT = "LiteRT"
+# What of a target decides how a model is quantized.
+QUANTIZATION = ("int8", "weight_bits", "activations", "range_method", "percentile", "smoothing", "attention")
 TVM = "TVM"  # no peer builds with it: beside those of every runtime
 Logits = Callable[[np.ndarray], np.ndarray]
+Made = dict[tuple[object, ...], tuple[Program, QuantPlan | None]]
 Predicted = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -113,8 +118,29 @@ def peer_candidates(case: Case, data: Path) -> list[Candidate]:
         "NNCF, bf16 hint": ("nncf.xml", "bf16"),
         "NNCF, PERFORMANCE, bf16 hint": ("nncf-performance.xml", "bf16"),
     }
-    return [_ort_peer(label, folder / file) for label, file in ort.items()] + [
-        _openvino_peer(label, folder / file, precision) for label, (file, precision) in openvino.items()
+    return [
+        *(_ort_peer(label, folder / file) for label, file in ort.items()),
+        *(_openvino_peer(label, folder / file, precision) for label, (file, precision) in openvino.items()),
+        *_litert_peers(case, data),
+    ]
+
+
+def _litert_peers(case: Case, data: Path) -> list[Candidate]:
+    if not peer_litert.installed():
+        return []
+    name, path = MODELS[case.key], case.folder / "litert-dynamic.tflite"
+    if not path.exists():
+        peer_litert.litert_dynamic(name, data / f"{name}.safetensors", path)
+    return [
+        Candidate(
+            name="LiteRT dynamic",
+            runtime=LITERT,
+            own=False,
+            int8=True,
+            files=(path,),
+            load=lambda threads: peer_litert.litert_runner(path, threads),
+            arithmetic=peer_litert.versions(),
+        )
     ]
 
 
@@ -147,6 +173,7 @@ def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
 def own_candidates(case: Case) -> list[Candidate]:
     """Build edgevit's dense models as `edgevit build` would: float per runtime, int8 per x86 target that ships."""
     found = []
+    made: Made = {}
     for short, name in RUNTIMES.items():
         folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
@@ -154,13 +181,21 @@ def own_candidates(case: Case) -> list[Candidate]:
         if target.arch != "x86_64":
             continue
         if target.backend not in RUNTIMES.values():
-            found += [] if missing_flags(target, cpu_flags()) else [_machine_code(case, target)]
+            found += [] if missing_flags(target, cpu_flags()) else [_machine_code(case, target, made)]
             continue
         short = next(s for s, name in RUNTIMES.items() if name == target.backend)
-        program, plan = quantize(case.program, target, case.calibration)
+        program, plan = _quantized(case, target, made)
         folder = _compiled(case, f"edgevit-{target.name}", target.backend, program, plan)
         found.append(replace(_own(f"edgevit {target.name}", short, folder, target), plan=plan))
     return found
+
+
+def _quantized(case: Case, target: Target, made: Made) -> tuple[Program, QuantPlan | None]:
+    """Quantize as `edgevit build` does; targets that ask the same of it share one, which takes a minute."""
+    asked = tuple(getattr(target, field) for field in QUANTIZATION)
+    if asked not in made:
+        made[asked] = quantize(case.program, target, case.calibration)
+    return made[asked]
 
 
 def _compiled(case: Case, name: str, runtime: str, program: Program, plan: QuantPlan | None) -> Path:
@@ -172,11 +207,11 @@ def _compiled(case: Case, name: str, runtime: str, program: Program, plan: Quant
     return folder
 
 
-def _machine_code(case: Case, target: Target) -> Candidate:
+def _machine_code(case: Case, target: Target, made: Made) -> Candidate:
     """A dense build by TVM, which only a CPU with all that the target asks for runs."""
     folder = case.folder / f"edgevit-{target.name}"
     folder.mkdir(exist_ok=True)
-    program, plan = quantize(case.program, target, case.calibration)
+    program, plan = _quantized(case, target, made)
     runtime = backend(target.backend)
     source = Source(program=program, plan=plan, model=assemble(program, plan, gating="open"), target=target)
     runtime.build(source, folder)
@@ -283,6 +318,7 @@ def measure(
         for short in (*RUNTIMES, TVM)
     }
     for c in candidates:
+        compared = c.int8 and c.runtime in fastest
         reference = predicted[FLOAT][0] if predicted else None
         accuracy, exact = (_accuracy(case, got, reference) for got in predicted.get(c.name, (None, None)))
         rows.append(
@@ -296,8 +332,8 @@ def measure(
                 cpu_median_ms=times[c.name].median_ms,
                 wall_median_ms=float(np.median(times[c.name].wall_ms)),
                 to_float=ratio(times[c.name], times[FLOAT]),
-                to_fastest_peer=ratio(times[c.name], times[fastest[c.runtime]]) if c.int8 else None,
-                fastest_peer=fastest[c.runtime] if c.int8 else None,
+                to_fastest_peer=ratio(times[c.name], times[fastest[c.runtime]]) if compared else None,
+                fastest_peer=fastest[c.runtime] if compared else None,
                 accuracy=accuracy,
                 exact=exact,
                 float_linears=tuple(p.name for p in c.plan.linears if not p.int8) if c.plan else (),

@@ -96,7 +96,9 @@ def test_the_ranking_is_what_was_measured() -> None:
         name: sum(row["to_float"]["value"] for row in rows if row["name"] == f"edgevit {name}") for name in ranked
     }
     ahead = ranked[: ranked.index("x86-64-v4-tvm") + 1]
-    assert ahead == sorted(ahead, key=measured.__getitem__)
+    # Of CPUs that come as far as this one none was measured.
+    compared = [name for name in ahead if name != "x86-64-avxvnni-tvm"]
+    assert compared == sorted(compared, key=measured.__getitem__)
     rows = json.loads((root / "backends.json").read_text(encoding="utf-8"))["rows"]
     *behind, last = ranked[len(ahead) :]
     assert last == "x86-64-v2-tvm"  # whatever has AVX2 has wider instructions for the same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from edgevit.backends.projections import graphs
 from edgevit.backends.reference import reference
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.verify.coverage import check_coverage
-from tests.backends.onnxruntime.test_memory_bound import CASES
+from tests.backends.onnxruntime.test_memory_bound import ADAPTIVE, CASES
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
@@ -27,10 +28,16 @@ def transposes(graph: onnx.GraphProto) -> list[str]:
     return found + [name for body in bodies for name in transposes(body)]
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    **CASES,
+    **{f"follows_{index}": {"depth": 4, "image": (64, 64), **options} for index, options in enumerate(ADAPTIVE)},
+}
+
+
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", MODELS)
 def test_the_same_function_without_copies_of_heads(case: str, int8: bool) -> None:
-    program = tiny_program(**CASES[case])
+    program = tiny_program(**MODELS[case])
     model = assemble(program, tiny_plan(program) if int8 else None)
     fused, _ = fuse(model)
     onnx.checker.check_model(fused, full_check=True)
@@ -57,7 +64,7 @@ def test_a_build_is_in_that_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["plain", "merged_gated"])
 def test_all_products_are_still_counted_int8(case: str) -> None:
-    program = tiny_program(**CASES[case])
+    program = tiny_program(**MODELS[case])
     plan = tiny_plan(program)
     result = check_coverage(plan, linear_kernels(assemble(program, plan)))
     assert result.int8 == result.planned == len(plan.linears)
