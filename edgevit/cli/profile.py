@@ -61,22 +61,22 @@ def command(
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
     from edgevit.api.profile import lines, profile
     from edgevit.util import strict_json
+    from edgevit.util.progress import note, warn
 
     if device is not None and device.startswith("qemu:") and settings["cpus"] is not None:
         raise click.UsageError("--cpus is for real processors; an emulated device has one")
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
     if images is None:
-        click.echo(
-            "edgevit: note: no --images given; the golden inputs show no real mix of images, so open rates and the "
-            "expected latency mean little",
-            err=True,
+        note(
+            "no --images given; the golden inputs show no real mix of images, so open rates and the expected latency "
+            "mean little"
         )
     measurement = profile(
         bundle, images, device=device, python=python, timeout_s=timeout, output=target, force=force, **settings
     )
     for warning in measurement.warnings:
-        click.echo(f"edgevit: warning: {warning}", err=True)
+        warn(warning)
     if as_json:
         click.echo(strict_json.dumps(measurement), nl=False)
         return

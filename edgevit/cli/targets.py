@@ -17,8 +17,15 @@ Examples:
 """
 
 
+def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that begin so, for a shell that completes a word."""
+    from edgevit.schema.target import list_targets
+
+    return [name for name in ("host", *list_targets()) if name.startswith(incomplete)]
+
+
 @click.command(epilog=EPILOG)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_target)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str | None, as_json: bool) -> None:
     """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
