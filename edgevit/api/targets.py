@@ -7,7 +7,7 @@ from pathlib import Path
 from edgevit.backends.targets import load_target
 from edgevit.schema.target import Target, list_targets
 
-__all__ = ["Target", "target", "targets"]
+__all__ = ["Target", "list_targets", "target", "targets"]
 
 
 def targets() -> tuple[Target, ...]:

@@ -19,7 +19,7 @@ Examples:
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return the targets that begin so, for a shell that completes a word."""
-    from edgevit.schema.target import list_targets
+    from edgevit.api.targets import list_targets
 
     return [name for name in ("host", *list_targets()) if name.startswith(incomplete)]
 
