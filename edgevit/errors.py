@@ -101,6 +101,18 @@ class OutOfMemoryError(EdgevitError):
     exit_code = 22
 
 
+class OperatingPointError(EdgevitError):
+    """A bundle has no operating point of that name, or an effort is no number; the message lists what there is."""
+
+    exit_code = 23
+
+
+class SignatureError(EdgevitError):
+    """A bundle's signature is missing or does not hold, or a key cannot sign or verify."""
+
+    exit_code = 24
+
+
 class VerificationError(EdgevitError):
     """Base of the verifiers' errors: a claim about the build did not hold."""
 

@@ -410,7 +410,10 @@ def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) 
     manifest = describe(facts, files)
     report = make_report(manifest)
     pages = {"report.json": report_json.render(report), "report.html": report_html.render(report)}
-    pages["runner/run.py"] = desk(manifest.backend).runner_source()
+    asked = desk(manifest.backend)
+    pages["runner/run.py"] = asked.runner_source()
     labels = facts.case.program.spec.labels
-    archive = write_bundle(folder, manifest, {**files, **pages}, facts.golden, labels=labels, force=force)
+    archive = write_bundle(
+        folder, manifest, {**files, **pages}, facts.golden, labels=labels, guide=asked.guide(), force=force
+    )
     return Built(folder=folder, archive=archive, manifest=manifest)

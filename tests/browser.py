@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -22,8 +22,8 @@ TIMEOUT_S = 60
 class Browser:
     """One page at a time; `said` is what reached the console, errors of scripts and refused loads included."""
 
-    def __init__(self, reading: int, writing: int) -> None:
-        self._in, self._out = os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)
+    def __init__(self, reading: IO[bytes], writing: IO[bytes]) -> None:
+        self._in, self._out = reading, writing
         self._buffer, self._count, self._session = b"", 0, ""
         self.said: list[str] = []
         self._loaded = False
@@ -119,8 +119,9 @@ def browser() -> Iterator[Browser]:
         )
         os.close(to_it)
         os.close(from_it)
-        try:
-            yield Browser(ours_in, ours_out)
-        finally:
-            process.kill()
-            process.wait(TIMEOUT_S)
+        with os.fdopen(ours_in, "rb", buffering=0) as reading, os.fdopen(ours_out, "wb", buffering=0) as writing:
+            try:
+                yield Browser(reading, writing)
+            finally:
+                process.kill()
+                process.wait(TIMEOUT_S)

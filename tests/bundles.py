@@ -101,7 +101,7 @@ def sample_bundle(
         settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target.weight_bits)
         manifest = dataclasses.replace(manifest, **{"runtime_settings": settings, **(changes or {})})
         every = {"model": model, "runner/run.py": desk(runtime).runner_source(), **(files or {})}
-        write_bundle(folder, manifest, every, golden, labels=labels, force=force)
+        write_bundle(folder, manifest, every, golden, labels=labels, guide=desk(runtime).guide(), force=force)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgevit import pipeline
 from edgevit.api.bundle import Bundle
@@ -11,7 +12,7 @@ from edgevit.api.images import Images, LabelledImages, take_images
 from edgevit.api.label_free import DIGITS, Shares, shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
 from edgevit.backends import backend
-from edgevit.backends.targets import accept_program, load_target
+from edgevit.backends.targets import accept, accept_program, load_target
 from edgevit.build import prediction
 from edgevit.build.host import host_target
 from edgevit.build.prediction import Prediction
@@ -28,13 +29,14 @@ from edgevit.program.program import Program, is_program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
 from edgevit.program.spec import ProgramSpec
 from edgevit.program.tokens import read_plan, with_merges
+from edgevit.schema.budget import BUDGETS, check_budgets, read_budget
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.tasks.counterpart import fitting
 from edgevit.util.progress import say, warn
 from edgevit.util.resources import shipped
 
-__all__ = ["Built", "Job", "Prediction", "build", "predict", "predict_build", "run_build"]
+__all__ = ["BUDGETS", "Built", "Job", "Prediction", "build", "check_budgets", "predict", "predict_build", "run_build"]
 
 MANY_IMAGES = 100
 HOST = "host"  # a target's name: this machine
@@ -46,7 +48,8 @@ class Job:
     """What a build was asked for, as the command line gives it; see `edgevit build --help`.
 
     `prune` is the fraction of the MACs to remove, `gate` the expected MACs with gates as a fraction of what is left.
-    `merge` is the fraction of the MACs that merging tokens is to leave, `tokens` a plan of merges by hand.
+    `merge` is the fraction of the MACs that merging tokens is to leave, `tokens` a plan of merges by hand. `formats`
+    are the model's files (none: as the target says), `budget` what the device allows, over what the target says.
     """
 
     model: str | Program | None
@@ -75,6 +78,8 @@ class Job:
     license: str | None = None
     credit: str | None = None
     replace_program: bool = False
+    formats: tuple[str, ...] = ()
+    budget: str | None = None
 
 
 def build(
@@ -279,6 +284,15 @@ def _check_tokens(job: Job, target: Target, spec: ProgramSpec) -> None:
 
 
 def _target(job: Job) -> Target:
+    """Return the target that was named, with the job's own formats and budget."""
+    target = _named_target(job)
+    if job.budget is not None:
+        budgets: dict[str, Any] = {**read_budget(job.budget)}
+        target = replace(target, **budgets)
+    return accept(replace(target, formats=job.formats)) if job.formats else target
+
+
+def _named_target(job: Job) -> Target:
     """Return the target that was named; for `host` the fastest that this machine can build and run, and says which."""
     if isinstance(job.target, Target):
         return job.target

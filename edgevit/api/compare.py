@@ -69,7 +69,7 @@ def to_json(comparison: Comparison) -> str:
 
 def _subjects(given: Sequence[Bundle | Measurement | str | Path]) -> list[Subject]:
     """Return a column per bundle and measurement of it, and one per measurement of a bundle that is not given."""
-    paths = [bundle_path(each) for each in given if isinstance(each, Bundle) or _named_bundle(each)]
+    paths = [bundle_path(each) for each in given if not isinstance(each, Measurement) and _is_bundle(each)]
     names = dict(zip(map(str, paths), bundle_names(paths), strict=True))
     with ExitStack() as stack:
         bundles = {str(path): stack.enter_context(open_bundle(path)) for path in paths}
@@ -86,7 +86,8 @@ def _subjects(given: Sequence[Bundle | Measurement | str | Path]) -> list[Subjec
         found: list[Subject] = []
         for index, each in enumerate(given):
             if _is_bundle(each):
-                path = str(bundle_path(each))  # type: ignore[arg-type]
+                assert not isinstance(each, Measurement)
+                path = str(bundle_path(each))
                 mine = [m for m in measured.values() if m.bundle_sha256 == bundles[path].sha256]
                 found += _columns(names[path], Subject(name=names[path], manifest=bundles[path].manifest), mine)
             elif measured[str(index)].bundle_sha256 not in seen:
@@ -104,11 +105,7 @@ def _columns(name: str, bundle: Subject, measured: Sequence[Measurement]) -> lis
 
 
 def _is_bundle(each: Bundle | Measurement | str | Path) -> bool:
-    return isinstance(each, Bundle) or _named_bundle(each)
-
-
-def _named_bundle(each: Bundle | Measurement | str | Path) -> bool:
-    return isinstance(each, str | Path) and is_bundle(Path(each))
+    return isinstance(each, Bundle) or (isinstance(each, str | Path) and is_bundle(Path(each)))
 
 
 def _measurement(each: Bundle | Measurement | str | Path) -> Measurement:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from edgevit.api.bundle import Bundle, bundle_path
 from edgevit.api.images import Images, take_images
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.read import open_bundle
-from edgevit.errors import ImagesError, OutputError
+from edgevit.errors import ImagesError, OutputError, TargetError
 from edgevit.report import index
 from edgevit.report.comparison import Subject, compare
 from edgevit.report.comparison_forms import render as render_comparison
@@ -26,6 +28,7 @@ from edgevit.report.table import show
 from edgevit.report.thumbs import thumbs
 from edgevit.report.view import Report, make_report
 from edgevit.schema import manifest as schema
+from edgevit.schema.budget import BUDGETS
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.util import atomic, strict_json
@@ -41,6 +44,7 @@ def report(
     html: str | Path | None = None,
     figures_to: str | Path | None = None,
     images: Images | None = None,
+    budgets: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> Report:
     """Put a bundle and measurements of it together, or several bundles of one model.
@@ -51,10 +55,12 @@ def report(
         html: file to write one self-contained page to (default: none).
         figures_to: new or empty folder for every picture as SVG and its figures as CSV (default: none).
         images: those that were measured, to show the easiest and the hardest of them (default: none are shown).
+        budgets: limits instead of the target's: "ram_mb", "flash_mb", "latency_ms", "drop_points" -> the most allowed.
         force: replace a page that is there.
 
     Raises:
         BundleError: not a bundle or measurement, of another bundle, or a bundle of another model.
+        TargetError: a budget that there is not, or no number above 0.
         ImagesError: the images are not those that were measured.
         OutputError: the page is there already, the folder is not empty, or one of them cannot be written.
 
@@ -72,6 +78,7 @@ def report(
     paths, measured = _given((bundle, *others))
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in paths]
+        bundles[0] = _limited(bundles[0], budgets or {})
         made = _with_images(_made(bundles, bundle_names(paths), measured), bundles[0], images)
     if page is not None:
         write_page(page, render(made), force=force)
@@ -135,11 +142,12 @@ def write_page(page: Path, content: str, *, force: bool) -> None:
 
 def _given(given: tuple[Bundle | Measurement | str | Path, ...]) -> tuple[list[Path], list[Measurement]]:
     """Return the bundles' paths and the measurements among what was given."""
-    measured, paths = [], []
+    measured: list[Measurement] = []
+    paths: list[Path] = []
     for each in given:
         if isinstance(each, Measurement):
             measured.append(each)
-        elif isinstance(each, Bundle) or is_bundle(Path(each)) or not paths:
+        elif isinstance(each, Bundle) or is_bundle(Path(each)) or not paths:  # what comes first is what it is of
             paths.append(bundle_path(each))
         else:
             measured.append(read_measurement(Path(each)))
@@ -157,6 +165,15 @@ def _made(bundles: list[schema.Bundle], names: list[str] | tuple[str, ...], meas
     )
 
 
+def _limited(bundle: schema.Bundle, budgets: Mapping[str, float]) -> schema.Bundle:
+    """Return the bundle with these budgets of its target."""
+    for key, value in budgets.items():
+        if key not in BUDGETS or not math.isfinite(value) or value < 0 or (value == 0 and key != "drop_points"):
+            raise TargetError(f"budget {key}={value:g}: allowed are {', '.join(BUDGETS)}, each a number above 0")
+    target = dataclasses.replace(bundle.manifest.target, **dict(budgets))  # type: ignore[arg-type]
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, target=target))
+
+
 def _with_images(made: Report, bundle: schema.Bundle, images: Images | None) -> Report:
     """Return the report with pictures of the easiest and the hardest of the images that were measured."""
     if images is None:
@@ -167,8 +184,8 @@ def _with_images(made: Report, bundle: schema.Bundle, images: Images | None) -> 
     taken = take_images(images, bundle.manifest.input.preprocessing, limit=first.images.count)
     if taken.digest != first.images.digest:
         raise ImagesError(
-            f"the images ({taken.digest[:12]}) are not those that were measured ({first.images.digest[:12]}); give what "
-            "edgevit profile was given"
+            f"the images ({taken.digest[:12]}) are not those that were measured ({first.images.digest[:12]}); "
+            "give what edgevit profile was given"
         )
     return dataclasses.replace(made, thumbs=thumbs(taken.images, first.gates))
 

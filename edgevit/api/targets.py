@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevit.backends.targets import load_target
+from edgevit.errors import OutputError, TargetError
 from edgevit.schema.target import Target, list_targets
+from edgevit.util import atomic
+from edgevit.util.resources import shipped
 
-__all__ = ["Target", "list_targets", "target", "targets"]
+__all__ = ["Target", "export_target", "list_targets", "target", "targets"]
 
 
 def targets() -> tuple[Target, ...]:
@@ -34,3 +37,29 @@ def target(name: str | Path) -> Target:
         8
     """
     return load_target(name)
+
+
+def export_target(name: str, output: str | Path | None = None) -> Path:
+    """Write the TOML file of a target that ships with edgevit, to be changed into one of your own; return its path.
+
+    Args:
+        name: a name that `targets()` lists.
+        output: the file (default: NAME.toml here); it may be called anything that ends in .toml.
+
+    Raises:
+        OutputError: it is there already, does not end in .toml, or cannot be written.
+        TargetError: nothing is called so; the nearest names are offered.
+    """
+    if name.endswith(".toml"):
+        raise TargetError(f"{name} is a file already; --export takes the name of a target: {', '.join(list_targets())}")
+    load_target(name)
+    path = Path(f"{name}.toml") if output is None else Path(output)
+    if path.suffix != ".toml":
+        raise OutputError(f"{path} does not end in .toml, by which a target file is told from a name; call it so")
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} is there already; choose another file with -o")
+    try:
+        atomic.write_file(path, (shipped("targets") / f"{name}.toml").read_bytes(), replace=False)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

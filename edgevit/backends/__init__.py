@@ -28,6 +28,7 @@ from edgevit.schema.memory_bound import BoundDetail, CappedRun, PathMemory
 if TYPE_CHECKING:
     import onnx
 
+    from edgevit.bundle.guide import Guide
     from edgevit.measure.branch_times import Trace
     from edgevit.program.program import Program
     from edgevit.schema.quant_plan import QuantPlan
@@ -310,6 +311,10 @@ class Desk(Protocol):
 
     def runner_source(self) -> str:
         """Return the source of the bundle's own `runner/run.py`: `edgevit.bundle.runner` with this runtime's part."""
+        ...
+
+    def guide(self) -> Guide:
+        """Return what only the runtime's folder knows for a bundle's README.md and requirements.txt."""
         ...
 
 

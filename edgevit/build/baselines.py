@@ -14,15 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgevit.backends import DEFAULT, Runner, backend, onnx_backend
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program, load_program, save_program
-from edgevit.schema.measurement import Baseline
 
 FLOAT, INT8, EAGER = "float", "int8", "torch"
-MODEL, WORDS = "model.onnx", 300
+MODEL, PROGRAM, WORDS = "model.onnx", "program", 300
 
 
 def prepare(program: Program, folder: Path) -> list[dict[str, Any]]:
@@ -44,13 +41,10 @@ def prepare(program: Program, folder: Path) -> list[dict[str, Any]]:
 def load(kind: str, folder: Path, *, threads: int) -> Runner:
     """Open a baseline that `prepare` wrote."""
     if kind == EAGER:
-        return _Eager(folder, threads)
+        from edgevit.torch_form.eager import Eager
+
+        return Eager(load_program(folder / PROGRAM), threads=threads)
     return backend(DEFAULT).load(folder, threads=threads, file=MODEL)
-
-
-def missing(name: str, why: str) -> Baseline:
-    """Return the row of a baseline that could not be timed."""
-    return Baseline(name=name, runtime=DEFAULT, runtime_version="", why=why)
 
 
 def _made(name: str, runtime: str, kind: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
@@ -68,7 +62,7 @@ def _float(program: Program, folder: Path) -> None:
 
 
 def _saved(program: Program, folder: Path) -> None:
-    save_program(program, folder / "program")
+    save_program(program, folder / PROGRAM)
 
 
 def _int8(plain: Path, folder: Path) -> None:
@@ -87,25 +81,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-class _Eager:
-    """A Program in PyTorch, as it runs while it is trained; its gates are all open."""
-
-    def __init__(self, folder: Path, threads: int) -> None:
-        import torch
-
-        from edgevit.torch_form.vit import Vit, normalise
-
-        torch.set_num_threads(threads)
-        self._torch, self._normalise = torch, normalise
-        self._program = load_program(folder / "program")
-        self._model = Vit(self._program).eval()
-
-    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        with self._torch.inference_mode():
-            logits = self._model(self._normalise(self._program.spec, image))
-        return logits.numpy(), np.ones(len(self._program.spec.branches), dtype=np.uint8)
-
-    def close(self) -> None:
-        self._model = None  # type: ignore[assignment]

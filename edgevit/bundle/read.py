@@ -28,8 +28,9 @@ from edgevit.schema.measurement import GoldenParity
 from edgevit.util import limits
 from edgevit.util.atomic import scratch
 from edgevit.util.limits import LimitError
+from edgevit.util.ownership import zip_root
 
-# Bundles store their members uncompressed; whoever packs one again uses deflate, and cannot gain much on real weights.
+# Older bundles store their members uncompressed; deflate cannot gain much on real weights.
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _CHUNK_BYTES = 1 << 20
 WORST_ERROR = 1e30
@@ -77,8 +78,7 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
             raise BundleError(f"{path} is a pipe or a device, and only regular files are read")
         raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
     with scratch() as folder:
-        _unpack(path, folder)
-        yield _check(folder, path)
+        yield _check(_unpack(path, folder), path)
 
 
 def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
@@ -201,22 +201,26 @@ def _file_fault(folder: Path, file: BundleFile) -> str | None:
     return None if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"
 
 
-def _unpack(path: Path, folder: Path) -> None:
+def _unpack(path: Path, folder: Path) -> Path:
+    """Unpack a zip to `folder` and return where the bundle lies: there, or in the one folder that all of it is in."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             faults = _member_faults(members, path.stat().st_size)
             if faults:
                 raise BundleError(with_faults(f"{path} is not a bundle to be trusted:", faults))
+            names = [member.filename for member in members if not member.is_dir()]
             for member in members:
-                _extract(archive, member, folder / member.filename)
+                if not member.is_dir():
+                    _extract(archive, member, folder / member.filename)
+            return folder / zip_root(names)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path} cannot be read as a bundle's zip ({error}); copy or build it again") from error
 
 
 def _member_faults(members: list[zipfile.ZipInfo], zip_bytes: int) -> list[str]:
     """Return what must be known before anything is unpacked."""
-    faults = [f"{m.filename!r} leads out of the bundle" for m in members if not is_plain(m.filename)]
+    faults = [f"{m.filename!r} leads out of the bundle" for m in members if not is_plain(m.filename.removesuffix("/"))]
     faults += [f"{m.filename!r} is a link" for m in members if stat.S_ISLNK(m.external_attr >> 16)]
     if len({m.filename.casefold() for m in members}) != len(members):
         faults.append("a member is there twice")
@@ -242,3 +246,4 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) ->
             if left < 0:  # the header lied about its size
                 raise BundleError(f"{member.filename!r} unpacks to more than the {member.file_size} bytes it claims")
             file.write(chunk)
+    target.chmod(0o755 if member.external_attr >> 16 & stat.S_IXUSR else 0o644)

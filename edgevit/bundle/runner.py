@@ -1,6 +1,6 @@
 """Run the model of this bundle on images, with nothing but numpy, pillow and its runtime.
 
-python runner/run.py photo.jpg [more.jpg ...] [--effort 0.5] [--threads 1] [--json]
+python runner/run.py photo.jpg [more.jpg ...] [--effort fast] [--threads 1] [--json]
 python runner/run.py --check        every file's sha256, and the golden inputs against their expected outputs
 
 What it loads or runs is compared with manifest.json first, in size and sha256. That finds damage; whether the manifest
@@ -18,6 +18,7 @@ sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import json
 import math
@@ -54,6 +55,7 @@ NO_MEMORY = re.compile(
 )
 # C0, DEL, C1, and what changes the direction of writing: no name steers the terminal.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+RELEASE = re.compile(r"[0-9]+(?:\.(?:post)?[0-9]+)*")  # of a version
 WRONG_IMAGE = 15  # exit code, the native runner's too
 MISSING = 18  # exit code, the native runner's too
 DAMAGED = 19  # exit code, the native runner's too
@@ -67,11 +69,12 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files on any terminal
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", type=Path, help=f"image files: {', '.join(FORMATS)}")
-    parser.add_argument("--effort", type=float, default=0.0, help="0 as calibrated, above opens more branches")
+    parser.add_argument("--effort", default="0", help="a number: 0 as calibrated, above opens more branches; or a name")
     parser.add_argument("--threads", type=int, help="threads of a run (default: the target's)")
     parser.add_argument("--top", type=int, default=5, help="classes to print")
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
     parser.add_argument("--check", action="store_true", help="check the bundle instead of running images")
+    parser.add_argument("--any-version", action="store_true", help="run with another version of the runtime too")
     arguments = parser.parse_args()
     if not arguments.images and not arguments.check:
         parser.error("give at least one image, or --check")
@@ -84,6 +87,9 @@ def main() -> int:
     threads = arguments.threads or manifest["target"]["threads"]
     if not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         refuse(f"its target has {threads!r} threads, allowed: 1 to {MOST_THREADS}")
+    arguments.effort = effort_of(arguments.effort, manifest, parser)
+    if not arguments.any_version:
+        check_version(manifest)
     confine(manifest, threads)
     try:
         return work(manifest, threads, arguments)
@@ -96,6 +102,35 @@ def main() -> int:
         told = f"{type(error).__name__}: {error}"
         words = "it needs more memory than a bundle of its size may take" if NO_MEMORY.search(told) else told[:2000]
         refuse(f"its model does not run ({words})")
+
+
+def effort_of(asked: str, manifest: dict[str, Any], parser: argparse.ArgumentParser) -> float:
+    """Return the effort that was asked for, as a number or by the name of one of the bundle's operating points."""
+    named = {point["name"]: float(point["effort"]) for point in manifest.get("points", ()) if point["name"]}
+    try:
+        effort = named[asked] if asked in named else float(asked)
+    except ValueError:
+        has = f"it has {', '.join(named)}" if named else "it has none"
+        parser.error(f"this bundle has no operating point {asked!r}: {has}; --effort takes a number too")
+    if math.isnan(effort):
+        parser.error("--effort is a number or the name of an operating point, got nan")
+    return effort
+
+
+def check_version(manifest: dict[str, Any]) -> None:
+    """End where another version of the runtime is installed than the one that the bundle was verified with."""
+    try:
+        found = importlib.metadata.version(RUNTIME) if RUNTIME else ""
+    except importlib.metadata.PackageNotFoundError:  # missing, which is said when it is loaded; or installed otherwise
+        return
+    here, proven = (RELEASE.match(version) for version in (found, manifest["tools"].get(RUNTIME, "")))
+    if here and proven and here[0] != proven[0]:
+        print(
+            f"{RUNTIME} {here[0]} is installed; this bundle was verified, its memory proven, with {proven[0]}; "
+            f"install that: python -m pip install -r {ROOT / 'requirements.txt'}, or go on with --any-version",
+            file=sys.stderr,
+        )
+        sys.exit(MISSING)
 
 
 def work(manifest: dict[str, Any], threads: int, arguments: argparse.Namespace) -> int:
@@ -305,6 +340,7 @@ def lacks_vnni() -> bool:
 
 # What stands here belongs to the runtime: a bundle's runner has the part that its backend gives in place of it.
 # ---- runtime ----
+RUNTIME = ""  # its package, if it is installed apart
 USED: tuple[str, ...] = ()
 
 

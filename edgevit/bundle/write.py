@@ -1,7 +1,6 @@
 """Write a bundle: a folder, and the same as one `.zip`. Equal inputs give equal bytes.
 
-Nothing in a bundle names a date or a local path; the zip stores its members uncompressed, in order, with one fixed
-time stamp, so its bytes depend on no compressor's version.
+Nothing in a bundle names a date or a local path.
 """
 
 from __future__ import annotations
@@ -11,25 +10,28 @@ import hashlib
 import importlib.metadata
 import io
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.bundle.guide import README, REQUIREMENTS, Guide, readme, requirements
+from edgevit.bundle.packed import pack, top_folder
 from edgevit.errors import OutputError
 from edgevit.schema.manifest import BundleFile, GoldenCase, Manifest, PathName
 from edgevit.schema.manifest_file import MANIFEST
 from edgevit.util import atomic, strict_json
 from edgevit.util.ownership import Kind
 
-ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
-PROGRAM = "runner/native/runner"  # the one file that may be executed
+EXECUTABLE = ("runner/native/runner",)  # files that are programs
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 Content = bytes | str | Path
+NO_GUIDE = Guide()
+# Files that tell of all the others, in the order in which they are written: name -> what makes it.
+EXPLAINED: dict[str, Callable[[Manifest, Guide], str]] = {README: readme}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +60,7 @@ def write_bundle(
     golden: Sequence[GoldenRun],
     *,
     labels: Sequence[str] = (),
+    guide: Guide = NO_GUIDE,
     force: bool = False,
 ) -> Path:
     """Write the bundle to `folder` and `folder`.zip, both by rename and together, and return the path of the zip.
@@ -70,6 +73,7 @@ def write_bundle(
             files below it.
         golden: runs of the verified model, one per path.
         labels: names of the classes, if known.
+        guide: what the runtime says for README.md and requirements.txt.
         force: replace what is there.
 
     Raises:
@@ -83,8 +87,8 @@ def write_bundle(
         with atomic.scratch(folder.parent, folder.name) as staging:
             content, zipped = staging / "content", staging / "bundle.zip"
             content.mkdir(mode=0o755)
-            _fill(content, manifest, _flatten(files), golden, labels)
-            _zip(content, zipped)
+            _fill(content, manifest, _flatten(files), golden, labels, guide)
+            pack(content, zipped, top_folder(manifest.name))
             moves: dict[str, tuple[Path, Kind]] = {content.name: (folder, "bundle"), zipped.name: (archive, "archive")}
             atomic.install(staging, moves, replace=force)
     except OSError as error:
@@ -107,6 +111,7 @@ def _fill(
     files: Mapping[str, Content],
     golden: Sequence[GoldenRun],
     labels: Sequence[str],
+    guide: Guide,
 ) -> None:
     every: dict[str, Content] = {
         "licences/weights.txt": _weights_licence(manifest),
@@ -126,10 +131,14 @@ def _fill(
         cases.append(case)
     if labels:
         every["labels.json"] = strict_json.dumps(list(labels))
-    listed = tuple(_put(content, name, every[name]) for name in sorted(every))
+    every[REQUIREMENTS] = requirements(manifest, guide)
+    listed = [_put(content, name, every[name]) for name in sorted(every)]
     manifest = dataclasses.replace(
-        manifest, golden=tuple(cases), labels="labels.json" if labels else None, files=listed
+        manifest, golden=tuple(cases), labels="labels.json" if labels else None, files=tuple(listed)
     )
+    for name, made in EXPLAINED.items():
+        listed.append(_put(content, name, made(manifest, guide)))
+        manifest = dataclasses.replace(manifest, files=tuple(sorted(listed, key=lambda file: file.path)))
     missing = {manifest.model, *manifest.models.values()} - set(every)
     if missing:
         raise OutputError(f"the manifest names model files that were not given: {', '.join(sorted(missing))}")
@@ -162,7 +171,7 @@ def _put(content: Path, name: str, value: Content) -> BundleFile:
 
 
 def _mode(name: str) -> int:
-    return 0o755 if name == PROGRAM else 0o644
+    return 0o755 if name in EXECUTABLE else 0o644
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:
@@ -204,14 +213,3 @@ def _own_licence() -> str:
     if text is None:
         raise OutputError("edgevit's LICENSE is missing from this installation; install edgevit again")
     return text
-
-
-def _zip(content: Path, target: Path) -> None:
-    names = sorted(path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file())
-    with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
-        for name in names:
-            info = zipfile.ZipInfo(name, date_time=ZIP_EPOCH)
-            info.create_system = 3  # Unix, wherever it is written
-            info.external_attr = (0o100000 | _mode(name)) << 16
-            archive.writestr(info, (content / name).read_bytes())
-    target.chmod(0o644)

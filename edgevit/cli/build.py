@@ -85,6 +85,12 @@ STAGES = {
     metavar="POINTS",
     help="Fail if more is lost against the original in float: top-1, or without labels agreement.",
 )
+@click.option(
+    "--budget",
+    metavar="LIMITS",
+    help="What the device allows, as ram=8,flash=6,latency=30,drop=1: MB, MB, ms, points; the bundle says what is met.",
+)
+@click.option("--formats", help="Files of the model, with commas (default: the target's one): onnx,ort ships both.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")
 @click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
@@ -97,6 +103,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
     from edgevit.api.build import Job, predict_build, run_build
     from edgevit.util import strict_json
 
+    formats = tuple(name.strip() for name in (options.pop("formats") or "").split(",") if name.strip())
     preprocessing, asked = take_preprocessing(options), take_budget(options)
     job = Job(
         model=model,
@@ -105,6 +112,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
         gate=asked.gate,
         merge=asked.merge,
         preprocessing=preprocessing,
+        formats=formats,
         **options,
     )
     if job.tokens is not None and job.merge < 1.0:
@@ -148,6 +156,8 @@ def _told(row: AccuracyRow) -> str:
 
 
 def _show(built: Built) -> None:
+    from edgevit.api.build import BUDGETS, check_budgets
+
     manifest = built.manifest
     for claim in manifest.claims:
         state = {True: "passed", False: "FAILED", None: "not verified"}[claim.held]
@@ -158,5 +168,9 @@ def _show(built: Built) -> None:
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
     click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")
+    for check in check_budgets(manifest):
+        state = {True: "met", False: "NOT MET", None: "not known"}[check.held]
+        needed = "" if check.value is None else f"{check.value:.3g} of "
+        click.echo(f"  budget    {state}: {needed}{check.limit:g}, {BUDGETS[check.key]}; {check.what}")
     click.echo(f"Bundle: {built.folder} and {built.archive}")
     click.echo(f"Report: {built.folder / 'report.html'}")

@@ -110,7 +110,9 @@ class Messages:
         where = "".join(traceback.format_exception(error)).rstrip()
         if self.verbose:
             click.echo(terminal.escaped(where), err=True)
-        for level, line in ((logging.ERROR, message), (logging.DEBUG, where)) if self._file is not None else ():
+        if self._file is None:
+            return
+        for level, line in ((logging.ERROR, message), (logging.DEBUG, where)):
             with suppress(OutputError):  # it may be the very error that is told
                 self._file.handle(LOGGER.makeRecord(LOGGER.name, level, "", 0, "%s", (line,), None))
 

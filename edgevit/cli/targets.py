@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ Examples:
   edgevit targets
   edgevit targets x86-64-avx2-onnxruntime
   edgevit targets my-board.toml --json
+  edgevit targets --export rpi5-onnxruntime -o my-board.toml
 """
 
 
@@ -27,11 +29,21 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.command(epilog=EPILOG)
 @click.argument("name", required=False, shell_complete=complete_target)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str | None, as_json: bool) -> None:
+@click.option("--export", metavar="NAME", help="Write the file of a target, to make your own of it.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File of --export (default: NAME.toml).")
+def command(name: str | None, as_json: bool, export: str | None, output: Path | None) -> None:
     """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
     from edgevit.api import targets as api
     from edgevit.util import strict_json
 
+    if export is not None:
+        if name is not None or as_json:
+            raise click.UsageError("--export writes a file; give it alone, or with -o.")
+        path = api.export_target(export, output)
+        click.echo(f"{path}: change what differs on your device, then: edgevit build --target {path}")
+        return
+    if output is not None:
+        raise click.UsageError("-o is the file of --export.")
     if name is not None:
         target = api.target(name)
         click.echo(strict_json.dumps(target) if as_json else _explained(target), nl=False)
@@ -43,7 +55,9 @@ def command(name: str | None, as_json: bool) -> None:
     width = max(len(target.name) for target in targets)
     for target in targets:
         click.echo(f"{target.name:<{width}}  {target.description}")
-    click.echo("\n`edgevit targets NAME` explains the choices of one; copy its TOML file to make your own.")
+    click.echo(
+        "\n`edgevit targets NAME` explains the choices of one; `--export NAME` writes its file, to make your own."
+    )
 
 
 def _explained(target: Target) -> str:

@@ -82,12 +82,13 @@ Part = Table | Pairs | Picture | Note | Thumbs
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One figure of the first screen, what it is, and what stands beside it."""
+    """One figure of the first screen, what it is, and what stands beside it; `whole`: a row of its own."""
 
     name: str
     value: str
     note: str
     state: State = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

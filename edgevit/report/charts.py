@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from edgevit.report import text as say
 from edgevit.report.pictures import NARROW, PHONE, WIDE, y_axis
+from edgevit.report.speed import SpeedRow
 from edgevit.report.svg import Scale, dot, element, line, picture, rect, text
 from edgevit.report.tree import Branch
-from edgevit.report.view import BranchRow, Report, SpeedRow
+from edgevit.report.view import BranchRow, Report
 
 __all__ = ["NARROW", "WIDE", "cost_per_image", "effort", "size_tree", "speed"]
 MOST_COLUMNS = 240  # of images: more are thinned, evenly
@@ -70,7 +71,7 @@ def cost_per_image(branches: Sequence[BranchRow], gates: Sequence[str], wide: fl
     order = sorted(gates, key=lambda row: row.count("1"))
     step = max(1, -(-len(order) // MOST_COLUMNS))
     shown = order[::step]
-    left, top = (72.0 if wide >= PHONE else 60.0), 8.0
+    left, top = 72.0, 8.0
     lane = min(12.0, max(7.0, 260.0 / len(branches)))
     slot = (wide - 8 - left) / len(shown)
     bottom = top + lane * len(branches)

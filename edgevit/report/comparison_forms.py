@@ -13,11 +13,16 @@ from edgevit.report import markdown
 from edgevit.report.cards import Card, Note, Section, Tile, Tiles, section, status, table
 from edgevit.report.comparison import Comparison, Row, change, summary
 from edgevit.report.page import page
-from edgevit.report.text import UNKNOWN
+from edgevit.report.text import UNKNOWN, unbroken
 
-CHANGED, SAME, MADE, LIMITS = "What changed", "What did not", "How they were made differs", "Limits"
+CHANGED, SAME, MADE, LIMITS = (
+    "What changed",
+    "What did not, or is not known of all",
+    "How they were made differs",
+    "Limits",
+)
 ALIKE = "They were made alike."
-UNLIKE = "not to be compared"
+UNLIKE = "unlike"
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -56,10 +61,10 @@ def render(comparison: Comparison) -> str:
     cards: list[Card] = [Tiles(tiles=tuple(_tiles(comparison)))]
     for title, head, rows in _tables(comparison):
         numbers = range(1, len(head)) if title in (CHANGED, SAME) else ()
-        cells: list[list[str]] = rows
+        cells = [[row[0], *map(unbroken, row[1:])] for row in rows] if numbers else rows
         if title == LIMITS:
             cells = [[*row[:-1], status("failed" if row[-1] == "crossed" else "met", row[-1])] for row in rows]
-        cards.append(section(title, _intro(title), table(head, cells, numbers=numbers)))
+        cards.append(section(title, _intro(title), table(head, cells, numbers=numbers, class_="wrap")))
     notes = list(_notes(comparison))
     if notes:
         cards.append(Section(title="Doubts", intro="", parts=(Note(lines=notes, kind="list"),)))
@@ -133,7 +138,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             if row.unlike[index]:
                 reasons.setdefault(row.unlike[index], []).append(row.title)
         for why, titles in reasons.items():
-            yield f"{column.name}: {', '.join(titles)}: {UNLIKE} with {comparison.columns[0].name}'s ({why})"
+            yield f"{column.name}: {', '.join(titles)}: not to be compared with {comparison.columns[0].name}'s ({why})"
         yield from (f"{column.name}: doubt: {doubt}" for doubt in column.doubts)
     if all(column.target for column in comparison.columns) and not comparison.made:
         yield ALIKE

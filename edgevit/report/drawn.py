@@ -44,6 +44,7 @@ def figures(report: Report) -> dict[str, Picture]:
 
 def _built(report: Report) -> Iterable[tuple[str, Picture]]:
     """Yield pictures of what the build itself says."""
+    rows: Rows
     bound = report.bound
     parts = ("weights", "activations", "scratch", "fragmentation", "io")
     yield (

@@ -23,7 +23,7 @@ class EffortPoint:
 def effort_points(manifest: Manifest) -> tuple[EffortPoint, ...]:
     """Return the efforts that the build was measured at; none of an older build, or without gates."""
     found = []
-    for point in getattr(manifest, "points", ()):
+    for point in manifest.points:
         share = point.top1 or point.agreement
         found.append(
             EffortPoint(
@@ -41,7 +41,7 @@ def effort_points(manifest: Manifest) -> tuple[EffortPoint, ...]:
 
 def effort_metric(manifest: Manifest) -> str:
     """Return what the accuracy of the points is, in words."""
-    points = getattr(manifest, "points", ())
+    points = manifest.points
     if any(point.top1 for point in points):
         return "Top-1"
     against = {"original": "the original", "float": "its own float model"}

@@ -6,10 +6,17 @@ from collections.abc import Iterator
 
 from edgevit.report import original
 from edgevit.report import text as say
-from edgevit.report.cards import Section, State, Tile, Tiles, section, table
+from edgevit.report.cards import STATES, Section, State, Tile, Tiles, section, status, table
 from edgevit.report.sections import Drawn
 from edgevit.report.view import Report
+from edgevit.schema.budget import BUDGETS, BudgetCheck
 
+SHORT = {
+    "ram_mb": ("RAM", "MB"),
+    "flash_mb": ("flash", "MB"),
+    "latency_ms": ("time", "ms"),
+    "drop_points": ("loss", "points"),
+}
 FASTER, SLOWER = 1.02, 0.98  # a ratio between them is no difference worth a word
 
 
@@ -17,6 +24,7 @@ def tiles(report: Report) -> Tiles:
     """Return what one decides from, in one row of figures."""
     return Tiles(
         tiles=(
+            _fit(report),
             _time(report),
             _speed(report),
             original_tile(report),
@@ -92,6 +100,50 @@ def images_card(report: Report, drawn: Drawn) -> Section | None:
         f"{len(report.branches)}; a coloured cell is a branch that ran."
     )
     return section("Cost per image", intro, drawn["cost-per-image"], *report.thumbs)
+
+
+def fit_card(report: Report) -> Section | None:
+    """Return every budget with what was held against it."""
+    if not report.budgets:
+        return None
+    rows = [
+        [
+            status(*STATES[check.held]),
+            BUDGETS[check.key],
+            f"{_amount(check.value)} of at most {_amount(check.limit)}",
+            f"{check.what[:1].upper()}{check.what[1:]}.",
+        ]
+        for check in report.budgets
+    ]
+    intro = (
+        "Limits of the target, or as they were given. What was not measured on the device is unknown, never guessed."
+    )
+    head = ["", "limit", "needs", "what was held against it"]
+    return section("Does it fit", intro, table(head, rows, class_="claims"))
+
+
+def _fit(report: Report) -> Tile:
+    name, checks = "Does it fit", report.budgets
+    if not checks:
+        note = "no limits given: edgevit report --budget ram_mb=64, or in the target"
+        return Tile(name=name, value=say.UNKNOWN, note=note, state="unknown", whole=True)
+    words = {True: "met", False: "not met", None: "unknown"}
+    by_state = [(state, [c for c in checks if c.held is state]) for state in (False, None, True)]
+    parts = [f"{words[state]}: {', '.join(_short(c) for c in found)}" for state, found in by_state if found]
+    held = all(check.held for check in checks)
+    failed = any(check.held is False for check in checks)
+    value = "no" if failed else "yes" if held else "not known"
+    state: State = "failed" if failed else "met" if held else "unknown"
+    return Tile(name=name, value=value, note="; ".join(parts), state=state, whole=True)
+
+
+def _short(check: BudgetCheck) -> str:
+    name, of = SHORT[check.key]
+    return f"{name} {_amount(check.value)} of {_amount(check.limit)} {of}"
+
+
+def _amount(value: float | None) -> str:
+    return say.UNKNOWN if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _time(report: Report) -> Tile:

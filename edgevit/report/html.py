@@ -17,6 +17,7 @@ def render(report: Report) -> str:
     cards: list[Card | None] = [
         sections.differences_card(report),
         first.tiles(report),
+        first.fit_card(report),
         first.speed_card(report, drawn),
         sections.claims_card(report),
         first.effort_card(report, drawn),

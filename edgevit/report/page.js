@@ -53,7 +53,6 @@
   // A mark's own title would be shown by the browser beside ours.
   for (const title of all("svg * > title")) {
     title.parentElement.setAttribute("data-tip", title.textContent);
-    title.parentElement.setAttribute("aria-label", title.textContent);
     title.remove();
   }
   const show = (target, x, y) => {

@@ -41,7 +41,7 @@ def differences_card(report: Report) -> Section | None:
         return None
     rows = [[row.what, *row.values] for row in report.differences]
     intro = differences.MEANING if rows else f"{differences.SAME} {differences.MEANING}"
-    return section("What differs", intro, table(["", *report.bundles], rows))
+    return section("What differs", intro, table(["", *report.bundles], rows, class_="wrap"))
 
 
 def claims_card(report: Report) -> Section | None:

@@ -18,6 +18,7 @@ from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.report.differences import Difference, differences
 from edgevit.report.efforts import EffortPoint, effort_metric, effort_points
 from edgevit.report.speed import SpeedRow, speed_rows
+from edgevit.schema.budget import BudgetCheck, check_budgets
 from edgevit.schema.claims import Claim
 from edgevit.schema.manifest import AccuracyRow, BranchFacts, BundleFile, Macs, Manifest, Sizes
 from edgevit.schema.measurement import BranchMeasurement, Latency, Measurement, MemoryPoint, MemoryTrace, not_the_device
@@ -94,6 +95,7 @@ class Report(Shown):
     the original and the model made of it said on labelled images before the build.
     `not_the_device` says so where the first measurement is of another machine than the bundle was built for. Of several
     bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
+    `budgets` are those of the target, held against the build and the first measurement.
     `speed` is the first measurement's, this build first. `efforts` are from the cheapest, `effort_metric` what their
     accuracy is. `files` are the bundle's (none in the report inside the bundle itself), `thumbs` small pictures of
     the images.
@@ -141,6 +143,7 @@ class Report(Shown):
     not_the_device: str = ""
     bundles: tuple[str, ...] = ()
     differences: tuple[Difference, ...] = ()
+    budgets: tuple[BudgetCheck, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     efforts: tuple[EffortPoint, ...] = ()
     effort_metric: str = ""
@@ -216,6 +219,7 @@ def make_report(
         bundles=tuple(names) if others else (),
         differences=differences([each for each, _ in several]),
         not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
+        budgets=check_budgets(manifest, first),
         speed=speed_rows(manifest, first) if first else (),
         efforts=effort_points(manifest),
         effort_metric=effort_metric(manifest),
@@ -373,4 +377,4 @@ def without_samples(report: Report) -> Report:
 
 
 def _without(times: T) -> T:
-    return dataclasses.replace(times, samples_ms=()) if times is not None else times  # type: ignore[type-var]
+    return dataclasses.replace(times, samples_ms=()) if times is not None else times

@@ -13,10 +13,11 @@ from typing import Literal
 from edgevit.program.spec import BranchKind, ImageSpec, OriginalSpec
 from edgevit.schema.claims import Claim
 from edgevit.schema.memory_bound import MemoryBound
+from edgevit.schema.points import OperatingPoint
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 
-MANIFEST_SCHEMA: Literal[2] = 2
+MANIFEST_SCHEMA: Literal[3] = 3
 
 # Added to every gate logit, these open or close all gates: finite, because JSON knows no infinity.
 EFFORT_ALL_OPEN = 1e30
@@ -158,10 +159,11 @@ class Manifest:
     original, or an older edgevit did not keep it). `models` maps a format of the target ('onnx', 'ir', ...) to the
     file a runtime loads; `model` is the one that was verified, `runtime_settings` how it was loaded (threads are the
     device's choice). `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
+    `points` are efforts that the build was measured at, from the cheapest; none where all images run the same.
     `sha256` is of `manifest.json` without it, and tells damage only ('': written before there was one).
     """
 
-    schema: Literal[2] = MANIFEST_SCHEMA
+    schema: Literal[3] = MANIFEST_SCHEMA
     name: str
     backend: str
     target: Target
@@ -184,6 +186,7 @@ class Manifest:
     golden_tolerance: float
     labels: str | None = None
     original: OriginalSpec | None = None
+    points: tuple[OperatingPoint, ...] = ()
     files: tuple[BundleFile, ...] = ()
     sha256: str = ""
 

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevit.errors import BundleError
-from edgevit.schema import manifest_v1
+from edgevit.schema import manifest_v1, manifest_v2
 from edgevit.schema.manifest import MANIFEST_SCHEMA, Manifest
 from edgevit.util import limits, strict_json
 from edgevit.util.progress import warn
 
 MANIFEST = "manifest.json"
-READ = (manifest_v1.SCHEMA, MANIFEST_SCHEMA)
+READ = (manifest_v1.SCHEMA, manifest_v2.SCHEMA, MANIFEST_SCHEMA)
 
 
 def parse_manifest(raw: bytes, shown: Path) -> Manifest:
@@ -51,14 +51,15 @@ def _of_today(data: Any, shown: Path, faults: list[str]) -> dict[str, Any]:
     """Return the table with the names of today's schema, and say what of an older one is left out."""
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(data, dict) or isinstance(schema, bool) or not isinstance(schema, int) or schema not in READ:
-        known = " and ".join(map(str, READ))
+        known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
         raise BundleError(f"{shown} has schema {strict_json.shown(schema)}; this edgevit reads schema {known}")
     if schema == MANIFEST_SCHEMA:
         return data
-    changed, left_out = manifest_v1.upgraded(data, MANIFEST_SCHEMA, faults)
-    if left_out:
-        warn(f"{shown}: the figures of {', '.join(left_out)} are of a form that is not known, and left out")
-    return changed
+    if schema == manifest_v1.SCHEMA:
+        data, left_out = manifest_v1.upgraded(data, manifest_v2.SCHEMA, faults)
+        if left_out:
+            warn(f"{shown}: the figures of {', '.join(left_out)} are of a form that is not known, and left out")
+    return manifest_v2.upgraded(data, MANIFEST_SCHEMA, faults)
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
@@ -70,6 +71,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     yield from (f"{name!r} is used but not among the files" for name in sorted(used - set(names)))
     outputs = {output.name for output in manifest.outputs}
     yield from (f"no output {name!r}" for name in ("logits", "gates") if name not in outputs)
+    called = [point.name for point in manifest.points if point.name is not None]
+    if len(set(called)) != len(called):
+        yield "points: a name is there twice"
     if len(set(names)) != len(names):
         yield "a file is listed twice"
     target = manifest.target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgevit.util.text import listed, read_toml
 
 # Choices that a target file must give a reason for: a reader should learn why, not only what.
 EXPLAINED = ("backend", "weight_bits", "activations", "inference_precision", "range_method", "smoothing", "threads")
+# A name becomes part of a bundle's.
+NAME, NAMED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"), "letters, digits, '.', '_' and '-', at most 100"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Target:
     """One kind of device with one runtime.
 
     Attributes:
-        name: the file's stem, as given to `--target`.
+        name: what bundles and reports call it; of a shipped target the file's stem too, as given to `--target`.
         description: one sentence.
         backend: the runtime that runs the bundle, by its name in `edgevit.backends`.
         arch: machine name as `platform.machine()` gives it.
@@ -42,6 +45,10 @@ class Target:
         formats: files of the bundle's model, by the names that its runtime gives them.
         attention: type of the operands of attention's two products; int8 needs a runtime with such kernels and int8.
         cpu: the CPU that machine code is compiled for, as LLVM names it; None for a runtime that has its kernels ready.
+        ram_mb: budget: most memory of the process, in MB of 10^6 bytes (None: not asked, as all budgets below).
+        flash_mb: budget: most bytes of the files that the device loads, in MB.
+        latency_ms: budget: most time of an image, at the 95th percentile, in ms.
+        drop_points: budget: most points to lose against the original, of top-1 or without labels of agreement.
         reasons: why, per choice; EXPLAINED names those that are required.
     """
 
@@ -64,6 +71,10 @@ class Target:
     formats: tuple[str, ...]
     attention: Literal["float32", "int8"] = "float32"
     cpu: str | None = None
+    ram_mb: float | None = None
+    flash_mb: float | None = None
+    latency_ms: float | None = None
+    drop_points: float | None = None
     reasons: dict[str, str]
 
 
@@ -112,22 +123,30 @@ def _read(path: Path, refused: Callable[[Target], Sequence[str]]) -> Target:
     faults: list[str] = []
     target = strict_json.from_data(Target, data, faults, "target")
     if target is not None:
-        faults = [*_faults(target, path), *refused(target)]
+        faults = [*_faults(target), *refused(target)]
     if target is None or faults:
         raise refusal(f"target file {path}", faults)
     return target
 
 
-def _faults(target: Target, path: Path) -> list[str]:
+def _faults(target: Target) -> list[str]:
     """Return what types cannot say: ranges, and choices that contradict each other."""
     known = {f.name for f in fields(Target)}
     checks = (
-        (target.name == path.stem, f"name: got {target.name!r}, must be the file's stem {path.stem!r}"),
+        (bool(NAME.fullmatch(target.name)), f"name: got {strict_json.shown(target.name)}, allowed: {NAMED}"),
         (50 <= target.percentile <= 100, f"percentile: got {target.percentile}, allowed: 50 to 100"),
         (0 <= target.smoothing <= 1, f"smoothing: got {target.smoothing}, allowed: 0 (off) to 1"),
         (0 <= target.min_agreement <= 1, f"min_agreement: got {target.min_agreement}, allowed: 0 to 1"),
         (0 <= target.max_top1_drop <= 1, f"max_top1_drop: got {target.max_top1_drop}, allowed: 0 to 1"),
         (1 <= target.threads <= THREADS.value, f"threads: got {target.threads}, allowed: 1 to {THREADS.value}"),
+        *(
+            (
+                getattr(target, key) is None or getattr(target, key) > 0,
+                f"{key}: got {getattr(target, key)}, allowed: above 0",
+            )
+            for key in ("ram_mb", "flash_mb", "latency_ms")
+        ),
+        (0 <= (target.drop_points or 0) <= 100, f"drop_points: got {target.drop_points}, allowed: 0 to 100"),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),
     )

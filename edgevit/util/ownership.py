@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -67,12 +67,24 @@ def _in_archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if MANIFEST not in names or archive.getinfo(MANIFEST).file_size > LIMIT_BYTES:
+            root = zip_root(names)
+            if root + MANIFEST not in names or archive.getinfo(root + MANIFEST).file_size > LIMIT_BYTES:
                 return names[:SHOWN] or [path.name]
-            listed = _members(json.loads(archive.read(MANIFEST)))
+            listed = _members(json.loads(archive.read(root + MANIFEST)))
     except (OSError, ValueError, RuntimeError, NotImplementedError, RecursionError, EOFError, zipfile.BadZipFile):
         return [path.name]
-    return names[:SHOWN] if listed is None else [name for name in names if name not in listed][:SHOWN]
+    return (
+        names[:SHOWN]
+        if listed is None
+        else [name for name in names if not name.endswith("/") and name.removeprefix(root) not in listed][:SHOWN]
+    )
+
+
+def zip_root(names: Sequence[str]) -> str:
+    """Return the folder in a bundle's zip, with its slash, that all members lie in; '' where they lie at the top."""
+    tops = {name.partition("/")[0] for name in names}
+    top = f"{next(iter(tops))}/" if len(tops) == 1 else ""
+    return top if top + MANIFEST in names else ""
 
 
 def _is_file_of(path: Path, kind: Kind) -> bool:

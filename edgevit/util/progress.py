@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,7 +111,7 @@ class Overall(logging.Handler):
     def within(self, iterable: Iterable[T], description: str, total: int | None) -> Generator[T]:
         """Yield under a bar of its own below the one of the whole, which moves with it."""
         assert self.bars is not None
-        count = total if total is not None else len(iterable) if hasattr(iterable, "__len__") else None
+        count = total if total is not None else len(iterable) if isinstance(iterable, Sized) else None
         task = self.bars.add_task(description, total=count, left="")
         try:
             for index, item in enumerate(iterable):

@@ -32,7 +32,7 @@ def test_shipped_targets_are_accepted(name: str) -> None:
 def test_contradictions_are_faults(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        ('formats = ["onnx", "ort"]', 'formats = ["ir"]'),
+        ('formats = ["onnx"]', 'formats = ["ir"]'),
         ('inference_precision = "f32"', 'inference_precision = "bf16"'),
         ("min_agreement = 0.95", "min_agreement = 1.5"),
     )
@@ -47,7 +47,7 @@ def test_an_unknown_runtime_is_a_fault_that_lists_the_known_ones(tmp_path: Path)
 
 def test_a_target_without_a_format_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="1 fault:\n  - formats: got \\[\\], allowed for onnxruntime"):
-        load_target(write(tmp_path, ('formats = ["onnx", "ort"]', "formats = []")))
+        load_target(write(tmp_path, ('formats = ["onnx"]', "formats = []")))
 
 
 def test_attention_is_int8_where_its_kernels_are(tmp_path: Path) -> None:

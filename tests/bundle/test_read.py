@@ -123,7 +123,7 @@ def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, folder: Path) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(schema=99), "schema 99; this edgevit reads schema 1 and 2"),
+        (lambda m: m.update(schema=99), "schema 99; this edgevit reads schema 1, 2 and 3"),
         (lambda m: m.update(surprise=1), "unknown key 'surprise'"),
         (lambda m: m.pop("bound"), "missing key 'bound'"),
         (lambda m: m["files"][0].update(path="../outside"), "leads out of the bundle"),
@@ -248,10 +248,10 @@ def test_a_model_that_gives_other_shapes_is_no_question_of_parity(
 TOLERANCE = b'"golden_tolerance": 0.001'
 HOSTILE_MANIFESTS = {
     "a float of 401 digits": (TOLERANCE, b'"golden_tolerance": 1' + b"0" * 400),
-    "an integer of 5000 digits": (b'"schema": 2', b'"schema": 2' + b"0" * 5000),
-    "nested 100,000 deep": (b'"schema": 2', b'"schema": ' + b"[" * 100_000),
+    "an integer of 5000 digits": (b'"schema": 3', b'"schema": 3' + b"0" * 5000),
+    "nested 100,000 deep": (b'"schema": 3', b'"schema": ' + b"[" * 100_000),
     "half a surrogate pair": (b'"name": "', rb'"name": "\ud800'),
-    "a key twice": (b'"schema": 2', b'"schema": 2, "schema": 2'),
+    "a key twice": (b'"schema": 3', b'"schema": 3, "schema": 3'),
     "NaN": (TOLERANCE, b'"golden_tolerance": NaN'),
     "an infinite tolerance": (TOLERANCE, b'"golden_tolerance": 1e999'),
     "60,000 empty entries": (b'"claims": [', b'"claims": [' + b"{}," * 60_000),

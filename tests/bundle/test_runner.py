@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgevit.bundle import runner
 from edgevit.images.image_set import RESIZED_PIXELS_LIMIT, prepare
 from edgevit.program.spec import ImageSpec
 from edgevit.schema.manifest import OutputContract
+from edgevit.schema.points import OperatingPoint
 from edgevit.util import limits
 from tests.bundles import rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
@@ -182,6 +184,43 @@ def test_effort_opens_and_closes_every_branch(folder: Path, photo: Path) -> None
         e: json.loads(run(folder, str(photo), "--json", f"--effort={e}").stdout)["gates"] for e in ("1e30", "-inf")
     }
     assert gates == {"1e30": [1, 1, 1, 1], "-inf": [0, 0, 0, 0]}
+
+
+POINTS = (
+    OperatingPoint(effort=-1e30, name="fastest", macs=1.0, worst_macs=1, branches=0.0, images=1),
+    OperatingPoint(effort=0.5, macs=2.0, worst_macs=2, branches=2.0, images=1),
+    OperatingPoint(effort=1e30, name="full", macs=4.0, worst_macs=4, branches=4.0, images=1),
+)
+
+
+def test_an_operating_point_is_named_by_effort(photo: Path, tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "points", changes={"points": POINTS})
+    gates = [json.loads(run(bundle, str(photo), "--json", "--effort", n).stdout)["gates"] for n in ("fastest", "full")]
+    assert gates == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    done = run(bundle, str(photo), "--effort", "warp")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "no operating point 'warp': it has fastest, full; --effort takes a number too" in done.stderr
+
+
+@pytest.mark.parametrize(("effort", "said"), [("fast", "no operating point 'fast': it has none"), ("nan", "got nan")])
+def test_an_effort_that_does_not_exist_is_one_error(folder: Path, photo: Path, effort: str, said: str) -> None:
+    done = run(folder, str(photo), "--effort", effort)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_version_of_the_runtime_is_refused_unless_asked_for(photo: Path, tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "old", changes={"tools": {"edgevit": "0.1.0", "onnxruntime": "1.30.2"}})
+    done = run(bundle, str(photo))
+    assert done.returncode == 18 and done.stdout == ""
+    assert "with 1.30.2" in done.stderr and "requirements.txt" in done.stderr and "--any-version" in done.stderr
+    assert run(bundle, str(photo), "--any-version").returncode == 0
+    assert "onnxruntime==1.30.2" in (bundle / "requirements.txt").read_text()
+
+
+def test_the_version_is_compared_without_its_commit(photo: Path, tmp_path: Path) -> None:
+    release = metadata.version("openvino")
+    tools = {"edgevit": "0.1.0", "openvino": f"{release}-123-abc-releases/2026"}
+    assert run(sample_bundle(tmp_path / "b", runtime="openvino", changes={"tools": tools}), str(photo)).returncode == 0
 
 
 def test_check_passes_on_an_intact_bundle_and_names_a_damaged_file(folder: Path, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ def test_equal_inputs_give_equal_bytes_wherever_they_are_written(tmp_path: Path)
 def test_zip_and_folder_hold_the_same(tmp_path: Path) -> None:
     folder = sample_bundle(tmp_path / "bundle")
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
-        assert {m.filename: archive.read(m) for m in archive.infolist()} == contents(folder)
-        assert {m.date_time for m in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        members = archive.infolist()
+        assert {m.filename: archive.read(m) for m in members} == {f"tiny/{k}": v for k, v in contents(folder).items()}
+        assert {m.date_time for m in members} == {(1980, 1, 1, 0, 0, 0)}
+        assert {m.compress_type for m in members} == {zipfile.ZIP_DEFLATED}
 
 
 def test_no_licence_is_put_on_weights_that_state_none(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_an_error_is_an_object_where_json_was_asked_for(
 
 
 def test_a_bug_is_an_object_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("edgevit.doctor.diagnose", lambda: {}["none"])
+    monkeypatch.setattr("edgevit.doctor.diagnose", lambda: {"some": 1}["none"])
     with pytest.raises(KeyError):
         main(["doctor", "--json"])
     assert json.loads(capsys.readouterr().out)["error"]["code"] == 1

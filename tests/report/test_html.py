@@ -221,7 +221,7 @@ def test_every_picture_comes_for_a_phone_too_with_its_figures() -> None:
     for picture in drawn.values():
         assert 'viewBox="0 0 340 ' in picture.narrow and 'viewBox="0 0 920 ' in picture.wide
         assert picture.data.rows and all(len(row) == len(picture.data.head) for row in picture.data.rows)
-    assert drawn["cost-per-image"].data.rows[1][:3] == ["1", "2", "0"]
+    assert drawn["cost-per-image"].data.rows[1] == ["1", "2", ".xx."]
     assert drawn["size-tree"].data.rows[1] == ["model", "5000700"]
 
 

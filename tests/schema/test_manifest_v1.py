@@ -26,6 +26,7 @@ from edgevit.schema.claims import (
 )
 from edgevit.schema.manifest import BundleFile, Manifest
 from edgevit.schema.manifest_file import parse_manifest
+from edgevit.schema.manifest_v2 import ADDED
 from edgevit.util.strict_json import dumps, to_data
 from tests.bundles import PARITY, sample_manifest
 from tests.tiny import tiny_program
@@ -52,9 +53,18 @@ def today() -> Manifest:
     return dataclasses.replace(manifest, files=(BundleFile(path=manifest.model, bytes=5, sha256="0" * 64),))
 
 
+def before_schema_3() -> dict[str, Any]:
+    """Today's manifest without what schema 3 added to it."""
+    data: dict[str, Any] = to_data(today())
+    for table, keys in ADDED.items():
+        for key in keys:
+            del (data[table] if table else data)[key]
+    return data
+
+
 def old(claims: list[Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A manifest of schema 1 as its JSON says it."""
-    data: dict[str, Any] = to_data(today())
+    data = before_schema_3()
     claims = [{"name": "bound", "held": True, "summary": "5 MB"}] if claims is None else claims
     return {**data, "schema": 1, "claims": claims, **changes}
 
@@ -101,7 +111,7 @@ def test_every_form_of_figures_has_its_type(
 def test_everything_else_is_as_today() -> None:
     manifest = parsed(old(claims=[]))
     assert manifest == dataclasses.replace(today(), claims=())
-    assert manifest.schema == 2 and json.loads(dumps(manifest))["schema"] == 2
+    assert manifest.schema == 3 and json.loads(dumps(manifest))["schema"] == 3
 
 
 def test_the_first_edgevit_called_the_original_float() -> None:
@@ -149,7 +159,7 @@ def test_figures_of_no_known_form_are_left_out_and_said(caplog: pytest.LogCaptur
         (old([{}] * 60_000), "missing key 'name'"),
         ({"schema": 1}, "missing key 'name'"),
         ({"schema": 1, "claims": {}}, "manifest.claims: got a table of 0, expected a list"),
-        ({"schema": True}, "schema True; this edgevit reads schema 1 and 2"),
+        ({"schema": True}, "schema True; this edgevit reads schema 1, 2 and 3"),
         ({"schema": 1.0}, "schema 1.0; this edgevit reads"),
         ({"schema": 0}, "schema 0; this edgevit reads"),
         ([], "schema None; this edgevit reads"),

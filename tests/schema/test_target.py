@@ -68,16 +68,31 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         ("smoothing", "1.1"),
         ("min_agreement", "95.0"),
         ("max_top1_drop", "-0.1"),
-        ("name", '"other"'),
+        ("name", '"../other"'),
+        ("name", '""'),
+        ("ram_mb", "0"),
+        ("flash_mb", "-1.5"),
+        ("latency_ms", "0.0"),
+        ("drop_points", "101"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, key: str, value: str) -> None:
-    own = tomllib.loads(TEXT)[key]
-    old = next(line for line in TEXT.splitlines() if line.startswith(f"{key} = "))
-    if key == "name":
-        old = old.replace(own, "mine")
+    lines = TEXT.replace('name = "x86-64-onnxruntime"', 'name = "mine"').splitlines()
+    old = next((line for line in lines if line.startswith(f"{key} = ")), "")
+    if not old:  # a key that may be absent
+        old, value = "threads = 1", f"{value}\nthreads = 1"
     with pytest.raises(TargetError, match=rf"1 fault:\n  - {key}: got"):
         load_target(write(tmp_path, (old, f"{key} = {value}")))
+
+
+def test_a_file_may_be_called_anything(tmp_path: Path) -> None:
+    path = write(tmp_path).rename(tmp_path / "another name.toml")
+    assert load_target(path).name == "mine"
+
+
+def test_budgets_are_read(tmp_path: Path) -> None:
+    target = load_target(write(tmp_path, ("threads = 1", "threads = 1\nram_mb = 8\ndrop_points = 0")))
+    assert (target.ram_mb, target.flash_mb, target.latency_ms, target.drop_points) == (8.0, None, None, 0.0)
 
 
 def test_a_choice_without_a_reason_is_a_fault(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ def test_any_wrong_value_is_one_error_or_a_valid_target(tmp_path: Path, key: str
     path = tmp_path / "x86-64-onnxruntime.toml"
     path.write_text("\n".join(lines))
     try:
-        assert load_target(path).name == "x86-64-onnxruntime"
+        assert load_target(path).backend == "onnxruntime"
     except TargetError as error:
         assert key in str(error) or "reasons" in str(error)
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
+from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.program import Program
@@ -55,3 +56,8 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
 
 def runner_source() -> str:
     return joined(Path(__file__).with_name("shipped_runner.py"))
+
+
+def guide() -> Guide:
+    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
+    return Guide(packages=runtime.WHEELS, linking=linking)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgevit.bundle.runner import ROOT, Run, lacks_vnni
 
+RUNTIME = "onnxruntime"
 USED: tuple[str, ...] = ()
 
 

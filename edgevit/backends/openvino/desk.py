@@ -11,6 +11,7 @@ from edgevit.backends import Build, Forecast, MemoryEvidence
 from edgevit.backends import openvino as runtime
 from edgevit.backends.onnxruntime import written_bytes
 from edgevit.backends.openvino import memory_bound
+from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.measure.fresh_process import probe_local
 from edgevit.onnx_form.assemble import assemble, detached
@@ -60,3 +61,8 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
 
 def runner_source() -> str:
     return joined(Path(__file__).with_name("shipped_runner.py"))
+
+
+def guide() -> Guide:
+    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
+    return Guide(packages=runtime.WHEELS, linking=linking)

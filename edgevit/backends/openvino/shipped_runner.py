@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgevit.bundle.runner import ROOT, Run, lacks_vnni
 
+RUNTIME = "openvino"
 USED: tuple[str, ...] = ()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.backends import tvm as runtime
 from edgevit.backends.tvm import memory_bound
+from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.program.program import Program
 from edgevit.schema.memory_bound import PathMemory
@@ -81,3 +82,8 @@ def _touched(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, a
 
 def runner_source() -> str:
     return joined(Path(__file__).with_name("shipped_runner.py"))
+
+
+def guide() -> Guide:
+    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
+    return Guide(packages=runtime.WHEELS, linking=linking)

@@ -1,0 +1,156 @@
+"""What a bundle says to whoever receives it: README.md, and requirements.txt for its runner.
+
+Both are made of the manifest and of the little that only the runtime knows (`Guide`); equal manifests give equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from edgevit.schema.budget import BUDGETS, BudgetCheck, check_budgets
+from edgevit.schema.manifest import AccuracyRow, Manifest
+from edgevit.schema.points import OperatingPoint
+
+README, REQUIREMENTS = "README.md", "requirements.txt"
+# What `runner/run.py` needs beside the runtime.
+RUNNER_NEEDS = ("numpy>=1.26,<3", "pillow>=10.3")
+RELEASE = re.compile(r"[0-9]+(?:\.(?:post)?[0-9]+)*")  # some versions tell their commit behind it
+_CROPS = {
+    "center": "its short side is brought to {short} pixels, then the middle {size} is cut out",
+    "squash": "it is resized to {squash} whatever its shape, then the middle {size} is cut out",
+    "border": "its long side is brought to {short} pixels, then it is padded to {size} with the mean colour",
+}
+_METRICS = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What only the runtime's folder knows of how a bundle is used.
+
+    Attributes:
+        packages: Python packages that `runner/run.py` loads the model with; their versions are in the manifest's tools.
+        linking: Markdown on how the model is run from a program of one's own, a Jinja template of the manifest `m`.
+    """
+
+    packages: tuple[str, ...] = ()
+    linking: str = ""
+
+
+def requirements(manifest: Manifest, guide: Guide) -> str:
+    """Return what pip installs to run `runner/run.py`: the runtime in the version that the bundle was verified with."""
+    found = ((package, RELEASE.match(manifest.tools.get(package, ""))) for package in guide.packages)
+    pinned = [f"{package}=={release[0]}" for package, release in found if release]
+    return "\n".join([*pinned, *RUNNER_NEEDS, ""])
+
+
+def readme(manifest: Manifest, guide: Guide) -> str:
+    """Return the README of a bundle that holds the manifest's files beside it."""
+    return (
+        _environment()
+        .get_template(f"{README}.jinja")
+        .render(
+            m=manifest,
+            facts=_facts(manifest),
+            accuracy=[_accuracy(row) for row in manifest.accuracy],
+            points=[_point(point) for point in manifest.points],
+            named=[point.name for point in manifest.points if point.name is not None],
+            budgets=[_budget(check) for check in check_budgets(manifest)],
+            open_claims=[claim for claim in manifest.claims if claim.held is None],
+            resize=_resize(manifest),
+            linking=_environment().from_string(guide.linking).render(m=manifest).strip(),
+            licence=_licence(manifest.origin),
+            runtime=guide.packages,
+            logits=next(output for output in manifest.outputs if output.name == "logits"),
+        )
+    )
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, **options)
+    environment.filters |= {"plain": plain, "megabytes": _megabytes}
+    return environment
+
+
+def plain(text: object) -> str:
+    """Return somebody else's text so that it stays text in a table of Markdown, on one line."""
+    shown = "".join(c if c.isprintable() else " " for c in str(text))
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", shown)
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the rows of the first table: what it is, for which device, what it costs."""
+    target, macs, bound = manifest.target, manifest.macs, manifest.bound
+    flags = ", ".join(flag.replace("|", " or ") for flag in target.requires_flags)
+    loaded = manifest.sizes.model_bytes
+    cost = f"{_millions(macs.all_open)} million multiply-accumulates"
+    if manifest.effort is not None:
+        cost = f"{_millions(macs.expected)} million multiply-accumulates expected, {_millions(macs.all_open)} at most"
+    if macs.dense > macs.all_open:
+        cost += f" ({_millions(macs.dense)} before compression)"
+    memory = f"{bound.bound_bytes / 1e6:.1f} MB, {'proven' if bound.proven else 'estimated'}: {bound.covers}"
+    return [
+        ("device", f"{target.description} ({target.arch}{f', CPU flags {flags}' if flags else ''})"),
+        ("runtime", f"{manifest.backend} {manifest.tools.get(manifest.backend, '')}".strip()),
+        ("size", f"{_megabytes(loaded)} to load (dense float weights: {_megabytes(manifest.sizes.float_bytes)})"),
+        ("cost of an image", cost),
+        ("memory", memory),
+    ]
+
+
+def _accuracy(row: AccuracyRow) -> tuple[str, ...]:
+    whose = {"bundle": "this bundle", "compressed": "compressed model in float", "original": "original model in float"}
+    what = _METRICS[row.metric]
+    if row.metric == "agreement":
+        what += " with the original" if row.against == "original" else " with the float model it was quantized from"
+    return whose[row.model], what, f"{row.value:.1%}", f"{row.low:.1%} to {row.high:.1%}", str(row.images)
+
+
+def _point(point: OperatingPoint) -> tuple[str, ...]:
+    right = "-" if point.agreement is None else f"{point.agreement.value:.1%}"
+    top1 = "-" if point.top1 is None else f"{point.top1.value:.1%}"
+    macs = _millions(point.macs), _millions(point.worst_macs)
+    return point.name or "", f"{point.effort:g}", right, top1, *macs, f"{point.branches:.1f}"
+
+
+def _budget(check: BudgetCheck) -> tuple[str, ...]:
+    state = {True: "met", False: "not met", None: "not known"}[check.held]
+    return (
+        BUDGETS[check.key],
+        f"{check.limit:g}",
+        "-" if check.value is None else f"{check.value:.3g}",
+        state,
+        check.what,
+    )
+
+
+def _resize(manifest: Manifest) -> str:
+    """Return how a picture is brought to the model's size, in words."""
+    spec = manifest.input.preprocessing
+    sides = int(spec.width / spec.crop_pct), int(spec.height / spec.crop_pct)
+    how = _CROPS[spec.crop_mode].format(
+        short=sides[0], squash=f"{sides[0]} x {sides[1]}", size=f"{spec.width} x {spec.height} pixels"
+    )
+    turned = "turned as its EXIF orientation says; " if spec.orientation == "apply" else ""
+    return f"{turned}{how} ({spec.interpolation})"
+
+
+def _licence(origin: Mapping[str, str]) -> str:
+    return next((origin[key] for key in ("license", "licence") if key in origin), "")
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.0f}" if count >= 1e7 else f"{count / 1e6:.2g}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
