@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from edgevit.util.progress import track
 WARM_UP_ROUNDS = 3
 RUNS_PER_IMAGE = 4  # so that an image's median outlives one run that something else held up
 TRACED_IMAGES = 16
+P = TypeVar("P", bound=str)
+TURN = 8  # rounds of one model before another takes its turn
+Turn = tuple[str, int, bool]  # path or model, image, whether it counts
 
 
 class Runner(Protocol):
@@ -140,11 +143,11 @@ def time_paths(
 ) -> dict[str, Timing]:
     """Time every path `runs` times, interleaved round-robin: each round runs the paths one after the other.
 
-    Models `beside` it take their turn in every round, and are in the answer by their names.
+    Models `beside` it take turns with it, see `taking_turns`, and are in the answer by their names.
     """
     rows: dict[str, list[TimedRun]] = defaultdict(list)
     others = beside or {}
-    order = timed_order(len(images), (*efforts, *others), runs)
+    order = taking_turns(timed_order(len(images), tuple(efforts), runs), len(efforts), tuple(others))
     asked: dict[str, float] = dict(efforts)  # type: ignore[arg-type]
     for path, index, counts in track(order, f"Timing {len(asked) + len(others)} paths, {runs} rounds"):
         image, model, effort = images[index : index + 1], others.get(path, runner), asked.get(path, 0.0)
@@ -156,7 +159,25 @@ def time_paths(
     return {path: timing(timed) for path, timed in rows.items()}
 
 
-def timed_order(images: int, paths: Sequence[str], runs: int) -> list[tuple[str, int, bool]]:
+def timed_order(images: int, paths: Sequence[P], runs: int) -> list[tuple[P, int, bool]]:
     """(path, image, whether it counts) of every run: first those that warm up, then round-robin over the paths."""
-    warm_up: list[tuple[str, int, bool]] = [(path, 0, False) for path in paths] * WARM_UP_ROUNDS
+    warm_up: list[tuple[P, int, bool]] = [(path, 0, False) for path in paths] * WARM_UP_ROUNDS
     return warm_up + [(path, index % images, True) for index in range(runs) for path in paths]
+
+
+def taking_turns(order: Sequence[Turn], paths: int, others: Sequence[str]) -> list[Turn]:
+    """Return the order with other models' runs between TURN rounds of the paths, as many of each as there are rounds.
+
+    Whoever's turn begins runs once without counting: what the one before left in the caches is not its cost.
+    """
+    if not others:
+        return list(order)
+    warm, counted = order[: WARM_UP_ROUNDS * paths], order[WARM_UP_ROUNDS * paths :]
+    found = [*warm, *((name, 0, False) for name in others for _ in range(WARM_UP_ROUNDS))]
+    for begin in range(0, len(counted), TURN * paths):
+        turn = list(counted[begin : begin + TURN * paths])
+        found += [(path, index, False) for path, index, _ in turn[:paths]] + turn
+        images = [index for _, index, _ in turn[::paths]]
+        for name in others:
+            found += [(name, images[0], False), *((name, index, True) for index in images)]
+    return found

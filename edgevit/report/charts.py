@@ -106,6 +106,27 @@ def _runs(branch: BranchRow, opened: Sequence[bool], left: float, y: float, slot
     return parts
 
 
+def branch_errors(branches: Sequence[BranchRow], wide: float = WIDE) -> str:
+    """Return the error of the stream after every branch, in order: where a build departs from float."""
+    known = [(index, row, row.error) for index, row in enumerate(branches) if row.error is not None]
+    left, right, top, bottom = 46.0, wide - 8, 10.0, 130.0
+    slot = min((right - left) / len(branches), 60.0)
+    y = Scale(top=120 * max(error for _, _, error in known) or 1.0, begin=bottom, end=top)
+    parts = []
+    for tick in y.ticks:
+        parts.append(line(left, y(tick), left + slot * len(branches), y(tick), "grid"))
+        parts.append(text(left - 8, y(tick) + 4, f"{tick:g} %", anchor="end", class_="tick"))
+    gap = min(3.0, 0.12 * slot)
+    for index, row, error in known:
+        x, height = left + index * slot, y(0) - y(100 * error)
+        title = f"after {row.name}: {100 * error:.2f} % of the stream"
+        parts.append(rect(x + gap, y(100 * error), slot - 2 * gap, height, row.kind, title=title, radius=2))
+        if row.kind == "mhsa":
+            parts.append(text(x + slot, bottom + 15, str(row.block), anchor="middle", class_="tick"))
+    parts.append(text(left, bottom + 32, "after the branches of each block, in order", class_="note"))
+    return picture(wide, bottom + 40, "Error of the stream after every branch, int8 against float", parts)
+
+
 def size_tree(root: Branch, wide: float = WIDE) -> str:
     """Return files and folders as bars within bars, each as wide as its bytes."""
     lane, depth = 30.0, root.depth

@@ -60,6 +60,10 @@ def _built(report: Report) -> Iterable[tuple[str, Picture]]:
         rows = ((row.name, row.kind, row.open_rate, row.macs) for row in report.branches)
         draw = partial(pictures.open_rates, report.branches)
         yield "open-rates", _drawn("open-rates", draw, ("branch", "kind", "runs on", "MACs"), rows)
+    if any(row.error is not None for row in report.branches):
+        rows = ((row.name, row.error) for row in report.branches)
+        draw = partial(charts.branch_errors, report.branches)
+        yield "branch-errors", _drawn("branch-errors", draw, ("branch", "error after it"), rows)
     if report.accuracy:
         rows = ((r.model, say.metric(r), r.path, r.value, r.low, r.high, r.images) for r in report.accuracy)
         head = ("model", "metric", "path", "value", "low", "high", "images")

@@ -195,7 +195,11 @@ def branches_card(report: Report, drawn: Drawn) -> Section:
         row_classes=["gone" if row.open_rate_source == "removed" else "" for row in report.branches],
     )
     rates = [drawn["open-rates"]] if report.gated_branches else []
-    return section("Branches", intro, *rates, rows, class_="long")
+    errors: list[Part] = []
+    if "branch-errors" in drawn:
+        told = "Error of the stream after each branch, int8 against float, every branch open:"
+        errors = [Note(lines=(told,), kind="lead"), drawn["branch-errors"]]
+    return section("Branches", intro, *rates, *errors, rows, class_="long")
 
 
 def _branch(row: BranchRow) -> list[str]:

@@ -53,6 +53,7 @@ class BranchRow:
     memory_bytes: int | None
     int8_linears: int
     linears: int
+    error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +257,7 @@ def _branch_row(branch: BranchFacts, measured: BranchMeasurement | None, manifes
         memory_bytes=branch.memory_bytes,
         int8_linears=branch.int8_linears,
         linears=branch.linears,
+        error=branch.error,
     )
 
 

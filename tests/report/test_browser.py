@@ -23,7 +23,7 @@ from edgevit.schema.points import OperatingPoint
 from tests.absent import unavailable
 from tests.browser import MISSING, PROGRAM, Browser, browser
 from tests.report.sample import SHA, manifest, measurement
-from tests.report.test_html import BASELINES, FILES, GATES
+from tests.report.test_html import BASELINES, FILES, GATES, with_errors
 
 DESK, PHONE = (1440, 900), (390, 844)
 NAMES = ("report", "plain", "compare", "index")
@@ -49,7 +49,7 @@ POINTS = tuple(
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    facts = dataclasses.replace(manifest(), files=FILES, points=POINTS)
+    facts = dataclasses.replace(with_errors(manifest()), files=FILES, points=POINTS)
     limited = dataclasses.replace(facts, target=dataclasses.replace(facts.target, ram_mb=1.0, latency_ms=900.0))
     measured = measurement(gates=GATES, baselines=BASELINES, bundle=LONG)
     report = make_report(dataclasses.replace(limited, name=LONG), [measured], bundle_sha256=SHA)
@@ -109,7 +109,7 @@ def test_every_picture_is_drawn_and_its_words_stay_inside(
                      svg.querySelectorAll('rect, circle, path, line').length, box.width, out];
            })"""
     )
-    assert len(drawn) == 10
+    assert len(drawn) == 11
     for name, marks, width, outside in drawn:
         assert marks >= 2 and width > 250, name
         assert outside == [], (name, outside)

@@ -15,7 +15,7 @@ from edgevit.report.html import render
 from edgevit.report.page import STYLE
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim
-from edgevit.schema.manifest import BundleFile
+from edgevit.schema.manifest import BundleFile, Manifest
 from edgevit.schema.measurement import Baseline
 from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
@@ -56,6 +56,11 @@ class Balance(HTMLParser):
         self.attributes += attrs
 
 
+def with_errors(facts: Manifest) -> Manifest:
+    branches = [dataclasses.replace(branch, error=0.004 * (i + 1)) for i, branch in enumerate(facts.branches)]
+    return dataclasses.replace(facts, branches=tuple(branches))
+
+
 def variants() -> dict[str, Report]:
     facts = manifest()
     deep = manifest(depth=24, removed=())
@@ -72,7 +77,9 @@ def variants() -> dict[str, Report]:
         "no gates": make_report(manifest(gated=False)),
         "48 branches": make_report(deep),
         "all of it": make_report(
-            dataclasses.replace(facts, files=FILES), [measurement(gates=GATES, baselines=BASELINES)], bundle_sha256=SHA
+            dataclasses.replace(with_errors(facts), files=FILES),
+            [measurement(gates=GATES, baselines=BASELINES)],
+            bundle_sha256=SHA,
         ),
     }
 
@@ -216,7 +223,7 @@ def test_every_picture_comes_for_a_phone_too_with_its_figures() -> None:
     drawn = figures(variants()["all of it"])
     assert set(drawn) == {
         *("memory-bound", "memory-over-run", "latency", "cost-per-image", "speed"),
-        *("open-rates", "accuracy", "size-and-macs", "size-tree"),
+        *("open-rates", "branch-errors", "accuracy", "size-and-macs", "size-tree"),
     }
     for picture in drawn.values():
         assert 'viewBox="0 0 340 ' in picture.narrow and 'viewBox="0 0 920 ' in picture.wide
