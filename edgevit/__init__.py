@@ -21,6 +21,7 @@ Functions:
     build       Program -> Bundle, verified
     open_bundle folder or .zip -> Bundle
     verify      check a bundle's files, and with run=True what it computes
+    sign        put your name to a bundle
     profile     measure a bundle here, on a board over ssh, or on an emulated processor -> Measurement
     report      bundles and measurements -> Report, and one HTML page
     compare     builds and measurements side by side -> Comparison, held against limits
@@ -57,6 +58,7 @@ __all__ = [
     "profile",
     "report",
     "save",
+    "sign",
     "target",
     "targets",
     "train",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from edgevit.api.profile import profile as profile
     from edgevit.api.report import Report as Report
     from edgevit.api.report import report as report
+    from edgevit.api.sign import sign as sign
     from edgevit.api.targets import Target as Target
     from edgevit.api.targets import target as target
     from edgevit.api.targets import targets as targets
@@ -106,6 +109,7 @@ _PLACES = {
     **dict.fromkeys(("load", "save", "Preprocessing", "Program"), "edgevit.api.load"),
     **dict.fromkeys(("profile", "Measurement"), "edgevit.api.profile"),
     **dict.fromkeys(("report", "Report"), "edgevit.api.report"),
+    "sign": "edgevit.api.sign",
     "train": "edgevit.api.train",
     "Trained": "edgevit.api.training",
     **dict.fromkeys(("verify", "Verified"), "edgevit.api.verify"),

@@ -24,7 +24,10 @@ from edgevit.cli import messages, terminal
 from edgevit.cli.exit_codes import exit_codes
 from edgevit.errors import NO_MEMORY, EdgevitError, OutOfMemoryError, OutputError
 
-COMMANDS = ("compress", "build", "profile", "report", "compare", "verify", "device", "targets", "models", "doctor")
+COMMANDS = (
+    *("compress", "build", "profile", "report", "compare", "verify", "sign"),
+    *("device", "targets", "models", "doctor"),
+)
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
 # What a disk answers to anybody who writes: no bug of ours, wherever it comes up.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}

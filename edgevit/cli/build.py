@@ -35,14 +35,14 @@ Examples:
 STAGES = {
     "compressing": 0.35,
     "looking for tokens": 0.35,
-    "Quantizing": 0.25,
-    "Lowering": 0.02,
+    "Quantizing": 0.45,
+    "Lowering": 0.05,
     "Compiling": 0.1,
-    "Verifying int8 coverage": 0.05,
-    "Verifying parity": 0.1,
+    "Verifying int8 coverage": 0.01,
+    "Verifying parity": 0.12,
     "Verifying that skipped": 0.1,
-    "Bounding memory": 0.1,
-    "Verifying accuracy": 0.2,
+    "Bounding memory": 0.12,
+    "Verifying accuracy": 0.08,
     "Writing the bundle": 0.03,
 }
 

@@ -13,7 +13,13 @@ EPILOG = """\b
 Examples:
   edgevit verify out/deit.zip
   edgevit verify out/deit.zip --run
+  edgevit verify out/deit.zip --key maker.pub     (with out/deit.sig beside it)
 """
+SIGNATURES = {
+    "holds": "signed by the owner of the key, every file of it",
+    "unchecked": "a signature lies beside it and was not checked: --key takes its maker's public key",
+    "none": "not signed: nothing here tells who made it",
+}
 
 
 @click.command(epilog=EPILOG)
@@ -25,13 +31,23 @@ Examples:
     type=SECONDS,
     help=f"Seconds that the runs may take, with --run (default: {limits.RUN_SECONDS.value}).",
 )
+@click.option("--key", type=click.Path(path_type=Path), help="Public key of its maker: its signature must be by him.")
+@click.option("--signature", type=click.Path(path_type=Path), help="The signature (default: BUNDLE.sig beside it).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(bundle: Path, run: bool, threads: int | None, timeout: int | None, as_json: bool) -> None:
+def command(
+    bundle: Path,
+    run: bool,
+    threads: int | None,
+    timeout: int | None,
+    key: Path | None,
+    signature: Path | None,
+    as_json: bool,
+) -> None:
     """Check every file of BUNDLE (folder or zip) against its manifest, in size and sha256; nothing of it is executed.
 
-    That finds damage, not a maker with bad intentions, who writes his own manifest: compare the sha256 that is printed
-    with one that came another way. With --run its golden inputs are run again too, which executes what it holds, in a
-    process of its own with limits on time and memory.
+    That finds damage, not a maker with bad intentions, who writes his own manifest: give his public key with --key, or
+    compare the sha256 that is printed with one that came another way. With --run its golden inputs are run again too,
+    which executes what it holds, in a process of its own with limits on time and memory.
     """
     from edgevit.api.verify import verify
     from edgevit.util import strict_json
@@ -39,7 +55,9 @@ def command(bundle: Path, run: bool, threads: int | None, timeout: int | None, a
     if (threads or timeout) and not run:
         option = "--threads" if threads else "--timeout"
         raise click.UsageError(f"{option} is for --run: without it nothing is run.")
-    verified = verify(bundle, run=run, threads=threads, timeout_s=timeout)
+    if signature is not None and key is None:
+        raise click.UsageError("--signature is for --key: without it no signature is checked.")
+    verified = verify(bundle, run=run, threads=threads, timeout_s=timeout, key=key, signature=signature)
     manifest = verified.manifest
     if as_json:
         answer = {
@@ -50,6 +68,8 @@ def command(bundle: Path, run: bool, threads: int | None, timeout: int | None, a
             "golden": verified.golden,
             "golden_tolerance": manifest.golden_tolerance,
             "missing_cpu_flags": verified.missing_flags,
+            "other_runtime": verified.other_runtime,
+            "signature": verified.signature,
         }
         click.echo(strict_json.dumps(answer), nl=False)
         return
@@ -59,7 +79,10 @@ def command(bundle: Path, run: bool, threads: int | None, timeout: int | None, a
             f"{manifest.target.name} counts on; it runs slower here and may round int8 differently",
             err=True,
         )
+    if run and verified.other_runtime:
+        click.echo(f"edgevit: note: {verified.other_runtime}", err=True)
     click.echo(f"{manifest.name}: {len(manifest.files)} files intact, sha256 {verified.sha256}")
+    click.echo(f"  {SIGNATURES[verified.signature]}")
     for result in verified.golden:
         click.echo(
             f"  {result.path:<12} gates equal, logits within {result.logit_error:.3g} "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from edgevit.schema.measurement import Environment, GoldenParity
 
 CLOCK_DROP = 0.95  # below this share of the clock before, the clock fell while measuring
 HOT_C = 80.0  # a Raspberry Pi begins to throttle here
+RELEASE = re.compile(r"[0-9]+(?:\.(?:post)?[0-9]+)*")  # what follows it in a version tells the commit
 IDLE_LOAD = 0.5  # CPUs: so much may others take, or the load average be where a system tells no more
 
 
@@ -24,6 +26,21 @@ def golden_warnings(golden: Sequence[GoldenParity]) -> tuple[str, ...]:
         for case in golden
         if not case.held
     )
+
+
+def other_version(runtime: str, verified: str, here: str, where: str) -> str:
+    """Return what to say where a device runs another release than the bundle was verified with; else nothing.
+
+    Args:
+        runtime: its name.
+        verified: the version in the bundle's manifest, perhaps with its commit ('': not recorded).
+        here: the version on the device.
+        where: the device, for the sentence.
+    """
+    releases = [RELEASE.match(version) for version in (verified, here)]
+    if None in releases or releases[0][0] == releases[1][0]:  # type: ignore[index]
+        return ""
+    return f"{where} runs {runtime} {here}, the bundle was verified, its memory proven, with {verified}"
 
 
 def measurement_warnings(machine: Environment) -> tuple[str, ...]:

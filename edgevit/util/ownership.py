@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result"]
+Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result", "signature"]
 
 WORDS: dict[Kind, str] = {
     "bundle": "a bundle",
@@ -26,6 +26,7 @@ WORDS: dict[Kind, str] = {
     "device": "an emulated device",
     "log": "the log of a training run",
     "result": "the result of a training run",
+    "signature": "the signature of a bundle",
 }
 MANIFEST, PROGRAM, WEIGHTS, RECORD = "manifest.json", "program.json", "weights.safetensors", "device.json"
 DEVICE_FILES = (RECORD, "root", "site", "host", "pycache", "count.so", "heap.so", "counts")
@@ -99,6 +100,8 @@ def _is_file_of(path: Path, kind: Kind) -> bool:
     found = _json(path)
     if kind == "measurement":
         return _has(found, schema=int, bundle=str, bundle_sha256=str, edgevit=str, paths=list)
+    if kind == "signature":
+        return _has(found, mediaType=str, verificationMaterial=dict, dsseEnvelope=dict)
     return _has(found, program=str, dense=dict, compressed=dict, expected_budget=float, versions=dict)
 
 

@@ -14,6 +14,7 @@ from edgevit.program.macs import total_macs
 from edgevit.util.resources import shipped
 from tests.bundles import sample_bundle
 from tests.compressing import dense, photos, recipe
+from tests.keys import write_key
 from tests.tiny import tiny_images
 
 
@@ -30,14 +31,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-board.toml").write_text("\n".join(own), encoding="utf-8")
     sample_bundle(folder / "out" / "tiny")
     edgevit.profile(folder / "out" / "tiny", runs=3, output=folder / "tiny.json")
+    write_key(folder / "my.key")
     recipe(folder / "short.toml", epochs_joint=1, epochs_recover=1)
     return folder
 
 
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with what examples name: photos/, data/ of 4 classes, my-board.toml, short.toml, out/tiny,
-    out/tiny.zip and a measurement tiny.json of it."""
+    """The current folder, with what examples name: photos/, data/ of 4 classes, my-board.toml, short.toml, my.key,
+    out/tiny, out/tiny.zip and a measurement tiny.json of it."""
     shutil.copytree(prepared, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"

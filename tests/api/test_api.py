@@ -36,6 +36,7 @@ NAMES = [
     "profile",
     "report",
     "save",
+    "sign",
     "target",
     "targets",
     "train",

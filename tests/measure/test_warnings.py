@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgevit.measure.warnings import measurement_warnings
+from edgevit.measure.warnings import measurement_warnings, other_version
 from edgevit.schema.measurement import Environment
 
 QUIET: dict[str, Any] = {
@@ -66,3 +66,22 @@ def test_of_an_emulated_machine_only_that_is_told() -> None:
 def test_the_load_of_a_minute_ago_counts_only_where_nothing_newer_is_told() -> None:
     assert measurement_warnings(machine(load_average_before=9.0, others_cpus=0.02)) == ()
     assert len(measurement_warnings(machine(load_average_before=9.0))) == 1
+
+
+@pytest.mark.parametrize(
+    ("verified", "here", "another"),
+    [
+        ("1.31.0", "1.32.0", True),
+        ("1.31.0", "1.31.0", False),
+        ("2026.4.0-123-abc-releases", "2026.4.0", False),
+        ("0.27.0.post1", "0.27.0", True),
+        ("", "1.32.0", False),
+    ],
+)
+def test_another_release_of_the_runtime_is_said(verified: str, here: str, another: bool) -> None:
+    told = other_version("onnxruntime", verified, here, "this board")
+    assert told == (
+        f"this board runs onnxruntime {here}, the bundle was verified, its memory proven, with {verified}"
+        if another
+        else ""
+    )

@@ -11,10 +11,10 @@ import importlib
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from edgevit.devices.request import IMAGES, PROGRAM, ProfileRequest, run_data
 from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.environment import cpu_flags, pin_to_cpus
 from edgevit.measure.run import profile_bundle
+from edgevit.measure.warnings import other_version
 from edgevit.schema.manifest import Bundle, Manifest
 from edgevit.schema.measurement import Baseline, Measurement
 from edgevit.schema.target import missing_flags
@@ -40,13 +41,17 @@ MOST_WHY = 300
 class Verified:
     """A bundle whose hashes held, and its golden outputs here (none: they were not run).
 
-    `missing_flags` are CPU flags its target counts on.
+    `missing_flags` are CPU flags its target counts on, `other_runtime` says where the runtime here is another version
+    than it was verified with ('': it is not, or the bundle brings its own), `signature` whether it is signed by the
+    owner of a key that was given.
     """
 
     manifest: Manifest
     sha256: str
     golden: tuple[GoldenResult, ...]
     missing_flags: tuple[str, ...]
+    other_runtime: str = ""
+    signature: Literal["none", "unchecked", "holds"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class LocalMachine:
             np.save(folder / IMAGES, request.images, allow_pickle=False)
             asked, seconds = request.data(), request.timeout_s
             answer = _confined(request.bundle, folder, asked, threads=request.threads, seconds=seconds, subject=subject)
-            return _read(Measurement, answer, "measurement", subject)
+            measured = _read(Measurement, answer, "measurement", subject)
+            other = other_runtime(request.bundle.manifest)
+            return replace(measured, warnings=(*measured.warnings, *([other] if other else [])))
 
 
 def measure_here(request: ProfileRequest) -> Measurement:
@@ -195,6 +202,15 @@ def missing_cpu_flags(manifest: Manifest) -> tuple[str, ...]:
     return missing_flags(manifest.target, cpu_flags())
 
 
+def other_runtime(manifest: Manifest) -> str:
+    """Return what to say where the runtime that is installed here is not the bundle's version; else nothing."""
+    try:
+        here = metadata.version(manifest.backend)
+    except metadata.PackageNotFoundError:  # said where it is needed; machine code brings its own
+        return ""
+    return other_version(manifest.backend, manifest.tools.get(manifest.backend, ""), here, "this machine")
+
+
 def _confined(
     bundle: Bundle, folder: Path, asked: dict[str, Any], *, threads: int | None, seconds: float, subject: str
 ) -> dict[str, Any]:
@@ -223,4 +239,5 @@ def _verified(bundle: Bundle, golden: tuple[GoldenResult, ...]) -> Verified:
         sha256=bundle.sha256,
         golden=golden,
         missing_flags=missing_cpu_flags(bundle.manifest),
+        other_runtime=other_runtime(bundle.manifest),
     )
