@@ -24,13 +24,15 @@ Functions:
     sign        put your name to a bundle
     profile     measure a bundle here, on a board over ssh, or on an emulated processor -> Measurement
     report      bundles and measurements -> Report, and one HTML page
+    compare     builds and measurements side by side -> Comparison, held against limits
     models      the models that `load` takes
     targets     the targets that `build` takes
     target      one target by name or TOML file
     diagnose    what this machine can build and run
 
-Types for annotations: Answer, Bundle, Catalogue, Health, Measurement, Prediction, Preprocessing, Program, Report,
-Target, Trained, Verified. In a notebook Answer, Bundle, Measurement, Program and Report show tables and pictures.
+Types for annotations: Answer, Bundle, Catalogue, Comparison, Health, Measurement, Prediction, Preprocessing, Program,
+Report, Target, Trained, Verified. In a notebook Answer, Bundle, Measurement, Program and Report show tables and
+pictures.
 
 Images are a path (a file, folder, .tar, .zip, .npz or TOML list), a list of paths, or a uint8 RGB array
 `[n, height, width, 3]` of the model's own image size. Every error raised on purpose is an `edgevit.EdgevitError`; the
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build",
+    "compare",
     "compress",
     "diagnose",
     "load",
@@ -69,6 +72,8 @@ if TYPE_CHECKING:
     from edgevit.api.bundle import Answer as Answer
     from edgevit.api.bundle import Bundle as Bundle
     from edgevit.api.bundle import open_bundle as open_bundle
+    from edgevit.api.compare import Comparison as Comparison
+    from edgevit.api.compare import compare as compare
     from edgevit.api.doctor import Health as Health
     from edgevit.api.doctor import diagnose as diagnose
     from edgevit.api.label_free import compress as compress
@@ -96,6 +101,7 @@ if TYPE_CHECKING:
 _PLACES = {
     **dict.fromkeys(("build", "predict", "Prediction"), "edgevit.api.build"),
     **dict.fromkeys(("open_bundle", "Answer", "Bundle"), "edgevit.api.bundle"),
+    **dict.fromkeys(("compare", "Comparison"), "edgevit.api.compare"),
     "compress": "edgevit.api.label_free",
     **dict.fromkeys(("diagnose", "Health"), "edgevit.api.doctor"),
     **dict.fromkeys(("models", "Catalogue"), "edgevit.api.models"),

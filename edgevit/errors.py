@@ -20,6 +20,7 @@ class EdgevitError(Exception):
     """Base of every error edgevit raises on purpose; `exit_code` is the process status."""
 
     exit_code = 3
+    answered = False  # whether what was asked for was printed all the same
 
 
 class UnknownModelError(EdgevitError):
@@ -146,6 +147,19 @@ class AccuracyError(VerificationError):
     """Top-1 or agreement is below the target's limit, or more was lost against the original than `--max-drop`."""
 
     exit_code = 35
+
+
+class ComparisonError(EdgevitError):
+    """What is to be compared cannot be: a figure is not known, or was taken under other conditions."""
+
+    exit_code = 40
+
+
+class RegressionError(EdgevitError):
+    """A limit of `edgevit compare --fail-if` is crossed."""
+
+    exit_code = 41
+    answered = True  # the comparison itself is printed, whatever its form
 
 
 def of_process(line: str) -> EdgevitError | None:

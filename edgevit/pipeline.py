@@ -21,6 +21,7 @@ from edgevit import __version__
 from edgevit.backends import Runner, Source, backend, desk
 from edgevit.backends.reference import reference, taps
 from edgevit.backends.targets import accept_program
+from edgevit.build.branch_errors import branch_errors
 from edgevit.build.case import Case, Place
 from edgevit.build.describe import Facts, describe, golden_runs
 from edgevit.build.preflight import require_target
@@ -362,6 +363,7 @@ def build(
     say("Lowering")
     model = assemble(lowered, plan)
     check_model(model)
+    errors = branch_errors(program, lowered, plan, calibration.images)
     with scratch() as staging:
         say(f"Compiling for {target.backend}")
         source = Source(program=lowered, plan=plan, model=model, target=target, tune_s=recipe.tune_s)
@@ -384,7 +386,7 @@ def build(
         golden = golden_runs(
             runner, program.spec, calibration.images, chooser=reference(model) if case.elsewhere else runner
         )
-        facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden)
+        facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden, errors=errors)
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgevit.report.notebook  # noqa: F401  a notebook shows measurements from now on
+from edgevit.api import baselines
 from edgevit.api.bundle import Bundle, bundle_path
 from edgevit.api.images import Images, take_images
 from edgevit.build.preflight import Output, ready
@@ -17,6 +18,7 @@ from edgevit.devices import profile as devices
 from edgevit.devices.machine import find
 from edgevit.devices.request import DEFAULT_RUNS, DEFAULT_TIMEOUT_S
 from edgevit.errors import DeviceError
+from edgevit.program.program import Program
 from edgevit.report.lines import lines
 from edgevit.schema import manifest
 from edgevit.schema.measurement import ImagesUsed, Measurement
@@ -34,6 +36,8 @@ def profile(
     runs: int = DEFAULT_RUNS,
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
+    against: Program | str | Path | None = None,
+    against_weights: str | Path | None = None,
     python: str = "python3",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     output: str | Path | None = None,
@@ -52,6 +56,10 @@ def profile(
         runs: timed runs per path; p90 needs 64, p95 130, p99 662.
         threads: of a run (default: the target's).
         cpus: numbers of the device's CPUs to hold the run to (default: all).
+        against: the model to time beside the bundle in the same run, in float, in PyTorch and as ONNX Runtime quantizes
+            it by itself: a Program, or what `load` takes; "none" times the bundle alone. Default: on this machine the
+            original that the bundle names, with random weights, which take as long.
+        against_weights: checkpoint of `against`, where that is a name.
         python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; machine code needs none.
         timeout_s: seconds that the measuring may take, here too.
         output: file to write the measurement to, which `report` reads (default: none).
@@ -76,10 +84,20 @@ def profile(
     machine = find(device, python=python)
     if machine.emulated and cpus is not None:
         raise DeviceError("an emulated device has one processor, and cpus chooses among a real one's; omit it")
+    if machine.kind != "local" and (against is not None or against_weights is not None):
+        raise DeviceError("other models are timed beside a bundle on this machine only; omit --against")
     given = Path(images) if isinstance(images, str) else images
     source = given if given is None or isinstance(given, Path) else partial(_taken, images=given)
+    beside = baselines.prepare(against, None if against_weights is None else Path(against_weights))
     measured = devices.profile(
-        bundle_path(bundle), source, machine, runs=runs, threads=threads, cpus=cpus, timeout_s=timeout_s
+        bundle_path(bundle),
+        source,
+        machine,
+        runs=runs,
+        threads=threads,
+        cpus=cpus,
+        timeout_s=timeout_s,
+        baselines=beside if machine.kind == "local" else None,
     )
     if output is not None:
         write_measurement(measured, Path(output), force=force)

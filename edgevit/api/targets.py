@@ -10,7 +10,7 @@ from edgevit.schema.target import Target, list_targets
 from edgevit.util import atomic
 from edgevit.util.resources import shipped
 
-__all__ = ["Target", "export_target", "target", "targets"]
+__all__ = ["Target", "export_target", "list_targets", "target", "targets"]
 
 
 def targets() -> tuple[Target, ...]:

@@ -45,6 +45,7 @@ class Facts:
     versions: Mapping[str, str]
     evidence: Evidence
     golden: Sequence[GoldenRun]
+    errors: Sequence[float | None] = ()
 
 
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
@@ -122,6 +123,7 @@ def branch_facts(facts: Facts) -> list[BranchFacts]:
                 memory_bytes=evidence.branch_bytes.get(branch.name),
                 int8_linears=sum(p.int8 for p in planned),
                 linears=0 if branch.removed else 2,
+                error=facts.errors[index] if facts.errors else None,
             )
         )
     return rows

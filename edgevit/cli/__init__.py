@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import json
 import mmap
 import os
 import signal
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,11 +24,15 @@ from edgevit.cli import messages, terminal
 from edgevit.cli.exit_codes import exit_codes
 from edgevit.errors import NO_MEMORY, EdgevitError, OutOfMemoryError, OutputError
 
-COMMANDS = ("compress", "build", "profile", "report", "verify", "sign", "device", "targets", "models", "doctor")
+COMMANDS = (
+    *("compress", "build", "profile", "report", "compare", "verify", "sign"),
+    *("device", "targets", "models", "doctor"),
+)
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and 128 + SIGTERM, as shells report them
 # What a disk answers to anybody who writes: no bug of ours, wherever it comes up.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 AGAIN_S = 0.02
+COMPLETING = "_EDGEVIT_COMPLETE"
 LITTLE_BYTES = 64 << 20
 NO_TEMPORARY_FOLDER = "No usable temporary directory"  # as Python's tempfile says it
 
@@ -34,6 +41,12 @@ Example:
   edgevit build deit_tiny_patch16_224 --weights deit.safetensors --target x86-64-onnxruntime -o out/deit
   edgevit profile out/deit --images photos/
   edgevit report out/deit
+"""
+COMPLETION = """\b
+Completion of commands, options and targets, in ~/.bashrc, ~/.zshrc or config.fish:
+  eval "$(_EDGEVIT_COMPLETE=bash_source edgevit)"
+  eval "$(_EDGEVIT_COMPLETE=zsh_source edgevit)"
+  _EDGEVIT_COMPLETE=fish_source edgevit | source
 """
 
 
@@ -49,7 +62,14 @@ class LazyGroup(click.Group):
             return None
         command = importlib.import_module(f"edgevit.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        return command
+        return messages.take_options(command)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click itself writes an empty line when it is interrupted."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError):
+            raise click.Abort from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -64,43 +84,63 @@ class LazyGroup(click.Group):
 
 def _epilog() -> str:
     rows = "\n".join(f"  {row.code:>3}  {row.meaning}" for row in exit_codes())
-    return f"{EXAMPLE}\n\b\nExit codes:\n{rows}"
+    return f"{EXAMPLE}\n{COMPLETION}\n\b\nExit codes:\n{rows}"
 
 
 @click.group(cls=LazyGroup, epilog=_epilog(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edgevit")
+@click.version_option(__version__, "-V", "--version", prog_name="edgevit")
 def cli() -> None:
     """Compile Vision Transformers into small, input-adaptive, quantized bundles for edge devices."""
 
 
+messages.take_options(cli)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; every error raised on purpose is one message on stderr."""
-    with terminal.guarded():
+    """Run the command line and return the exit code.
+
+    Every error raised on purpose is one message on stderr; where `--json` was asked for, stdout gets it as an object.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if COMPLETING in os.environ:  # a shell asks what may follow; click answers in bytes and ends
+        cli.main(args=given, prog_name="edgevit")
+    with terminal.guarded(), messages.shown(messages.Messages(given)) as shown:
         try:
-            with _cleaning_up(), messages.shown():
-                result = cli.main(args=arguments, prog_name="edgevit", standalone_mode=False)
+            with _cleaning_up():
+                result = cli.main(args=given, prog_name="edgevit", standalone_mode=False, obj=shown)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except click.Abort:
-            click.echo("edgevit: interrupted; nothing half-written was left.", err=True)
-            return INTERRUPTED
-        except click.ClickException as error:
-            _refuse(error.format_message())
-            if isinstance(error, click.UsageError) and error.ctx is not None:
-                click.echo(f"See: {error.ctx.command_path} --help", err=True)
-            return error.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            return 0
         except Exception as error:
-            told = _told(error)
-            if told is None:
-                raise
-            _refuse(str(told))
-            return told.exit_code
+            return _fail(error, given, shown)
         return result if isinstance(result, int) else 0
 
 
-def _refuse(message: str) -> None:
-    """Print an error, in the one form that all have."""
-    click.echo(f"edgevit: error: {message}", err=True)
+def _fail(error: Exception, arguments: Sequence[str], shown: messages.Messages) -> int:
+    """Tell an error, in the one form that all have, and return its exit code; a bug is raised again."""
+    code, kind, line, see = 1, type(error).__name__, f"error: a bug of edgevit: {error!r}", ""
+    told = None if isinstance(error, click.Abort | click.ClickException) else _told(error)
+    if isinstance(error, click.Abort):
+        code, kind, line = INTERRUPTED, "Interrupted", "interrupted; nothing half-written was left."
+    elif isinstance(error, click.ClickException):
+        code, line = error.exit_code, f"error: {error.format_message()}"
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            see = f"\nSee: {error.ctx.command_path} --help"
+    elif told is not None:
+        code, kind, line = told.exit_code, type(told).__name__, f"error: {told}"
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options and sys.stdout is not None and not (told and told.answered):
+        answer = {"error": {"code": code, "kind": kind, "message": line.removeprefix("error: ")}}
+        with contextlib.suppress(OutputError):
+            click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    shown.failed(line, error)
+    if code == 1:
+        raise error
+    below = "\n" if code == INTERRUPTED and sys.stderr and sys.stderr.isatty() else ""  # of the ^C that it shows
+    click.echo(f"{below}edgevit: {line}{see}", err=True)
+    return code
 
 
 def _told(error: Exception) -> EdgevitError | None:

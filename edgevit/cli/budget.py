@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgevit.cli.ranges import Number
+from edgevit.util.progress import note
 
 if TYPE_CHECKING:
     from edgevit.api.label_free import Shares
@@ -40,15 +41,11 @@ def take_budget(options: dict[str, Any]) -> Shares:
             raise click.UsageError(f"{old} is another way to say {new}; give one of them.")
     if prune is not None:
         static = 1.0 - prune
-        _note(f"--prune {prune:g}", f"--static {static:g}")
+        note(f"--prune {prune:g} is --static {static:g}")
     if gate is not None:
         alone, static = static is None, 1.0 if static is None else static
         macs = gate * static
-        _note(f"--gate {gate:g}", f"--macs {macs:g}{' --static 1' if alone else ''}")
+        note(f"--gate {gate:g} is --macs {macs:g}{' --static 1' if alone else ''}")
     found = shares(1.0 if macs is None else macs, static)
     # What was given is kept to the last digit: a bundle's recipe holds it.
     return replace(found, prune=found.prune if prune is None else prune, gate=found.gate if gate is None else gate)
-
-
-def _note(old: str, new: str) -> None:
-    click.echo(f"edgevit: note: {old} is {new}", err=True)

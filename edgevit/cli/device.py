@@ -49,12 +49,12 @@ def command() -> None:
 def setup(kind: str, cpus: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """Fetch an aarch64 user land and qemu into the user's cache, as the user, and try them (300 MB, a minute)."""
     from edgevit.api.device import DEFAULT, DEFAULT_CPUS, userland
-    from edgevit.util.progress import say
+    from edgevit.util.progress import note, say
 
     made = userland.setup(runtimes or (DEFAULT,), cpus or DEFAULT_CPUS, say=say)
     click.echo(f"{made.emulator_version} with {_contents(made.packages)} in {made.folder}")
     if made.uncounted:
-        click.echo(f"edgevit: note: no instructions will be counted: {made.uncounted}", err=True)
+        note(f"no instructions will be counted: {made.uncounted}")
     click.echo(f"Use it with: edgevit profile BUNDLE --device qemu:{(cpus or DEFAULT_CPUS)[0]}")
 
 

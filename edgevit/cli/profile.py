@@ -13,6 +13,7 @@ EPILOG = """\b
 Example:
   edgevit profile out/deit --images photos/ --runs 700
   edgevit report out/deit out/deit.measurement.json
+  edgevit profile out/deit --images photos/ --against deit_tiny_patch16_224 --against-weights deit.safetensors
   edgevit profile out/deit --images photos/ --device ssh://pi@raspberrypi.local --cpus 2-3 -o pi.json
   edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
 
@@ -37,6 +38,12 @@ own runner, so only profile bundles that you trust so; set it up with: edgevit d
     type=click.Path(path_type=Path),
     help="Folder, .tar, .zip or image file of real images; without it the bundle's golden inputs are used.",
 )
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="Model to time beside it, in float and int8: what `build` takes, or none (default: the original).",
+)
+@click.option("--against-weights", type=click.Path(path_type=Path), help="Checkpoint of --against.")
 @run_options
 @board_options
 @click.option("--json", "as_json", is_flag=True, help="Print the measurement as JSON.")
@@ -61,22 +68,22 @@ def command(
     """Measure BUNDLE: latency of every path, gates on real images, time and memory per branch."""
     from edgevit.api.profile import lines, profile
     from edgevit.util import strict_json
+    from edgevit.util.progress import note, warn
 
     if device is not None and device.startswith("qemu:") and settings["cpus"] is not None:
         raise click.UsageError("--cpus is for real processors; an emulated device has one")
     stem = bundle.name.removesuffix(".zip") or bundle.resolve().name
     target = output or bundle.parent / f"{stem}.measurement.json"
     if images is None:
-        click.echo(
-            "edgevit: note: no --images given; the golden inputs show no real mix of images, so open rates and the "
-            "expected latency mean little",
-            err=True,
+        note(
+            "no --images given; the golden inputs show no real mix of images, so open rates and the expected latency "
+            "mean little"
         )
     measurement = profile(
         bundle, images, device=device, python=python, timeout_s=timeout, output=target, force=force, **settings
     )
     for warning in measurement.warnings:
-        click.echo(f"edgevit: warning: {warning}", err=True)
+        warn(warning)
     if as_json:
         click.echo(strict_json.dumps(measurement), nl=False)
         return

@@ -19,8 +19,15 @@ Examples:
 """
 
 
+def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the targets that begin so, for a shell that completes a word."""
+    from edgevit.api.targets import list_targets
+
+    return [name for name in ("host", *list_targets()) if name.startswith(incomplete)]
+
+
 @click.command(epilog=EPILOG)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_target)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--export", metavar="NAME", help="Write the file of a target, to make your own of it.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File of --export (default: NAME.toml).")

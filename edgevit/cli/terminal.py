@@ -22,11 +22,27 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 # What the report's signs are where the terminal has ASCII only.
 SIGNS = str.maketrans({"–": "-", "×": "x", "≤": "<=", "±": "+-", "µ": "u", "✓": "ok", "✗": "FAILED", "°": " deg "})
 HANDLER = "edgevit.escape"
+WIDTH = 100  # characters of a line of a summary
+CUT = " ..."
 
 
 def escaped(text: str) -> str:
     r"""Return the text with control characters written out as `\u001b`, which JSON reads back as the same character."""
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def fitted(line: str, width: int = WIDTH) -> str:
+    """Return what of a line fits: cut where a sentence ends, else a clause, else a word, and not inside brackets."""
+    if len(line) <= width:
+        return line
+    room = width - len(CUT)
+    for mark, least in (("; ", width // 2), (", ", width // 2), (" ", 1)):
+        end = line.rfind(mark, 0, room + 1)
+        while end >= least and line.count("(", 0, end) > line.count(")", 0, end):
+            end = line.rfind(mark, 0, end)
+        if end >= least:
+            return line[:end] + CUT
+    return line[:room] + CUT
 
 
 def plain(value: T) -> T:

@@ -58,6 +58,7 @@ def _measured(bundle: Bundle, request: dict[str, Any], folder: Path) -> dict[str
         runs=request["runs"],
         threads=request["threads"],
         cpus=None if request["cpus"] is None else tuple(request["cpus"]),
+        baselines=tuple(request.get("baselines", ())),
     )
     return {"measurement": strict_json.to_data(measure_here(asked))}
 

@@ -30,7 +30,7 @@ from typing import Any
 from edgevit import errors
 from edgevit.errors import NO_MEMORY, BundleError, EdgevitError, OutOfMemoryError
 from edgevit.schema.manifest import Manifest
-from edgevit.util import limits, strict_json
+from edgevit.util import limits, progress, strict_json
 from edgevit.util.signals import exit_words
 
 ANSWER, OUTPUT = "answer.json", "output"
@@ -156,8 +156,7 @@ def _run(module: str, request: Mapping[str, Any], folder: Path, seconds: float) 
 
 def _terminal() -> int | None:
     """Return a person's terminal for the bars of progress; what native code writes goes elsewhere, into OUTPUT."""
-    shown = sys.stderr is not None and sys.stderr.isatty()
-    return os.dup(sys.stderr.fileno()) if shown else None
+    return os.dup(sys.stderr.fileno()) if progress.drawn() else None
 
 
 def draw_on(terminal: int | None) -> None:

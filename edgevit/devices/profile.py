@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.machine import Machine, find
 from edgevit.devices.request import DEFAULT_RUNS, DEFAULT_TIMEOUT_S, Prepare, ProfileRequest, prepare_images
+from edgevit.schema.manifest import Bundle
 from edgevit.schema.measurement import Measurement
+from edgevit.util.atomic import scratch
 
 
 def profile(
@@ -21,6 +24,7 @@ def profile(
     threads: int | None = None,
     cpus: Sequence[int] | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    baselines: Callable[[Bundle, Path], Sequence[dict[str, Any]]] | None = None,
 ) -> Measurement:
     """Measure a bundle with the user's images, or with its own golden inputs if there are none.
 
@@ -32,6 +36,7 @@ def profile(
         threads: threads of a run (None: the target's).
         cpus: CPUs of the machine to hold the run to (None: all).
         timeout_s: seconds that it may take.
+        baselines: writes models to time beside the bundle into a folder, and says what they are (this machine only).
 
     Raises:
         BundleError: not a bundle, damaged, or without golden inputs when `images` is None; or its model crashes here,
@@ -44,7 +49,7 @@ def profile(
     """
     machine = machine or find(None)
     machine.check(threads)
-    with open_bundle(path) as bundle:
+    with open_bundle(path) as bundle, scratch() as folder:
         prepare = images if callable(images) else partial(prepare_images, source=images)
         pixels, used = prepare(bundle, min(runs, machine.most_images or runs))
         request = ProfileRequest(
@@ -55,5 +60,6 @@ def profile(
             threads=threads,
             cpus=None if cpus is None else tuple(cpus),
             timeout_s=timeout_s,
+            baselines=tuple(baselines(bundle, folder)) if baselines is not None else (),
         )
         return machine.measure(request)

@@ -39,6 +39,7 @@ class ProfileRequest:
         threads: threads of a run (None: the target's).
         cpus: CPUs of the machine to hold the run to (None: all).
         timeout_s: how long it may take.
+        baselines: models to time beside it, as `edgevit.build.baselines` prepared them on this machine.
     """
 
     bundle: Bundle
@@ -48,6 +49,7 @@ class ProfileRequest:
     threads: int | None = None
     cpus: tuple[int, ...] | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
+    baselines: tuple[dict[str, Any], ...] = ()
 
     @property
     def target(self) -> Target:
@@ -58,7 +60,8 @@ class ProfileRequest:
         """Return what the Python measuring program is asked, but its images and where the bundle lies there."""
         cpus = None if self.cpus is None else list(self.cpus)
         used = strict_json.to_data(self.used)
-        return {**run_data(self.bundle.manifest, self.threads), "used": used, "runs": self.runs, "cpus": cpus}
+        asked = {"used": used, "runs": self.runs, "cpus": cpus, "baselines": list(self.baselines)}
+        return {**run_data(self.bundle.manifest, self.threads), **asked}
 
 
 def run_data(manifest: Manifest, threads: int | None) -> dict[str, Any]:

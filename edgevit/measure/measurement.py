@@ -18,6 +18,7 @@ from edgevit.measure.percentiles import latency
 from edgevit.measure.warnings import golden_warnings, measurement_warnings
 from edgevit.schema.manifest import Bundle, Manifest, PathName
 from edgevit.schema.measurement import (
+    Baseline,
     BranchMeasurement,
     Emulation,
     Environment,
@@ -51,12 +52,14 @@ class Times:
         paths: the timed runs of each path, `real` among them.
         trace: inside a run, branch by branch.
         probe: a fresh process with the model.
+        baselines: other forms of the model, timed in the same run.
     """
 
     images: int
     paths: Mapping[PathName, Timing]
     trace: Trace
     probe: Probe
+    baselines: tuple[Baseline, ...] = ()
 
 
 def make_measurement(
@@ -105,6 +108,7 @@ def make_measurement(
         warnings=(*golden_warnings(golden), *seen, *warnings),
         golden=golden,
         emulation=emulation,
+        gates=tuple("".join(map(str, row)) for row in gates.astype(int)),
     )
     if times is None:
         return untimed
@@ -119,6 +123,7 @@ def make_measurement(
         process=times.probe.process,
         load_ms=times.probe.load_ms,
         first_run_ms=times.probe.first_run_ms,
+        baselines=times.baselines,
         not_the_device=not_the_device(manifest.target, machine),
     )
 
@@ -156,6 +161,13 @@ def path_latency(name: PathName, effort: float, timing: Timing) -> PathLatency:
         wall=latency(timing.wall_ms),
         cpu=latency(timing.cpu_ms),
     )
+
+
+def timed_baseline(said: Baseline, timing: Timing | None) -> Baseline:
+    """Return what is said of a baseline with its times, if it was timed."""
+    if timing is None:
+        return said
+    return dataclasses.replace(said, wall=latency(timing.wall_ms), cpu=latency(timing.cpu_ms))
 
 
 def branch_times(manifest: Manifest, rates: NDArray[np.float64], trace: Trace | None) -> tuple[BranchMeasurement, ...]:

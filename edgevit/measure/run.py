@@ -9,21 +9,32 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgevit.measure.environment import emulator, environment, snapshot
 from edgevit.measure.fresh_process import Probe, probe_local, probe_runner, trace_local
-from edgevit.measure.measurement import TimedRun, Times, Timing, make_measurement, path_efforts, timing
+from edgevit.measure.measurement import (
+    TimedRun,
+    Times,
+    Timing,
+    make_measurement,
+    path_efforts,
+    timed_baseline,
+    timing,
+)
 from edgevit.schema.manifest import Bundle, PathName
-from edgevit.schema.measurement import GoldenParity, ImagesUsed, Measurement
+from edgevit.schema.measurement import Baseline, GoldenParity, ImagesUsed, Measurement
 from edgevit.util.progress import track
 
 WARM_UP_ROUNDS = 3
 RUNS_PER_IMAGE = 4  # so that an image's median outlives one run that something else held up
 TRACED_IMAGES = 16
+P = TypeVar("P", bound=str)
+TURN = 8  # rounds of one model before another takes its turn
+Turn = tuple[str, int, bool]  # path or model, image, whether it counts
 
 
 class Runner(Protocol):
@@ -46,6 +57,8 @@ def profile_bundle(
     threads: int,
     cpus: Sequence[int] | None = None,
     golden: tuple[GoldenParity, ...] = (),
+    beside: Mapping[str, Runner] | None = None,
+    baselines: Sequence[Baseline] = (),
 ) -> Measurement:
     """Measure an opened bundle on this machine.
 
@@ -61,6 +74,8 @@ def profile_bundle(
         threads: threads of a run.
         cpus: those that this process is held to, for the record (None: all).
         golden: the bundle's golden inputs as they came out of `runner`.
+        beside: other forms of the model by name, loaded with as many threads, whose runs take turns with the bundle's.
+        baselines: what is said of each; those that are not in `beside` say why.
     """
     manifest, target = bundle.manifest, bundle.manifest.target
     described = partial(
@@ -85,13 +100,19 @@ def profile_bundle(
     probe = _probe(backend, model, few, list(efforts.values()), **settings)
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
-    timings = time_paths(runner, timed, efforts, runs)
+    timings = time_paths(runner, timed, efforts, runs, beside=beside)
     after = snapshot(since=before)
     gates = _watch_gates(runner, images)
     branches = [branch.name for branch in manifest.branches]
     gated = [branch.name for branch in manifest.branches if branch.gated]
     trace = trace_local(backend, model, few, branches=branches, gated=gated, **settings)
-    times = Times(images=len(timed), paths=timings, trace=trace, probe=probe)
+    times = Times(
+        images=len(timed),
+        paths={path: timings[path] for path in efforts},
+        trace=trace,
+        probe=probe,
+        baselines=tuple(timed_baseline(each, timings.get(each.name)) for each in baselines),
+    )
     return make_measurement(bundle, described(before, after), used, gates, golden=golden, times=times)
 
 
@@ -113,22 +134,50 @@ def timed_images(images: int, runs: int) -> slice:
 
 
 def time_paths(
-    runner: Runner, images: NDArray[np.uint8], efforts: Mapping[PathName, float], runs: int
-) -> dict[PathName, Timing]:
-    """Time every path `runs` times, interleaved round-robin: each round runs the paths one after the other."""
-    rows: dict[PathName, list[TimedRun]] = defaultdict(list)
-    order = timed_order(len(images), tuple(efforts), runs)
-    for path, index, counts in track(order, f"Timing {len(efforts)} paths, {runs} rounds"):
-        image = images[index : index + 1]
+    runner: Runner,
+    images: NDArray[np.uint8],
+    efforts: Mapping[PathName, float],
+    runs: int,
+    *,
+    beside: Mapping[str, Runner] | None = None,
+) -> dict[str, Timing]:
+    """Time every path `runs` times, interleaved round-robin: each round runs the paths one after the other.
+
+    Models `beside` it take turns with it, see `taking_turns`, and are in the answer by their names.
+    """
+    rows: dict[str, list[TimedRun]] = defaultdict(list)
+    others = beside or {}
+    order = taking_turns(timed_order(len(images), tuple(efforts), runs), len(efforts), tuple(others))
+    asked: dict[str, float] = dict(efforts)  # type: ignore[arg-type]
+    for path, index, counts in track(order, f"Timing {len(asked) + len(others)} paths, {runs} rounds"):
+        image, model, effort = images[index : index + 1], others.get(path, runner), asked.get(path, 0.0)
         cpu, wall = time.process_time(), time.perf_counter()
-        _, gates = runner.run(image, effort=efforts[path])
+        _, gates = model.run(image, effort=effort)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         if counts:
             rows[path].append((1000 * wall, 1000 * cpu, index, gates))
     return {path: timing(timed) for path, timed in rows.items()}
 
 
-def timed_order(images: int, paths: Sequence[PathName], runs: int) -> list[tuple[PathName, int, bool]]:
+def timed_order(images: int, paths: Sequence[P], runs: int) -> list[tuple[P, int, bool]]:
     """(path, image, whether it counts) of every run: first those that warm up, then round-robin over the paths."""
-    warm_up: list[tuple[PathName, int, bool]] = [(path, 0, False) for path in paths] * WARM_UP_ROUNDS
+    warm_up: list[tuple[P, int, bool]] = [(path, 0, False) for path in paths] * WARM_UP_ROUNDS
     return warm_up + [(path, index % images, True) for index in range(runs) for path in paths]
+
+
+def taking_turns(order: Sequence[Turn], paths: int, others: Sequence[str]) -> list[Turn]:
+    """Return the order with other models' runs between TURN rounds of the paths, as many of each as there are rounds.
+
+    Whoever's turn begins runs once without counting: what the one before left in the caches is not its cost.
+    """
+    if not others:
+        return list(order)
+    warm, counted = order[: WARM_UP_ROUNDS * paths], order[WARM_UP_ROUNDS * paths :]
+    found = [*warm, *((name, 0, False) for name in others for _ in range(WARM_UP_ROUNDS))]
+    for begin in range(0, len(counted), TURN * paths):
+        turn = list(counted[begin : begin + TURN * paths])
+        found += [(path, index, False) for path, index, _ in turn[:paths]] + turn
+        images = [index for _, index, _ in turn[::paths]]
+        for name in others:
+            found += [(name, images[0], False), *((name, index, True) for index in images)]
+    return found

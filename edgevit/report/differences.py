@@ -31,22 +31,22 @@ def bundle_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """Return a name for every bundle: that of its folder or zip, with as many parents as tell them apart."""
     parts = [path.absolute().parts for path in paths]
     parts = [(*whole[:-1], whole[-1].removesuffix(".zip")) for whole in parts]
-    for count in range(1, max(map(len, parts)) + 1):
+    for count in range(1, max(map(len, parts), default=0) + 1):
         names = tuple("/".join(whole[-count:]) for whole in parts)
         if len(set(names)) == len(names):
             return names
     return tuple(map(str, paths))
 
 
-def differences(manifests: Sequence[Manifest]) -> tuple[Difference, ...]:
-    """Return what differs: target, how it was made, with what, and the figures that came of it."""
-    facts = [dict(_facts(manifest)) for manifest in manifests]
+def differences(manifests: Sequence[Manifest], *, figures: bool = True) -> tuple[Difference, ...]:
+    """Return what differs: target, how it was made, with what, and the figures that came of it, if asked for."""
+    facts = [dict((*_made(manifest), *(_figures(manifest) if figures else ()))) for manifest in manifests]
     every = dict.fromkeys(what for one in facts for what in one)
     rows = (Difference(what=what, values=tuple(one.get(what, say.UNKNOWN) for one in facts)) for what in every)
     return tuple(row for row in rows if len(set(row.values)) > 1)
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _made(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "target", manifest.target.name
     yield "runtime", manifest.backend
     target = strict_json.to_data(manifest.target)
@@ -55,6 +55,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield from _flat("made with ", manifest.tools)
     yield from _flat("weights, ", manifest.origin)
     yield "classes in all", str(next((output.shape[-1] for output in manifest.outputs if output.name == "logits"), ""))
+
+
+def _figures(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "size", say.size(manifest.sizes.model_bytes)
     yield "MACs, expected", say.count(manifest.macs.expected)
     yield "MACs, all open", say.count(manifest.macs.all_open)

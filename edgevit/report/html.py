@@ -1,370 +1,53 @@
-"""The report as one page: its style and pictures are in it, it loads nothing and runs nothing."""
+"""The report as one page: its style, pictures and script are in it, and it loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
-
-import jinja2
 from markupsafe import Markup
 
-from edgevit.report import devices, differences, emulation, original, pictures
-from edgevit.report import text as say
-from edgevit.report.cards import Note, Part, Section, pairs, picture, section, table, unmeasured
-from edgevit.report.view import BranchRow, Report
-from edgevit.schema.measurement import Environment, Latency, Measurement, not_the_device
-from edgevit.util import strict_json
-
-STYLE = Path(__file__).with_name("style.css")
+from edgevit.report import first, sections
+from edgevit.report.cards import Card
+from edgevit.report.drawn import figures
+from edgevit.report.page import page
+from edgevit.report.view import Report
 
 
 def render(report: Report) -> str:
     """Return one self-contained HTML document; whatever a manifest's strings say, they stay text."""
-    sections = (
-        _differences(report),
-        _claims(report),
-        _memory(report),
-        _devices(report),
-        _latency(report),
-        _instructions(report),
-        _branches(report),
-        _accuracy(report),
-        _size(report),
-        _recipe(report),
-        *map(_environment, report.measurements),
+    drawn = figures(report)
+    cards: list[Card | None] = [
+        sections.differences_card(report),
+        first.tiles(report),
+        first.fit_card(report),
+        first.speed_card(report, drawn),
+        sections.claims_card(report),
+        first.effort_card(report, drawn),
+        sections.memory_card(report, drawn),
+        sections.devices_card(report),
+        sections.latency_card(report, drawn),
+        first.images_card(report, drawn),
+        sections.instructions_card(report),
+        sections.branches_card(report, drawn),
+        sections.accuracy_card(report, drawn),
+        sections.size_card(report, drawn),
+        sections.recipe_card(report),
+        *map(sections.environment_card, report.measurements),
+    ]
+    made_by = report.tools.get("edgevit", "")
+    return page(
+        report.name,
+        _lead(report),
+        [card for card in cards if card is not None],
+        made_by=made_by,
+        strong=tuple(first.notes(report)),
+        footer=f"Made by edgevit {made_by}. Every figure is in the bundle's manifest or in the measurement's own file.",
     )
-    return _template().render(
-        report=report,
-        description=report.target.description,
-        gates=_gates(report),
-        tiles=_tiles(report),
-        first=[section for section in sections[:1] if section],
-        sections=[section for section in sections[1:] if section],
-        style=Markup(STYLE.read_text(encoding="utf-8")),
-    )
 
 
-@lru_cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(STYLE.parent)
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **options)
-    return environment.get_template("page.html.jinja")
-
-
-def _gates(report: Report) -> str:
+def _lead(report: Report) -> str:
     gated = f"{report.gated_branches} of {len(report.branches)} branches gated" if report.gated_branches else "no gates"
-    return gated + (f", {report.removed_branches} removed" if report.removed_branches else "")
-
-
-def _differences(report: Report) -> Section | None:
-    if not report.bundles:
-        return None
-    rows = [[row.what, *row.values] for row in report.differences]
-    intro = differences.MEANING if rows else f"{differences.SAME} {differences.MEANING}"
-    return section("What differs", intro, table(["", *report.bundles], rows))
-
-
-def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    bound, time, peak = report.bound, report.expected_time_change, report.measured_peak_bytes
-    memory = f"measured peak {say.size(peak)}" if peak else "peak not measured"
-    if bound.arena_bytes and peak:
-        memory = f"arena ≤ {say.size(bound.arena_bytes)}, measured {say.size(peak)}"
-    if not bound.proven and peak:
-        memory = f"not proven; the process grew by {say.size(peak)}"
-    tiles = [
-        (
-            "Size",
-            say.size(report.size_change.after),
-            f"{say.percent(report.size_change.ratio, 0)} of {say.size(report.size_change.before)} float32",
-        ),
-        (
-            "MACs per image, expected" if report.gated_branches else "MACs per image",
-            say.count(report.expected_macs_change.after),
-            f"{say.percent(report.expected_macs_change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}",
-        ),
-        ("Memory bound" if bound.proven else "Memory of the graph's tensors", say.size(bound.bound_bytes), memory),
-        original.tile(report),
-        _latency_tile(report, time.after if time else None, time.ratio if time else None),
-        _coverage_tile(report),
-    ]
-    return tiles
-
-
-def _latency_tile(report: Report, expected_ms: float | None, ratio: float | None) -> tuple[str, str, str]:
-    if not report.measurements:
-        return ("Latency", say.UNKNOWN, "run edgevit profile on the device")
-    first = report.measurements[0]
-    shown = say.ms(first.expected_cpu_ms if expected_ms is None else expected_ms)
-    if not first.paths:
-        return ("Latency", say.UNKNOWN, "withheld: the machine was emulated")
-    if report.not_the_device:
-        return ("Latency", say.UNKNOWN, "not measured on the device this was built for; of another machine see below")
-    note = f"{say.percent(ratio, 0)} of all open" if ratio is not None else "median"
-    return ("CPU time per image, expected", shown, f"{note}, {first.images.timed} images")
-
-
-def _coverage_tile(report: Report) -> tuple[str, str, str]:
-    done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
-    note = f"weights of {report.target.weight_bits} bits, per channel"
-    if not report.target.int8:
-        note = "this target computes in float"
-    return ("Int8 Linears in branches", f"{done} of {total}", note)
-
-
-def _claims(report: Report) -> Section | None:
-    if not report.claims:
-        return None
-    rows = (
-        [
-            {
-                True: Markup('<span class="status held">✓ passed</span>'),
-                False: Markup('<span class="status failed">✗ failed</span>'),
-                None: Markup('<span class="status">not verified</span>'),
-            }[c.held],
-            Markup('<span class="rate">{}</span>').format(say.CLAIM_NAMES[c.name]),
-            c.summary,
-        ]
-        for c in report.claims
-    )
-    return section(
-        "Proven at build time",
-        "Each claim has a verifier that stops the build when the claim does not hold.",
-        table(["", "claim", "what was found"], rows),
-    )
-
-
-def _memory(report: Report) -> Section:
-    bound = report.bound
-    kind = "An upper bound over every gate path" if bound.proven else "Not a proven bound"
-    parts: list[Part] = [picture(pictures.memory_parts(bound, report.runtime))]
-    if report.memory:
-        intro = (
-            "The runtime's arena over one run with all branches open, under its part of the bound:"
-            if report.memory.limit_bytes
-            else "Resident memory of a fresh process, which has more in it than the bound covers:"
-        )
-        parts += [
-            Note(lines=(intro,), kind="lead"),
-            picture(pictures.memory_over_run(report.memory)),
-        ]
-    first = report.measurements[0] if report.measurements else None
-    if first and first.process:
-        process = first.process
-        rows = [
-            [
-                say.size(process.imported_bytes),
-                say.size(process.loaded_bytes),
-                say.size(process.peak_bytes),
-                say.ms(first.load_ms),
-                say.ms(first.first_run_ms),
-            ]
-        ]
-        head = ["process after imports", "after loading", "peak over all paths", "loading takes", "first run takes"]
-        parts.append(table(head, rows))
-    elif not first:
-        parts.append(unmeasured("Memory over a run and the peak of a whole process are measured by"))
-    return section(f"Memory: {say.size(bound.bound_bytes)}", f"{kind}: {bound.covers}.", *parts)
-
-
-def _latency(report: Report) -> Section:
-    if not report.measurements:
-        return section("Latency", "", unmeasured("Not measured yet. Latency per path comes from"))
-    first = next((m for m in report.measurements if m.paths), report.measurements[0])
-    if not first.paths:
-        return section("Latency", "; ".join(first.warnings) or "Withheld: the processor was emulated.")
-    intro = (
-        f"{first.paths[0].wall.runs} runs per path, interleaved, {first.environment.threads} thread"
-        f"{'s' * (first.environment.threads > 1)}, on {first.images.timed} "
-        f"{'golden inputs of the bundle, no real mix of images' if first.images.golden else 'real images'}. "
-        f"Expected time of an image: {say.ms(first.expected_wall_ms)} wall, {say.ms(first.expected_cpu_ms)} CPU. "
-        "A percentile is an upper estimate with 99 % confidence."
-    )
-    if report.disturbed:
-        intro += Markup(
-            " <strong>Wall time is well above CPU time: other programs were using this machine ({}). "
-            "Trust the CPU time, or measure again.</strong>"
-        ).format(_others(first.environment))
-    if other := not_the_device(report.target, first.environment):
-        intro = Markup("<strong>{}.</strong> {}").format(other[:1].upper() + other[1:], intro)
-    if first.warnings:
-        intro += Markup(" <strong>{}.</strong>").format("; ".join(first.warnings))
-    head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
-    rows = [
-        [
-            f"{_device(m)}{say.PATH_NAMES[p.path]}" if len(report.measurements) > 1 else say.PATH_NAMES[p.path],
-            f"{p.branches_open:.1f} of {len(m.branches)}",
-            say.ms(p.wall.median_ms),
-            *_percentiles(p.cpu),
-            str(p.wall.runs),
-        ]
-        for m in report.measurements
-        for p in m.paths
-    ]
-    return section(
-        "Latency", intro, picture(pictures.latency_by_path(first.paths)), table(head, rows, numbers=range(1, 8))
-    )
-
-
-def _others(machine: Environment) -> str:
-    if machine.others_cpus is not None:
-        return f"{machine.others_cpus:g} CPUs"
-    return f"load average {machine.load_average_before or 0:g}"
-
-
-def _devices(report: Report) -> Section | None:
-    if len(report.devices) < 2:
-        return None
-    head = (*devices.HEAD, "cycles, estimated")
-    ranges = [row.cycles and f"{say.count(row.cycles[0])} to {say.count(row.cycles[1])}" for row in report.devices]
-    rows = [[*row, cycles or say.UNKNOWN] for row, cycles in zip(devices.rows(report.devices), ranges, strict=True)]
-    return section("Devices", devices.MEANING, table(head, rows, numbers=range(2, len(head))))
-
-
-def _instructions(report: Report) -> Section | None:
-    found = emulation.emulated(report.measurements)
-    if not found:
-        return None
-    notes = Note(lines=tuple(note for m in found for note in emulation.notes(m)), kind="list")
-    rows = emulation.rows(found)
-    tables = [table(emulation.HEAD, rows, numbers=range(2, len(emulation.HEAD)))] if rows else []
-    intro = "Executed per image on emulated processors. An emulator tells what is executed, not how long it takes."
-    intro += f" {emulation.MEANING}."
-    return section("Instructions", intro, *tables, notes)
-
-
-def _percentiles(cpu: Latency) -> list[str]:
-    return [say.ms(cpu.median_ms), *(say.percentile(value) for value in (cpu.p90_ms, cpu.p95_ms, cpu.p99_ms))]
-
-
-def _device(measurement: Measurement) -> str:
-    return f"{measurement.environment.cpu}: "
-
-
-def _branches(report: Report) -> Section:
-    measured = report.measurements[0].images.count if report.measurements else 0
-    source = f"the {measured} measured images" if measured else "the calibration images"
-    intro = f"On average {report.mean_branches_open:.1f} of {len(report.branches)} branches run on {source}."
-    if not report.gated_branches:
-        intro = "No branch is gated: every image runs them all."
-    if report.unattributed_time_ms is not None:
-        intro += (
-            f" Times are of traced runs ({report.measurements[0].branches[0].time_source}), tracing included; "
-            f"stem, gates, head and the runtime take {say.ms(report.unattributed_time_ms)} more."
-        )
-    if any(row.memory_bytes for row in report.branches):
-        intro += " Memory is what a branch adds to the bound while it runs."
-    head = ["branch", "units", "MACs", "share", "runs on", "time when open", "when skipped", "memory", "int8"]
-    rows = table(
-        head,
-        (_branch(row) for row in report.branches),
-        numbers=(1, 2, 3, 5, 6, 7, 8),
-        class_="branches",
-        row_classes=["gone" if row.open_rate_source == "removed" else "" for row in report.branches],
-    )
-    rates = [picture(pictures.open_rates(report.branches))] if report.gated_branches else []
-    return section("Branches", intro, *rates, rows, class_="long")
-
-
-def _branch(row: BranchRow) -> list[str]:
-    if row.open_rate_source == "removed":
-        blank = [say.UNKNOWN] * 6
-        return [row.name, f"0 of {row.units_total} {row.unit}", say.UNKNOWN, *blank]
-    kind = "always" if row.open_rate_source == "always" else row.kind
-    bar = Markup('<span class="rate"><span class="bar {}"><i style="width:{:.1f}%"></i></span>{}</span>')
-    rate = "always" if kind == "always" else say.percent(row.open_rate, 0)
-    return [
-        row.name,
-        f"{row.units} of {row.units_total} {row.unit}",
-        say.count(row.macs),
-        say.percent(row.macs_share),
-        bar.format(kind, 100 * row.open_rate, rate),
-        say.ms(row.open_time_ms),
-        say.ms(row.skipped_time_ms),
-        say.size(row.memory_bytes),
-        f"{row.int8_linears} of {row.linears}",
-    ]
-
-
-def _accuracy(report: Report) -> Section:
-    if not report.accuracy:
-        hint = "Not measured. Build with --eval and labelled images to see top-1 before and after."
-        return section("Accuracy", "", Note(lines=(hint,), kind="empty"))
-    return section(
-        "Accuracy before and after",
-        "Top-1 is of labelled images; agreement is naming the same class as the original model in float, or as the "
-        "float model that was quantized. Bars are 95 % intervals. "
-        f"{original.remark(report)}",
-        picture(pictures.accuracy(report.accuracy)),
-    )
-
-
-def _size(report: Report) -> Section:
-    intro = (
-        f"{say.count(report.parameters_change.before)} parameters before, "
-        f"{say.count(report.parameters_change.after)} after ({say.percent(report.parameters_change.ratio, 0)})."
-    )
-    return section("Size and compute", intro, picture(pictures.size_and_macs(report)))
-
-
-def _recipe(report: Report) -> Section:
-    done = {"prune": 0.0, "gate": 1.0, "macs": 1.0, "tokens": ""}  # what this build did not do is not said of it
-    recipe = strict_json.to_data(report.recipe)
-    asked = {key: value for key, value in recipe.items() if key not in done or value != done[key]}
-    rows = [*_flat("", asked), *original.facts(report), *((f"weights, {key}", v) for key, v in report.origin.items())]
-    rows += [("target", report.target.name), *say.int8_choice(report.target), *report.tools.items()]
-    return section("How it was made", "", pairs(rows))
-
-
-def _flat(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    for key, value in table.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(f"{name}, ", value)
-        elif isinstance(value, list | tuple) and value:
-            yield name, "; ".join(map(str, value))
-        elif value not in (None, "", [], ()):
-            yield name, str(value)
-
-
-def _environment(measurement: Measurement) -> Section:
-    e = measurement.environment
-    images = (
-        f"{measurement.images.count}, {measurement.images.timed} of them timed, digest {measurement.images.digest[:16]}"
-    )
-    if measurement.images.unreadable:
-        images += f", {measurement.images.unreadable} unreadable left out"
-    rows = [
-        ("processor", f"{e.cpu}, {e.cores} cores, {e.arch}"),
-        ("instruction sets", ", ".join(e.isa) or "not told"),
-        ("clock before and after", _range(e.frequency_before_mhz, e.frequency_after_mhz, "MHz", e)),
-        ("temperature before and after", _range(e.temperature_before_c, e.temperature_after_c, "°C", e)),
-        ("CPUs that other programs kept busy", "not told" if e.others_cpus is None else f"{e.others_cpus:g}"),
-        ("load average before and after", _range(e.load_average_before, e.load_average_after, "", e)),
-        ("governor", e.governor or "not told"),
-        ("memory", say.size(e.memory_total_bytes)),
-        ("system", e.system),
-        (
-            "runtime",
-            f"{e.runtime} {e.runtime_version}, {e.threads} thread{'s' * (e.threads > 1)}, {e.inference_precision}",
-        ),
-        ("Python", e.python),
-        ("images", images),
-    ]
-    told = (
-        ("CPU part", e.cpu_part),
-        ("held to CPUs", e.cpus and ", ".join(map(str, e.cpus))),
-        ("throttling", ", ".join(e.throttling) or "none seen" if e.throttling is not None else "not told"),
-        ("reached over", None if measurement.device == "local" else measurement.device),
-        ("warnings", "; ".join(measurement.warnings)),
-    )
-    rows += [(name, value) for name, value in told if value]
-    return section("Measured on", "", pairs(rows))
-
-
-def _range(before: float | None, after: float | None, unit: str, _: Environment) -> str:
-    if before is None or after is None:
-        return "not told"
-    return f"{before:g} and {after:g} {unit}".strip()
+    gates = gated + (f", {report.removed_branches} removed" if report.removed_branches else "")
+    size = f"{report.input_size[0]} × {report.input_size[1]}"
+    lead = Markup("{}. Input {}, {}.").format(report.target.description, size, gates)
+    if report.bundle_sha256:
+        lead += Markup('<br><span class="hash">sha256 {}</span>').format(report.bundle_sha256)
+    return lead

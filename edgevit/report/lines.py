@@ -29,6 +29,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
             f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
             f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
         )
+    yield from _beside(measurement)
     if measurement.golden and all(case.held for case in measurement.golden):
         worst = max(measurement.golden, key=lambda case: case.logit_error)
         yield f"golden outputs: gates equal, logits within {worst.logit_error:.3g} ({worst.allowed:.3g} allowed)"
@@ -37,6 +38,21 @@ def lines(measurement: Measurement) -> Iterator[str]:
     else:
         mean = sum(branch.open_rate for branch in measurement.branches)
         yield f"times withheld; on average {mean:.1f} of {len(measurement.branches)} branches ran"
+
+
+def _beside(measurement: Measurement) -> Iterator[str]:
+    """Yield what was timed beside the bundle, and how many times as long it took."""
+    alone = measurement.environment.threads == 1
+    ours = measurement.expected_cpu_ms if alone else measurement.expected_wall_ms
+    for other in measurement.baselines:
+        if other.wall is None or other.cpu is None or not ours:
+            yield f"not timed: {other.name}: {other.why}"
+            continue
+        ratio = (other.cpu if alone else other.wall).median_ms / ours
+        yield (
+            f"{other.name:<20} {other.wall.median_ms:8.2f} ms wall  {other.cpu.median_ms:8.2f} ms CPU  "
+            f"{ratio:.2f} times the bundle's"
+        )
 
 
 def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:

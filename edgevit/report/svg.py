@@ -31,6 +31,11 @@ def rect(x: float, y: float, width: float, height: float, class_: str, *, title:
     return element("rect", content, x=x, y=y, width=width, height=height, rx=radius, class_=class_)
 
 
+def dot(x: float, y: float, radius: float, class_: str, title: str) -> str:
+    """Return a circle with a tooltip."""
+    return element("circle", element("title", escape(title)), cx=x, cy=y, r=radius, class_=class_)
+
+
 def picture(width: float, height: float, label: str, parts: Sequence[str]) -> str:
     """Return the whole drawing; `label` is what a screen reader says."""
     content = "".join((element("title", escape(label)), *parts))

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import devices, differences, emulation, original
+from edgevit.report import devices, differences, emulation, first, original
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -54,6 +54,13 @@ def _facts(report: Report) -> Table:
         "MACs",
         f"{say.count(expected.after)} expected, {say.count(macs.after)} all open, {say.count(macs.before)} dense",
     )
+    if report.budgets:
+        fit = first.tiles(report).tiles[0]
+        table.add_row("fits", Text(f"{fit.value}; {fit.note}"))
+    for other in report.speed:
+        if not other.ours:
+            told = f"{other.ratio:.2f} times its time" if other.ratio is not None else f"not timed: {other.why}"
+            table.add_row("against", Text(f"{other.name}: {told}"))
     bound = report.bound
     peak = f", measured peak {say.size(report.measured_peak_bytes)}" if report.measured_peak_bytes else ""
     arena = f" ({say.size(bound.arena_bytes)} of it in the arena{peak})" if bound.arena_bytes else peak

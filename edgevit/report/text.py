@@ -62,6 +62,11 @@ def percentile(value: float | None) -> str:
     return "n too small" if value is None else ms(value)
 
 
+def unbroken(value: str) -> str:
+    """Return a figure whose unit stays on its line; what is in brackets may go below it."""
+    return value.replace(" ", "\u00a0").replace("\u00a0(", " (")
+
+
 def int8_choice(target: Target) -> list[tuple[str, str]]:
     """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
     reason = target.reasons.get("int8")

@@ -8,21 +8,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeVar
 
 from edgevit.errors import BundleError
 from edgevit.program.original import told, when_compressed
 from edgevit.program.spec import OriginalSpec
+from edgevit.report.cards import Thumbs
 from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.report.differences import Difference, differences
+from edgevit.report.efforts import EffortPoint, effort_metric, effort_points
+from edgevit.report.speed import SpeedRow, speed_rows
+from edgevit.schema.budget import BudgetCheck, check_budgets
 from edgevit.schema.claims import Claim
-from edgevit.schema.manifest import AccuracyRow, BranchFacts, Macs, Manifest, Sizes
-from edgevit.schema.measurement import BranchMeasurement, Measurement, MemoryPoint, MemoryTrace, not_the_device
+from edgevit.schema.manifest import AccuracyRow, BranchFacts, BundleFile, Macs, Manifest, Sizes
+from edgevit.schema.measurement import BranchMeasurement, Latency, Measurement, MemoryPoint, MemoryTrace, not_the_device
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.util.notebook import Shown
 
+T = TypeVar("T", bound="Latency | None")
 REPORT_SCHEMA = 2
 DISTURBED_RATIO = 1.2
 RateSource = Literal["measured", "calibration", "always", "removed"]
@@ -48,6 +53,7 @@ class BranchRow:
     memory_bytes: int | None
     int8_linears: int
     linears: int
+    error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,10 @@ class Report(Shown):
     the original and the model made of it said on labelled images before the build.
     `not_the_device` says so where the first measurement is of another machine than the bundle was built for. Of several
     bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
+    `budgets` are those of the target, held against the build and the first measurement.
+    `speed` is the first measurement's, this build first. `efforts` are from the cheapest, `effort_metric` what their
+    accuracy is. `files` are the bundle's (none in the report inside the bundle itself), `thumbs` small pictures of
+    the images.
     """
 
     schema: int = REPORT_SCHEMA
@@ -134,6 +144,12 @@ class Report(Shown):
     not_the_device: str = ""
     bundles: tuple[str, ...] = ()
     differences: tuple[Difference, ...] = ()
+    budgets: tuple[BudgetCheck, ...] = ()
+    speed: tuple[SpeedRow, ...] = ()
+    efforts: tuple[EffortPoint, ...] = ()
+    effort_metric: str = ""
+    files: tuple[BundleFile, ...] = ()
+    thumbs: tuple[Thumbs, ...] = ()
 
 
 def make_report(
@@ -204,6 +220,11 @@ def make_report(
         bundles=tuple(names) if others else (),
         differences=differences([each for each, _ in several]),
         not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
+        budgets=check_budgets(manifest, first),
+        speed=speed_rows(manifest, first) if first else (),
+        efforts=effort_points(manifest),
+        effort_metric=effort_metric(manifest),
+        files=manifest.files,
     )
 
 
@@ -236,6 +257,7 @@ def _branch_row(branch: BranchFacts, measured: BranchMeasurement | None, manifes
         memory_bytes=branch.memory_bytes,
         int8_linears=branch.int8_linears,
         linears=branch.linears,
+        error=branch.error,
     )
 
 
@@ -345,17 +367,16 @@ def without_samples(report: Report) -> Report:
     slim = tuple(
         dataclasses.replace(
             m,
+            gates=(),
+            baselines=tuple(dataclasses.replace(b, wall=_without(b.wall), cpu=_without(b.cpu)) for b in m.baselines),
             memory=dataclasses.replace(m.memory, points=()) if m.memory else None,
-            paths=tuple(
-                dataclasses.replace(
-                    p,
-                    wall=dataclasses.replace(p.wall, samples_ms=()),
-                    cpu=dataclasses.replace(p.cpu, samples_ms=()),
-                )
-                for p in m.paths
-            ),
+            paths=tuple(dataclasses.replace(p, wall=_without(p.wall), cpu=_without(p.cpu)) for p in m.paths),
         )
         for m in report.measurements
     )
     memory = dataclasses.replace(report.memory, points=()) if report.memory else None
     return dataclasses.replace(report, measurements=slim, memory=memory)
+
+
+def _without(times: T) -> T:
+    return dataclasses.replace(times, samples_ms=()) if times is not None else times

@@ -74,7 +74,8 @@ class BranchFacts:
     """One residual branch as built; one row of the report.
 
     `macs` when it runs, `dense_macs` before pruning. `open_rate` on the calibration images (None: not gated).
-    `memory_bytes`: the branch's own frame in the memory bound (None: the runtime does not tell).
+    `memory_bytes`: the branch's own frame in the memory bound (None: the runtime does not tell). `error`: of the stream
+    after it, int8 against float, as a fraction of the stream's length, every branch open (None: not measured).
     """
 
     name: str
@@ -89,6 +90,7 @@ class BranchFacts:
     memory_bytes: int | None = None
     int8_linears: int = 0
     linears: int = 0
+    error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

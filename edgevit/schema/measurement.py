@@ -210,6 +210,22 @@ class HeapPeaks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Another form of the same model, timed in the same run, its runs between those of the bundle.
+
+    `name` says which: the dense model in float, or what a runtime makes of it by itself. None: it was not timed, and
+    `why` says so.
+    """
+
+    name: str
+    runtime: str
+    runtime_version: str
+    wall: Latency | None = None
+    cpu: Latency | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Emulation:
     """What an emulated processor tells of a bundle: its results and its instructions, never its time.
 
@@ -241,6 +257,7 @@ class Measurement(Shown):
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
     what spoils the figures, `golden` how the bundle's golden inputs came out there. An emulated machine has no times:
     they are None and `paths` is empty; what edgevit's own emulated device tells instead is in `emulation`.
+    `gates` says for every image which branches ran: a 1 or a 0 per branch, in order. `baselines` were timed beside it.
     `device` is how the machine was reached. `not_the_device` says so where this machine is another than the bundle was
     built for (see the function below).
     """
@@ -265,6 +282,8 @@ class Measurement(Shown):
     golden: tuple[GoldenParity, ...] = ()
     emulation: Emulation | None = None
     not_the_device: str = ""
+    gates: tuple[str, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
 
 
 def not_the_device(target: Target, machine: Environment) -> str:

@@ -26,6 +26,7 @@ from tests.tiny import tiny_images, tiny_program
 
 NAMES = [
     "build",
+    "compare",
     "compress",
     "diagnose",
     "load",
@@ -41,8 +42,8 @@ NAMES = [
     "train",
     "verify",
 ]
-TYPES = ["Answer", "Bundle", "Catalogue", "EdgevitError", "Health", "Measurement", "Prediction", "Preprocessing"]
-TYPES += ["Program", "Report", "Target", "Trained", "Verified"]
+TYPES = ["Answer", "Bundle", "Catalogue", "Comparison", "EdgevitError", "Health", "Measurement", "Prediction"]
+TYPES += ["Preprocessing", "Program", "Report", "Target", "Trained", "Verified"]
 PACKAGE = Path(edgevit.__file__).parent
 # What a command may import of this package.
 CLI_MAY = ("edgevit.api", "edgevit.errors", "edgevit.util", "edgevit.cli")

@@ -12,6 +12,7 @@ import pytest
 from edgevit.api.label_free import Shares, shares
 from edgevit.cli import main
 from edgevit.cli.budget import take_budget
+from edgevit.cli.messages import shown
 from edgevit.compress.budgets import Budgets
 from edgevit.program.program import save_program
 from tests.tiny import tiny_program
@@ -64,7 +65,8 @@ def test_older_options_say_what_they_are(
     given: dict[str, float], asked: Shares, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options: dict[str, Any] = {"macs": None, "static": None, "prune": None, "gate": None, "seed": 3, **given}
-    assert take_budget(options) == asked
+    with shown():
+        assert take_budget(options) == asked
     assert options == {"seed": 3}
     assert capsys.readouterr().err == (f"edgevit: note: {said}\n" if said else "")
 

@@ -12,7 +12,7 @@ from edgevit.bundle.read import open_bundle
 from edgevit.devices.local import measure_here
 from edgevit.devices.profile import profile
 from edgevit.devices.request import ProfileRequest, prepare_images
-from edgevit.measure.run import time_paths
+from edgevit.measure.run import TURN, WARM_UP_ROUNDS, taking_turns, time_paths, timed_order
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
@@ -137,3 +137,24 @@ def test_paths_are_interleaved_and_images_take_turns() -> None:
     assert calls[6:] == [(0, 1.0), (0, 0.0), (1, 1.0), (1, 0.0), (0, 1.0), (0, 0.0)]
     assert timings["real"].image == (0, 1, 0)
     assert all(t.cpu_ms[0] >= 0 and len(t.gates) == 3 for t in timings.values())
+
+
+def test_other_models_take_turns_and_what_they_leave_in_caches_does_not_count() -> None:
+    paths, others, runs = ("all_open", "real"), ("float", "int8"), 2 * TURN + 3
+    alone = timed_order(5, paths, runs)
+    assert taking_turns(alone, 2, ()) == alone
+    order = taking_turns(alone, 2, others)
+    for name in (*paths, *others):
+        counted = [index for model, index, counts in order if model == name and counts]
+        assert counted == [round_ % 5 for round_ in range(runs)]
+    kinds = ["paths" if model in paths else model for model, _, _ in order]
+    begins = [i for i in range(1, len(order)) if kinds[i] != kinds[i - 1]]
+    assert len(begins) > 6 and not any(order[i][2] for i in begins)
+    assert not any(counts for _, _, counts in order[: WARM_UP_ROUNDS * 4])
+
+
+def test_a_model_beside_a_bundle_is_timed_as_often() -> None:
+    runner = FixedRunner(np.zeros((1, 2), np.float32), np.ones(4, np.uint8))
+    images = tiny_images(tiny_spec(), 2)
+    timed = time_paths(runner, images, {"real": 0.0}, 20, beside={"dense float": runner})
+    assert {name: len(timing.wall_ms) for name, timing in timed.items()} == {"real": 20, "dense float": 20}

@@ -1,20 +1,36 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
+from edgevit.measure.percentiles import latency
+from edgevit.report.drawn import figures
 from edgevit.report.html import render
+from edgevit.report.page import STYLE
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim
+from edgevit.schema.manifest import BundleFile, Manifest
+from edgevit.schema.measurement import Baseline
 from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
 from tests.report.test_table import EMULATED
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
+FILES = tuple(
+    BundleFile(path=path, bytes=size, sha256="0" * 64)
+    for path, size in (("model/model.onnx", 5_000_000), ("model/a.data", 700), ("README.md", 0))
+)
+GATES = ("1110", "0110", "0010", "1110")
+BASELINES = (
+    Baseline(name="dense float", runtime="onnxruntime", runtime_version="1", wall=latency([20.0]), cpu=latency([8.0])),
+    Baseline(name="dense int8", runtime="onnxruntime", runtime_version="1", why="it failed <b>"),
+)
 
 
 class Balance(HTMLParser):
@@ -40,6 +56,11 @@ class Balance(HTMLParser):
         self.attributes += attrs
 
 
+def with_errors(facts: Manifest) -> Manifest:
+    branches = [dataclasses.replace(branch, error=0.004 * (i + 1)) for i, branch in enumerate(facts.branches)]
+    return dataclasses.replace(facts, branches=tuple(branches))
+
+
 def variants() -> dict[str, Report]:
     facts = manifest()
     deep = manifest(depth=24, removed=())
@@ -55,6 +76,11 @@ def variants() -> dict[str, Report]:
         "few runs": make_report(facts, [measurement(paths=(path("real", 4.0, 1.5, runs=1),))], bundle_sha256=SHA),
         "no gates": make_report(manifest(gated=False)),
         "48 branches": make_report(deep),
+        "all of it": make_report(
+            dataclasses.replace(with_errors(facts), files=FILES),
+            [measurement(gates=GATES, baselines=BASELINES)],
+            bundle_sha256=SHA,
+        ),
     }
 
 
@@ -64,9 +90,10 @@ def test_every_variant_is_well_formed_and_loads_nothing(name: str) -> None:
     parser = Balance()
     parser.feed(page)
     assert parser.stack == []
-    assert not {"script", "link", "img", "iframe", "object", "form"} & set(parser.tags)
+    assert not {"link", "iframe", "object", "form"} & set(parser.tags) and parser.tags.count("script") == 1
+    assert page.count("<script>") == 1  # no address
     assert not [a for a in parser.attributes if a[0] in ("src", "href", "action") or a[0].startswith("on")]
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     assert "url(" not in page and "@import" not in page
     assert "nan" not in re.findall(r'"(nan|inf|-inf)"', page) and "None" not in page
 
@@ -120,7 +147,48 @@ def test_strings_of_a_manifest_cannot_become_markup() -> None:
         claims=(Claim(name="skip", held=True, summary=evil),),
     )
     page = render(make_report(facts))
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 5
+    assert page.count("<script") == 1 and page.count("&lt;script&gt;") >= 5
+
+
+def test_the_page_runs_its_own_script_only() -> None:
+    page = render(make_report(manifest()))
+    script = re.search(r"<script>(.*?)</script>", page, re.S)
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page)
+    assert script and allowed
+    assert base64.b64decode(allowed[1]) == hashlib.sha256(script[1].encode()).digest()
+    assert "default-src 'none'" in page and "unsafe-eval" not in page
+
+
+def colours(dark: bool) -> dict[str, str]:
+    style = STYLE.read_text(encoding="utf-8")
+    light, _, rest = style.partition("@media (prefers-color-scheme: dark)")
+    found = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
+    return found | dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", rest.partition("* {")[0])) if dark else found
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(
+    ("ink", "ground"),
+    [
+        *((ink, ground) for ink in ("ink", "soft", "blue-text") for ground in ("page", "card")),
+        *((ink, "card") for ink in ("green", "red", "amber")),
+        ("green", "good"),
+        ("red", "bad"),
+        ("amber", "doubt"),
+        ("soft", "slot"),
+        ("page", "ink"),
+    ],
+)
+def test_every_text_stands_out_from_what_is_behind_it(ink: str, ground: str, dark: bool) -> None:
+    palette = colours(dark)
+    low, high = sorted((luminance(palette[ink]), luminance(palette[ground])))
+    assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def test_a_disturbed_measurement_says_so() -> None:
@@ -139,3 +207,37 @@ def test_an_emulated_machine_shows_no_time_and_doubts_stand_with_the_figures() -
     assert "wall median" not in page
     doubted = render(make_report(manifest(), [measurement(warnings=("<b>hot</b>",))], bundle_sha256=SHA))
     assert "&lt;b&gt;hot&lt;/b&gt;" in doubted and "<b>hot" not in doubted
+
+
+def test_the_first_screen_is_what_one_decides_from() -> None:
+    page = render(variants()["all of it"])
+    first = page[: page.index("<section")]
+    for told in ("on Great CPU 9000", "2.00× as fast", "dense float: 8.00 ms", "70.0 MB", "proven of it: 420 kB"):
+        assert told in first
+    assert "−0.7 points" in first.replace("-0.7", "−0.7") and "n = 1000" in page
+    unmeasured = render(variants()["not measured"])
+    assert "run edgevit profile on the device" in unmeasured and "--against MODEL" in unmeasured
+
+
+def test_every_picture_comes_for_a_phone_too_with_its_figures() -> None:
+    drawn = figures(variants()["all of it"])
+    assert set(drawn) == {
+        *("memory-bound", "memory-over-run", "latency", "cost-per-image", "speed"),
+        *("open-rates", "branch-errors", "accuracy", "size-and-macs", "size-tree"),
+    }
+    for picture in drawn.values():
+        assert 'viewBox="0 0 340 ' in picture.narrow and 'viewBox="0 0 920 ' in picture.wide
+        assert picture.data.rows and all(len(row) == len(picture.data.head) for row in picture.data.rows)
+    assert drawn["cost-per-image"].data.rows[1] == ["1", "2", ".xx."]
+    assert drawn["size-tree"].data.rows[1] == ["model", "5000700"]
+
+
+def test_what_was_not_timed_says_why_and_is_text() -> None:
+    page = render(variants()["all of it"])
+    assert "it failed &lt;b&gt;" in page and "2.00×" in page
+
+
+def test_a_slower_build_does_not_look_faster() -> None:
+    slow = dataclasses.replace(BASELINES[0], cpu=latency([2.0]))
+    page = render(make_report(manifest(), [measurement(baselines=(slow,))], bundle_sha256=SHA))
+    assert 'class="tile failed"' in page and "0.50× as fast" in page

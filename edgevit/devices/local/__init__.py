@@ -7,9 +7,10 @@ Needs numpy, pillow and the runtime; the build's stages are in `edgevit/pipeline
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -26,12 +27,14 @@ from edgevit.measure.environment import cpu_flags, pin_to_cpus
 from edgevit.measure.run import profile_bundle
 from edgevit.measure.warnings import other_version
 from edgevit.schema.manifest import Bundle, Manifest
-from edgevit.schema.measurement import Measurement
+from edgevit.schema.measurement import Baseline, Measurement
 from edgevit.schema.target import missing_flags
 from edgevit.util import limits, strict_json
 from edgevit.util.atomic import scratch
 
 T = TypeVar("T")
+BASELINES = "edgevit.build.baselines"  # by name: a board is not sent what a desk prepares
+MOST_WHY = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,8 @@ def measure_here(request: ProfileRequest) -> Measurement:
             "an emulator has no time of its own; measure it on its device with --device ssh://user@board"
         )
     allowed = bundle.manifest.golden_tolerance
-    with pin_to_cpus(request.cpus), loaded(bundle, request.threads) as runner:
+    with pin_to_cpus(request.cpus), loaded(bundle, request.threads) as runner, ExitStack() as stack:
+        beside, baselines = _baselines(request, request.threads or target.threads, stack)
         return profile_bundle(
             bundle,
             runner,
@@ -107,7 +111,30 @@ def measure_here(request: ProfileRequest) -> Measurement:
             threads=request.threads or target.threads,
             cpus=request.cpus,
             golden=tuple(result.parity(allowed) for result in rerun_golden(bundle, runner)),
+            beside=beside,
+            baselines=baselines,
         )
+
+
+def _baselines(
+    request: ProfileRequest, threads: int, stack: ExitStack
+) -> tuple[dict[str, Runner], tuple[Baseline, ...]]:
+    """Return the models to time beside the bundle by name, and what is said of each, also why it is not timed."""
+    beside: dict[str, Runner] = {}
+    said = []
+    for each in request.baselines:
+        name, runtime, why = each["name"], each["runtime"], each["why"]
+        try:
+            if not why:
+                runner = importlib.import_module(BASELINES).load(each["kind"], Path(each["folder"]), threads=threads)
+                stack.callback(runner.close)
+                runner.run(request.images[:1])
+                beside[name] = runner
+        except Exception as error:  # of a runtime or of PyTorch, which share no base class
+            why = f"{type(error).__name__}: {error}"[:MOST_WHY]
+        version = metadata.version(runtime) if name in beside else ""
+        said.append(Baseline(name=name, runtime=runtime, runtime_version=version, why=why))
+    return beside, tuple(said)
 
 
 def machine(device: str | None, *, python: str = "python3") -> LocalMachine:

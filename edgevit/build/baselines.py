@@ -1,0 +1,83 @@
+"""What a build is timed against: the dense model in float, in PyTorch, and as ONNX Runtime quantizes it by itself.
+
+`prepare` writes them where the build's bundle is measured; `load` opens one in the process that measures. Only the time
+is asked of them, which of a dense model does not depend on its weights: where they are not at hand, random ones of the
+same shapes will do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgevit.backends import DEFAULT, Runner, backend, onnx_backend
+from edgevit.onnx_form.assemble import assemble
+from edgevit.program.program import Program, load_program, save_program
+
+FLOAT, INT8, EAGER = "float", "int8", "torch"
+MODEL, PROGRAM, WORDS = "model.onnx", "program", 300
+
+
+def prepare(program: Program, folder: Path) -> list[dict[str, Any]]:
+    """Write a model's baselines into a folder and return what `load` takes and the measurement says of each.
+
+    What cannot be made is among them too, with `why`.
+    """
+    what = "dense float" if not program.spec.compressed else f"{program.spec.name}, float"
+    made = [_made(what, DEFAULT, FLOAT, folder, lambda inside: _float(program, inside))]
+    if importlib.util.find_spec("torch") is None:
+        made.append({"name": f"{what}, PyTorch", "runtime": "torch", "kind": "", "why": "PyTorch is not installed"})
+    else:
+        made.append(_made(f"{what}, PyTorch", "torch", EAGER, folder, lambda inside: _saved(program, inside)))
+    plain = folder / FLOAT
+    made.append(_made(f"{what.removesuffix(' float')} int8, dynamic", DEFAULT, INT8, folder, lambda i: _int8(plain, i)))
+    return made
+
+
+def load(kind: str, folder: Path, *, threads: int) -> Runner:
+    """Open a baseline that `prepare` wrote."""
+    if kind == EAGER:
+        from edgevit.torch_form.eager import Eager
+
+        return Eager(load_program(folder / PROGRAM), threads=threads)
+    return backend(DEFAULT).load(folder, threads=threads, file=MODEL)
+
+
+def _made(name: str, runtime: str, kind: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
+    inside = folder / kind
+    inside.mkdir()
+    try:
+        make(inside)
+    except Exception as error:  # a tool of somebody else's: its failure is a remark, not the end of a measurement
+        return {"name": name, "runtime": runtime, "kind": "", "why": f"{type(error).__name__}: {error}"[:WORDS]}
+    return {"name": name, "runtime": runtime, "kind": kind, "folder": str(inside), "why": ""}
+
+
+def _float(program: Program, folder: Path) -> None:
+    onnx_backend(DEFAULT).compile(assemble(program), folder)
+
+
+def _saved(program: Program, folder: Path) -> None:
+    save_program(program, folder / PROGRAM)
+
+
+def _int8(plain: Path, folder: Path) -> None:
+    """Quantize as a first try with the runtime would: dynamic, per channel, nothing calibrated."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(str(plain / MODEL), str(folder / MODEL), per_channel=True, weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's advice on preprocessing from the log; it is of no use here."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
