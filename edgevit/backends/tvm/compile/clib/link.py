@@ -9,23 +9,13 @@ from typing import Any
 
 from edgevit.backends.tvm.compile.clib.source import Library, checked_name
 from edgevit.backends.tvm.compile.toolchain import Toolchain
+from edgevit.backends.tvm.run.asked import MATH, PLAIN, POOLED
+from edgevit.backends.tvm.run.plugin import SYMBOL
 from edgevit.errors import BoundError, OutputError
 from edgevit.util.atomic import scratch
 from edgevit.util.strict_json import write_atomic
 
 FOLDER = "lib"
-# What a library may ask for: parts of the C library, or of the compiler, that take no memory and open no file.
-PLAIN = frozenset({"memcpy", "memmove", "memset", "memcmp", "_GLOBAL_OFFSET_TABLE_"})
-MATH = frozenset(
-    f"{name}{kind}" for name in ("exp", "erf", "tanh", "sqrt", "floor", "fma", "pow") for kind in ("", "f")
-)
-# And where its kernels are shared out among threads.
-POOLED = frozenset(
-    {"__tls_get_addr", "pthread_create", "pthread_join"}
-    | {f"pthread_mutex_{verb}" for verb in ("init", "destroy", "lock", "unlock")}
-    | {f"pthread_cond_{verb}" for verb in ("init", "destroy", "wait", "broadcast")}
-)
-PLUGIN = "edgevit_model"
 COMPILE = ("-std=c99", "-O2", "-fPIC", "-fno-stack-protector", "-U_FORTIFY_SOURCE", "-fno-asynchronous-unwind-tables")
 LINK = ("-shared", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-s")
 VERSION = re.compile(r"^\s*[UwWvV]\s+(\S+?)(?:@+(\S+))?(?:\s.*)?$")
@@ -78,7 +68,7 @@ def compiled(
     archive.unlink(missing_ok=True)
     tools.tool("ar", "rcsD", archive, whole)
     script = work / "symbols.map"
-    script.write_text("{ global: " + "".join(f"{each}; " for each in (*library.exported, PLUGIN)) + "local: *; };\n")
+    script.write_text("{ global: " + "".join(f"{each}; " for each in (*library.exported, SYMBOL)) + "local: *; };\n")
     more = ("-pthread",) if pooled else ()
     tools.run(
         *LINK,

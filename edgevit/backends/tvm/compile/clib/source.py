@@ -194,6 +194,7 @@ class Library:
         more += "\nstatic int start(void *model, int threads) { return model_start(model, threads); }\n" * (threads > 1)
         return {
             "POOLED": threads,
+            "ARENA": 4 * self.lowered.arena,
             "POINTS": "MODEL_POINTS" if tokens else "0",
             "MORE": more,
             "TOKENS": "tokens" if tokens else "NULL",

@@ -24,6 +24,7 @@ from edgevit.backends.tvm.compile.clib import link  # noqa: E402
 from edgevit.backends.tvm.compile.clib.source import Library, checked_name  # noqa: E402
 from edgevit.backends.tvm.compile.emit import Lowered  # noqa: E402
 from edgevit.backends.tvm.compile.toolchain import Toolchain  # noqa: E402
+from edgevit.backends.tvm.run.plugin import SYMBOL  # noqa: E402
 from edgevit.backends.tvm.run.process import SYSROOT  # noqa: E402
 from edgevit.util.machines import emulator_path  # noqa: E402
 from tests.backends.tvm.compile.clib.programs import (  # noqa: E402
@@ -135,7 +136,7 @@ def test_it_asks_for_nothing_that_takes_memory_or_opens_files(folder: Path) -> N
         path = folder / "lib" / name
         listed = subprocess.run(["nm", *options, path], capture_output=True, text=True, check=True).stdout
         asked = set(re.findall(r"^ +[Uw] (\S+)$", listed, re.M))
-        given = set(re.findall(r"^[0-9a-f]+ [A-Z] (\S+)$", listed, re.M)) - {link.PLUGIN}
+        given = set(re.findall(r"^[0-9a-f]+ [A-Z] (\S+)$", listed, re.M)) - {SYMBOL}
         assert asked <= {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_"}, asked
         assert given == {f"tiny_{part}" for part in ("version", "message", "size", "init", "run", "listen")}
         assert b"/tmp" not in path.read_bytes() and b"tvm/" not in path.read_bytes()
@@ -292,10 +293,10 @@ def test_threads_that_are_asked_for_change_no_bit_and_too_many_are_refused(libc:
 def test_the_shared_library_tells_of_itself(folder: Path) -> None:
     class Told(ctypes.Structure):
         _fields_ = [(n, ctypes.c_uint32) for n in ("library", "threads")]
-        _fields_ += [(n, ctypes.c_uint64) for n in ("memory", "weights", "image")]
+        _fields_ += [(n, ctypes.c_uint64) for n in ("memory", "arena", "weights", "image")]
         _fields_ += [(n, ctypes.c_uint32) for n in ("classes", "branches", "points")]
 
-    told = Told.in_dll(ctypes.CDLL(os.fspath(folder / "lib/libtiny.so")), link.PLUGIN)
+    told = Told.in_dll(ctypes.CDLL(os.fspath(folder / "lib/libtiny.so")), SYMBOL)
     assert (told.library, told.threads, told.classes, told.branches, told.points) == (1, 1, 10, 4, 0)
     assert told.image == 3072 and told.weights == (folder / "model.weights").stat().st_size
     header = (folder / "lib" / "tiny.h").read_text()

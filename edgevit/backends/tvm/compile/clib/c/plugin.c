@@ -17,6 +17,7 @@ static int run(void *model, const uint8_t *image, float effort, float *logits, u
 static void listen(void *model, edgevit_listener listener, void *context) { model_listen(model, listener, context); }
 @MORE@
 extern const edgevit_library edgevit_model;
-const edgevit_library edgevit_model = {EDGEVIT_LIBRARY, @POOLED@,       MODEL_MEMORY_BYTES, MODEL_WEIGHTS_BYTES,
-                                       MODEL_IMAGE_BYTES, MODEL_CLASSES, MODEL_BRANCHES,     @POINTS@,
-                                       model_version, model_message, init, run, @TOKENS@, @START@, listen};
+const edgevit_library edgevit_model = {
+    EDGEVIT_LIBRARY, @POOLED@, MODEL_MEMORY_BYTES, @ARENA@, MODEL_WEIGHTS_BYTES, MODEL_IMAGE_BYTES,
+    MODEL_CLASSES, MODEL_BRANCHES, @POINTS@, model_version, model_message,
+    init, run, @TOKENS@, @START@, listen};

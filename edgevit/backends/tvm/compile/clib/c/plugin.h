@@ -11,7 +11,7 @@ typedef void (*edgevit_listener)(void *context, int begins, const char *name, in
 
 typedef struct {
   uint32_t library, threads;
-  uint64_t memory_bytes, weights_bytes, image_bytes;
+  uint64_t memory_bytes, arena_bytes, weights_bytes, image_bytes;
   uint32_t classes, branches, points;
   const char *(*version)(void);
   const char *(*message)(int status);

@@ -31,10 +31,17 @@ static int next_work(pool *group, int done) {
   return 1;
 }
 
+/* Touch more of a stack than any kernel needs, so that what a run touches later is what it was given. */
+static void touch_stack(void) {
+  volatile char pages[1 << 14];
+  for (size_t i = 0; i < sizeof pages; i += 1 << 10) pages[i] = 0;
+}
+
 static void *worker(void *given) {
   helper *own = given;
   pool *group = own->group;
   team together;
+  touch_stack();
   for (int done = own->turn; next_work(group, done);) {
     done = __atomic_load_n(&group->turn, __ATOMIC_ACQUIRE);
     if (group->work == NULL) return NULL;
