@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.backends.refusals import refused_attention, refused_formats, refused_precision, refused_threads
+from edgevit.backends.tvm.compile.toolchain import LIBC, LIBCS, Toolchain, linker, toolchain
 from edgevit.backends.tvm.compile.toolchain import PACKAGES as ARCHITECTURES
-from edgevit.backends.tvm.compile.toolchain import linker, toolchain
 from edgevit.backends.tvm.inspect.bytecode import Memory, bound
 from edgevit.backends.tvm.inspect.shipped import read
 from edgevit.backends.tvm.run.canary import INSTALL as INSTALL
@@ -74,6 +74,7 @@ def versions() -> dict[str, str]:
 def refused(target: Target) -> tuple[str, ...]:
     return (
         *_refused_arch(target),
+        *_refused_libc(target),
         *refused_threads(target, MOST_THREADS),
         *refused_formats(target, FILES),
         *refused_precision(target),
@@ -89,6 +90,12 @@ def _refused_arch(target: Target) -> tuple[str, ...]:
         f"arch: got {target.arch!r}, allowed: {', '.join(ARCHITECTURES)}; microcontrollers (Cortex-M and the like) are "
         "not supported: a ViT needs megabytes of memory and vectors of floats",
     )
+
+
+def _refused_libc(target: Target) -> tuple[str, ...]:
+    if target.libc is None or LIBC.fullmatch(target.libc):
+        return ()
+    return (f"libc: got {target.libc!r}, allowed: {LIBCS}",)
 
 
 def _refused_cpu(target: Target) -> tuple[str, ...]:
@@ -107,9 +114,9 @@ def _refused_cpu(target: Target) -> tuple[str, ...]:
 def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
     """Return what is missing to compile machine code for the target."""
     remarks = []
-    for find in (linker, toolchain):
+    for find in (lambda: linker(target.arch), lambda: tools_of(target)):
         try:
-            find(target.arch)
+            find()
         except RuntimeMissingError as error:
             remarks.append(str(error))
     if not installed:
@@ -142,7 +149,8 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     choose = tune.tuned(source.program, alone, source.plan, source.tune_s) if source.tune_s else default_tile
     lowered = lower(source.program, isa, source.plan, choose=choose)
     executable = library.build(lowered)
-    names = library.write(lowered, folder, executable)
+    name = library.name_of(source.program.spec.name)
+    names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
     write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
     for part in (PROGRAM, SOURCES):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -170,7 +178,7 @@ def require(target: Target, tune_s: float = 0.0) -> None:
 
     isa, arch = isa_of(target), target.arch
     linker(arch)
-    toolchain(arch)
+    tools_of(target)
     known = compiles_for()
     if arch not in known:
         only = ", ".join(known) or "nothing"
@@ -178,6 +186,16 @@ def require(target: Target, tune_s: float = 0.0) -> None:
     if tune_s:
         tune.require_here(isa)
         usable_cache()
+
+
+def tools_of(target: Target) -> Toolchain:
+    """Return what compiles the C library for a target.
+
+    Raises:
+        RuntimeMissingError: it is not installed; says what to install.
+        TargetError: no such C library.
+    """
+    return toolchain(target.arch, cc=target.cc, sysroot=target.sysroot, libc=target.libc)
 
 
 def isa_of(target: Target) -> Isa:

@@ -194,7 +194,7 @@ def test_wrong_usage_is_refused(x86: Native, arguments: tuple[str, ...], told: s
         ("model.json", b'"sha256": "', b'"sha256": "x', "sha256 that is no SHA-256"),
         ("model.json", b'"classes": 10,', b"", "has no field classes"),
         ("model.json", b'"classes": 10', b'"classes": 10, "colour": 1', "unknown field colour"),
-        ("model.json", b'"schema": 2', b'"schema": 99', "schema 99"),
+        ("model.json", b'"schema": 3', b'"schema": 99', "schema 99"),
         ("model.json", b'"offset_bytes": 0', b'"offset_bytes": 4', "do not follow each other"),
         ("model.json", b'"x86_64",', b'"riscv64",', "is for riscv64"),
         ("model.json", b'"fma"', b'"amx_fp64"', "a CPU with amx_fp64"),

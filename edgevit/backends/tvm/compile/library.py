@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ def manifest(lowered: Lowered) -> Manifest:
 def architecture(lowered: Lowered) -> str:
     """Return first part of the LLVM triple."""
     return str(lowered.isa.target["mtriple"]).split("-")[0]
+
+
+def name_of(model: str) -> str:
+    """Return what the C library of a model is called: the beginning of its name, as C can have it."""
+    plain = re.sub(r"[^a-z0-9]+", "_", model.split(".")[0].lower()).strip("_")[:48]
+    return plain if re.match(r"[a-z]", plain) else f"{NAME}_{plain}"[:48].rstrip("_")
 
 
 def c_library(lowered: Lowered, executable: Any, name: str = NAME) -> Library:

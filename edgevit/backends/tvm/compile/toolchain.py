@@ -17,8 +17,8 @@ from edgevit.util.machines import MACHINES
 # How Debian writes them in package names.
 PACKAGES: Mapping[str, str] = MappingProxyType({"x86_64": "x86-64", "aarch64": "aarch64"})
 LIBC = re.compile(r"glibc(?:-(\d+)\.(\d+))?|musl|bionic")
+LIBCS = "glibc, glibc-VERSION such as glibc-2.17, musl, bionic"
 NDK = "a compiler of Android's NDK, such as toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang"
-PROBE = "int edgevit_probe(int value) { return value; }\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Toolchain:
 
 
 def toolchain(arch: str, *, cc: str | None = None, sysroot: str | None = None, libc: str | None = None) -> Toolchain:
-    """Return the C compiler for an architecture, tried out.
+    """Return the C compiler for an architecture.
 
     Args:
         arch: `x86_64` or `aarch64`.
@@ -82,7 +82,7 @@ def toolchain(arch: str, *, cc: str | None = None, sysroot: str | None = None, l
         libc: see `Toolchain`.
 
     Raises:
-        RuntimeMissingError: it is not installed, or does not work; says what to install.
+        RuntimeMissingError: it is not installed; says what to install.
         TargetError: no such architecture, or C library.
     """
     libc = libc or "glibc"
@@ -92,7 +92,7 @@ def toolchain(arch: str, *, cc: str | None = None, sysroot: str | None = None, l
             "like) are not supported: a ViT needs megabytes of memory and vectors of floats"
         )
     if not LIBC.fullmatch(libc):
-        raise TargetError(f"libc: got {libc!r}, allowed: glibc, glibc-VERSION such as glibc-2.17, musl, bionic")
+        raise TargetError(f"libc: got {libc!r}, allowed: {LIBCS}")
     name, package = (cc, f"the package that has {cc}") if cc else _default(arch, libc)
     if sysroot is not None and not Path(sysroot).is_dir():
         raise RuntimeMissingError(f"sysroot {sysroot} is no folder; copy the device's /lib and /usr there, or omit it")

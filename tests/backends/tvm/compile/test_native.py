@@ -112,9 +112,9 @@ def test_what_one_line_says(x86: Native, folder: Path) -> None:
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
     assert 0 < printed["started_bytes"] < printed["load_peak_bytes"] <= printed["peak_bytes"]
     assert printed["load_ms"] > 0
-    # Whose memory it is once loaded: none of the weights', and nothing is left out.
+    # Whose memory it is once loaded: of the weights one page with those that the system reads around it.
     held = printed["loaded"]
-    assert held["weights"] == 0 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
+    assert held["weights"] <= 1 << 21 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
     assert held["runtime"] < 4e5 and held["model"] <= (folder / "model.so").stat().st_size + 8192
     assert sum(held.values()) == pytest.approx(printed["load_peak_bytes"], rel=0.05)
 
@@ -229,12 +229,12 @@ def test_its_shipped_sources_compile_by_the_command_they_name(folder: Path, tmp_
 def test_it_needs_the_c_library_alone(x86: Native) -> None:
     """And the compiler's own small one, which every system has that runs programs of C++."""
     told = subprocess.run(["readelf", "-d", x86.path], capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"NEEDED.*\[(.*)\]", told)) <= {"libc.so.6", "libgcc_s.so.1"}
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", told)) <= {"libc.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
     assert x86.path.stat().st_size < 4e5 and [path.name for path in x86.path.parent.iterdir()] == ["runner"]
 
 
 def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -> None:
-    """Loading reads no weights; a run reads each once, from pages of the file."""
+    """Loading reads one page of the weights; a run reads each once, from pages of the file."""
     from edgevit.frontends.resolve import resolve
     from edgevit.program.spec import GateSpec
 
@@ -251,11 +251,10 @@ def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -
     weights = (tmp_path / "model.weights").stat().st_size
     arena = 4 * runner.read_manifest(tmp_path / "model.json").arena
     closed, opened = (x86.run(tmp_path, tmp_path / "image.raw", effort=e) for e in (ALL_SKIPPED, ALL_OPEN))
-    # A process with the runtime libraries and nothing to do has 7.9 MB.
-    assert opened["load_peak_bytes"] < 11e6
-    assert opened["loaded"]["weights"] == 0
-    assert opened["load_peak_bytes"] - opened["started_bytes"] < 0.05 * weights
-    assert opened["peak_bytes"] < weights + arena + 12e6
+    around = 1 << 21  # what the system reads around a page at most
+    assert opened["loaded"]["weights"] <= around
+    assert opened["load_peak_bytes"] < 3e6 + around
+    assert opened["peak_bytes"] < weights + arena + 4e6
     assert closed["peak_bytes"] < opened["peak_bytes"] / 2
     # What a run touched beyond the image, which is put there before it; the bound holds, and says little too much.
     touched = opened["grown_bytes"] + 224 * 224 * 3

@@ -69,7 +69,8 @@ def compiled(
     tools.tool("ar", "rcsD", archive, whole)
     script = work / "symbols.map"
     script.write_text("{ global: " + "".join(f"{each}; " for each in (*library.exported, SYMBOL)) + "local: *; };\n")
-    more = ("-pthread",) if pooled else ()
+    # Without threads it takes memcpy and the like from whichever C library a program has, of any version.
+    more = ("-pthread",) if pooled else ("-nostdlib",)
     tools.run(
         *LINK,
         *more,

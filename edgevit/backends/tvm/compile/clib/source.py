@@ -128,6 +128,8 @@ class Library:
             "plugin.c": self._named("plugin.c", self._plugin()),
             "plugin.h": (TEMPLATES / "plugin.h").read_text(encoding="utf-8"),
             f"{self.name}_weights.S": self._named("weights.S", {"NAME": self.name}),
+            "example.c": self._named("example.c", {"NAME": self.name}),
+            "deadline.h": (TEMPLATES / "deadline.h").read_text(encoding="utf-8"),
         }
 
     @property

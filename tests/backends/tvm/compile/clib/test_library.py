@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgevit.errors import BoundError, OutputError
@@ -28,6 +29,7 @@ from edgevit.backends.tvm.run.plugin import SYMBOL  # noqa: E402
 from edgevit.backends.tvm.run.process import SYSROOT  # noqa: E402
 from edgevit.util.machines import emulator_path  # noqa: E402
 from tests.backends.tvm.compile.clib.programs import (  # noqa: E402
+    EFFORTS,
     SANITIZED,
     WARNINGS,
     assert_equal,
@@ -162,7 +164,7 @@ def test_symbols_of_a_newer_glibc_than_the_targets_are_refused() -> None:
 def test_equal_models_give_equal_files(folder: Path, program: Lowered, tools: Toolchain, tmp_path: Path) -> None:
     made(program, tmp_path, tools)
     names = sorted(path.name for path in (folder / "lib").iterdir())
-    assert names == ["libtiny.a", "libtiny.so", "tiny.c", "tiny.h", "tiny_weights.S"]
+    assert names == ["deadline.h", "example.c", "libtiny.a", "libtiny.so", "tiny.c", "tiny.h", "tiny_weights.S"]
     for name in names:
         assert (folder / "lib" / name).read_bytes() == (tmp_path / "lib" / name).read_bytes(), name
 
@@ -301,6 +303,58 @@ def test_the_shared_library_tells_of_itself(folder: Path) -> None:
     assert told.image == 3072 and told.weights == (folder / "model.weights").stat().st_size
     header = (folder / "lib" / "tiny.h").read_text()
     assert f"#define TINY_MEMORY_BYTES {told.memory}\n" in header
+
+
+def test_its_example_maps_weights_and_tells_the_likeliest_classes(
+    folder: Path, program: Lowered, tools: Toolchain, tmp_path: Path
+) -> None:
+    lib = folder / "lib"
+    tools.run(*WARNINGS, "-O2", "-I", lib, lib / "example.c", lib / "libtiny.a", "-o", tmp_path / "example")
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([tmp_path / "example", *arguments], capture_output=True, text=True, check=False)
+
+    for index, effort in enumerate(EFFORTS[:3]):
+        done = run(folder / "model.weights", folder / "images", effort)
+        logits, gates = expected(program)[index]
+        assert done.returncode == 0 and len(done.stdout.splitlines()) == 6
+        assert done.stdout.startswith(f"class {logits.argmax()}: {logits.max():.9g}\n")
+        assert f"{' '.join(map(str, gates))} (branches that ran)" in done.stdout
+    assert run().returncode == 2
+    assert "No such file" in run(folder / "absent", folder / "images").stderr
+    (tmp_path / "other").write_bytes(bytes((folder / "model.weights").stat().st_size))
+    assert "these are not this model's weights" in run(tmp_path / "other", folder / "images").stderr
+
+
+DEADLINE = r"""
+#include "deadline.h"
+
+#include <stdio.h>
+
+/* A clock that does not tick: a run takes 4 to 12 ms by effort, times 0.8, and times 1.5 in the middle. */
+int main(void) {
+  deadline control = deadline_of(10, -2, 2);
+  for (int i = 0; i < 600; ++i) {
+    const double took = (4 + 2 * (control.effort + 2)) * (i / 200 == 1 ? 1.5 : 0.8);
+    deadline_took(&control, took);
+    printf("%.6f %.6f\n", took, (double)control.effort);
+  }
+  printf("%ld %ld\n", control.runs, control.late);
+  return 0;
+}
+"""
+
+
+def test_the_deadline_loop_lowers_effort_and_raises_it_again(folder: Path, tools: Toolchain, tmp_path: Path) -> None:
+    (tmp_path / "main.c").write_text(DEADLINE)
+    tools.run(*WARNINGS, "-I", folder / "lib", tmp_path / "main.c", "-o", tmp_path / "main")
+    *lines, last = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.splitlines()
+    took, effort = np.array([line.split() for line in lines], dtype=float).T
+    assert took.size == 600 and last.split() == ["600", str((took > 10).sum())]
+    assert (effort[:200] == 2).all() and (took[:200] < 10).all()  # nothing is given up while there is time
+    assert took[200] == 18 and effort[200] < 2 and effort[250:400].max() < 1.5  # half as slow again: less is computed
+    assert np.percentile(took[200:400], 95) <= 10 < took[200]  # where the dearest run is always late
+    assert effort[-1] > 1.5 and (took[400:] < 10).all()  # and nearly all of it again
 
 
 @pytest.mark.parametrize("name", ["", "a b", "Vit", "1st", "a-b", "x" * 49, "vit;"])
