@@ -22,8 +22,6 @@ JOINS = {
     "onnx_form": {"assemble", "layers", "linear", "graph", "check"},
     "backends/tvm/parts": {"stages", "stage"},
 }
-# Parts that a form may still lack.
-ABSENT = {"tokens": {"backends/tvm/parts"}}
 
 
 def parts(room: str) -> set[str]:
@@ -40,7 +38,7 @@ def functions(path: Path) -> set[str]:
 def test_a_room_has_every_part(room: str) -> None:
     every = set.union(*(parts(other) for other in JOINS))
     assert every >= PARTS
-    missing = {name for name in every - parts(room) if room not in ABSENT.get(name, ())}
+    missing = every - parts(room)
     assert not missing, f"edgevit/{room} lacks {missing}, which other rooms have"
 
 

@@ -77,7 +77,7 @@ def build(program: Program, folder: Path, target: str = "x86-64-onnxruntime", **
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino", "x86-64-v3-tvm"])
 def test_merged_tokens_are_built_and_every_claim_holds(tmp_path: Path, target: str, gated: bool) -> None:
     program = pipeline.merge_tokens(tiny_program(gated=gated, depth=4), "1:4,2:3")
     built = build(program, tmp_path / "bundle", target)
@@ -109,7 +109,10 @@ def test_what_merges_tokens_is_not_compressed_again() -> None:
             pipeline.compress(program, tiny_images(program.spec, 2), budgets)
 
 
-def test_a_target_that_cannot_merge_tokens_refuses_before_it_begins(tmp_path: Path) -> None:
+def test_a_target_that_cannot_merge_tokens_refuses_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevit.backends.tvm.MERGES", False)
     said: list[str] = []
     with pytest.raises(TargetError, match=r"merges tokens \(1:4\), which tvm targets such as x86-64-v3-tvm"):
         build(tiny_program(depth=3, tokens="1:4"), tmp_path / "bundle", "x86-64-v3-tvm", say=said.append)

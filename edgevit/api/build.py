@@ -8,9 +8,8 @@ from pathlib import Path
 from edgevit import pipeline
 from edgevit.api.bundle import Bundle
 from edgevit.api.images import Images, LabelledImages, take_images
-from edgevit.api.label_free import DIGITS, Shares, shares
+from edgevit.api.label_free import Shares, shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
-from edgevit.backends import backend
 from edgevit.backends.targets import accept_program, load_target
 from edgevit.build import prediction
 from edgevit.build.host import host_target
@@ -190,10 +189,8 @@ def predict(
 
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
-    target = _target(job)
-    job = _able(job, target)
     return prediction.predict(
-        _given(job)[0], target, prune=job.prune, gate=job.gate, merge=job.merge, tokens=job.tokens
+        _given(job)[0], _target(job), prune=job.prune, gate=job.gate, merge=job.merge, tokens=job.tokens
     )
 
 
@@ -204,7 +201,6 @@ def run_build(job: Job) -> Built:
         EdgevitError: see `edgevit.errors`; nothing is left half-written.
     """
     target = _target(job)
-    job = _able(job, target)
     _ready_to_begin(job, target)
     given, kept = _given(job)
     _check_tokens(job, target, given.spec)
@@ -259,14 +255,6 @@ def run_build(job: Job) -> Built:
         force=job.force,
         say=say,
     )
-
-
-def _able(job: Job, target: Target) -> Job:
-    """Return the job as the target's runtime can do it: what cannot merge tokens has the same MACs left by pruning."""
-    if job.merge == 1.0 or backend(target.backend).MERGES:
-        return job
-    warn(f"{target.backend} targets such as {target.name} cannot merge tokens yet; pruning instead, which loses more")
-    return replace(job, prune=round(1 - job.merge, DIGITS), merge=1.0)
 
 
 def _check_tokens(job: Job, target: Target, spec: ProgramSpec) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from edgevit.errors import ProgramError
 from edgevit.onnx_form.graph import Graph
 from edgevit.onnx_form.layers import patch_rows
 from edgevit.program.spec import MergeSpec, ProgramSpec
@@ -34,6 +35,8 @@ def merge(
     graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, sizes: Sizes | None, rows: int
 ) -> tuple[str, Sizes]:
     """Emit one point: `rows` token rows in, `rows - count` out. Shapes: F, S tokens of both sets, C = count."""
+    if point.threshold is not None:
+        raise ProgramError(f"{spec.name} merges tokens by a threshold, which no runtime of ONNX graphs knows yet")
     name, prefix, count = f"merge.{point.after}", spec.stem.prefix, point.count
     first, second = halves(rows - prefix)
     a, b = (_every_other(graph, f"{name}/{part}", x, prefix + i, rows) for i, part in enumerate(("first", "second")))

@@ -3,23 +3,28 @@
 Counted: every Linear and both attention products. Not counted: norms, softmax, activations, additions.
 `full_rows=True` gives the count of the literature, where every branch computes every token; the lowered graph computes
 only the token rows that the head reads in the last MHSA and the last FFN (see `rows_out`). Merged tokens are fewer rows
-in both.
+in both. Where their number follows the image, `left` says how many there are (`tokens.Left`, a run's output `tokens`);
+without it the counts are of the image that keeps most tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from edgevit.program.spec import BranchSpec, ProgramSpec
-from edgevit.program.tokens import merge_products, tokens_before
+from edgevit.program.tokens import Left, merge_products, tokens_before
 
 
-def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
+def rows_out(spec: ProgramSpec, left: Left = None) -> tuple[int, ...]:
     """Token rows each branch must hand on: all, except at the end of a model whose head reads prefix tokens only.
 
     What is merged after a branch is still of these.
 
     A row after which no branch mixes tokens (no MHSA follows) is dead unless the head reads it.
     """
-    before = tokens_before(spec)
+    before = tokens_before(spec, left)
     rows = list(before[:-1])
     if spec.head.pool != "prefix":
         return tuple(rows)
@@ -34,10 +39,10 @@ def rows_out(spec: ProgramSpec) -> tuple[int, ...]:
     return tuple(rows)
 
 
-def rows_in(spec: ProgramSpec) -> tuple[int, ...]:
+def rows_in(spec: ProgramSpec, left: Left = None) -> tuple[int, ...]:
     """Return token rows each branch receives."""
-    handed_on = (spec.tokens, *rows_out(spec)[:-1])
-    return tuple(min(rows, left) for rows, left in zip(handed_on, tokens_before(spec)[:-1], strict=False))
+    handed_on = (spec.tokens, *rows_out(spec, left)[:-1])
+    return tuple(min(pair) for pair in zip(handed_on, tokens_before(spec, left)[:-1], strict=False))
 
 
 def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int) -> int:
@@ -52,13 +57,11 @@ def branch_macs(spec: ProgramSpec, branch: BranchSpec, rows: int, rows_read: int
     return queries_and_projection + keys_and_values + products
 
 
-def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False) -> tuple[int, ...]:
+def macs_by_branch(spec: ProgramSpec, *, full_rows: bool = False, left: Left = None) -> tuple[int, ...]:
     """Return MACs of every branch when it runs, in order."""
-    if full_rows:
-        return tuple(branch_macs(spec, b, n, n) for b, n in zip(spec.branches, tokens_before(spec)[:-1], strict=True))
-    return tuple(
-        branch_macs(spec, b, o, i) for b, o, i in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True)
-    )
+    read = tokens_before(spec, left)[:-1] if full_rows else rows_in(spec, left)
+    handed_on = read if full_rows else rows_out(spec, left)
+    return tuple(branch_macs(spec, b, o, i) for b, o, i in zip(spec.branches, handed_on, read, strict=True))
 
 
 def stem_macs(spec: ProgramSpec) -> int:
@@ -93,12 +96,18 @@ def gate_macs(spec: ProgramSpec) -> int:
     return sum(spec.dim for b in spec.branches if b.gate is not None)
 
 
-def merge_macs(spec: ProgramSpec) -> int:
+def merge_macs(spec: ProgramSpec, left: Left = None) -> int:
     """Return MACs of all merges, which run on every path: the scores of the matching, and what adds pairs up."""
-    return sum(merge_products(spec))
+    return sum(merge_products(spec, left))
 
 
-def total_macs(spec: ProgramSpec, *, full_rows: bool = False) -> int:
+def total_macs(spec: ProgramSpec, *, full_rows: bool = False, left: Left = None) -> int:
     """Return MACs of the all-open path."""
-    always = stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec)
-    return always + sum(macs_by_branch(spec, full_rows=full_rows))
+    always = stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec, left)
+    return always + sum(macs_by_branch(spec, full_rows=full_rows, left=left))
+
+
+def run_macs(spec: ProgramSpec, gates: Sequence[int] | np.ndarray, left: Left = None) -> int:
+    """Return MACs of one run, from its outputs `gates` (1 = the branch ran, one per branch) and `tokens`."""
+    always = stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec, left)
+    return always + sum(m for m, ran in zip(macs_by_branch(spec, left=left), gates, strict=True) if ran)

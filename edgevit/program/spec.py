@@ -103,7 +103,11 @@ class BranchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSpec:
-    """A point of the stream where patch tokens are merged: after branch `after`, `count` pairs, each into one token.
+    """A point of the stream where patch tokens are merged: after branch `after`, some pairs, each into one token.
+
+    Without a `threshold` these are the `count` best pairs. With one their number follows the image: pairs whose cosine
+    is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
+    in steps (`tokens.pair_counts`).
 
     Rule `bipartite`: see `torch_form.tokens`. Prefix tokens are never merged. A merged token stands for `size` patches:
     its row is their mean, attention adds log(size) to the scores of its key, and means over patches weigh it by size.
@@ -111,7 +115,14 @@ class MergeSpec:
 
     after: str
     count: int
+    least: int = 0
+    threshold: float | None = None
     rule: MergeRule = "bipartite"
+
+    @property
+    def fewest(self) -> int:
+        """Return how many pairs are merged for every image."""
+        return self.count if self.threshold is None else self.least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +240,16 @@ class ProgramSpec:
     @property
     def gated(self) -> bool:
         return any(b.gate is not None for b in self.branches)
+
+    @property
+    def adaptive(self) -> bool:
+        """Return whether the number of tokens that are merged follows the image."""
+        return any(point.threshold is not None for point in self.merges)
+
+    @property
+    def steered(self) -> bool:
+        """Return whether `effort` moves anything: gates, or thresholds of merges."""
+        return self.gated or self.adaptive
 
     @property
     def compressed(self) -> bool:

@@ -1,7 +1,12 @@
 """Where the tokens of a Program are merged: how many are left after each point, what that costs, which plans are sound.
 
-A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. Blocks count from 1; a
-block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
+A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. `4:10-98@0.8` merges as
+many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98, and
+of the numbers between them a multiple of `MERGE_STEP`.
+Blocks count from 1; a block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
+
+How many tokens are left after each point is what a run's output `tokens` says, and `left` here: patch tokens, a number
+for each point. Without it the functions tell of the image with the most tokens, for which memory is bounded.
 """
 
 from __future__ import annotations
@@ -10,19 +15,55 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from edgevit.errors import BudgetError
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.util import strict_json
+from edgevit.util import limits, strict_json
 
 LEAST_PATCHES = 2  # what has to be left to be mixed
+MERGE_EFFORT = 0.1  # cosine that a unit of effort adds to every threshold
+# Pairs by which images differ: every number of rows is a shape that runtimes prepare and memory is proven for.
+MERGE_STEP = 8
+Left = Sequence[int] | np.ndarray | None
+_NUMBER = r"-?(?:\d{1,3}(?:\.\d{1,20})?|\.\d{1,20})(?:e-\d{1,2})?"
+_POINT = re.compile(rf"\s*(\d{{1,6}}):(?:(\d{{1,6}})|(\d{{1,6}})-(\d{{1,6}})@({_NUMBER}))\s*", re.ASCII)
 
 
-def tokens_before(spec: ProgramSpec) -> tuple[int, ...]:
+def tokens_before(spec: ProgramSpec, left: Left = None) -> tuple[int, ...]:
     """Return token rows of the stream before every branch, and after the last one."""
+    after = dict(zip((point.after for point in spec.merges), _left_after(spec, left), strict=True))
     rows = [spec.tokens]
     for branch in spec.branches:
-        rows.append(rows[-1] - sum(point.count for point in spec.merges if point.after == branch.name))
+        rows.append(spec.stem.prefix + after[branch.name] if branch.name in after else rows[-1])
     return tuple(rows)
+
+
+def most_left(spec: ProgramSpec) -> tuple[int, ...]:
+    """Return the most patch tokens there can be after every point: as few are merged as may be."""
+    return _left(spec.patches, [point.fewest for point in spec.merges])
+
+
+def fewest_left(spec: ProgramSpec) -> tuple[int, ...]:
+    """Return the fewest patch tokens there can be after every point: as many are merged as may be."""
+    return _left(spec.patches, [point.count for point in spec.merges])
+
+
+def _left_after(spec: ProgramSpec, left: Left) -> tuple[int, ...]:
+    return most_left(spec) if left is None else tuple(map(int, left))  # products of an output's int32 could overflow
+
+
+def _left(patches: int, pairs: Sequence[int]) -> tuple[int, ...]:
+    return tuple(patches - sum(pairs[: index + 1]) for index in range(len(pairs)))
+
+
+def pair_counts(point: MergeSpec) -> tuple[int, ...]:
+    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of `MERGE_STEP` between them.
+
+    Of as many pairs as are alike enough the largest of these is merged, otherwise the first.
+    """
+    between = range(point.fewest + MERGE_STEP - point.fewest % MERGE_STEP, point.count, MERGE_STEP)
+    return tuple(sorted({point.fewest, *between, point.count}))
 
 
 def merge_at(spec: ProgramSpec, branch: str) -> MergeSpec | None:
@@ -30,21 +71,18 @@ def merge_at(spec: ProgramSpec, branch: str) -> MergeSpec | None:
     return next((point for point in spec.merges if point.after == branch), None)
 
 
-def merge_products(spec: ProgramSpec) -> tuple[int, ...]:
+def merge_products(spec: ProgramSpec, left: Left = None) -> tuple[int, ...]:
     """Return MACs of every point: scores between two halves of the patches, and the product that adds pairs up."""
     found = []
-    for patches, point in zip(patches_before(spec), spec.merges, strict=True):
+    for patches, rest in zip(patches_before(spec, left), _left_after(spec, left), strict=True):
         first, second = halves(patches)
-        found.append(spec.dim * second * (first + point.count))
+        found.append(spec.dim * second * (first + patches - rest))
     return tuple(found)
 
 
-def patches_before(spec: ProgramSpec) -> tuple[int, ...]:
+def patches_before(spec: ProgramSpec, left: Left = None) -> tuple[int, ...]:
     """Return patch tokens that come to every point."""
-    left = [spec.patches]
-    for point in spec.merges:
-        left.append(left[-1] - point.count)
-    return tuple(left[:-1])
+    return (spec.patches, *_left_after(spec, left))[: len(spec.merges)]
 
 
 def halves(patches: int) -> tuple[int, int]:
@@ -63,13 +101,27 @@ def merge_faults(spec: ProgramSpec) -> list[str]:
             return [*faults, f"tokens are merged after {name}, which is no branch"]
         if place <= last:
             return [*faults, f"points where tokens are merged must be in the order of the branches, one each: {name}"]
+        # The most that may be merged has to be there for the image of which most was merged before.
         if not 1 <= point.count <= left // 2 or left - point.count < LEAST_PATCHES:
             most = min(left // 2, left - LEAST_PATCHES)
             allowed = f"allowed: 1 to {most}, half of them" if most > 0 else f"{LEAST_PATCHES} have to be left"
-            return [*faults, f"{point.count} tokens are merged after {name}, where there are {left}; {allowed}"]
+            there = f"there are {left}" + (" at least" if spec.adaptive else "")
+            return [*faults, f"{point.count} tokens are merged after {name}, where {there}; {allowed}"]
+        faults += _threshold_faults(point, name)
         if not _read_later(spec, place):
             faults.append(f"tokens are merged after {name}, where nothing reads them any more: no attention follows")
         last, left = place, left - point.count
+    return faults
+
+
+def _threshold_faults(point: MergeSpec, name: str) -> list[str]:
+    if point.threshold is None:
+        return [] if point.least == 0 else [f"least is {point.least} after {name}, which needs a threshold; allowed: 0"]
+    faults = []
+    if not 0 <= point.least < point.count:
+        faults.append(f"at least {point.least} tokens are merged after {name}; allowed: 0 to {point.count - 1}")
+    if point.threshold not in limits.LIKENESS:
+        faults.append(f"the threshold after {name} is {point.threshold:g}, allowed for {limits.LIKENESS.said}")
     return faults
 
 
@@ -94,7 +146,7 @@ def with_merges(spec: ProgramSpec, merges: Sequence[MergeSpec]) -> ProgramSpec:
 
 
 def read_plan(text: str, spec: ProgramSpec) -> tuple[MergeSpec, ...]:
-    """Return the points that `4:60,8:60` stands for in a model.
+    """Return the points that `4:60,8:60` or `4:0-98@0.8` stands for in a model.
 
     Raises:
         BudgetError: the text is no plan, or names a block that the model does not have.
@@ -102,27 +154,37 @@ def read_plan(text: str, spec: ProgramSpec) -> tuple[MergeSpec, ...]:
     names = merge_branches(spec)
     points = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,6}):(\d{1,6})\s*", part, re.ASCII)
+        found = _POINT.fullmatch(part)
         if found is None:
             raise BudgetError(
                 f"tokens are {strict_json.shown(text)}; expected BLOCK:COUNT with commas, such as 4:60,8:60: after the "
-                "attention of block 4 merge 60 pairs of tokens, after that of block 8 another 60"
+                "attention of block 4 merge 60 pairs of tokens, after that of block 8 another 60; or "
+                "BLOCK:LEAST-MOST@COSINE, such as 4:0-98@0.8: after block 4 merge the pairs with a cosine above 0.8, "
+                "98 of them at most"
             )
-        block, count = int(found[1]), int(found[2])
+        block = int(found[1])
         if not 1 <= block <= len(names):
             raise BudgetError(
                 f"tokens are to be merged after block {block}; {spec.name} has blocks 1 to {len(names)}"
                 if names
                 else f"{spec.name} has no attention, so there is no block to merge tokens after"
             )
-        points.append(MergeSpec(after=names[block - 1], count=count))
+        if found[3] is None:
+            points.append(MergeSpec(after=names[block - 1], count=int(found[2])))
+        else:
+            least, most, threshold = int(found[3]), int(found[4]), float(found[5])
+            points.append(MergeSpec(after=names[block - 1], count=most, least=least, threshold=threshold))
     return tuple(points)
 
 
 def write_plan(spec: ProgramSpec) -> str:
     """Return the points of a spec as `4:60,8:60`; a point after another branch than an MHSA has the branch's name."""
     blocks = {name: str(number) for number, name in enumerate(merge_branches(spec), 1)}
-    return ",".join(f"{blocks.get(point.after, point.after)}:{point.count}" for point in spec.merges)
+    return ",".join(f"{blocks.get(point.after, point.after)}:{_write_count(point)}" for point in spec.merges)
+
+
+def _write_count(point: MergeSpec) -> str:
+    return f"{point.count}" if point.threshold is None else f"{point.least}-{point.count}@{point.threshold!r}"
 
 
 def merge_branches(spec: ProgramSpec) -> tuple[str, ...]:

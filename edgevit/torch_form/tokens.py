@@ -1,13 +1,15 @@
 """Merge tokens that are alike, as tensors: bipartite soft matching (Token Merging, Bolya et al., arXiv 2210.09461).
 
 Patch tokens are split into two sets, every other one. Each token of the first finds its most alike in the second, and
-the `count` best pairs become one token each, the mean weighed by how many patches stand behind it. Alike is what has a
+the best pairs become one token each, the mean weighed by how many patches stand behind it. Alike is what has a
 high cosine between the stream's rows, each minus its mean: the product of their LayerNorms. ToMe compares the keys of
 the block's attention, and does no better, but they are missing where that attention is gated,
 pruned or gone.
 
-Among equals the token of lower index goes first, in both choices. Shapes: B images, N tokens, D = dim, F and S tokens
-of the first and second set, C = count.
+Among equals the token of lower index goes first, in both choices. Where the number of pairs follows the image, images
+of a batch have as many rows as the one that keeps most; rows that an image does not have stand at its end, stand for 0
+patches and are in no sum. Shapes: B images, N tokens, D = dim, F and S tokens of the first and second set, C the most
+pairs that an image merges.
 """
 
 from __future__ import annotations
@@ -17,39 +19,64 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.program.spec import MergeSpec, ProgramSpec
+from edgevit.program.tokens import MERGE_EFFORT, pair_counts
 
-Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`; None: one each
+Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`, 0 = no token; None: one each
 
 
-def merge(x: Tensor, sizes: Sizes, point: MergeSpec, spec: ProgramSpec) -> tuple[Tensor, Tensor]:
-    """Return the stream `[B, N - C, D]` and its sizes: prefix, what is left of the first set in order, the second."""
+def merge(x: Tensor, sizes: Sizes, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the stream `[B, N, D]` and its sizes after a point: prefix, what is left of the first set, the second."""
     prefix = spec.stem.prefix
     weights = x.new_ones(*x.shape[:2], 1) if sizes is None else sizes
-    merged, left, into = match(F.layer_norm(x[:, prefix:], (x.shape[-1],), eps=spec.norm_eps), point.count)
     first, second = x[:, prefix::2], x[:, prefix + 1 :: 2]
     first_sizes, second_sizes = weights[:, prefix::2], weights[:, prefix + 1 :: 2]
-    # How many patches each token of the second set takes in from each of the first: [B, S, C].
+    normed = F.layer_norm(x[:, prefix:], (x.shape[-1],), eps=spec.norm_eps)
+    best, into = match(normed, weights[:, prefix:, 0] > 0)
+    merged, valid = chosen(best, pairs(best, point, spec, effort))
+    # How many patches each token of the second set takes in from each that is merged: [B, S, C].
     places = torch.arange(second.shape[1], device=x.device)
-    taken = (places[None, :, None] == into[:, None, :]) * pick(first_sizes, merged).transpose(1, 2)
+    moved = pick(first_sizes, merged) * valid[..., None]
+    taken = (places[None, :, None] == into.gather(1, merged)[:, None]) * moved.transpose(1, 2)
     sums = second_sizes + taken.sum(dim=2, keepdim=True)
-    means = (second * second_sizes + taken @ pick(first, merged)) / sums
+    means = (second * second_sizes + taken @ pick(first, merged)) / sums.clamp_min(1)
+    rows = torch.cat([first, means], dim=1)
+    stays = torch.ones_like(best, dtype=torch.bool).scatter(1, merged, ~valid)
+    held = torch.cat([first_sizes * stays[..., None], sums], dim=1)
+    there = held[..., 0] > 0
+    order = there.int().argsort(dim=1, descending=True, stable=True)[:, : int(there.sum(dim=1).max())]
     return (
-        torch.cat([x[:, :prefix], pick(first, left), means], dim=1),
-        torch.cat([weights[:, :prefix], pick(first_sizes, left), sums], dim=1),
+        torch.cat([x[:, :prefix], pick(rows, order)], dim=1),
+        torch.cat([weights[:, :prefix], pick(held, order)], dim=1),
     )
 
 
-def match(tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pair patch tokens `[B, N, D]` by their products.
+def match(tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the most alike of the second set for every token of the first, by the products of `[B, N, D]`.
 
-    Returns places in the first set of those that are merged `[B, C]`, best first, and of those that are left
-    `[B, F - C]`, in order; and the places `[B, C]` in the second set that the merged ones go into.
+    `there` `[B, N]` says which tokens there are; those that are not come last. Returns the products `[B, F]`, -inf
+    where there is no token, and the partners' places `[B, F]` in the second set.
     """
     scores = tokens[:, 0::2] @ tokens[:, 1::2].transpose(1, 2)
-    best, into = scores.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    merged, left = order[:, :count], order[:, count:].sort(dim=-1).values
-    return merged, left, into.gather(1, merged)
+    pairs = there[:, 0::2, None] & there[:, None, 1::2]
+    best, into = scores.masked_fill(~pairs, -torch.inf).max(dim=-1)
+    return best, into
+
+
+def pairs(best: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0) -> Tensor:
+    """Return how many pairs are merged in every image, int64 `[B]`, from the products `[B, F]` of normalised rows."""
+    if point.threshold is None:
+        return torch.full((len(best),), point.count, device=best.device)
+    # A row that LayerNorm gave has the length sqrt(D).
+    limit = spec.dim * (point.threshold + MERGE_EFFORT * effort)
+    counts = torch.tensor(pair_counts(point), device=best.device)
+    above = (best > limit).sum(dim=1, keepdim=True)
+    return counts[(above >= counts[1:]).sum(dim=1)]
+
+
+def chosen(best: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return places of the `count` `[B]` best `[B, F]`, best first, `[B, C]` for the largest count, and which count."""
+    order = best.argsort(dim=-1, descending=True, stable=True)[:, : int(count.max())]
+    return order, torch.arange(order.shape[1], device=best.device) < count[:, None]
 
 
 def pick(rows: Tensor, places: Tensor) -> Tensor:
@@ -57,8 +84,13 @@ def pick(rows: Tensor, places: Tensor) -> Tensor:
     return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+def patches_left(sizes: Tensor, prefix: int) -> Tensor:
+    """Return how many patch tokens every image has, int32 `[B]`."""
+    return (sizes[:, prefix:, 0] > 0).sum(dim=1, dtype=torch.int32)
+
+
 def key_bias(sizes: Sizes) -> Tensor | None:
-    """Return what attention adds to the scores of every key, `[B, 1, 1, N]`: log(size)."""
+    """Return what attention adds to the scores of every key, `[B, 1, 1, N]`: log(size), -inf where there is none."""
     return None if sizes is None else sizes.log().transpose(1, 2)[:, None]
 
 

@@ -6,6 +6,7 @@ Shapes: B images, N tokens, D = dim, H heads, E = head_dim, L branches.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,25 @@ STEMS: Mapping[StemKind, Callable[[Layers, Tensor, Tap | None], Tensor]] = {
 }
 
 
+class Walk(NamedTuple):
+    """The stream `[B, N, D]` after all branches, how many patches each token stands for, and how many there were.
+
+    `tokens`: patch tokens left after every point where they merge, int32 `[B, points]`.
+    """
+
+    x: Tensor
+    sizes: tokens.Sizes
+    tokens: Tensor
+
+
+class Answer(NamedTuple):
+    """What a device's run gives, for every image: logits `[B, classes]`, gates `[B, L]`, tokens `[B, points]`."""
+
+    logits: Tensor
+    gates: Tensor
+    tokens: Tensor
+
+
 class Vit(Layers):
     """A Program's function on normalised images `[B, 3, height, width]`; parameters carry the Program's array names.
 
@@ -38,6 +58,9 @@ class Vit(Layers):
       watch(index, x) is called with the stream before every branch.
       images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
       trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
+      effort: moves the thresholds of merges; gates have theirs from `decide`. `answer` moves both, as a device does.
+
+    Where the number of tokens follows the image, rows at the end of the stream may stand for no token (`tokens`).
     """
 
     def stem(self, images: Tensor, tap: Tap | None = None) -> Tensor:
@@ -78,9 +101,10 @@ class Vit(Layers):
         watch: Watch | None = None,
         *,
         trim: bool = False,
+        effort: float = 0.0,
     ) -> Tensor:
         """All branches in order on the stream `[B, N, D]`; trimmed, only the rows that are read later are left."""
-        return self.walk(x, decide, tap, watch, trim=trim)[0]
+        return self.walk(x, decide, tap, watch, trim=trim, effort=effort).x
 
     def walk(
         self,
@@ -90,10 +114,12 @@ class Vit(Layers):
         watch: Watch | None = None,
         *,
         trim: bool = False,
-    ) -> tuple[Tensor, tokens.Sizes]:
-        """Return what `blocks` does, and how many patches each of its tokens stands for."""
+        effort: float = 0.0,
+    ) -> Walk:
+        """Return what `blocks` does, with the sizes and the number of its tokens."""
         left = rows_out(self.spec)
         sizes: tokens.Sizes = None
+        counts = [torch.empty(len(x), 0, dtype=torch.int32, device=x.device)]
         for index, branch in enumerate(self.spec.branches):
             if watch is not None:
                 watch(index, x)
@@ -112,8 +138,9 @@ class Vit(Layers):
                     y = attention.mhsa(self, branch, read, tap, rows if rows < read.shape[1] else None, sizes)
                 x = x + (y if g is None else g * y + (1 - g) * skip)
             if (point := merge_at(self.spec, branch.name)) is not None:
-                x, sizes = tokens.merge(x, sizes, point, self.spec)
-        return x, sizes
+                x, sizes = tokens.merge(x, sizes, point, self.spec, effort)
+                counts.append(tokens.patches_left(sizes, self.spec.stem.prefix)[:, None])
+        return Walk(x, sizes, torch.cat(counts, dim=1))
 
     def head(self, x: Tensor, tap: Tap | None = None, sizes: tokens.Sizes = None) -> Tensor:
         """Map stream `[B, N, D]` to logits `[B, classes]`."""
@@ -127,9 +154,24 @@ class Vit(Layers):
         watch: Watch | None = None,
         *,
         trim: bool = False,
+        effort: float = 0.0,
     ) -> Tensor:
-        x, sizes = self.walk(self.stem(images, tap), decide, tap, watch, trim=trim)
+        x, sizes, _ = self.walk(self.stem(images, tap), decide, tap, watch, trim=trim, effort=effort)
         return self.head(x, tap, sizes)
+
+    def answer(self, images: Tensor, effort: float = 0.0) -> Answer:
+        """Return what a device says of normalised images: every one by itself, gates and merges moved by `effort`."""
+        hard, opened = self.hard_gates(effort), {}
+
+        def decide(index: int, x: Tensor) -> Tensor:
+            opened[index] = hard(index, x)
+            return opened[index]
+
+        x, sizes, left = self.walk(self.stem(images), decide, trim=True, effort=effort)
+        ran = [x.new_full((len(x),), not branch.removed) for branch in self.spec.branches]
+        gates = [opened.get(index, state) for index, state in enumerate(ran)]
+        states = torch.stack(gates, dim=1) if gates else x.new_empty(len(x), 0)
+        return Answer(self.head(x, None, sizes), states.to(torch.uint8), left)
 
 
 def normalise(spec: ProgramSpec, images: np.ndarray) -> Tensor:

@@ -83,6 +83,8 @@ class Range:
 EPS = Range(of="the eps of a LayerNorm", low=1e-20, high=1.0)
 SCALE = Range(of="the scale of attention", low=1e-6, high=1e6)
 THRESHOLD = Range(of="the threshold of a gate", low=-1e20, high=1e20)
+# Beyond the cosines that there are only where `effort` alone is to reach them.
+LIKENESS = Range(of="the cosine above which tokens are merged", low=-2.0, high=2.0)
 CROP = Range(of="crop_pct", low=0.01, high=10.0)
 MEAN = Range(of="a channel's mean", low=-1e6, high=1e6)
 STD = Range(of="a channel's std", low=1e-6, high=1e6)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,12 +16,14 @@ from edgevit.program.macs import (
     macs_by_branch,
     rows_in,
     rows_out,
+    run_macs,
     stem_macs,
     total_macs,
 )
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import fewest_left, most_left, read_plan, with_merges
 from edgevit.torch_form.vit import Vit, normalise
-from tests.tiny import tiny_images, tiny_program
+from tests.tiny import tiny_images, tiny_program, tiny_spec
 
 torch.set_num_threads(1)
 
@@ -112,6 +115,27 @@ def test_every_later_branch_costs_less_where_tokens_merge() -> None:
     assert all(fewer < all_tokens for fewer, all_tokens in costs[1:5])
     parts = stem_macs(merged) + sum(macs_by_branch(merged)) + head_macs(merged)
     assert total_macs(merged) == parts + 32 * 8 * (8 + 4) + 32 * 6 * (6 + 3)
+
+
+def test_fewer_tokens_are_fewer_macs() -> None:
+    """Of a run that tells how many tokens it had; at the most tokens it is what is said of the Program."""
+    spec = tiny_program(depth=4, gated=True, tokens="1:0-6@0.1,2:1-3@0.1").spec
+    opened = np.array([1] * 8, dtype=np.uint8)
+    assert run_macs(spec, opened, most_left(spec)) == total_macs(spec) == run_macs(spec, opened)
+    left = np.array([12, 10], dtype=np.int32)
+    assert rows_in(spec, left) == (17, 13, 13, 11, 11, 11, 11, 1)
+    fixed = tiny_program(depth=4, gated=True, tokens="1:4,2:2").spec
+    assert run_macs(spec, opened, left) == total_macs(fixed) == total_macs(spec, left=left)
+    assert total_macs(spec, full_rows=True, left=left) == total_macs(fixed, full_rows=True)
+    assert run_macs(spec, opened, fewest_left(spec)) < run_macs(spec, opened, left) < total_macs(spec)
+    opened[3] = 0
+    assert run_macs(spec, opened, left) == total_macs(fixed) - macs_by_branch(fixed)[3]
+
+
+def test_macs_of_an_outputs_numbers_do_not_overflow() -> None:
+    spec = tiny_spec(depth=2, dim=4096, hidden=65536, image=(512, 512))
+    spec = with_merges(spec, read_plan("1:1-99@0.5", spec))
+    assert total_macs(spec, left=np.array([4000], dtype=np.int32)) > 2**31
 
 
 def test_parts_add_up() -> None:

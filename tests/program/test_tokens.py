@@ -10,7 +10,18 @@ from edgevit.errors import BudgetError, ProgramError
 from edgevit.program.original import uncompressed, weights_digest
 from edgevit.program.program import Program, load_program, save_program
 from edgevit.program.spec import MergeSpec
-from edgevit.program.tokens import merge_faults, read_plan, tokens_before, with_merges, write_plan
+from edgevit.program.tokens import (
+    MERGE_STEP,
+    fewest_left,
+    merge_faults,
+    most_left,
+    pair_counts,
+    patches_before,
+    read_plan,
+    tokens_before,
+    with_merges,
+    write_plan,
+)
 from tests.tiny import tiny_program, tiny_spec
 
 
@@ -25,7 +36,67 @@ def test_a_plan_is_read_and_written() -> None:
     assert write_plan(with_merges(spec, [MergeSpec(after="b00_ffn", count=2)])) == "b00_ffn:2"
 
 
-@pytest.mark.parametrize("text", ["", "4", "1:4;2:3", "1:-4", "a:4", "1:4,", "1:4.0", "\u0661:4"])
+def test_a_plan_that_follows_the_image_is_read_and_written() -> None:
+    spec = tiny_spec(depth=4)
+    points = read_plan("1:2-6@0.80, 2:3 ,3:0-3@-.25", spec)
+    assert points == (
+        MergeSpec(after="b00_mhsa", count=6, least=2, threshold=0.8),
+        MergeSpec(after="b01_mhsa", count=3),
+        MergeSpec(after="b02_mhsa", count=3, threshold=-0.25),
+    )
+    merged = with_merges(spec, points)
+    assert merged.adaptive and merged.steered and not merged.gated
+    assert not with_merges(spec, points[1:2]).adaptive and not spec.steered and tiny_spec(gated=True).steered
+    assert write_plan(merged) == "1:2-6@0.8,2:3,3:0-3@-0.25"
+    assert read_plan(write_plan(merged), spec) == points
+    small = with_merges(spec, [MergeSpec(after="b00_mhsa", count=2, threshold=1e-7)])
+    assert read_plan(write_plan(small), spec) == small.merges
+    # Memory is for the image that keeps most; of every image less is left than came.
+    assert most_left(merged) == (14, 11, 11) and fewest_left(merged) == (10, 7, 4)
+    assert tokens_before(merged) == (17, 15, 15, 12, 12, 12, 12, 12, 12)
+    assert tokens_before(merged, (12, 9, 7)) == (17, 13, 13, 10, 10, 8, 8, 8, 8)
+    assert patches_before(merged) == (16, 14, 11) and patches_before(merged, (12, 9, 7)) == (16, 12, 9)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ("1:0-9@0.5", "9 tokens are merged after 'b00_mhsa', where there are 16 at least; allowed: 1 to 8"),
+        ("1:0-8@0.5,2:0-5@0.5", "where there are 8 at least; allowed: 1 to 4"),
+        ("1:0-8@0.5,2:5", "where there are 8 at least; allowed: 1 to 4"),
+        ("1:4-4@0.5", "at least 4 tokens are merged after 'b00_mhsa'; allowed: 0 to 3"),
+        ("1:0-4@2.5", r"the threshold after 'b00_mhsa' is 2.5, allowed for .*-2 to 2"),
+        ("4:0-4@0.5", "nothing reads them any more"),
+    ],
+)
+def test_a_plan_that_follows_the_image_and_is_not_possible_is_refused(plan: str, said: str) -> None:
+    spec = tiny_spec(depth=4)
+    with pytest.raises(BudgetError, match=said):
+        with_merges(spec, read_plan(plan, spec))
+
+
+def test_pairs_come_in_steps() -> None:
+    def counts(least: int, count: int) -> tuple[int, ...]:
+        return pair_counts(MergeSpec(after="b00_mhsa", count=count, least=least, threshold=0.5))
+
+    assert MERGE_STEP == 8
+    assert counts(0, 24) == (0, 8, 16, 24) and counts(8, 17) == (8, 16, 17)
+    assert counts(3, 20) == (3, 8, 16, 20) and counts(0, 7) == (0, 7)
+    assert pair_counts(MergeSpec(after="b00_mhsa", count=20)) == (20,)
+
+
+def test_fewest_pairs_need_a_threshold() -> None:
+    with pytest.raises(BudgetError, match="least is 2 after 'b00_mhsa', which needs a threshold"):
+        with_merges(tiny_spec(depth=3), [MergeSpec(after="b00_mhsa", count=4, least=2)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "4", "1:4;2:3", "1:-4", "a:4", "1:4,", "1:4.0", "\u0661:4", "1:0-4", "1:4@0.5", "1:0-4@", "1:0-4@a"),
+        *("1:0-4@0.5@0.6", "1:0-4@nan", "1:0-4@inf", "1:0-4@1e999"),
+    ],
+)
 def test_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="BLOCK:COUNT"):
         read_plan(text, tiny_spec(depth=3))
@@ -84,6 +155,19 @@ def test_a_folder_from_before_there_were_merges_is_read(tmp_path: Path) -> None:
     del document["spec"]["merges"]
     file.write_text(json.dumps(document))
     assert load_program(tmp_path / "p").spec == program.spec
+
+
+def test_thresholds_are_kept_in_a_folder_and_missing_ones_are_none(tmp_path: Path) -> None:
+    program = tiny_program(depth=3, tokens="1:1-4@0.3,2:2")
+    save_program(program, tmp_path / "p")
+    assert load_program(tmp_path / "p").spec == program.spec
+    file = tmp_path / "p" / "program.json"
+    document = json.loads(file.read_text())
+    for point in document["spec"]["merges"]:
+        del point["least"], point["threshold"]
+    file.write_text(json.dumps(document))
+    points = load_program(tmp_path / "p").spec.merges
+    assert [(p.count, p.least, p.threshold) for p in points] == [(4, 0, None), (2, 0, None)]
 
 
 def test_an_unknown_rule_in_a_folder_is_refused(tmp_path: Path) -> None:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from edgevit.frontends.t2t import t2t_program
+from edgevit.program.macs import rows_out
+from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec
-from edgevit.torch_form.tokens import key_bias, match, merge, weighed
-from edgevit.torch_form.vit import Vit, normalise
+from edgevit.program.tokens import (
+    MERGE_EFFORT,
+    fewest_left,
+    most_left,
+    pair_counts,
+    read_plan,
+    tokens_before,
+    with_merges,
+)
+from edgevit.torch_form.tokens import chosen, key_bias, match, merge, pairs, patches_left, weighed
+from edgevit.torch_form.vit import Answer, Vit, normalise
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
 torch.set_num_threads(1)
 
 
-def by_hand(x: np.ndarray, sizes: np.ndarray, count: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+def by_hand(x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int) -> tuple[np.ndarray, np.ndarray]:
     """Merge one image's rows `[N, D]` with sizes `[N]` token by token, as the paper tells it."""
     alike = x[prefix:] - x[prefix:].mean(axis=1, keepdims=True)
     alike = alike / np.sqrt((alike**2).mean(axis=1, keepdims=True) + 1e-6)
@@ -24,6 +39,10 @@ def by_hand(x: np.ndarray, sizes: np.ndarray, count: int, prefix: int) -> tuple[
         scores = [float(alike[a] @ alike[b]) for b in second]
         best = int(np.argmax(scores))  # the first of equals
         pairs.append((-scores[best], a, second[best]))
+    count = point.count
+    if point.threshold is not None:
+        above = sum(-score / x.shape[1] > point.threshold for score, _, _ in pairs)
+        count = max(k for k in (point.least, 8, 16, 24, point.count) if k <= max(above, point.least))
     chosen = sorted(pairs)[:count]
     rows = {i: x[prefix + i] * sizes[prefix + i] for i in range(len(alike))}
     held = {i: float(sizes[prefix + i]) for i in range(len(alike))}
@@ -34,25 +53,134 @@ def by_hand(x: np.ndarray, sizes: np.ndarray, count: int, prefix: int) -> tuple[
     return np.concatenate([x[:prefix], merged]), np.concatenate([sizes[:prefix], [held[i] for i in order]])
 
 
-@pytest.mark.parametrize(("prefix", "image", "count"), [(1, (32, 32), 5), (0, (24, 40), 7), (2, (32, 32), 8)])
-def test_a_merge_is_the_papers(prefix: int, image: tuple[int, int], count: int) -> None:
+@pytest.mark.parametrize(("prefix", "image", "count"), [(1, (64, 64), 21), (0, (40, 72), 22), (2, (64, 64), 32)])
+@pytest.mark.parametrize("threshold", [None, 0.38])
+def test_a_merge_is_the_papers(prefix: int, image: tuple[int, int], count: int, threshold: float | None) -> None:
     spec = tiny_spec(prefix=prefix, image=image)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, spec.tokens, spec.dim)).astype(np.float32)
-    sizes = np.ones((3, spec.tokens), dtype=np.float32)
-    sizes[:, prefix:] = rng.integers(1, 5, (3, spec.patches))
-    point = MergeSpec(after="b00_mhsa", count=count)
+    x = rng.standard_normal((8, spec.tokens, spec.dim)).astype(np.float32)
+    sizes = np.ones((8, spec.tokens), dtype=np.float32)
+    sizes[:, prefix:] = rng.integers(1, 5, (8, spec.patches))
+    point = MergeSpec(after="b00_mhsa", count=count, least=0 if threshold is None else 1, threshold=threshold)
     got, got_sizes = merge(torch.from_numpy(x), torch.from_numpy(sizes)[..., None], point, spec)
-    for index in range(3):
-        rows, held = by_hand(x[index], sizes[index], count, prefix)
-        np.testing.assert_allclose(got[index].numpy(), rows, atol=1e-5)
-        np.testing.assert_allclose(got_sizes[index, :, 0].numpy(), held)
-    assert torch.allclose(got_sizes[:, prefix:].sum(dim=1), torch.from_numpy(sizes[:, prefix:].sum(axis=1))[:, None])
+    lengths = set()
+    for index in range(len(x)):
+        rows, held = by_hand(x[index], sizes[index], point, prefix)
+        lengths.add(len(held))
+        np.testing.assert_allclose(got[index, : len(rows)].numpy(), rows, atol=1e-5)
+        np.testing.assert_allclose(got_sizes[index, : len(rows), 0].numpy(), held)
+        assert not got_sizes[index, len(rows) :].any() and torch.isfinite(got[index]).all()
+    assert got.shape[1] == max(lengths) and (len(lengths) > 1) == (threshold is not None)
+    total = torch.from_numpy(sizes[:, prefix:].sum(axis=1))
+    assert torch.allclose(got_sizes[:, prefix:].sum(dim=1), total[:, None])
 
 
 def test_among_equals_the_lower_index_goes_first() -> None:
-    merged, left, into = match(torch.ones(1, 9, 4), 3)
-    assert merged.tolist() == [[0, 1, 2]] and left.tolist() == [[3, 4]] and into.tolist() == [[0, 0, 0]]
+    best, into = match(torch.ones(1, 9, 4), torch.ones(1, 9, dtype=torch.bool))
+    assert into.tolist() == [[0, 0, 0, 0, 0]]
+    merged, valid = chosen(best.expand(2, -1), torch.tensor([3, 1]))
+    assert merged.tolist() == [[0, 1, 2]] * 2 and valid.tolist() == [[True] * 3, [True, False, False]]
+
+
+def test_rows_that_are_no_tokens_match_nothing() -> None:
+    there = torch.tensor([[True] * 5 + [False] * 3])
+    best, into = match(torch.ones(1, 8, 4), there)
+    assert best.tolist() == [[4.0, 4.0, 4.0, -torch.inf]] and into[0, :3].tolist() == [0, 0, 0]
+    # Better products that are not there change nothing.
+    tokens = torch.randn(1, 8, 4)
+    tokens[:, 5:] = 100 * tokens[:, :3]
+    best, into = match(tokens, there)
+    alone = match(tokens[:, :5], there[:, :5])
+    assert torch.equal(best[:, :3], alone[0]) and torch.equal(into[:, :3], alone[1])
+
+
+def test_effort_moves_the_threshold_between_the_fewest_and_the_most() -> None:
+    spec = tiny_spec(dim=4)
+    point = MergeSpec(after="b00_mhsa", count=21, least=1, threshold=0.5)
+    # Cosines of 0.99, 0.96, ...: 17 are above 0.5, which are 16 in steps.
+    best = 4 * torch.stack([0.99 - 0.03 * torch.arange(25), torch.full((25,), 0.4)])
+    counts = {effort: pairs(best, point, spec, effort).tolist() for effort in (0.0, 3.0, -3.0, torch.inf, -torch.inf)}
+    assert MERGE_EFFORT == 0.1 and pair_counts(point) == (1, 8, 16, 21)
+    assert counts == {0.0: [16, 1], 3.0: [1, 1], -3.0: [21, 21], torch.inf: [1, 1], -torch.inf: [21, 21]}
+    assert pairs(best, replace(point, threshold=0.38), spec).tolist() == [21, 21]  # all that there may be: no step
+    fixed = MergeSpec(after="b00_mhsa", count=5)
+    assert pairs(best, fixed, spec, torch.inf).tolist() == pairs(best, fixed, spec, -9.0).tolist() == [5, 5]
+
+
+ADAPTIVE: tuple[dict[str, Any], ...] = (
+    {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
+    {"tokens": "1:0-24@0.85,2:9", "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
+    {"tokens": "1:0-32@0.86,2:0-16@0.8", "prefix": 3, "pool": "mean", "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
+)
+
+
+def adaptive_t2t() -> Program:
+    program = t2t_program("t2t_vit_7", image_size=(64, 96))
+    spec = with_merges(program.spec, read_plan("2:0-12@0.88,4:1-5@0.9", program.spec))
+    return program.with_weights({}, spec)
+
+
+def made(options: dict[str, Any] | None) -> Program:
+    return adaptive_t2t() if options is None else tiny_program(depth=4, image=(64, 64), **options)
+
+
+@pytest.mark.parametrize("options", [*ADAPTIVE, None])
+def test_a_batch_of_images_is_its_images_one_by_one(options: dict[str, Any] | None) -> None:
+    program = made(options)
+    spec, model = program.spec, Vit(program)
+    images = normalise(spec, tiny_images(spec, 10))
+    different = 0
+    for effort in (0.0, 0.5, torch.inf, -torch.inf):
+        with torch.no_grad():
+            together = model.answer(images, effort)
+            alone = Answer(*map(torch.cat, zip(*(model.answer(i[None], effort) for i in images), strict=True)))
+        assert torch.equal(together.tokens, alone.tokens) and torch.equal(together.gates, alone.gates)
+        np.testing.assert_allclose(together.logits.numpy(), alone.logits.numpy(), atol=2e-5)
+        assert together.tokens.dtype == torch.int32
+        different = max(different, len({tuple(row) for row in together.tokens.tolist()}))
+        limits = {torch.inf: most_left(spec), -torch.inf: fewest_left(spec)}
+        if effort in limits:
+            assert {tuple(row) for row in together.tokens.tolist()} == {limits[effort]}
+    assert different > 2
+
+
+@pytest.mark.parametrize("options", [*ADAPTIVE, None])
+def test_rows_that_nothing_reads_change_nothing(options: dict[str, Any] | None) -> None:
+    program = made(options)
+    spec, model = program.spec, Vit(program)
+    with torch.no_grad():
+        images = normalise(spec, tiny_images(spec, 4))
+        whole, trimmed = (model(images, trim=trim) for trim in (False, True))
+        np.testing.assert_allclose(whole.numpy(), trimmed.numpy(), atol=2e-5)
+        for image in images:
+            walked = model.walk(model.stem(image[None]), trim=True)
+            left = walked.tokens[0].tolist()
+            assert walked.x.shape[1] == rows_out(spec, left)[-1]
+            assert walked.sizes is not None
+            assert walked.sizes.shape[1] == tokens_before(spec, left)[-1]
+            assert patches_left(walked.sizes, spec.stem.prefix).tolist() == [left[-1]]
+
+
+def test_the_answer_tells_gates_and_tokens() -> None:
+    program = tiny_program(depth=3, gated=True, tokens="1:0-8@0.75", removed=("b01_ffn",))
+    model, images = Vit(program), normalise(program.spec, tiny_images(program.spec, 6))
+    with torch.no_grad():
+        opened, closed = model.answer(images, torch.inf), model.answer(images, -torch.inf)
+        assert opened.gates.sum() == 6 * 5 and not closed.gates.any() and not opened.gates[:, 3].any()
+        assert torch.equal(opened.logits, model(images, trim=True, effort=torch.inf))
+    dense = Vit(tiny_program()).answer(images[:2])
+    assert dense.tokens.shape == (2, 0) and dense.gates.all()
+
+
+def test_an_adaptive_program_trains_with_rows_that_are_no_tokens() -> None:
+    program = tiny_program(depth=4, tokens="1:0-7@0.75,2:1-4@0.7")
+    model, images = Vit(program), normalise(program.spec, tiny_images(program.spec, 6))
+    logits = model(images)
+    logits.square().sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    gradient = model.array("stem.weight").grad
+    assert gradient is not None and gradient.abs().sum() > 0
 
 
 def test_merging_equal_tokens_changes_nothing() -> None:
@@ -63,7 +191,7 @@ def test_merging_equal_tokens_changes_nothing() -> None:
         with torch.no_grad():
             x = Vit(dense).stem(normalise(spec, tiny_images(spec, 2)))
             x[:, spec.stem.prefix :] = x[:, spec.stem.prefix : spec.stem.prefix + 1]
-            rows, sizes = model.walk(x)
+            rows, sizes, _ = model.walk(x)
             expected = Vit(dense).head(Vit(dense).blocks(x))
             np.testing.assert_allclose(model.head(rows, None, sizes).numpy(), expected.numpy(), atol=1e-5)
         assert rows.shape[1] == spec.tokens - 5

@@ -58,7 +58,7 @@ PACKAGES: tuple[str, ...] = tuple(PINNED)
 WHEELS: tuple[str, ...] = ()  # its program needs no runtime
 NATIVE = True
 READS_ONNX = False
-MERGES = False
+MERGES = True
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
 PROGRAM, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{PROGRAM}/runner"
@@ -306,12 +306,13 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
     from edgevit.backends.tvm.compile.emit import chain
     from edgevit.backends.tvm.parts.stages import Stages
 
-    stages, image = Stages(program, isa_of(target), default_tile, plan), program.spec.image
+    spec = program.spec
+    stages, image = Stages(program, isa_of(target), default_tile, plan), spec.image
     weights = sum(stage.weights.nbytes for step in chain(stages) for stage in step.stages)
     return Memory(
         arena=4 * stages.arena.size,
         inputs=image.height * image.width * 3 + 4,
-        outputs=4 * program.spec.head.classes + len(program.spec.branches),
+        outputs=4 * (spec.head.classes + len(spec.merges) * spec.adaptive) + len(spec.branches),
         weights=weights,
     )
 

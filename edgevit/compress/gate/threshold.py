@@ -54,7 +54,7 @@ def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
             margins[:, index] = margin.numpy()
             return (margin > 0).to(x.dtype)
 
-        model.blocks(model.stem(batch), decide)
+        model.blocks(model.stem(batch), decide, effort=effort)
         rows.append(margins)
     return np.concatenate(rows)
 

@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "widths of no whole vector": {"gated": True, "skip": True, "dim": 36, "heads": 3, "hidden": 50},
     "the same, joined and normed": {"dim": 36, "heads": 3, "prefix": 2, "head_prefix": 2, "pooled_norm": True},
     "removed": {"depth": 3, "skip": True, "removed": ("b00_ffn", "b01_mhsa", "b02_mhsa"), "patch": 4},
+    "merged": {"depth": 3, "tokens": "1:4,2:3", "gated": True, "skip": True},
+    "merged, means weighed": {"depth": 3, "tokens": "1:5,2:4", "pool": "mean", "prefix": 0},
 }
 
 

@@ -185,6 +185,11 @@ def smaller(a: Any, b: Any) -> Any:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(integer(a), integer(b))
 
 
+def whole(a: Any, size: int) -> Any:
+    """Return how often a size goes into an integer, known here or only when it runs; neither is negative."""
+    return a // size if isinstance(a, int) else tirx.floordiv(a, integer(size))
+
+
 def number(value: float) -> Any:
     return tirx.const(value, "float32")
 
@@ -251,6 +256,11 @@ def lane_sum(code: Code, vector: Any, lanes: int) -> Any:
 def lane_max(code: Code, vector: Any, lanes: int) -> Any:
     """Return the largest lane of a vector, as a scalar."""
     return _fold(code, vector, lanes, tirx.max)
+
+
+def lane_min(code: Code, vector: Any, lanes: int) -> Any:
+    """Return the smallest lane of a vector, as a scalar."""
+    return _fold(code, vector, lanes, tirx.min)
 
 
 def _fold(code: Code, vector: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:

@@ -49,6 +49,18 @@ class Place:
         return Place(offset=self.offset + start, rows=self.rows, width=width, stride=self.stride)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alive:
+    """How many rows of the stream there are, where that follows the image: what a run's output `tokens` says.
+
+    These are the `prefix` and the patch tokens left after point number `point` of `points`.
+    """
+
+    prefix: int
+    point: int
+    points: int
+
+
 class Arena:
     """Hands out places one behind the other and remembers the largest extent."""
 

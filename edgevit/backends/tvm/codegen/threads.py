@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from edgevit.backends.tvm.codegen.code import Code, integer, smaller
+from edgevit.backends.tvm.codegen.code import Code, integer, smaller, whole
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, panels
 
 # Steps (one multiply-add of a vector, or as long) below which a kernel stays on one thread: on Zen 4 waking another one
@@ -47,16 +47,22 @@ def gain(threads: int, units: int) -> float:
 
 
 @contextmanager
-def shared(code: Code, threads: int, units: int) -> Iterator[Part]:
-    """Run what follows once for every part, each in a thread of its own; all of it here where there is one part."""
+def shared(code: Code, threads: int, units: int, there: Any = None) -> Iterator[Part]:
+    """Run what follows once for every part, each in a thread of its own; all of it here where there is one part.
+
+    Of the units only the first `there` exist when it runs (None: all of them); there are as many parts.
+    """
     count, step = parts(threads, units), size(threads, units)
+    there = units if there is None else there
     if count == 1:
         with code.alone():
-            yield Part(end=units)
+            yield Part(end=there)
         return
+    if not isinstance(there, int):
+        step = code.let(units_of(there, count))
     with code.loop(count, parallel=True) as index:
         first = code.let(index * integer(step))
-        yield Part(index=index, first=first, end=code.let(smaller(first + integer(step), units)), count=count)
+        yield Part(index=index, first=first, end=code.let(smaller(first + integer(step), there)), count=count)
 
 
 def threads_for(threads: int, steps: float) -> int:
@@ -65,25 +71,27 @@ def threads_for(threads: int, steps: float) -> int:
 
 
 @contextmanager
-def each(code: Code, threads: int, extent: int) -> Iterator[Any]:
-    """A loop over 0 <= i < extent, shared out."""
-    with shared(code, threads, extent) as part, code.loop(part.end - part.first) as index:
+def each(code: Code, threads: int, extent: int, there: Any = None) -> Iterator[Any]:
+    """A loop over 0 <= i < extent, shared out; see `shared`."""
+    with shared(code, threads, extent, there) as part, code.loop(part.end - part.first) as index:
         yield part.first + index
 
 
 @contextmanager
-def either(code: Code, threads: int, rows: int, columns: int, steps: int) -> Iterator[tuple[Part, Part]]:
+def either(
+    code: Code, threads: int, rows: int, columns: int, steps: int, there: Any = None
+) -> Iterator[tuple[Part, Part]]:
     """Parts of rows and of columns, one of which is all of them: rows unless columns are cut more evenly.
 
-    `steps` is how much work there is altogether; see `WORTH`.
+    `steps` is how much work there is altogether; see `WORTH`. `there` is how many rows exist; see `shared`.
     """
     threads = threads_for(threads, steps)
     if gain(threads, rows) >= 0.95 * gain(threads, columns):
-        with shared(code, threads, rows) as part:
+        with shared(code, threads, rows, there) as part:
             yield part, Part(end=columns)
     else:
         with shared(code, threads, columns) as part:
-            yield Part(end=rows), part
+            yield Part(end=rows if there is None else there), part
 
 
 def pieces(code: Code, part: Part, full: int, emit: Callable[[Any], None], rest: Callable[[], None] | None) -> None:
@@ -92,7 +100,7 @@ def pieces(code: Code, part: Part, full: int, emit: Callable[[Any], None], rest:
         emit(part.first + index)
     if rest is None:
         return
-    if part.count == 1:
+    if part.count == 1 and isinstance(part.end, int):
         rest()
     else:
         with code.when(part.end > integer(full)):
@@ -144,21 +152,31 @@ def row_units(rows: int, tile: Tile) -> int:
     return -(-rows // tile.rows)
 
 
+def units_of(rows: Any, size: int) -> Any:
+    """Return how many units of so many rows there are, the last one possibly smaller; None for None rows."""
+    return None if rows is None else whole(rows + (size - 1), size)
+
+
 def over_panels(
     code: Code,
     isa: Isa,
     tile: Tile,
     shape: tuple[int, int, int],
     panel: Callable[[Any, int, Part], None],
+    there: Any = None,
 ) -> None:
     """Call `panel(index, vectors, its tiles of rows)` for every panel of columns.
 
-    `shape` is rows, columns and steps of a product's inner loop.
+    `shape` is rows, columns and steps of a product's inner loop. `there` is how many of the rows exist when it runs
+    (None: all): the last tile is computed whole, so rows behind them become anything, within the rows of the shape.
     """
     rows, columns, steps = shape
     full, rest = panels(columns, tile, isa.lanes)
     work = rows * columns // isa.lanes * steps
-    with either(code, isa.threads, row_units(rows, tile), full + (rest > 0), work) as (down, across):
+    with either(code, isa.threads, row_units(rows, tile), full + (rest > 0), work, units_of(there, tile.rows)) as (
+        down,
+        across,
+    ):
         pieces(
             code,
             across,

@@ -1,8 +1,9 @@
 """A Program as a Relax module: one function per branch, called inside `relax.If` where the branch has a gate.
 
-`main(image, effort, arena, logits, gates, weights...) -> arena` allocates nothing: activations live in the arena that
-the caller gives, weights in one array per stage that the caller may map from a file, and outputs where the caller wants
-them. A closed branch touches neither its code nor its weights.
+`main(image, effort, arena, logits, gates, [tokens,] weights...) -> arena` allocates nothing: activations live in the
+arena that the caller gives, weights in one array per stage that the caller may map from a file, and outputs where the
+caller wants them. A closed branch touches neither its code nor its weights. Where the number of tokens follows the
+image, kernels read it from `tokens` as they run: places and calls are those of the image that keeps most.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import tvm
 from tvm import relax
 
 from edgevit.backends.tvm.codegen.schedules import Isa, default_tile
+from edgevit.backends.tvm.parts import tokens
 from edgevit.backends.tvm.parts.stage import Choose, Counted, Kernel, Stage
 from edgevit.backends.tvm.parts.stages import Stages
 from edgevit.program.macs import rows_in, rows_out
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import merge_at, tokens_before
 from edgevit.schema.quant_plan import QuantPlan
 
 
@@ -86,14 +89,19 @@ def chain(stages: Stages, *, gating: bool = True) -> list[Step]:
     spec = stages.spec
     steps = [Step(body=stages.stem(tuple(not b.removed for b in spec.branches)))]
     rows = rows_out(spec)
+    sizes = None
     for index, (branch, kept, read) in enumerate(zip(spec.branches, rows, rows_in(spec), strict=True)):
-        skip = stages.skip(branch, kept) if branch.skip and (branch.removed or gating) else None
+        skip = stages.skip(branch, kept, sizes) if branch.skip and (branch.removed or gating) else None
         if branch.removed:
             steps.append(Step(body=skip))
-            continue
-        gate = stages.gate(branch, index, read) if branch.gate is not None and gating else None
-        steps.append(Step(gate=gate, body=stages.branch(branch, kept, read), otherwise=skip if gate else None))
-    steps.append(Step(body=stages.head(rows[-1] if rows else spec.tokens)))
+        else:
+            gate = stages.gate(branch, index, read, sizes) if branch.gate is not None and gating else None
+            body = stages.branch(branch, kept, read, sizes)
+            steps.append(Step(gate=gate, body=body, otherwise=skip if gate else None))
+        if (point := merge_at(spec, branch.name)) is not None:
+            steps.append(Step(body=stages.merge(point, kept, sizes)))
+            sizes = tokens.after(stages, point)
+    steps.append(Step(body=stages.head(tokens_before(spec)[-1] if spec.head.pool == "mean" else spec.tokens, sizes)))
     return steps
 
 
@@ -114,7 +122,8 @@ class _Writer:
         bodies = {step.body.name for step in steps if step.gate is not None and step.body is not None}
         stages.sort(key=lambda stage: stage.name in bodies)
         names = [stage.name for stage in stages if stage.weights.size]
-        parameters = {name: self._parameter(name) for name in ("image", "effort", "arena", "logits", "gates")}
+        counted = ("tokens",) if self.spec.adaptive else ()
+        parameters = {name: self._parameter(name) for name in ("image", "effort", "arena", "logits", "gates", *counted)}
         weights = {s.name: self._tensor(f"w_{_plain(s.name)}", (s.weights.size,)) for s in stages if s.weights.size}
         with self.block.function(
             "main", [*parameters.values(), *weights.values()], attrs={"relax.force_pure": 1, "global_symbol": "main"}
@@ -191,6 +200,7 @@ class _Writer:
             "arena": ((self.size,), "float32"),
             "logits": ((1, self.spec.head.classes), "float32"),
             "gates": ((len(self.spec.branches),), "uint8"),
+            "tokens": ((len(self.spec.merges),), "int32"),
         }[name]
         return self._tensor(name, shape, kind)
 

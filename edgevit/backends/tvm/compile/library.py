@@ -78,6 +78,7 @@ def manifest(lowered: Lowered) -> Manifest:
         arena=lowered.arena,
         weights=tuple(parameters),
         threads=lowered.isa.threads,
+        points=len(spec.merges) if spec.adaptive else 0,
     )
 
 

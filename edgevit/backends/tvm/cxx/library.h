@@ -34,6 +34,7 @@ inline const edgevit_library& load_library(const File& file, const Manifest& man
   same("bytes of an image", found->image_bytes, manifest.image_bytes());
   same("classes", found->classes, manifest.classes);
   same("branches", found->branches, manifest.branches);
+  same("points", found->points, manifest.points);
   same("threads", found->threads, manifest.threads);
   return *found;
 }

@@ -135,7 +135,7 @@ struct Listed {  // a file beside model.json
 struct Manifest {
   std::string tvm;
   std::vector<std::string> machines, flags;
-  int64_t height, width, classes, branches, arena, memory, threads;
+  int64_t height, width, classes, branches, points, arena, memory, threads;
   std::vector<Parameter> weights;
   std::vector<Listed> files;
 
@@ -237,8 +237,8 @@ inline Manifest parse_manifest(const std::string& path, const std::string& text)
       fail(kModel, path + " has schema " + std::to_string(data.items[i].number) + ", this runner reads " +
                        std::to_string(kSchema) + "; build again");
   const Fields fields(path, data,
-                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "arena",
-                       "memory", "threads", "weights", "files", "sha256"});
+                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "points",
+                       "arena", "memory", "threads", "weights", "files", "sha256"});
   check_own_digest(path, text, fields.digest("sha256"));
   fields.get("isa", Json::kText);
   return {fields.get("tvm", Json::kText).text,
@@ -248,6 +248,7 @@ inline Manifest parse_manifest(const std::string& path, const std::string& text)
           fields.number("width", 1, 1 << 16),
           fields.number("classes", 1),
           fields.number("branches", 0),
+          fields.number("points", 0),
           fields.number("arena", 1),
           fields.number("memory", 1),
           fields.number("threads", 1, kMostThreads),

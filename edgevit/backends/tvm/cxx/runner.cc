@@ -84,7 +84,14 @@ void print_calls(const std::vector<Call>& calls) {
   std::printf("], ");
 }
 
-void print(const Options& options, const Manifest& manifest, const float* logits, const uint8_t* gates, Costs costs) {
+struct Answer {
+  const float* logits;
+  const uint8_t* gates;
+  const int32_t* tokens;  // patch tokens left after every point where they merge
+};
+
+void print(const Options& options, const Manifest& manifest, const Answer& answer, Costs costs) {
+  const float* const logits = answer.logits;
   for (int64_t i = 0; i < manifest.classes; ++i)
     if (!std::isfinite(logits[i])) fail(kFault, "the model gave a logit that is not finite, of class " + std::to_string(i));
   std::vector<int64_t> order(manifest.classes);
@@ -94,7 +101,8 @@ void print(const Options& options, const Manifest& manifest, const float* logits
   for (int64_t i = 0; i < std::min(options.top, manifest.classes); ++i)
     std::printf("%s[%lld, %.9g]", i ? ", " : "", static_cast<long long>(order[i]), logits[order[i]]);
   std::printf("], \"gates\": [");
-  for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", gates[i]);
+  for (int64_t i = 0; i < manifest.branches; ++i) std::printf("%s%d", i ? ", " : "", answer.gates[i]);
+  for (int64_t i = 0; i < manifest.points; ++i) std::printf("%s%d", i ? ", " : "], \"tokens\": [", answer.tokens[i]);
   std::printf("], \"runs\": %zu, \"threads\": %lld, ", costs.times.size(), static_cast<long long>(costs.threads));
   if (options.trace) print_calls(costs.calls);
   for (size_t i = 0; accountant() && i < costs.heap.size(); ++i)
@@ -213,6 +221,8 @@ class Session {
 
   int64_t image_bytes() const { return manifest.image_bytes(); }
 
+  Answer answer() const { return {logits, gates, manifest.points ? api_->tokens(model_) : nullptr}; }
+
  private:
   void check(int status, Exit code) const {
     if (status) fail(code, library_.path() + " refuses: " + api_->message(status));
@@ -247,7 +257,7 @@ void run_one(const Options& options, Session& session) {
   session.load(options.trace);
   std::vector<Time> times;
   for (int64_t i = 0; i < options.runs; ++i) times.push_back(session.run());
-  print(options, session.manifest, session.logits, session.gates, session.costs(times));
+  print(options, session.manifest, session.answer(), session.costs(times));
 }
 
 void written() {  // what was printed so far, or it counts for nothing
@@ -257,7 +267,7 @@ void written() {  // what was printed so far, or it counts for nothing
 
 void answer(const Options& options, Session& session) {
   const Time time = session.run();
-  print(options, session.manifest, session.logits, session.gates, session.costs({time}));
+  print(options, session.manifest, session.answer(), session.costs({time}));
   written();
 }
 

@@ -75,7 +75,7 @@ def bound(shipped: Shipped, manifest: Manifest) -> Memory:
     return Memory(
         arena=4 * manifest.arena,
         inputs=manifest.height * manifest.width * 3 + 4,
-        outputs=4 * manifest.classes + manifest.branches,
+        outputs=4 * (manifest.classes + manifest.points) + manifest.branches,
         weights=4 * sum(p.elements for p in manifest.weights),
     )
 

@@ -16,17 +16,20 @@ from edgevit.backends.tvm.codegen.code import (
     Code,
     buffer,
     exp,
+    integer,
     lane_max,
     lane_sum,
+    larger,
     literal,
     load,
     load_lanes,
     load_vector,
     number,
+    smaller,
     splat,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix, put
-from edgevit.backends.tvm.codegen.layout import Arena, Place
+from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
@@ -38,8 +41,9 @@ from edgevit.backends.tvm.codegen.threads import (
     shared,
     team,
     threads_for,
+    units_of,
 )
-from edgevit.backends.tvm.kernels.common import multiply, packed
+from edgevit.backends.tvm.kernels.common import alive_rows, multiply, packed
 
 MASKED = -1e30
 # Row tiles that share a panel of keys or values while it is in the first cache.
@@ -86,6 +90,17 @@ class Panel:
     vectors: int
     count: int
 
+    def there(self, columns: Any) -> Any:
+        """Return how many of these panels have a column, where so many exist; None for None."""
+        if columns is None:
+            return None
+        # A narrower panel is alone, and there as soon as it has one column.
+        return smaller(units_of(larger(columns - integer(self.first), 0), self.used), self.count)
+
+    def used_of(self, code: Code, first: Any, columns: Any) -> Any:
+        """Return how many columns of the panel that starts at `first` are used, where so many exist."""
+        return self.used if columns is None else code.let(smaller(columns - integer(first), self.used))
+
 
 def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
     """Return places for one head at a time."""
@@ -108,25 +123,46 @@ def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
     return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
 
 
-def attention(isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, tile: Tile) -> Any:
-    """Return attend per head, target = softmax(query key^T) value; the scale is in the query already."""
+def attention(
+    isa: Isa,
+    arena: int,
+    blob: int,
+    heads: Heads,
+    target: Matrix,
+    work: Scratch,
+    tile: Tile,
+    bias: Place | None = None,
+    alive: Alive | None = None,
+) -> Any:
+    """Return attend per head, target = softmax(query key^T + bias) value; the scale is in the query already.
+
+    `bias` has a value for every key, and `MASKED` in all columns that are none. Where the number of keys is known only
+    when it runs, so is that of queries, unless these are fewer.
+    """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
     threads = attention_threads(isa, heads)
+    given, keys = alive_rows(code, alive, heads.key.rows)
+    queries = keys if rows == heads.key.rows else None
     with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, tile, isa.lanes, threads)
+        column = head * heads.stride
+        kernel = _Attention(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
+        kernel.keys, kernel.queries = keys, queries
         with phase():
             kernel.pack_keys()
             kernel.pack_values()
-        with phase(), shared(code, threads, row_units(rows, block)) as part:
+        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
             kernel.work = work.of(part)
             row_tiles(code, rows, block, kernel.rows, part)
-    return code.function([memory, values])
+    return code.function([memory, values, *given])
 
 
 class _Attention:
-    """One head, whose columns start at `column`."""
+    """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all)."""
+
+    keys: Any = None
+    queries: Any = None
 
     def __init__(
         self,
@@ -140,7 +176,9 @@ class _Attention:
         tile: Tile,
         lanes: int,
         threads: int,
+        bias: Place | None,
     ) -> None:
+        self.bias = bias
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.tile, self.lanes, self.threads = target, work, tile, lanes, threads
 
@@ -152,20 +190,21 @@ class _Attention:
         code, key = self.code, self.heads.key
         for panel in self._panels(key.rows):
             columns = panel.vectors * self.lanes
-            with each(code, self.threads, panel.count) as index:
+            with each(code, self.threads, panel.count, panel.there(self.keys)) as index:
                 first = panel.first + index * columns
                 base = self.work.keys.offset + first * self.heads.width
-                with code.loop(panel.used) as k, code.loop(self.heads.width) as e:
+                used = panel.used_of(code, first, self.keys)
+                with code.loop(used) as k, code.loop(self.heads.width) as e:
                     value = load(self.memory, key.offset + (first + k) * key.stride + self.column + e)
                     code.store(self.memory, base + e * columns + k, value)
-                with code.loop(columns - panel.used) as k, code.loop(self.heads.width) as e:
-                    code.store(self.memory, base + e * columns + panel.used + k, number(0.0))
+                with code.loop(columns - used) as k, code.loop(self.heads.width) as e:
+                    code.store(self.memory, base + e * columns + used + k, number(0.0))
 
     def pack_values(self) -> None:
         code, value, lanes = self.code, self.heads.value, self.lanes
         for panel in self._panels(self.heads.stride):
             columns = panel.vectors * lanes
-            with code.loop(panel.count) as index, each(code, self.threads, value.rows) as k:
+            with code.loop(panel.count) as index, each(code, self.threads, value.rows, self.keys) as k:
                 first = panel.first + index * columns
                 with code.loop(panel.vectors) as v:
                     source = value.offset + k * value.stride + self.column + first + v * lanes
@@ -174,9 +213,10 @@ class _Attention:
 
     def rows(self, row: Any, block: Tile) -> None:
         """Scores, softmax and values of the query rows from `row` on."""
-        self._scores(row, block.rows)
-        self._softmax(block.rows)
-        self._values(row, block.rows)
+        there = rows_of(self.code, self.queries, row, block.rows)
+        self._scores(row, block.rows, there)
+        self._softmax(block.rows if there is None else there)
+        self._values(row, block.rows, there)
 
     def _product(
         self,
@@ -184,8 +224,9 @@ class _Attention:
         columns: int,
         depth: int,
         base: int,
+        there: tuple[Any, Any, Any],
         left: Callable[[Any, int, Any, int], Any],
-        start: Callable[[Panel, int], Any],
+        start: Callable[[Panel, Any, int], Any],
         store: Callable[[Any, Any, Any], None],
     ) -> None:
         """`[rows, depth] x [depth, columns]`, panel by panel of the packed matrix at `base`; a panel stays in cache.
@@ -195,29 +236,42 @@ class _Attention:
             columns: of the packed matrix.
             depth: of the product.
             base: where the packed matrix starts.
+            there: how many of the rows, columns and of the depth exist (None: all).
             left: (first row of the tile, row in it, k, count) to so many values from `k` on.
-            start: (panel, vector) to what its sums start from.
+            start: (panel, its first column, vector) to what its sums start from.
             store: takes row, column and vector of every result.
         """
         code, lanes = self.code, self.lanes
         for panel in self._panels(columns):
             width = panel.vectors * lanes
-            with code.loop(panel.count) as index:
+            with code.loop(panel.count if there[1] is None else panel.there(there[1])) as index:
                 first = panel.first + index * width
                 right = packed(self.memory, base + first * depth, width, lanes)
 
                 def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
                     sums = multiply(
-                        code, lanes, part, depth, lambda r, k, n: left(row, r, k, n), right, lambda v: start(panel, v)
+                        code,
+                        lanes,
+                        part,
+                        depth if there[2] is None else there[2],
+                        lambda r, k, n: left(row, r, k, n),
+                        right,
+                        lambda v: start(panel, first, v),
                     )
                     for r in range(part.rows):
                         for v in range(part.vectors):
                             store(row + r, first + v * lanes, sums[r * part.vectors + v].value)
 
-                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile)
+                down = Part(end=row_units(rows, self.tile) if there[0] is None else units_of(there[0], self.tile.rows))
+                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile, down)
 
-    def _scores(self, row: Any, rows: int) -> None:
+    def _scores(self, row: Any, rows: int, there: Any) -> None:
         query, scores = self.heads.query, self.work.scores
+
+        def start(panel: Panel, first: Any, v: int) -> Any:
+            if self.bias is None:
+                return mask(panel.used - v * self.lanes, self.lanes)
+            return load_vector(self.memory, self.bias.offset + first + v * self.lanes, self.lanes)
 
         def store(r: Any, column: Any, value: Any) -> None:
             self.code.store_vector(self.memory, scores.offset + r * scores.stride + column, value, self.lanes)
@@ -227,17 +281,18 @@ class _Attention:
             self.heads.key.rows,
             self.heads.width,
             self.work.keys.offset,
+            (there, self.keys, None),
             lambda first, r, e, count: load_lanes(
                 self.memory, query.offset + (row + first + r) * query.stride + self.column + e, count
             ),
-            lambda panel, v: mask(panel.used - v * self.lanes, self.lanes),
+            start,
             store,
         )
 
-    def _softmax(self, rows: int) -> None:
+    def _softmax(self, rows: Any) -> None:
         """Scores to exp(score - largest), in place, and 1 / their sum beside them."""
         code, lanes, scores = self.code, self.lanes, self.work.scores
-        vectors = scores.stride // lanes
+        vectors = scores.stride // lanes if self.keys is None else code.let(units_of(self.keys, lanes))
         with code.loop(rows) as row:
             base = scores.offset + row * scores.stride
             largest = code.register(load_vector(self.memory, base, lanes))
@@ -253,7 +308,7 @@ class _Attention:
             inverse = number(1.0) / lane_sum(code, total.value, lanes)
             code.store(self.memory, self.work.inverse.offset + row, inverse)
 
-    def _values(self, row: Any, rows: int) -> None:
+    def _values(self, row: Any, rows: int, there: Any) -> None:
         scores, target = self.work.scores, self.target
 
         def store(r: Any, column: Any, value: Any) -> None:
@@ -265,6 +320,7 @@ class _Attention:
             self.heads.stride,
             self.heads.value.rows,
             self.work.values.offset,
+            (there, None, self.keys),
             lambda first, r, k, count: load_lanes(self.memory, scores.offset + (first + r) * scores.stride + k, count),
             lambda *_: splat(0.0, self.lanes),
             store,
@@ -279,6 +335,11 @@ def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
         yield Panel(first=0, used=width, vectors=tile.vectors, count=full)
     if rest:
         yield Panel(first=full * width, used=rest, vectors=-(-rest // lanes), count=1)
+
+
+def rows_of(code: Code, queries: Any, row: Any, rows: int) -> Any:
+    """Return how many of `rows` rows from `row` on exist, where so many queries do; None for None."""
+    return None if queries is None else code.let(smaller(queries - integer(row), rows))
 
 
 def mask(used: int, lanes: int) -> Any:

@@ -32,6 +32,7 @@ from edgevit.backends.tvm.codegen.code import (
     number,
     splat,
     to_float,
+    whole,
 )
 from edgevit.backends.tvm.codegen.dots import Dot, Inner, Maddubs
 from edgevit.backends.tvm.codegen.integers import (
@@ -42,7 +43,7 @@ from edgevit.backends.tvm.codegen.integers import (
     put,
     store_integers,
 )
-from edgevit.backends.tvm.codegen.layout import Arena, Place
+from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
@@ -52,6 +53,7 @@ from edgevit.backends.tvm.codegen.threads import (
     row_units,
     shared,
     team,
+    units_of,
 )
 from edgevit.backends.tvm.kernels.attention import (
     Heads,
@@ -60,7 +62,9 @@ from edgevit.backends.tvm.kernels.attention import (
     block_rows,
     mask,
     panels_of,
+    rows_of,
 )
+from edgevit.backends.tvm.kernels.common import alive_rows
 
 SIGNED = 127
 TINY = 1e-20
@@ -128,22 +132,38 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
 
 
 def attention(
-    isa: Isa, arena: int, blob: int, heads: Heads, target: Matrix, work: Scratch, dot: Dot, tile: Tile
+    isa: Isa,
+    arena: int,
+    blob: int,
+    heads: Heads,
+    target: Matrix,
+    work: Scratch,
+    dot: Dot,
+    tile: Tile,
+    bias: Place | None = None,
+    alive: Alive | None = None,
 ) -> Any:
-    """Return attend per head, target = softmax(query key^T) value; the scale is in the query already."""
+    """Return attend per head, target = softmax(query key^T + bias) value; the scale is in the query already.
+
+    `bias` has a value for every key, in powers of 2, and `attention.MASKED` in all columns that are none. `alive` is
+    as in `attention.attention`.
+    """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
     threads = attention_threads(isa, heads)
+    given, keys = alive_rows(code, alive, heads.key.rows)
+    queries = keys if rows == heads.key.rows else None
     with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads)
+        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
+        kernel.keys, kernel.queries = keys, queries
         with phase():
             kernel.pack_keys()
             kernel.pack_values()
-        with phase(), shared(code, threads, row_units(rows, block)) as part:
+        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
             kernel.work = work.of(part)
             row_tiles(code, rows, block, kernel.rows, part)
-    return code.function([memory, values])
+    return code.function([memory, values, *given])
 
 
 def instructions(dot: Dot) -> int:
@@ -152,7 +172,10 @@ def instructions(dot: Dot) -> int:
 
 
 class _Attention:
-    """One head, whose columns start at `column`."""
+    """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all)."""
+
+    keys: Any = None
+    queries: Any = None
 
     def __init__(
         self,
@@ -166,7 +189,9 @@ class _Attention:
         dot: Dot,
         tile: Tile,
         threads: int,
+        bias: Place | None,
     ) -> None:
+        self.bias = bias
         self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
         self.target, self.work, self.dot, self.tile, self.lanes = target, work, dot, tile, dot.lanes
         self.threads = threads
@@ -179,15 +204,16 @@ class _Attention:
         code, key, keys, lanes = self.code, self.heads.key, self.work.keys, self.lanes
         for panel in self._panels(key.rows):
             columns = panel.vectors * lanes
-            with each(code, self.threads, panel.count) as index:
+            with each(code, self.threads, panel.count, panel.there(self.keys)) as index:
                 first = panel.first + index * columns
+                used = panel.used_of(code, first, self.keys)
                 base = keys.words.offset + first * (keys.depth // WORD)
-                with code.loop(panel.used) as k:
+                with code.loop(used) as k:
                     self._pack_key(key.offset + (first + k) * key.stride + self.column, first + k, base, k, columns)
-                with code.loop(columns - panel.used) as k:
-                    self._no_words(base, panel.used + k, columns, 0, keys.depth // WORD)
+                with code.loop(columns - used) as k:
+                    self._no_words(base, used + k, columns, 0, keys.depth // WORD)
                     for place in (keys.scale, keys.start):
-                        code.store(self.memory, place.offset + first + panel.used + k, number(0.0))
+                        code.store(self.memory, place.offset + first + used + k, number(0.0))
 
     def _pack_key(self, source: Any, token: Any, base: Any, place: Any, columns: int) -> None:
         code, keys, lanes = self.code, self.work.keys, self.lanes
@@ -225,7 +251,8 @@ class _Attention:
     def _pack_value(self, source: Any, column: Any, base: Any, place: Any, columns: int) -> None:
         """One vector of columns."""
         code, value, values, lanes = self.code, self.heads.value, self.work.values, self.lanes
-        largest = self._largest(value.rows, lambda k: source + k * value.stride)
+        rows = value.rows if self.keys is None else self.keys
+        largest = self._largest(rows, lambda k: source + k * value.stride)
         top = code.let(tirx.max(largest, splat(TINY, lanes)))
         code.store_vector(self.memory, values.scale.offset + column, top * splat(1 / self.limit, lanes), lanes)
         inverse = code.let(splat(float(self.limit), lanes) / top)
@@ -242,13 +269,19 @@ class _Attention:
                 packed = byte if packed is None else packed + byte
             self._store_words(base, place, index, columns, bits(f"float32x{lanes}", packed))
 
-        full, rest = divmod(value.rows, WORD)
+        full = whole(rows, WORD)
         with code.loop(full) as t:
             word(t * WORD, WORD, t)
-        if rest:
-            word(full * WORD, rest, full)
-        with code.loop(values.depth // WORD - full - (rest > 0)) as t:
-            self._store_words(base, place, full + (rest > 0) + t, columns, splat(0.0, lanes))
+        if self.keys is None:
+            if rows % WORD:
+                word(full * WORD, rows % WORD, full)
+        else:
+            for count in range(1, WORD):
+                with code.when(rows - full * WORD == integer(count)):
+                    word(full * WORD, count, full)
+        begun = units_of(rows, WORD)
+        with code.loop(self._steps(values) * (self.dot.depth // WORD) - begun) as t:
+            self._store_words(base, place, begun + t, columns, splat(0.0, lanes))
         start = splat(0.0, lanes)
         if not self.unsigned:
             start = bits(f"float32x{lanes}", total.value * tirx.Broadcast(integer(HALF), lanes))
@@ -256,12 +289,14 @@ class _Attention:
 
     def rows(self, row: Any, block: Tile) -> None:
         """Scores, softmax and values of the query rows from `row` on."""
-        self._queries(row, block.rows)
-        self._scores(block.rows)
-        self._softmax(block.rows)
-        self._values(row, block.rows)
+        there = rows_of(self.code, self.queries, row, block.rows)
+        rows = block.rows if there is None else there
+        self._queries(row, rows)
+        self._scores(block.rows, there)
+        self._softmax(rows)
+        self._values(row, block.rows, there)
 
-    def _queries(self, row: Any, rows: int) -> None:
+    def _queries(self, row: Any, rows: Any) -> None:
         code, query, work, lanes = self.code, self.heads.query, self.work, self.lanes
         vectors, words = self.heads.stride // lanes, lanes // WORD
         zero = tirx.Broadcast(integer(HALF if self.unsigned else 0), lanes)
@@ -277,7 +312,7 @@ class _Attention:
                 place = work.query.offset + r * work.query.stride + v * words
                 store_integers(code, self.memory, place, _rounded(x, lanes) + zero, self.dot.stored, lanes)
 
-    def _scores(self, rows: int) -> None:
+    def _scores(self, rows: int, there: Any) -> None:
         keys, work, lanes = self.work.keys, self.work, self.lanes
 
         def store(panel: Panel, r: Any, first: Any, v: int, total: Any) -> None:
@@ -285,17 +320,20 @@ class _Attention:
             scale = splat(load(self.memory, work.scale.offset + r), lanes)
             scale = scale * load_vector(self.memory, keys.scale.offset + column, lanes)
             score = to_float(total, lanes) * scale
-            if panel.used < (v + 1) * lanes:
+            if self.bias is not None:
+                score = score + load_vector(self.memory, self.bias.offset + column, lanes)
+            elif panel.used < (v + 1) * lanes:
                 score = score + mask(panel.used - v * lanes, lanes)
             place = work.scores.offset + r * work.scores.stride + column
             self.code.store_vector(self.memory, place, score, lanes)
 
-        self._product(rows, self.heads.key.rows, work.query, keys, store)
+        self._product(rows, self.heads.key.rows, work.query, keys, store, (there, self.keys))
 
-    def _softmax(self, rows: int) -> None:
+    def _softmax(self, rows: Any) -> None:
         """Scores to 255 * 2^(score - largest) in whole steps, and 1 / their sum beside them."""
         code, lanes, scores, shares = self.code, self.lanes, self.work.scores, self.work.shares
-        vectors, words = scores.stride // lanes, lanes // WORD
+        vectors = scores.stride // lanes if self.keys is None else code.let(units_of(self.keys, lanes))
+        words = lanes // WORD
         low, up = tirx.Broadcast(integer(LOW[self.dot.stored]), lanes), literal(thresholds(lanes))
         with code.loop(rows) as row:
             base = scores.offset + row * scores.stride
@@ -313,7 +351,7 @@ class _Attention:
             inverse = number(1.0) / to_float(lane_sum(code, total.value, lanes))
             code.store(self.memory, self.work.inverse.offset + row, inverse)
 
-    def _values(self, row: Any, rows: int) -> None:
+    def _values(self, row: Any, rows: int, there: Any) -> None:
         values, work, lanes = self.work.values, self.work, self.lanes
 
         def store(_: Panel, r: Any, first: Any, v: int, total: Any) -> None:
@@ -322,7 +360,7 @@ class _Attention:
             value = value * splat(load(self.memory, work.inverse.offset + r), lanes)
             put(self.code, self.memory, self.values, self.target, row + r, self.column + column, value, lanes)
 
-        self._product(rows, self.heads.stride, work.shares, values, store)
+        self._product(rows, self.heads.stride, work.shares, values, store, (there, None))
 
     def _product(
         self,
@@ -331,12 +369,16 @@ class _Attention:
         source: Place,
         right: Packed,
         store: Callable[[Panel, Any, Any, int, Any], None],
+        there: tuple[Any, Any],
     ) -> None:
-        """`[rows, depth]` integers times a packed matrix; `store` takes panel, row, its first column, vector, sums."""
+        """`[rows, depth]` integers times a packed matrix; `store` takes panel, row, its first column, vector, sums.
+
+        Of rows and columns, `there` exist (None: all).
+        """
         code, lanes, dot = self.code, self.lanes, self.dot
         for panel in self._panels(columns):
             width = panel.vectors * lanes
-            with code.loop(panel.count) as index:
+            with code.loop(panel.count if there[1] is None else panel.there(there[1])) as index:
                 first = panel.first + index * width
                 base = right.words.offset + first * (right.depth // WORD)
 
@@ -344,7 +386,7 @@ class _Attention:
                     inner = Inner(
                         code=code,
                         tile=part,
-                        steps=right.depth // dot.depth,
+                        steps=self._steps(right),
                         left=lambda r, word, n: load_lanes(
                             self.memory, source.offset + (row + r) * source.stride + word, n
                         ),
@@ -357,12 +399,19 @@ class _Attention:
                         for v, total in enumerate(vectors):
                             store(panel, row + r, first, v, total)
 
-                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile)
+                down = Part(end=row_units(rows, self.tile) if there[0] is None else units_of(there[0], self.tile.rows))
+                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile, down)
+
+    def _steps(self, right: Packed) -> Any:
+        """Return the steps of a product's depth, which are tokens in the second."""
+        if self.keys is None or right is not self.work.values:
+            return right.depth // self.dot.depth
+        return units_of(self.keys, self.dot.depth)
 
     def _panels(self, columns: int) -> Any:
         return panels_of(columns, self.tile, self.lanes)
 
-    def _largest(self, count: int, place: Callable[[Any], Any]) -> Any:
+    def _largest(self, count: Any, place: Callable[[Any], Any]) -> Any:
         """Return the largest absolute value of every lane over `count` vectors."""
         code, lanes = self.code, self.lanes
         largest = code.register(splat(0.0, lanes))

@@ -24,12 +24,14 @@ from edgevit.backends.tvm.codegen.code import (
     load_vector,
     number,
     rsqrt,
+    smaller,
     splat,
     tensor,
     to_float,
+    whole,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix, put
-from edgevit.backends.tvm.codegen.layout import Place
+from edgevit.backends.tvm.codegen.layout import Alive, Place
 from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
     NORM_STEPS,
@@ -66,11 +68,20 @@ class Epilogue:
     table: int | None = None
 
 
+def alive_rows(code: Code, alive: Alive | None, rows: int) -> tuple[list[Any], Any]:
+    """Return the parameters that tell how many of `rows` rows exist when a kernel runs, and that number (None: all)."""
+    if alive is None:
+        return [], None
+    tokens = buffer("tokens", alive.points, "int32")
+    # Whatever was written there, no kernel leaves the rows that it was built for.
+    return [tokens], code.let(smaller(load(tokens, alive.point) + integer(alive.prefix), rows))
+
+
 def multiply(
     code: Code,
     lanes: int,
     tile: Tile,
-    depth: int,
+    depth: Any,
     left: Callable[[int, Any, int], Any],
     right: Callable[[Any, int], Any],
     start: Callable[[int], Any],
@@ -83,7 +94,7 @@ def multiply(
         code: where to.
         lanes: of a vector.
         tile: accumulators.
-        depth: steps.
+        depth: steps, a number known here or only when it runs.
         left: (row, k, count) to so many values from `k` on.
         right: (k, vector) to a vector.
         start: vector to what its accumulators start from.
@@ -100,13 +111,13 @@ def multiply(
                 sums[index].set(sums[index].value + broadcast * column)
 
     # NEON multiplies by one lane of a register: a vector of a row is loaded once for as many steps.
-    whole = depth // lanes if along and lanes == BY_LANE else 0
-    with code.loop(whole) as block:
+    blocks = whole(depth, lanes) if along and lanes == BY_LANE else 0
+    with code.loop(blocks) as block:
         rows = [code.let(left(row, block * lanes, lanes)) for row in range(tile.rows)]
-        for lane in range(lanes if whole else 0):
+        for lane in range(lanes if not isinstance(blocks, int) or blocks else 0):
             step(block * lanes + lane, lambda row, lane=lane: lanes_of(rows[row], *[lane] * lanes))  # type: ignore[misc]
-    with code.loop(depth - whole * lanes) as k:
-        k = k + whole * lanes
+    with code.loop(depth - blocks * lanes) as k:
+        k = k + blocks * lanes
         step(k, lambda row: splat(left(row, k, 1), lanes))
     return sums
 
@@ -117,12 +128,21 @@ def packed(values: Any, base: Any, columns: int, lanes: int) -> Callable[[Any, i
 
 
 def product(
-    isa: Isa, arena: int, blob: int, source: Place, target: Matrix, weights: Weights, tile: Tile, epilogue: Epilogue
+    isa: Isa,
+    arena: int,
+    blob: int,
+    source: Place,
+    target: Matrix,
+    weights: Weights,
+    tile: Tile,
+    epilogue: Epilogue,
+    alive: Alive | None = None,
 ) -> Any:
     """Compute target = epilogue(source @ weights + bias); source `[M, K]`, target `[M, N]`."""
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    multiply_rows(code, isa, memory, values, source, target, weights, tile, epilogue)
-    return code.function([memory, values])
+    given, there = alive_rows(code, alive, source.rows)
+    multiply_rows(code, isa, memory, values, source, target, weights, tile, epilogue, there)
+    return code.function([memory, values, *given])
 
 
 def multiply_rows(
@@ -135,8 +155,9 @@ def multiply_rows(
     weights: Weights,
     tile: Tile,
     epilogue: Epilogue,
+    there: Any = None,
 ) -> None:
-    """The body of `product`, for kernels that do more."""
+    """The body of `product`, for kernels that do more; `there` as in `over_panels`."""
     depth, lanes = weights.depth, isa.lanes
     width = tile.vectors * lanes
 
@@ -167,7 +188,7 @@ def multiply_rows(
     def store(value: Any, row: Any, column: Any) -> None:
         finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 
-    over_panels(code, isa, tile, (source.rows, weights.columns, depth), panel)
+    over_panels(code, isa, tile, (source.rows, weights.columns, depth), panel, there)
 
 
 def finish(
@@ -205,6 +226,7 @@ def layer_norm(
     eps: float,
     groups: int = 1,
     runs: int = 1,
+    alive: Alive | None = None,
 ) -> Any:
     """Compute target = LN(source) * scale + shift, row by row.
 
@@ -212,8 +234,9 @@ def layer_norm(
     other, each padded to whole vectors. With `runs`, a row is so many runs of values joined, each padded likewise.
     """
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs)
-    return code.function([memory, values])
+    given, there = alive_rows(code, alive, source.rows)
+    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs, there)
+    return code.function([memory, values, *given])
 
 
 def norm_rows(
@@ -229,15 +252,16 @@ def norm_rows(
     eps: float,
     groups: int = 1,
     runs: int = 1,
+    there: Any = None,
 ) -> None:
-    """Emit the body of `layer_norm`, for kernels that do more."""
+    """Emit the body of `layer_norm`, for kernels that do more; of the rows, `there` exist (None: all)."""
     lanes = isa.lanes
     vectors = -(-source.width // lanes)
     threads = threads_for(isa.threads, source.rows * groups * vectors * NORM_STEPS)
-    with each(code, threads, source.rows) as row, code.loop(groups) as group:
+    with each(code, threads, source.rows, there) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
-        mean, scaled = _moments(code, memory, base, source.width, width, eps, lanes, runs)
+        mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
         with code.loop(vectors) as v:
             x = load_vector(memory, base + v * lanes, lanes)
             y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
@@ -245,7 +269,7 @@ def norm_rows(
             put(code, memory, values, target, row, start + v * lanes, y, lanes)
 
 
-def _moments(
+def moments(
     code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int, runs: int = 1
 ) -> tuple[Any, Any]:
     """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0.
@@ -258,16 +282,16 @@ def _moments(
         sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
     mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
     squares = code.register(splat(0.0, lanes))
-    whole, rest = divmod(width // runs, lanes)
+    full, rest = divmod(width // runs, lanes)
     for run in range(runs):
         start = base + run * (columns // runs)
-        with code.loop(whole) as v:
+        with code.loop(full) as v:
             centred = code.let(load_vector(memory, start + v * lanes, lanes) - splat(mean, lanes))
             squares.set(squares.value + centred * centred)
         if rest:
             # Left out, not taken off afterwards: that would leave less than nothing where the mean is large.
             used = literal([float(lane < rest) for lane in range(lanes)])
-            centred = code.let((load_vector(memory, start + whole * lanes, lanes) - splat(mean, lanes)) * used)
+            centred = code.let((load_vector(memory, start + full * lanes, lanes) - splat(mean, lanes)) * used)
             squares.set(squares.value + centred * centred)
     total = lane_sum(code, squares.value, lanes)
     return mean, code.let(rsqrt(total * number(1 / width) + number(eps)))
@@ -284,16 +308,22 @@ def decide(
     limit: float,
     eps: float,
     index: int,
+    sizes: Place | None = None,
+    alive: Alive | None = None,
 ) -> Any:
-    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index]."""
+    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index].
+
+    `sizes` weigh the rows in their mean, see `mean_rows`.
+    """
     code, lanes = Code(), isa.lanes
     memory, values, decisions = buffer("arena", arena), buffer("weights", blob), buffer("gates", states, "uint8")
     effort = tensor("effort", ())
     base: Any = pooled.offset
+    given, there = alive_rows(code, alive, 0 if alive is None else alive.prefix + pooled.rows)
     if pooled.rows > 1:
-        mean_rows(code, memory, pooled, scratch, lanes)
+        mean_rows(code, memory, pooled, scratch, lanes, sizes, _patches(alive, there))
         base = scratch.offset
-    mean, scaled = _moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
+    mean, scaled = moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
     sums = code.register(splat(0.0, lanes))
     with code.loop(-(-pooled.width // lanes)) as v:
         x = (load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)) * splat(scaled, lanes)
@@ -302,32 +332,54 @@ def decide(
     is_open = code.let(logit > number(limit))
     code.store(decisions, index, is_open.astype("uint8"))
     code.give(is_open)
-    return code.function([memory, values, effort, decisions], result="bool")
+    return code.function([memory, values, effort, decisions, *given], result="bool")
 
 
-def mean_rows(code: Code, memory: Any, source: Place, target: Place, lanes: int) -> None:
-    """Make target row 0 = mean over the rows of source."""
+def _patches(alive: Alive | None, there: Any) -> Any:
+    return None if alive is None else there - integer(alive.prefix)
+
+
+def mean_rows(
+    code: Code,
+    memory: Any,
+    source: Place,
+    target: Place,
+    lanes: int,
+    sizes: Place | None = None,
+    there: Any = None,
+) -> None:
+    """Make target row 0 = mean over the rows of source; each row counts as often as `sizes` says, which has all rows.
+
+    `sizes` is as long as there were rows when each of them counted once. Of the rows, `there` exist (None: all).
+    """
     with code.loop(-(-source.width // lanes)) as v:
         sums = code.register(splat(0.0, lanes))
-        with code.loop(source.rows) as row:
+        with code.loop(source.rows if there is None else there) as row:
             x = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
+            x = x if sizes is None else x * splat(load(memory, sizes.offset + row), lanes)
             sums.set(sums.value + x)
-        mean = sums.value * splat(1 / source.rows, lanes)
+        mean = sums.value * splat(1 / (source.rows if sizes is None else sizes.width), lanes)
         code.store_vector(memory, target.offset + v * lanes, mean, lanes)
 
 
-def average(isa: Isa, arena: int, source: Place, target: Place) -> Any:
-    """Make target row 0 = mean over the rows of source."""
+def average(
+    isa: Isa, arena: int, source: Place, target: Place, sizes: Place | None = None, alive: Alive | None = None
+) -> Any:
+    """Make target row 0 = mean over the rows of source, weighed by `sizes`; see `mean_rows`."""
     code = Code()
     memory = buffer("arena", arena)
-    mean_rows(code, memory, source, target, isa.lanes)
-    return code.function([memory])
+    given, there = alive_rows(code, alive, 0 if alive is None else alive.prefix + source.rows)
+    mean_rows(code, memory, source, target, isa.lanes, sizes, _patches(alive, there))
+    return code.function([memory, *given])
 
 
-def add_skip_rows(isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int) -> Any:
+def add_skip_rows(
+    isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int, alive: Alive | None = None
+) -> Any:
     """Do stream[i] += rows[min(i, prefix)], the rows that stand in for a branch that did not run."""
     code, lanes = Code(), isa.lanes
     memory, values = buffer("arena", arena), buffer("weights", blob)
+    given, there = alive_rows(code, alive, stream.rows)
 
     def add(row: Any, owner: int) -> None:
         with code.loop(stream.stride // lanes) as v:
@@ -337,9 +389,9 @@ def add_skip_rows(isa: Isa, arena: int, blob: int, stream: Place, rows: int, pre
 
     for row in range(min(prefix, stream.rows)):
         add(row, row)
-    with code.loop(max(stream.rows - prefix, 0)) as row:
+    with code.loop(max(stream.rows - prefix, 0) if there is None else there - integer(prefix)) as row:
         add(row + prefix, prefix)
-    return code.function([memory, values])
+    return code.function([memory, values, *given])
 
 
 def start(isa: Isa, arena: int, blob: int, stream: Place, rows: int, prefix: int, states: tuple[bool, ...]) -> Any:

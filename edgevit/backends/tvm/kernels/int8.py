@@ -22,10 +22,10 @@ from edgevit.backends.tvm.codegen.code import (
 )
 from edgevit.backends.tvm.codegen.dots import Dot, Inner
 from edgevit.backends.tvm.codegen.integers import WORD, Integers, Matrix, zero_point
-from edgevit.backends.tvm.codegen.layout import Blob, pad_columns, words
+from edgevit.backends.tvm.codegen.layout import Alive, Blob, pad_columns, words
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad, panels
 from edgevit.backends.tvm.codegen.threads import Part, over_panels, row_tiles
-from edgevit.backends.tvm.kernels.common import Epilogue, finish
+from edgevit.backends.tvm.kernels.common import Epilogue, alive_rows, finish
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
 
@@ -105,10 +105,12 @@ def product(
     dot: Dot,
     tile: Tile,
     epilogue: Epilogue,
+    alive: Alive | None = None,
 ) -> Any:
     """Compute target = epilogue(source @ weights + bias); source `[M, K]` integers, target `[M, N]`."""
     code, lanes = Code(), isa.lanes
     memory, values = buffer("arena", arena), buffer("weights", blob)
+    given, there = alive_rows(code, alive, source.rows)
     width = tile.vectors * lanes
 
     def row_of(offset: int, column: Any) -> Any:
@@ -148,8 +150,8 @@ def product(
             value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
         finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
 
-    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel)
-    return code.function([memory, values])
+    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel, there)
+    return code.function([memory, values, *given])
 
 
 def instructions(rows: int, columns: int, dot: Dot, tile: Tile) -> int:

@@ -13,12 +13,15 @@ from edgevit.backends.tvm.codegen.schedules import Product, pad
 from edgevit.backends.tvm.kernels import attention_int8
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
-from edgevit.backends.tvm.parts.stage import Counted, Shared, StageWriter, spread
+from edgevit.backends.tvm.kernels.merge import Sizes
+from edgevit.backends.tvm.parts.stage import Counted, Shared, StageWriter, alive_of, spread
 from edgevit.program.spec import BranchSpec
 
 
-def mhsa(shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read: int) -> None:
-    """Compute stream[:rows] += f(norm(stream[:read])) with `branch.units` heads."""
+def mhsa(
+    shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read: int, sizes: Sizes | None = None
+) -> None:
+    """Compute stream[:rows] += f(norm(stream[:read])) with `branch.units` heads; keys count as `sizes` says."""
     name, spec, isa = branch.name, shared.spec, shared.isa
     weights, heads, width = shared.program.weights, branch.units, branch.head_dim
     stride = pad(width, isa.lanes)
@@ -32,40 +35,48 @@ def mhsa(shared: Shared, stage: StageWriter, branch: BranchSpec, rows: int, read
     source = stage.input(entry, read, spec.dim)
     shared.arena.release(max(end, shared.arena.mark()))
     qkv = shared.arena.place(read, 3 * inner)
-    stage.norm(f"{name}.norm", shared.stream.first(read), source)
+    alive, left = alive_of(sizes, read), alive_of(sizes, rows)
+    stage.norm(f"{name}.norm", shared.stream.first(read), source, alive=alive)
     query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
     weight, bias = _qkv(shared, branch, stride)
     if rows == read:
-        stage.product("qkv", entry, source, qkv, weight, bias, Epilogue())
+        stage.product("qkv", entry, source, qkv, weight, bias, Epilogue(), alive)
     else:
         query, rest = query.first(rows), qkv.columns(inner, 2 * inner)
         stage.product("q", entry, source.first(rows), query, weight[:, :inner], bias[:inner], Epilogue())
-        stage.product("kv", entry, source, rest, weight[:, inner:], bias[inner:], Epilogue())
+        stage.product("kv", entry, source, rest, weight[:, inner:], bias[inner:], Epilogue(), alive)
     if branch.qk_norm:
-        for part, place, factor in (("q", query, branch.scale), ("k", key, 1.0)):
+        for part, place, factor, there in (("q", query, branch.scale, left), ("k", key, 1.0, alive)):
             group = Place(offset=place.offset, rows=place.rows, width=width, stride=place.stride)
-            stage.norm(f"{name}.{part}_norm", group, group, eps=spec.qk_norm_eps, factor=factor, groups=heads)
+            norm, eps = f"{name}.{part}_norm", spec.qk_norm_eps
+            stage.norm(norm, group, group, eps=eps, factor=factor, groups=heads, alive=there)
     split = Heads(count=heads, width=width, stride=stride, query=query, key=key, value=value)
-    _attention(shared, stage, name, split, context)
+    _attention(shared, stage, name, split, context, sizes)
     proj = pad_heads(weights[f"{name}.proj.weight"].T, heads, width, stride).T
     target, bias = shared.stream.first(rows), weights[f"{name}.proj.bias"]
-    stage.product("proj", last, context, target, proj, bias, Epilogue(onto=True))
+    stage.product("proj", last, context, target, proj, bias, Epilogue(onto=True), left)
 
 
-def _attention(shared: Shared, stage: StageWriter, name: str, heads: Heads, context: Matrix) -> None:
+def _attention(
+    shared: Shared, stage: StageWriter, name: str, heads: Heads, context: Matrix, sizes: Sizes | None
+) -> None:
     isa = shared.isa
     shape = Product(rows=heads.query.rows, columns=heads.key.rows, depth=heads.width)
+    # Kernels of models that merge nothing are the same as ever: they take no bias.
+    alive = alive_of(sizes, heads.key.rows)
+    natural, binary = ((), ()) if sizes is None else ((sizes.bias.first(1),), (sizes.bias.after(1),))
     if name not in shared.plan.attentions:
         tile = shared.choose(isa, shape)
         work = scratch(shared.arena, heads, tile, isa)
-        stage.call("attention", attention, heads, context, work, tile)
+        stage.call("attention", attention, heads, context, work, tile, *natural, alive=alive)
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
     tile = shared.choose(isa, replace(shape, dot=how))
     places = attention_int8.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)
     counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
-    stage.call("attention", attention_int8.attention, heads, context, places, how, tile, counted=counted)
+    arguments = (heads, context, places, how, tile, *binary)
+    stage.call("attention", attention_int8.attention, *arguments, counted=counted, alive=alive)
 
 
 def _qkv(shared: Shared, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,24 +7,27 @@ import numpy as np
 from edgevit.backends.tvm.codegen.layout import Place
 from edgevit.backends.tvm.kernels import common
 from edgevit.backends.tvm.kernels.common import Epilogue
-from edgevit.backends.tvm.parts.stage import Shared, StageWriter, spread
+from edgevit.backends.tvm.kernels.merge import Sizes
+from edgevit.backends.tvm.parts.stage import Shared, StageWriter, alive_of, spread
 
 
-def head(shared: Shared, stage: StageWriter, read: int) -> None:
-    """Compute stream[:read] to logits."""
+def head(shared: Shared, stage: StageWriter, read: int, sizes: Sizes | None = None) -> None:
+    """Compute stream[:read] to logits; in a mean, tokens count as `sizes` says."""
     spec, head = shared.spec, shared.spec.head
     weights = shared.program.weights
     source = shared.stream.first(head.prefix if head.pool == "prefix" else read)
     if head.pool == "mean":
         source = source.after(spec.stem.prefix)
+    alive = alive_of(sizes, read) if head.pool == "mean" else None
     if head.norm:
         normed = shared.arena.place(source.rows, spec.dim)
-        stage.norm("head.norm", source, normed)
+        stage.norm("head.norm", source, normed, alive=alive)
         source = normed
     tokens = source.rows if head.pool == "prefix" else 1
     if head.pool == "mean":
+        weighed = () if sizes is None else (sizes.patches,)
         pooled = shared.arena.place(1, spec.dim)
-        stage.call("mean", common.average, source, pooled, takes=("arena",))
+        stage.call("mean", common.average, source, pooled, *weighed, takes=("arena",), alive=alive)
         source = pooled
     # Rows lie one behind the other: joined they are one row, with zeros between them where dim is no whole vectors.
     row = Place(offset=source.offset, rows=1, width=tokens * source.stride, stride=tokens * source.stride)

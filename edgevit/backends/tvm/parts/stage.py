@@ -11,10 +11,11 @@ import numpy as np
 from edgevit.backends.tvm.codegen import integers
 from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Integers, Matrix
-from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place, pack, pad_columns
+from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
 from edgevit.backends.tvm.kernels import common, int8
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
+from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
@@ -54,7 +55,10 @@ class Stage:
 
 
 class Shared:
-    """What all stages of one Program share: it and its plan, the instruction set, the arena and the stream in there."""
+    """What all stages of one Program share: it and its plan, the instruction set, the arena and the stream in there.
+
+    `sizes` of the stream's tokens are beside it where tokens are merged.
+    """
 
     def __init__(self, program: Program, isa: Isa, choose: Choose, plan: QuantPlan | None = None) -> None:
         self.program, self.spec, self.isa, self.choose = program, program.spec, isa, choose
@@ -62,6 +66,10 @@ class Shared:
         self.dot = dot(isa, self.plan.weight_bits)
         self.arena = Arena(isa.lanes)
         self.stream = self.arena.place(self.spec.tokens, self.spec.dim)
+        self.sizes: Sizes | None = None
+        if self.spec.merges:
+            patches, bias = self.arena.place(1, self.spec.patches), self.arena.place(2, self.spec.tokens)
+            self.sizes = Sizes(patches=patches, bias=bias)
 
     def entry(self, linear: str) -> LinearPlan | None:
         """Return the plan of a Linear that is int8."""
@@ -84,7 +92,11 @@ class StageWriter:
         *arguments: Any,
         takes: tuple[str, ...] = ("arena", "weights"),
         counted: Counted | None = None,
+        alive: Alive | None = None,
     ) -> None:
+        """Add a kernel; with `alive` that is its last argument, and it takes the numbers of tokens too."""
+        if alive is not None:
+            arguments, takes = (*arguments, alive), (*takes, "tokens")
         self._kernels.append(Kernel(name=name, build=build, arguments=arguments, takes=takes, counted=counted))
 
     def norm(
@@ -97,11 +109,11 @@ class StageWriter:
         factor: float = 1.0,
         groups: int = 1,
         tokens: int = 1,
+        alive: Alive | None = None,
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
-        self.call(
-            "norm", common.layer_norm, source, target, *self.norm_weights(name, eps, factor, tokens), groups, tokens
-        )
+        weights = self.norm_weights(name, eps, factor, tokens)
+        self.call("norm", common.layer_norm, source, target, *weights, groups, tokens, alive=alive)
 
     def norm_weights(
         self, name: str, eps: float | None = None, factor: float = 1.0, tokens: int = 1
@@ -122,11 +134,12 @@ class StageWriter:
         weight: np.ndarray,
         bias: np.ndarray | None,
         epilogue: Epilogue,
+        alive: Alive | None = None,
     ) -> None:
         """A Linear, int8 with an `entry`; weight `[depth, columns]`."""
         if isinstance(source, Place):
             packed, tile = self.product_weights(source.rows, weight, bias)
-            self.call(name, common.product, source, target, packed, tile, epilogue)
+            self.call(name, common.product, source, target, packed, tile, epilogue, alive=alive)
             return
         assert entry is not None
         isa, how = self.shared.isa, self.shared.dot
@@ -135,7 +148,7 @@ class StageWriter:
         weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile)
         least = int8.instructions(source.rows, weights.columns, how, tile)
         counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
-        self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted)
+        self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted, alive=alive)
 
     def product_weights(self, rows: int, weight: np.ndarray, bias: np.ndarray | None) -> tuple[Weights, Tile]:
         """Packed weights of a float Linear that takes so many rows at a time, and the tile that they are packed for."""
@@ -172,6 +185,12 @@ class StageWriter:
             for kernel in self._kernels
         )
         return Stage(name=self.name, kernels=tuple(made), weights=self.blob.array())
+
+
+def alive_of(sizes: Sizes | None, rows: int) -> Alive | None:
+    """Return how many of so many rows of the stream there are, where that follows the image; prefix rows always are."""
+    alive = None if sizes is None else sizes.alive
+    return None if alive is None or rows <= alive.prefix else alive
 
 
 def spread(entry: LinearPlan | None, width: int, stride: int) -> LinearPlan | None:

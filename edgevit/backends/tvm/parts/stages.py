@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from edgevit.backends.tvm.codegen.layout import Place, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa
 from edgevit.backends.tvm.kernels import common
-from edgevit.backends.tvm.parts import attention, ffn, gate, head, patch_stem, t2t_stem
+from edgevit.backends.tvm.kernels.merge import Sizes
+from edgevit.backends.tvm.parts import attention, ffn, gate, head, patch_stem, t2t_stem, tokens
 from edgevit.backends.tvm.parts.stage import Choose, Shared, Stage, StageWriter
 from edgevit.program.program import Program
-from edgevit.program.spec import BranchSpec, StemKind
+from edgevit.program.spec import BranchSpec, MergeSpec, StemKind
 from edgevit.schema.quant_plan import QuantPlan
 
 STEMS: Mapping[StemKind, Callable[[Shared, StageWriter, Place], None]] = {
@@ -40,31 +41,37 @@ class Stages(Shared):
             stage.norm("stem.norm", self.stream, self.stream)
         return stage.done()
 
-    def branch(self, branch: BranchSpec, rows: int, read: int) -> Stage:
-        """Compute stream[:rows] += f(norm(stream[:read]))."""
+    def branch(self, branch: BranchSpec, rows: int, read: int, sizes: Sizes | None = None) -> Stage:
+        """Compute stream[:rows] += f(norm(stream[:read])); `sizes` where tokens have been merged."""
         stage = self._stage(branch.name)
         if branch.kind == "mhsa":
-            attention.mhsa(self, stage, branch, rows, read)
+            attention.mhsa(self, stage, branch, rows, read, sizes)
         else:
-            ffn.ffn(self, stage, branch, rows)
+            ffn.ffn(self, stage, branch, rows, sizes)
         return stage.done()
 
-    def skip(self, branch: BranchSpec, rows: int) -> Stage:
+    def skip(self, branch: BranchSpec, rows: int, sizes: Sizes | None = None) -> Stage:
         """Compute stream[:rows] += the branch's skip rows."""
         stage = self._stage(f"{branch.name}.skip")
-        gate.skipped(self, stage, branch, rows)
+        gate.skipped(self, stage, branch, rows, sizes)
         return stage.done()
 
-    def gate(self, branch: BranchSpec, index: int, read: int) -> Stage:
+    def gate(self, branch: BranchSpec, index: int, read: int, sizes: Sizes | None = None) -> Stage:
         """Return the gate's decision, whose only kernel returns it."""
         stage = self._stage(f"{branch.name}.gate")
-        gate.gate(self, stage, branch, index, read)
+        gate.gate(self, stage, branch, index, read, sizes)
         return stage.done()
 
-    def head(self, read: int) -> Stage:
+    def merge(self, point: MergeSpec, rows: int, sizes: Sizes | None = None) -> Stage:
+        """Merge tokens of stream[:rows]; `sizes` where tokens have been merged before."""
+        stage = self._stage(f"merge.{point.after}")
+        tokens.merge(self, stage, point, rows, sizes)
+        return stage.done()
+
+    def head(self, read: int, sizes: Sizes | None = None) -> Stage:
         """Compute stream[:read] to logits."""
         stage = self._stage("head")
-        head.head(self, stage, read)
+        head.head(self, stage, read, sizes)
         return stage.done()
 
     def _stage(self, name: str) -> StageWriter:

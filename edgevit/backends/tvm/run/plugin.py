@@ -6,6 +6,8 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgevit.errors import BundleError, RuntimeMissingError
 
 SYMBOL, KIND = "edgevit_model", 1
@@ -64,6 +66,13 @@ class Plugin:
             BundleError: it refuses.
         """
         self._check(self.about.run(model, image, effort, logits, gates))
+
+    def tokens(self, model: int) -> np.ndarray:
+        """Return patch tokens left after each point in the last run, int32 `[points]`."""
+        points = int(self.about.points)
+        if not points:
+            return np.empty(0, np.int32)
+        return np.array((ctypes.c_int32 * points).from_address(self.about.tokens(model)), dtype=np.int32)
 
     def start(self, model: int, threads: int) -> None:
         """Let runs have so many threads; 1 ends them.

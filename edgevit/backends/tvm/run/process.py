@@ -71,6 +71,11 @@ class ProcessRunner:
         self.told = json.loads(line)
         return logits_of(self.told, self._classes), np.array(self.told["gates"], dtype=np.uint8)
 
+    @property
+    def tokens(self) -> np.ndarray:
+        """Return how many patch tokens the last run left after each point, int32 `[points]`."""
+        return np.array(self.told.get("tokens", []), dtype=np.int32)
+
     def trace(self, image: np.ndarray, effort: float = 0.0) -> tuple[tuple[Call, ...], np.ndarray]:
         """Run one image; the kernels that it called, in order, and gates uint8 `[branches]`."""
         _, gates = self.run(image, effort)

@@ -57,6 +57,7 @@ class Manifest:
         width: of the image.
         classes: length of `logits`.
         branches: length of `gates`.
+        points: length of `tokens`, patch tokens left after each point where they merge; 0: their number is fixed.
         arena: float32 elements of the activation arena, every thread's own ones included.
         weights: parameters in the order in which `main` takes them.
         memory: bytes that the library is given, arena and outputs included; 0 where TVM's virtual machine runs it.
@@ -78,12 +79,16 @@ class Manifest:
     weights: tuple[Parameter, ...]
     memory: int = 0
     threads: int = 1
+    points: int = 0
     files: tuple[BundleFile, ...] = ()
     sha256: str = ""
 
 
 class TvmRunner:
-    """A compiled model in this process; see `edgevit.backends.Runner`."""
+    """A compiled model in this process; see `edgevit.backends.Runner`.
+
+    `tokens` int32 `[points]` tells how many patch tokens the last run left after each point.
+    """
 
     def __init__(
         self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray], threads: int | None = None
@@ -96,8 +101,10 @@ class TvmRunner:
         self._effort = aligned((), np.float32)
         self._logits = aligned((1, manifest.classes), np.float32)
         self._gates = aligned((manifest.branches,), np.uint8)
+        self._tokens = aligned((manifest.points,), np.int32)
         arena = aligned((manifest.arena,), np.float32)
-        arrays = [self._image, self._effort, arena, self._logits, self._gates, *weights]
+        counted = [self._tokens] if manifest.points else []
+        arrays = [self._image, self._effort, arena, self._logits, self._gates, *counted, *weights]
         for array in arrays:
             # The runtime crashes on what is not aligned.
             assert array.ctypes.data % ALIGN_BYTES == 0
@@ -114,6 +121,10 @@ class TvmRunner:
             self._pool.call(self._main, *self._arguments)
         return self._logits.copy(), self._gates.copy()
 
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._tokens.copy()
+
     def close(self) -> None:
         if self._pool is not None:
             self._pool.close()
@@ -121,7 +132,7 @@ class TvmRunner:
 
 
 class LibraryRunner:
-    """A compiled model's own library in this process, which nothing of TVM runs; see `edgevit.backends.Runner`."""
+    """A compiled model's own library in this process, which nothing of TVM runs; see `TvmRunner`."""
 
     def __init__(self, path: Path, manifest: Manifest, weights: np.ndarray, threads: int | None = None) -> None:
         self._plugin = Plugin(path)
@@ -133,6 +144,7 @@ class LibraryRunner:
             "image_bytes": 3 * manifest.height * manifest.width,
             "classes": manifest.classes,
             "branches": manifest.branches,
+            "points": manifest.points,
             "threads": manifest.threads,
         }
         for name, value in sizes.items():
@@ -155,6 +167,10 @@ class LibraryRunner:
         given = _address(self._image), float(inputs["effort"]), _address(self._logits), _address(self._gates)
         self._plugin.run(self._model, *given)
         return self._logits.copy(), self._gates.copy()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._plugin.tokens(self._model)
 
     def close(self) -> None:
         if self._threads > 1:
@@ -220,6 +236,7 @@ def read_manifest(path: Path) -> Manifest:
         ("width", found.width, 1, limits.IMAGE_SIDE),
         ("classes", found.classes, 1, limits.CLASSES),
         ("branches", found.branches, 0, limits.BRANCHES),
+        ("points", found.points, 0, limits.BRANCHES),
         ("arena in bytes", 4 * found.arena, 0, limits.ARENA_BYTES),
         ("memory", found.memory, 0, limits.ARENA_BYTES),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 # Kernels that multiply matrices, by the name that the stages give them.
 OPERATORS = {
-    **dict.fromkeys(("stem", "qkv", "q", "kv", "proj", "fc1", "fc2", "head"), "Gemm"),
+    **dict.fromkeys(("stem", "qkv", "q", "kv", "proj", "fc1", "fc2", "merge", "head"), "Gemm"),
     "attention": "MatMul",
 }
 BUILTIN, FUNCTION = "vm.builtin.", "run_"

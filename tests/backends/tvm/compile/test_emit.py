@@ -58,6 +58,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "image": (20, 28),
         "activation": "quick_gelu",
     },
+    "merged": {"depth": 3, "tokens": "1:4,2:3", "gated": True, "skip": True, "prefix": 2, "head_prefix": 2},
+    "merged, means weighed": {"depth": 4, "tokens": "1:5,2:4,3:2", "gated": True, "gate_pool": "mean", "prefix": 0},
+    "merged, of no whole vector": {"depth": 3, "tokens": "1:8", "dim": 36, "heads": 3, "pool": "mean", "skip": True},
 }
 
 
