@@ -47,13 +47,11 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written 
 HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
-NATIVE = {f"runner/native/{name}" for name in ("runner", "libtvm_ffi.so", "libtvm_runtime.so")}
+NATIVE = {"runner/native/runner"}
+LIB = {f"lib/{name}" for name in ("libtiny.a", "libtiny.so", "tiny.h", "tiny.c", "tiny_weights.S")}
 CODE = (path.name for path in (Path(backend.__file__).parent / "cxx").iterdir() if path.suffix in (".cc", ".h"))
-SOURCES = {f"runner/source/{name}" for name in CODE}
-LICENCES = {
-    *(f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.builtin_fp16.txt")),
-    *(f"licences/apache-tvm-ffi/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.libbacktrace.txt")),
-}
+SOURCES = {f"runner/source/{name}" for name in (*CODE, "plugin.h")}
+LICENCES = {f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LICENSE.builtin_fp16.txt")}
 
 
 def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
@@ -89,7 +87,7 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     manifest = built.manifest
     with open_bundle(built.folder) as bundle:
         files = {file.path for file in bundle.manifest.files}
-    assert files >= FILES | NATIVE | SOURCES | LICENCES
+    assert files >= FILES | LIB | NATIVE | SOURCES | LICENCES
     for name in LICENCES:
         text = (built.folder / name).read_text(encoding="utf-8")
         assert ("Apache Software Foundation" if name.endswith(("LICENSE", "NOTICE")) else "Copyright") in text, name

@@ -177,9 +177,10 @@ def _failure(result: StepResult, machine: str) -> str:
     loader = LOADER.search(result.err)
     words = printable(result.err).removeprefix("error: ")
     if loader and loader[1]:
+        package = "libgcc-s1" if loader[1].startswith("libgcc") else "libstdc++6"
         return (
             f"{machine} lacks {loader[1]}, which the bundle's runner loads; install it there "
-            "(sudo apt-get install libstdc++6)"
+            f"(sudo apt-get install {package})"
         )
     if loader:
         return f"{machine} has too old a library: {loader[2]} is needed; update the board's system"

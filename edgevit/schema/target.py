@@ -45,6 +45,9 @@ class Target:
         formats: files of the bundle's model, by the names that its runtime gives them.
         attention: type of the operands of attention's two products; int8 needs a runtime with such kernels and int8.
         cpu: the CPU that machine code is compiled for, as LLVM names it; None for a runtime that has its kernels ready.
+        cc: the compiler of the C library that machine code becomes (default: the usual one of `arch` and `libc`).
+        sysroot: the folder with the device's C library, for that compiler (default: where it looks by itself).
+        libc: the device's C library: glibc, glibc-VERSION for one that is no newer, musl or bionic (default: glibc).
         ram_mb: budget: most memory of the process, in MB of 10^6 bytes (None: not asked, as all budgets below).
         flash_mb: budget: most bytes of the files that the device loads, in MB.
         latency_ms: budget: most time of an image, at the 95th percentile, in ms.
@@ -71,6 +74,9 @@ class Target:
     formats: tuple[str, ...]
     attention: Literal["float32", "int8"] = "float32"
     cpu: str | None = None
+    cc: str | None = None
+    sysroot: str | None = None
+    libc: str | None = None
     ram_mb: float | None = None
     flash_mb: float | None = None
     latency_ms: float | None = None

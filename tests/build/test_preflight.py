@@ -183,14 +183,6 @@ def test_a_missing_runtime_is_refused_at_once(program: Path, tmp_path: Path, mon
         run_build(Job(model=str(program), target="x86-64-openvino", output=tmp_path / "out"))
 
 
-def test_another_architecture_needs_a_cache_and_this_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEVIT_CACHE", "/proc/cache")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert native.cache_for("x86_64") is None
-    with pytest.raises(OutputError, match="/proc/cache cannot be written"):
-        native.cache_for("aarch64")
-
-
 def test_training_asks_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_prepared", lambda *_: pytest.fail("something was read"))
     for options in ({"output": Path("/proc/out")}, {"output": None, "teacher_cache": Path("/proc/out")}):

@@ -1,8 +1,8 @@
 """TVM: kernels and an emitter of our own, from a Program to one shared library per device.
 
 A build is `model.so` (code), `model.weights` (mapped when it runs), `model.json` (what to call it with, and the two's
-hashes) and, in `runner/native`, a C++ program that runs them, with the two runtime libraries beside it: all that a
-device needs.
+hashes), in `lib` the same code as a C library to link, and in `runner/native` a C++ program that runs them: all that a
+device needs beside its own C library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevit.backends.refusals import refused_attention, refused_formats, refused_precision, refused_threads
-from edgevit.backends.tvm.compile.toolchain import linker
+from edgevit.backends.tvm.compile.toolchain import LIBC, LIBCS, Toolchain, linker, toolchain
+from edgevit.backends.tvm.compile.toolchain import PACKAGES as ARCHITECTURES
 from edgevit.backends.tvm.inspect.bytecode import Memory, bound
 from edgevit.backends.tvm.inspect.shipped import read
 from edgevit.backends.tvm.run.canary import INSTALL as INSTALL
@@ -25,7 +26,15 @@ from edgevit.backends.tvm.run.canary import PINNED
 from edgevit.backends.tvm.run.canary import require as usable
 from edgevit.backends.tvm.run.canary import versions as installed
 from edgevit.backends.tvm.run.process import ProcessRunner, command, foreign
-from edgevit.backends.tvm.run.runner import LIBRARY, MANIFEST, MOST_THREADS, WEIGHTS, TvmRunner, read_manifest
+from edgevit.backends.tvm.run.runner import (
+    LIBRARY,
+    MANIFEST,
+    MOST_THREADS,
+    WEIGHTS,
+    LibraryRunner,
+    TvmRunner,
+    read_manifest,
+)
 from edgevit.backends.tvm.run.runner import load as load_here
 from edgevit.backends.tvm.run.runtime import compiles_for, llvm_architectures, runtime
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
@@ -46,7 +55,7 @@ FILES: Mapping[str, str] = {"so": LIBRARY}
 FORMATS = tuple(FILES)
 BESIDE: tuple[str, ...] = (WEIGHTS,)
 PACKAGES: tuple[str, ...] = tuple(PINNED)
-WHEELS: tuple[str, ...] = ()  # its program brings the runtime along
+WHEELS: tuple[str, ...] = ()  # its program needs no runtime
 NATIVE = True
 READS_ONNX = False
 MERGES = True
@@ -64,12 +73,29 @@ def versions() -> dict[str, str]:
 
 def refused(target: Target) -> tuple[str, ...]:
     return (
+        *_refused_arch(target),
+        *_refused_libc(target),
         *refused_threads(target, MOST_THREADS),
         *refused_formats(target, FILES),
         *refused_precision(target),
         *refused_attention(target, int8=True),
         *_refused_cpu(target),
     )
+
+
+def _refused_arch(target: Target) -> tuple[str, ...]:
+    if target.arch in ARCHITECTURES:
+        return ()
+    return (
+        f"arch: got {target.arch!r}, allowed: {', '.join(ARCHITECTURES)}; microcontrollers (Cortex-M and the like) are "
+        "not supported: a ViT needs megabytes of memory and vectors of floats",
+    )
+
+
+def _refused_libc(target: Target) -> tuple[str, ...]:
+    if target.libc is None or LIBC.fullmatch(target.libc):
+        return ()
+    return (f"libc: got {target.libc!r}, allowed: {LIBCS}",)
 
 
 def _refused_cpu(target: Target) -> tuple[str, ...]:
@@ -88,10 +114,11 @@ def _refused_cpu(target: Target) -> tuple[str, ...]:
 def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
     """Return what is missing to compile machine code for the target."""
     remarks = []
-    try:
-        linker(target.arch)
-    except RuntimeMissingError as error:
-        remarks.append(str(error))
+    for find in (lambda: linker(target.arch), lambda: tools_of(target)):
+        try:
+            find()
+        except RuntimeMissingError as error:
+            remarks.append(str(error))
     if not installed:
         return tuple(remarks)
     try:
@@ -104,11 +131,11 @@ def lacking(target: Target, *, installed: bool) -> tuple[str, ...]:
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
-    """Compile the Program for the target's CPU, and the C++ runner for it.
+    """Compile the Program for the target's CPU, as a C library, and the C++ runner for it.
 
     Raises:
         OutputError: the disk refuses.
-        RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no g++ for it.
+        RuntimeMissingError: no TVM, an unusable one, one whose LLVM lacks the architecture, or no gcc or g++ for it.
         TargetError: no kernels for the target, or to be searched for where its code does not run.
     """
     usable()
@@ -122,7 +149,8 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     choose = tune.tuned(source.program, alone, source.plan, source.tune_s) if source.tune_s else default_tile
     lowered = lower(source.program, isa, source.plan, choose=choose)
     executable = library.build(lowered)
-    names = library.write(lowered, folder, executable)
+    name = library.name_of(source.program.spec.name)
+    names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
     write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
     for part in (PROGRAM, SOURCES):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -140,27 +168,34 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
 def require(target: Target, tune_s: float = 0.0) -> None:
     """Refuse at once what `build` would refuse in the end: all that it needs beside the Program is looked at.
 
-    Another architecture's runtime libraries are fetched where they are not there yet.
-
     Raises:
-        OutputError: no cache folder where one is needed.
         RuntimeMissingError: see `build`.
         TargetError: see `build`.
     """
     versions()
     usable()
-    from edgevit.backends.tvm.compile import native, tune
+    from edgevit.backends.tvm.compile import tune
 
     isa, arch = isa_of(target), target.arch
     linker(arch)
+    tools_of(target)
     known = compiles_for()
     if arch not in known:
         only = ", ".join(known) or "nothing"
         raise RuntimeMissingError(f"the installed TVM cannot compile for {arch}, only for: {only}; install: {INSTALL}")
-    native.libraries(arch, native.cache_for(arch))
     if tune_s:
         tune.require_here(isa)
         usable_cache()
+
+
+def tools_of(target: Target) -> Toolchain:
+    """Return what compiles the C library for a target.
+
+    Raises:
+        RuntimeMissingError: it is not installed; says what to install.
+        TargetError: no such C library.
+    """
+    return toolchain(target.arch, cc=target.cc, sysroot=target.sysroot, libc=target.libc)
 
 
 def isa_of(target: Target) -> Isa:
@@ -188,7 +223,7 @@ def isa_of(target: Target) -> Isa:
 
 def load(
     folder: Path, *, threads: int = 1, precision: str = "f32", file: str | None = None, weight_bits: int = 8
-) -> TvmRunner | ProcessRunner:
+) -> TvmRunner | LibraryRunner | ProcessRunner:
     """Load the library here, or in an emulator where it is for another architecture.
 
     `precision` and `weight_bits` were decided when it was compiled.
@@ -196,7 +231,7 @@ def load(
     Raises:
         BundleError: a file is missing or damaged, or not for this machine, and there is no emulator of the right one.
         DeviceError: more threads are asked for than it was compiled for.
-        RuntimeMissingError: TVM's runtime is not installed.
+        RuntimeMissingError: TVM's runtime is not installed, and the build is an older one that needs it.
     """
     if precision != "f32":
         raise BundleError(f"TVM keeps what is float in f32, got precision {precision!r}")

@@ -1,7 +1,7 @@
-"""The memory bound of a TVM build: what its library says it needs, and what the runtime may add to run it.
+"""The memory bound of a TVM build: what its library says it needs, and what running it may add.
 
-No instruction and no kernel of the library can allocate (`backends/tvm/bytecode.py` refuses one that could), so on
-every gate path a run touches only what it was given: arena, input and outputs. Weights are pages of a mapped file.
+Nothing in the library can allocate (`backends/tvm/inspect/bytecode.py` refuses one that could), so on every gate path a
+run touches only what it was given: arena, input and outputs. Weights are pages of a mapped file.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 
 COVERS = (
     "what a run touches on any gate path: the arena that the library is given, image and outputs, and an allowance for "
-    "the virtual machine; and the weights, which are pages of a file"
+    "the library's own state and stack; and the weights, which are pages of a file"
 )
-# Registers of the virtual machine, frames of its calls, its stack and begun pages (measured: up to 0.03 MB).
+# The library's state, its stack and begun pages (measured: up to 0.03 MB).
 MACHINE_BYTES = 1 << 16
 
 

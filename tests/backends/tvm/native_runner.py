@@ -91,7 +91,7 @@ def written(program: Program, isa: Isa, folder: Path, plan: QuantPlan | None = N
 
 
 def copied(folder: Path, target: Path) -> Path:
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         (target / path.name).write_bytes(path.read_bytes())
     return target
 

@@ -1,8 +1,12 @@
-"""Compile a lowered module: `model.so` with the code, `model.weights` with the weights, `model.json` with their use."""
+"""Compile a lowered module: `model.so` with the code, `model.weights` with the weights, `model.json` with their use.
+
+`model.so` is the shared one of the C library in `lib`, under the name that runners look for.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from edgevit.backends.tvm.compile.clib import link
+from edgevit.backends.tvm.compile.clib.source import Library
 from edgevit.backends.tvm.compile.emit import Lowered
-from edgevit.backends.tvm.compile.toolchain import linker
+from edgevit.backends.tvm.compile.toolchain import Toolchain, toolchain
 from edgevit.backends.tvm.run.canary import INSTALL, versions
 from edgevit.backends.tvm.run.runner import (
     LIBRARY,
@@ -28,11 +34,10 @@ from edgevit.backends.tvm.run.runtime import llvm_architectures
 from edgevit.errors import OutputError, RuntimeMissingError
 from edgevit.schema.manifest import BundleFile
 from edgevit.util import strict_json
-from edgevit.util.atomic import scratch
 from edgevit.util.machines import MACHINES
 
-# Nothing in the file that depends on when or where it was linked.
-LINK_OPTIONS = ("-Wl,--build-id=none", "-s")
+NAME = "model"  # what the functions of a C library begin with
+TITLE = "A Vision Transformer for images of {width} x {height} and {classes} classes"
 
 
 def build(lowered: Lowered) -> Any:
@@ -82,31 +87,51 @@ def architecture(lowered: Lowered) -> str:
     return str(lowered.isa.target["mtriple"]).split("-")[0]
 
 
-def write(lowered: Lowered, folder: Path, executable: Any = None) -> tuple[str, ...]:
+def name_of(model: str) -> str:
+    """Return what the C library of a model is called: the beginning of its name, as C can have it."""
+    plain = re.sub(r"[^a-z0-9]+", "_", model.split(".")[0].lower()).strip("_")[:48]
+    return plain if re.match(r"[a-z]", plain) else f"{NAME}_{plain}"[:48].rstrip("_")
+
+
+def c_library(lowered: Lowered, executable: Any, name: str = NAME) -> Library:
+    """Return the C library of what `build` made."""
+    spec = lowered.spec
+    title = TITLE.format(width=spec.image.width, height=spec.image.height, classes=spec.head.classes)
+    return Library(name=name, title=title, lowered=lowered, text=str(executable["as_text"]()))
+
+
+def write(
+    lowered: Lowered, folder: Path, executable: Any = None, *, name: str = NAME, tools: Toolchain | None = None
+) -> tuple[str, ...]:
     """Compile into an existing folder and return the file names; equal models give equal bytes.
 
-    `executable` is what `build` made of it, if that is done already.
+    Args:
+        lowered: the model.
+        folder: where the files go, and those of the C library in `lib` below it.
+        executable: what `build` made of it, if that is done already.
+        name: of the C library.
+        tools: what compiles C for the device (default: the architecture's usual compiler).
 
     Raises:
-        RuntimeMissingError: this TVM cannot compile for the architecture, or no linker for it.
+        RuntimeMissingError: this TVM cannot compile for the architecture, or no C compiler for it.
         OutputError: the disk refuses.
     """
-    tool = linker(architecture(lowered))
+    tools = tools or toolchain(architecture(lowered))
     executable = executable or build(lowered)
+    made = c_library(lowered, executable, name)
+    names = link.write(made, executable, folder, tools)
     try:
-        with scratch(folder) as temporary:
-            path = temporary / LIBRARY
-            compiler = tvm.support.cc.cross_compiler(tool)
-            executable.export_library(str(path), fcompile=compiler, options=list(LINK_OPTIONS))
-            code = path.read_bytes()
+        code = (folder / link.FOLDER / f"lib{name}.so").read_bytes()
         weights = b"".join(values.tobytes() for _, values in lowered.weights)
-        files = (listed(LIBRARY, code), listed(WEIGHTS, weights))
+        about = replace(
+            manifest(lowered), memory=made.memory_bytes, files=(listed(LIBRARY, code), listed(WEIGHTS, weights))
+        )
         strict_json.write_atomic(folder / LIBRARY, code)
         strict_json.write_atomic(folder / WEIGHTS, weights)
-        strict_json.write_atomic(folder / MANIFEST, strict_json.seal(replace(manifest(lowered), files=files)))
+        strict_json.write_atomic(folder / MANIFEST, strict_json.seal(about))
     except OSError as error:
         raise OutputError(f"cannot write the model into {folder}: {error.strerror or error}") from error
-    return LIBRARY, WEIGHTS, MANIFEST
+    return LIBRARY, WEIGHTS, MANIFEST, *names
 
 
 def listed(name: str, content: bytes) -> BundleFile:

@@ -3,8 +3,6 @@
 #define EDGEVIT_MACHINE_H_
 
 #include <elf.h>
-#include <link.h>
-#include <tvm/ffi/c_api.h>
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -12,17 +10,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "file.h"
 #include "manifest.h"
-
-#ifndef EDGEVIT_TVM
-#error "define EDGEVIT_TVM as the version of apache-tvm whose runtime library is linked"
-#endif
 
 namespace edgevit {
 
@@ -76,14 +69,6 @@ inline void check_machine(const Manifest& manifest) {
   if (!lacking.empty())
     fail(kModel,
          "this library needs a CPU with " + joined(lacking, " ") + "; build for a target that this CPU can run");
-  if (manifest.tvm != EDGEVIT_TVM)
-    fail(kModel, "this library was compiled by apache-tvm " + manifest.tvm +
-                     " and runs with no other; this runner is for " EDGEVIT_TVM "; build again");
-  TVMFFIVersion linked;
-  TVMFFIGetVersion(&linked);
-  if (linked.major != TVM_FFI_VERSION_MAJOR || linked.minor != TVM_FFI_VERSION_MINOR ||
-      linked.patch != TVM_FFI_VERSION_PATCH)
-    fail(kRuntime, "libtvm_ffi.so is not the one that this runner was compiled with; copy the runner's folder again");
 }
 
 inline void check_library(const File& file) {
@@ -94,30 +79,6 @@ inline void check_library(const File& file) {
   if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != kElfMachine)
     fail(kModel, file.path() + " is for another architecture (ELF machine " + std::to_string(header.e_machine) +
                      "), this runner is for " + kMachine);
-}
-
-// The two libraries of TVM that this runner was linked with, where the compiler was told: NAME SHA256 NAME SHA256. The
-// system has mapped them, and run what they begin with, before this program can look: who starts it should look too, as
-// run.py does. A damaged one is found here before it computes anything.
-inline void check_linked() {
-#ifdef EDGEVIT_LINKED
-  std::vector<std::string> loaded;
-  dl_iterate_phdr(
-      [](dl_phdr_info* object, size_t, void* names) {
-        if (object->dlpi_name) static_cast<std::vector<std::string>*>(names)->push_back(object->dlpi_name);
-        return 0;
-      },
-      &loaded);
-  std::istringstream linked(EDGEVIT_LINKED);
-  for (std::string name, digest; linked >> name >> digest;) {
-    const std::string ending = "/" + name;
-    const auto found = std::find_if(loaded.begin(), loaded.end(), [&ending](const std::string& path) {
-      return path.size() >= ending.size() && !path.compare(path.size() - ending.size(), ending.size(), ending);
-    });
-    if (found == loaded.end() || File(*found, kRuntime).sha256() != digest)
-      fail(kRuntime, name + " is not the one that this runner was linked with; copy the runner's folder again");
-  }
-#endif
 }
 
 }  // namespace edgevit

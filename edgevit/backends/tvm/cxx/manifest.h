@@ -14,8 +14,8 @@
 
 namespace edgevit {
 
-constexpr int64_t kSchema = 2;
-constexpr int64_t kAlign = 64;                 // The runtime crashes on data that is not aligned, and does not say why.
+constexpr int64_t kSchema = 3;
+constexpr int64_t kAlign = 64;                 // Where libraries take memory, weights and images.
 constexpr int64_t kLargest = int64_t{1} << 40; // No size in a manifest is larger: products of three of them are checked.
 constexpr int64_t kLargestManifest = 2 << 20;   // bytes
 constexpr size_t kMostKeys = 64;                // of an object
@@ -135,7 +135,7 @@ struct Listed {  // a file beside model.json
 struct Manifest {
   std::string tvm;
   std::vector<std::string> machines, flags;
-  int64_t height, width, classes, branches, points, arena, threads;
+  int64_t height, width, classes, branches, points, arena, memory, threads;
   std::vector<Parameter> weights;
   std::vector<Listed> files;
 
@@ -237,8 +237,8 @@ inline Manifest parse_manifest(const std::string& path, const std::string& text)
       fail(kModel, path + " has schema " + std::to_string(data.items[i].number) + ", this runner reads " +
                        std::to_string(kSchema) + "; build again");
   const Fields fields(path, data,
-                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "points", "arena",
-                       "threads", "weights", "files", "sha256"});
+                      {"schema", "tvm", "isa", "machines", "flags", "height", "width", "classes", "branches", "points",
+                       "arena", "memory", "threads", "weights", "files", "sha256"});
   check_own_digest(path, text, fields.digest("sha256"));
   fields.get("isa", Json::kText);
   return {fields.get("tvm", Json::kText).text,
@@ -250,6 +250,7 @@ inline Manifest parse_manifest(const std::string& path, const std::string& text)
           fields.number("branches", 0),
           fields.number("points", 0),
           fields.number("arena", 1),
+          fields.number("memory", 1),
           fields.number("threads", 1, kMostThreads),
           read_weights(path, fields),
           read_files(path, fields)};

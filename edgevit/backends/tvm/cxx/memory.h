@@ -1,14 +1,12 @@
-// Memory that a model runs in, freed when its owner goes, and tensors over it.
+// Memory that a model runs in, freed when its owner goes.
 #ifndef EDGEVIT_MEMORY_H_
 #define EDGEVIT_MEMORY_H_
 
 #include <sys/mman.h>
-#include <tvm/ffi/container/tensor.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "error.h"
 #include "file.h"
@@ -56,18 +54,6 @@ class Weights {  // mapped: pages are read when a branch first runs, and belong 
   int64_t bytes_;
   const char* data_ = nullptr;
 };
-
-struct Borrowed {  // A tensor over memory that outlives it.
-  void AllocData(DLTensor* tensor, const void* data) { tensor->data = const_cast<void*>(data); }
-  void FreeData(DLTensor*) {}
-};
-
-inline tvm::ffi::Tensor tensor(const void* data, std::vector<int64_t> shape, DLDataTypeCode code, int bits) {
-  if (reinterpret_cast<uintptr_t>(data) % kAlign) fail(kFault, "data is not aligned to 64 bytes");
-  const DLDataType kind{static_cast<uint8_t>(code), static_cast<uint8_t>(bits), 1};
-  return tvm::ffi::Tensor::FromNDAlloc(Borrowed(), tvm::ffi::ShapeView(shape.data(), shape.size()), kind,
-                                       DLDevice{kDLCPU, 0}, data);
-}
 
 }  // namespace edgevit
 

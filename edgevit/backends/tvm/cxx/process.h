@@ -10,9 +10,9 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -49,11 +49,24 @@ inline void mark(Mark what) {
   if (emulated()) syscall(kMark, what);
 }
 
+// Streams of the C++ library would bring in tables for every language, a megabyte of them.
+template <typename Function>
+void each_line(const char* path, Function told) {
+  std::FILE* file = std::fopen(path, "r");
+  if (!file) return;
+  char* line = nullptr;
+  size_t room = 0;
+  while (getline(&line, &room, file) > 0) told(std::string(line));
+  std::free(line);
+  std::fclose(file);
+}
+
 inline int64_t told_bytes(const char* path, const std::string& field) {  // 0 where the system does not tell it
-  std::ifstream status(path);
-  for (std::string line; std::getline(status, line);)
-    if (!line.compare(0, field.size(), field)) return 1024 * std::atoll(line.c_str() + field.size());
-  return 0;
+  int64_t found = 0;
+  each_line(path, [&](const std::string& line) {
+    if (!found && !line.compare(0, field.size(), field)) found = 1024 * std::atoll(line.c_str() + field.size());
+  });
+  return found;
 }
 
 inline int64_t peak_bytes() { return told_bytes("/proc/self/status", "VmHWM:"); }
@@ -63,7 +76,7 @@ inline int64_t resident_bytes() { return told_bytes("/proc/self/status", "VmRSS:
 // Memory of this process that is in no file: what it allocated and touched.
 inline int64_t anonymous_bytes() { return told_bytes("/proc/self/smaps_rollup", "Anonymous:"); }
 
-// What is resident, by whose it is: the model's weights and code, TVM's runtime with this program, the system's libraries
+// What is resident, by whose it is: the model's weights and code, this program's, the system's libraries
 // (which every other program shares), and what is in no file or was written to (heap and stack). Zeros: not told.
 struct Resident {
   int64_t weights = 0, model = 0, runtime = 0, system = 0, own = 0;
@@ -73,16 +86,15 @@ inline Resident resident() {
   Resident found;
   int64_t Resident::*kind = &Resident::own;
   int64_t pages = 0;
-  std::ifstream maps("/proc/self/smaps");
-  for (std::string line; std::getline(maps, line);) {
+  each_line("/proc/self/smaps", [&](const std::string& line) {
     if (line[0] < 'A' || line[0] > 'Z') {  // a mapping begins: address, rights, offset, device, inode, path
       const size_t slash = line.rfind('/');
-      const std::string name = slash == std::string::npos ? "" : line.substr(slash + 1);
+      const std::string name = slash == std::string::npos ? "" : line.substr(slash + 1, line.size() - slash - 2);
       kind = &Resident::system;
       if (name.empty()) kind = &Resident::own;
       if (name == "model.weights") kind = &Resident::weights;
       if (name == "model.so") kind = &Resident::model;
-      if (name == "runner" || !name.compare(0, 6, "libtvm")) kind = &Resident::runtime;
+      if (name == "runner") kind = &Resident::runtime;
     } else if (!line.compare(0, 4, "Rss:")) {
       pages = 1024 * std::atoll(line.c_str() + 4);
     } else if (!line.compare(0, 10, "Anonymous:")) {
@@ -90,7 +102,7 @@ inline Resident resident() {
       found.own += written;
       found.*kind += pages - written;
     }
-  }
+  });
   return found;
 }
 

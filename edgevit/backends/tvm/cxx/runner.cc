@@ -18,35 +18,25 @@
 // code. This finds damage and files that were exchanged. It does not find somebody who writes all of them anew: whether
 // model.json is the one that was built, manifest.json of the bundle tells, which a bundle's receiver has to trust.
 //
-// Needs the headers of tvm_ffi, libtvm_runtime.so and libtvm_ffi.so, nothing else.
-//
-// To compile: g++ -std=c++17 -O2 -DEDGEVIT_TVM='"VERSION"' -isystem TVM_FFI/include runner.cc libtvm_runtime.so
-// libtvm_ffi.so -o runner
-//
-// With -DEDGEVIT_LINKED='"libtvm_runtime.so SHA256 libtvm_ffi.so SHA256"' it refuses other ones when it starts.
+// Needs nothing but the C library. To compile: g++ -std=c++17 -O2 -static-libstdc++ runner.cc -ldl -o runner
 //
 // Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 the image or plan, 16 the answer cannot be written,
 // 18 the runtime, 19 the model's files or this machine.
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/extra/module.h>
-#include <tvm/ffi/function.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <map>
 #include <new>
 #include <numeric>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "file.h"
 #include "image.h"
+#include "library.h"
 #include "machine.h"
 #include "manifest.h"
 #include "memory.h"
@@ -57,30 +47,10 @@
 
 namespace edgevit {
 
-namespace ffi = tvm::ffi;
-
-constexpr int kAllocator = 1;  // Never asked for anything: the model allocates nothing.
 constexpr int64_t kLargestPlan = 16 << 20;  // bytes
+constexpr const char* kBlank = " \t\r\v\f";
 
 // ---- One process ----
-
-struct Model {
-  ffi::Module library, machine;
-  ffi::Function main;
-};
-
-Model load_model(const File& file) {
-  try {
-    const auto open = ffi::Function::GetGlobalRequired("ffi.Module.load_from_file.so");
-    ffi::Module library = open(file.alias(), "so").cast<ffi::Module>();
-    ffi::Module machine = library->GetFunction("vm_load_executable", true).value()().cast<ffi::Module>();
-    machine->GetFunction("vm_initialization", false).value()(static_cast<int>(kDLCPU), 0, kAllocator);
-    ffi::Function main = machine->GetFunction("main", false).value();
-    return Model{library, machine, main};
-  } catch (const std::exception& error) {
-    fail(kModel, "TVM " EDGEVIT_TVM " cannot load " + file.path() + ": " + error.what() + "; unpack the bundle again");
-  }
-}
 
 struct Call {  // of a kernel, or of a function of kernels
   int depth, weights;
@@ -160,11 +130,10 @@ void print(const Options& options, const Manifest& manifest, const Answer& answe
 Manifest checked(const Options& options) {
   Manifest manifest = read_manifest(options.folder + "/model.json");
   check_machine(manifest);
-  check_linked();
   return manifest;
 }
 
-// A loaded model with the memory that it runs in; all of it is freed, the model first.
+// A loaded model with the memory that it runs in.
 class Session {
   std::vector<int64_t> heap_{heap_bytes(kBeginAnew)};
   const Time begun_ = now();
@@ -176,13 +145,13 @@ class Session {
   const int64_t threads_;
   const File library_;
   const Weights weights_;
-  const Buffer image_, effort_, arena_, logits_, gates_, tokens_;
+  const Buffer image_, memory_, logits_, gates_;
 
  public:
   char* const image;
-  float *const effort, *const logits;
+  float* const logits;
   uint8_t* const gates;
-  int32_t* const tokens;
+  float effort = 0;
   int64_t load_peak = 0, started = 0, loaded = 0;
   double load_ms = 0;
   std::vector<Call> calls;
@@ -193,37 +162,32 @@ class Session {
         library_(options.folder + "/model.so", kModel),
         weights_(File(options.folder + "/model.weights", kModel), manifest),
         image_(image_bytes()),
-        effort_(sizeof(float)),
-        arena_(4 * manifest.arena),
+        memory_(manifest.memory),
         logits_(4 * manifest.classes),
         gates_(manifest.branches),
-        tokens_(4 * manifest.points),
         image(image_.as<char>()),
-        effort(effort_.as<float>()),
         logits(logits_.as<float>()),
-        gates(gates_.as<uint8_t>()),
-        tokens(tokens_.as<int32_t>()) {
+        gates(gates_.as<uint8_t>()) {
     check_library(library_);
     check_listed(library_, manifest);
-    tensors_ = {tensor(image, {1, manifest.height, manifest.width, 3}, kDLUInt, 8), tensor(effort, {}, kDLFloat, 32),
-                tensor(arena_.as<float>(), {manifest.arena}, kDLFloat, 32),
-                tensor(logits, {1, manifest.classes}, kDLFloat, 32), tensor(gates, {manifest.branches}, kDLUInt, 8)};
-    if (manifest.points) tensors_.push_back(tensor(tokens, {manifest.points}, kDLInt, 32));
-    for (const Parameter& p : manifest.weights) {
-      places_[weights_.data() + p.offset] = static_cast<int>(places_.size());
-      tensors_.push_back(tensor(weights_.data() + p.offset, {p.elements}, kDLFloat, 32));
-    }
     load_ms = now().wall_ms - begun_.wall_ms;
+  }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  ~Session() {
+    if (model_ && threads_ > 1) api_->start(model_, 1);
   }
 
   void load(bool trace) {
     started = resident_bytes();
     const Time begin = now();
-    if (manifest.threads > 1) use_threads(threads_);
-    model_.emplace(load_model(library_));
+    api_ = &load_library(library_, manifest);
+    check(api_->init(&model_, memory_.as<void>(), manifest.memory, weights_.data(), manifest.weights_bytes()), kModel);
+    if (threads_ > 1) check(api_->start(model_, static_cast<int>(threads_)), kRuntime);
     load_ms += now().wall_ms - begin.wall_ms;  // what was checked before is a part of it
-    for (const ffi::Tensor& t : tensors_) arguments_.emplace_back(t);
-    if (trace) watch();
+    if (trace) api_->listen(model_, [](void* self, int begins, const char* name, int weights) {
+      static_cast<Session*>(self)->hear(begins, name, weights);
+    }, this);
     load_peak = peak_bytes();
     loaded = resident_bytes();
     if (!emulated()) loaded_ = resident();
@@ -235,12 +199,12 @@ class Session {
 
   Time run() {
     calls.clear();
-    ffi::Any result;
     mark(kBegin);
     const Time begin = now();
-    model_->main.CallPacked(arguments_.data(), static_cast<int32_t>(arguments_.size()), &result);
+    const int status = api_->run(model_, image_.as<uint8_t>(), effort, logits, gates);
     const Time end = now();
     mark(kEnd);
+    check(status, kFault);
     fresh_ = false;
     return {end.wall_ms - begin.wall_ms, end.cpu_ms - begin.cpu_ms};
   }
@@ -257,31 +221,23 @@ class Session {
 
   int64_t image_bytes() const { return manifest.image_bytes(); }
 
-  Answer answer() const { return {logits, gates, tokens}; }
+  Answer answer() const { return {logits, gates, manifest.points ? api_->tokens(model_) : nullptr}; }
 
  private:
-  // The virtual machine tells every call before and after it: (function, its name, before, result, arguments...).
-  void watch() {
-    auto told = [this](ffi::PackedArgs args, ffi::Any*) {
-      if (!args[2].cast<bool>()) {
-        Call& done = calls[open_.back()];
-        done.ms = told_ms() - done.ms;
-        // What a process allocates and touches it keeps, so that only the first run shows it; asking takes its time.
-        if (fresh_ && done.name.compare(0, 3, "vm.")) done.grown = grown();
-        open_.pop_back();
-        return;
-      }
-      Call begun{static_cast<int>(open_.size()), -1, args[1].cast<std::string>(), told_ms(), -1};
-      for (int i = 4; i < args.size() && begun.weights < 0; ++i) {
-        const auto given = args[i].try_cast<ffi::Tensor>();
-        const bool none = !given || !given->defined();  // a None is a tensor too
-        const auto found = none ? places_.end() : places_.find(given->data_ptr());
-        if (found != places_.end()) begun.weights = found->second;
-      }
+  void check(int status, Exit code) const {
+    if (status) fail(code, library_.path() + " refuses: " + api_->message(status));
+  }
+
+  void hear(int begins, const char* name, int weights) {
+    if (begins) {
       open_.push_back(calls.size());
-      calls.push_back(begun);
-    };
-    model_->machine->GetFunction("set_instrument", false).value()(ffi::Function::FromPacked(told));
+      calls.push_back({static_cast<int>(open_.size()) - 1, weights, name, told_ms(), -1});
+      return;
+    }
+    Call& done = calls[open_.back()];
+    done.ms = told_ms() - done.ms;
+    if (fresh_) done.grown = grown();  // pages once touched stay, so that only the first run shows it; asking takes time
+    open_.pop_back();
   }
 
   // Of one thread the time that it had a CPU; of several, which wait for each other, the time that went by.
@@ -290,16 +246,14 @@ class Session {
   int64_t before_ = 0;
   bool fresh_ = true;
   Resident loaded_;
-  std::map<const void*, int> places_;  // of the weights, to their index in the manifest
-  std::vector<size_t> open_;           // calls that have begun and not ended
-  std::vector<ffi::Tensor> tensors_;
-  std::vector<ffi::AnyView> arguments_;
-  std::optional<Model> model_;
+  std::vector<size_t> open_;  // calls that have begun and not ended
+  const edgevit_library* api_ = nullptr;
+  void* model_ = nullptr;
 };
 
 void run_one(const Options& options, Session& session) {
   read_pixels(options.image, session.manifest, session.image);
-  *session.effort = options.effort;
+  session.effort = options.effort;
   session.load(options.trace);
   std::vector<Time> times;
   for (int64_t i = 0; i < options.runs; ++i) times.push_back(session.run());
@@ -320,10 +274,10 @@ void answer(const Options& options, Session& session) {
 void run_stream(const Options& options, Session& session) {
   session.load(options.trace);
   const auto bytes = static_cast<size_t>(session.image_bytes());
-  while (const size_t begun = std::fread(session.effort, 1, sizeof(float), stdin)) {
+  while (const size_t begun = std::fread(&session.effort, 1, sizeof(float), stdin)) {
     if (begun != sizeof(float) || std::fread(session.image, 1, bytes, stdin) != bytes)
       fail(kImage, "standard input ended inside an image of " + std::to_string(bytes) + " bytes");
-    if (std::isnan(*session.effort)) fail(kImage, "an effort must be a number, got nan");
+    if (std::isnan(session.effort)) fail(kImage, "an effort must be a number, got nan");
     answer(options, session);
   }
   if (std::ferror(stdin)) fail(kImage, std::string("cannot read standard input: ") + std::strerror(errno));
@@ -334,19 +288,29 @@ struct Step {
   float effort;
 };
 
+std::vector<std::string> split(const std::string& line) {
+  std::vector<std::string> words;
+  for (size_t at = 0; (at = line.find_first_not_of(kBlank, at)) != std::string::npos;) {
+    const size_t end = std::min(line.find_first_of(kBlank, at), line.size());
+    words.push_back(line.substr(at, end - at));
+    at = end;
+  }
+  return words;
+}
+
 std::vector<Step> read_plan(const std::string& path, const File& images, int64_t image_bytes) {
   if (!images.size() || images.size() % image_bytes)
     fail(kImage, images.path() + " has " + std::to_string(images.size()) + " bytes, which are no whole images of " +
                      std::to_string(image_bytes));
   std::vector<Step> steps;
-  std::istringstream plan(File(path, kImage).text(kLargestPlan));
-  for (std::string line; std::getline(plan, line);) {
-    std::istringstream words(line);
-    std::string index, effort, more;
-    words >> index >> effort;
+  const std::string plan = File(path, kImage).text(kLargestPlan);
+  for (size_t at = 0, end = 0; at < plan.size(); at = end + 1) {
+    end = std::min(plan.find('\n', at), plan.size());
+    const std::vector<std::string> words = split(plan.substr(at, end - at));
+    const std::string index = words.empty() ? "" : words[0], effort = words.size() < 2 ? "" : words[1];
     const auto number = whole_number(index);
     const auto value = real_number(effort);
-    if (!number || !value || words >> more)
+    if (!number || !value || words.size() > 2)
       fail(kImage, path + " is no plan: line " + std::to_string(steps.size() + 1) +
                        " must be an image's index and an effort, whole numbers from 0 on and a number, inf or -inf");
     if (*number >= images.size() / image_bytes)
@@ -366,7 +330,7 @@ void run_plan(const Options& options, Session& session) {
               static_cast<long long>(session.started), static_cast<long long>(session.loaded));
   for (const Step& step : steps) {
     images.read(session.image, session.image_bytes(), step.index * session.image_bytes());
-    *session.effort = step.effort;
+    session.effort = step.effort;
     answer(options, session);
   }
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgevit.backends.tvm.inspect.shipped import Shipped
+from edgevit.backends.tvm.run.asked import MATH, PLAIN, POOLED
 from edgevit.backends.tvm.run.runner import Manifest
 from edgevit.errors import BoundError
 
@@ -61,8 +62,10 @@ def bound(shipped: Shipped, manifest: Manifest) -> Memory:
     Raises:
         BoundError: an instruction calls what might allocate, or a kernel could ask for memory; names it.
     """
+    if not shipped.text:
+        _check_asked(shipped)
     functions = calls(shipped.text)
-    if "main" not in functions:
+    if shipped.text and "main" not in functions:
         raise BoundError("the library has no function main; compile it again")
     for name, called in functions.items():
         _check(name, called, functions, shipped)
@@ -75,6 +78,12 @@ def bound(shipped: Shipped, manifest: Manifest) -> Memory:
         outputs=4 * (manifest.classes + manifest.points) + manifest.branches,
         weights=4 * sum(p.elements for p in manifest.weights),
     )
+
+
+def _check_asked(shipped: Shipped) -> None:
+    """A library of its own takes memory by asking the system's for it, or not at all."""
+    if other := sorted(shipped.asked - PLAIN - MATH - POOLED):
+        raise BoundError(f"the library asks for {', '.join(other)}, which may allocate: no memory bound")
 
 
 def _check(name: str, called: tuple[str, ...], functions: Mapping[str, tuple[str, ...]], shipped: Shipped) -> None:

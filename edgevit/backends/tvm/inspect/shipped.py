@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgevit.backends.tvm.run.plugin import SYMBOL as OWN
 from edgevit.backends.tvm.run.runtime import runtime
 from edgevit.errors import BundleError
 
@@ -19,10 +20,17 @@ SECTION, SYMBOL = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ")  # of a
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """What a library holds: `text` is its bytecode in words, `symbols` the names that it defines or asks for."""
+    """What a library holds.
+
+    Attributes:
+        text: its bytecode in words; empty where it needs no virtual machine to run it.
+        symbols: the names that it defines or asks for.
+        asked: those that it asks for.
+    """
 
     text: str = field(repr=False)
     symbols: frozenset[str]
+    asked: frozenset[str] = frozenset()
 
     def has_kernel(self, name: str) -> bool:
         return f"{PREFIX}{name}" in self.symbols
@@ -32,12 +40,16 @@ def read(path: Path) -> Shipped:
     """Read `model.so`.
 
     Raises:
-        BundleError: missing, damaged, or no library that TVM wrote.
-        RuntimeMissingError: TVM's runtime, which puts bytecode in words, is not installed.
+        BundleError: missing, damaged, or no library of a model.
+        RuntimeMissingError: TVM's runtime, which puts bytecode of older builds in words, is not installed.
     """
     try:
         raw = path.read_bytes()
-        symbols = {name: content for name, content in _symbols(raw)}
+        found = list(_symbols(raw))
+        symbols = {name: content for name, content, _ in found}
+        asked = frozenset(name for name, _, defined in found if name and not defined)
+        if OWN in symbols and OWN not in asked:
+            return Shipped(text="", symbols=frozenset(symbols), asked=asked)
         content = symbols[EMBEDDED]
         at = 8
         for _ in range(2):  # which module imports which: two lists of numbers
@@ -49,12 +61,15 @@ def read(path: Path) -> Shipped:
         read_module = runtime().get_global_func(f"ffi.Module.load_from_bytes.{EXECUTABLE.decode()}")
         text = str(read_module(executable)["as_text"]())
     except (OSError, ValueError, KeyError, IndexError, struct.error, RuntimeError) as error:
-        raise BundleError(f"{path} is not a library of TVM: {error}; unpack the bundle again") from error
-    return Shipped(text=text, symbols=frozenset(symbols))
+        raise BundleError(f"{path} is no library of a model: {error}; unpack the bundle again") from error
+    return Shipped(text=text, symbols=frozenset(symbols), asked=asked)
 
 
-def _symbols(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield every dynamic symbol with the bytes it names, which are in the file where they are at the same address."""
+def _symbols(raw: bytes) -> Iterator[tuple[str, bytes, bool]]:
+    """Yield every dynamic symbol, the bytes it names, and whether it is defined.
+
+    The bytes are in the file where they are at the same address.
+    """
     if raw[:6] != b"\x7fELF\x02\x01":
         raise ValueError("no 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", raw, 40)
@@ -67,7 +82,7 @@ def _symbols(raw: bytes) -> Iterator[tuple[str, bytes]]:
         start = strings + name
         home = sections[index] if 0 < index < count else None
         at = address - home[3] + home[4] if home else 0
-        yield raw[start : raw.index(b"\0", start)].decode(), raw[at : at + extent]
+        yield raw[start : raw.index(b"\0", start)].decode(), raw[at : at + extent], home is not None
 
 
 def _number(content: bytes, at: int) -> int:

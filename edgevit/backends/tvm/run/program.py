@@ -28,6 +28,8 @@ class TvmProgram:
     @property
     def given_bytes(self) -> tuple[int, ...]:
         about = self.manifest
+        if about.memory:
+            return about.memory, 3 * about.height * about.width, 4 * about.classes, about.branches
         counted = (4 * about.points,) if about.points else ()
         return 4 * about.arena, 3 * about.height * about.width, 4, 4 * about.classes, about.branches, *counted
 

@@ -1,6 +1,7 @@
-"""Run a compiled model: one shared library, its weights mapped from a file, one arena.
+"""Run a compiled model: one shared library, its weights mapped from a file, one piece of memory.
 
-Needs numpy, tvm_ffi and libtvm_runtime.so only; the compiler is never loaded.
+Needs numpy only; what the virtual machine of TVM runs, in this process or from older builds, also tvm_ffi and
+libtvm_runtime.so. The compiler is never loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from edgevit.backends import feed
 from edgevit.backends.tvm.run.canary import versions
+from edgevit.backends.tvm.run.plugin import Plugin
 from edgevit.backends.tvm.run.pool import Pool
 from edgevit.backends.tvm.run.runtime import runtime
 from edgevit.errors import BundleError
@@ -23,7 +25,8 @@ from edgevit.schema.manifest import BundleFile
 from edgevit.util import limits, strict_json
 
 LIBRARY, WEIGHTS, MANIFEST = "model.so", "model.weights", "model.json"
-SCHEMA = 2
+SCHEMA = 3
+MACHINE_SCHEMA = 2  # before libraries needed no virtual machine of TVM
 UNCHECKED_SCHEMA = 1  # before files were listed: only the bundle's own manifest tells whether they changed
 ALIGN_BYTES = 64
 MOST_THREADS = 64
@@ -57,6 +60,7 @@ class Manifest:
         points: length of `tokens`, patch tokens left after each point where they merge; 0: their number is fixed.
         arena: float32 elements of the activation arena, every thread's own ones included.
         weights: parameters in the order in which `main` takes them.
+        memory: bytes that the library is given, arena and outputs included; 0 where TVM's virtual machine runs it.
         threads: how many the kernels are shared out among.
         files: the library and the weights, with what they must be.
         sha256: of this file without it.
@@ -73,6 +77,7 @@ class Manifest:
     branches: int
     arena: int
     weights: tuple[Parameter, ...]
+    memory: int = 0
     threads: int = 1
     points: int = 0
     files: tuple[BundleFile, ...] = ()
@@ -126,26 +131,83 @@ class TvmRunner:
         del self._main, self._machine, self._arguments
 
 
-def load(folder: Path, threads: int | None = None) -> TvmRunner:
+class LibraryRunner:
+    """A compiled model's own library in this process, which nothing of TVM runs; see `TvmRunner`."""
+
+    def __init__(self, path: Path, manifest: Manifest, weights: np.ndarray, threads: int | None = None) -> None:
+        self._plugin = Plugin(path)
+        told = self._plugin.about
+        sizes = {
+            "memory_bytes": manifest.memory,
+            "arena_bytes": 4 * manifest.arena,
+            "weights_bytes": weights.size,
+            "image_bytes": 3 * manifest.height * manifest.width,
+            "classes": manifest.classes,
+            "branches": manifest.branches,
+            "points": manifest.points,
+            "threads": manifest.threads,
+        }
+        for name, value in sizes.items():
+            if (own := getattr(told, name)) != value:
+                raise BundleError(f"{path} has {name} = {own}, model.json says {value}; unpack the bundle again")
+        self._shape = (1, manifest.height, manifest.width, 3)
+        self._image = aligned(self._shape, np.uint8)
+        self._memory = aligned((manifest.memory,), np.uint8)
+        self._weights = weights  # stay mapped
+        self._logits = np.empty((1, manifest.classes), np.float32)
+        self._gates = np.empty((manifest.branches,), np.uint8)
+        self._model = self._plugin.init(_address(self._memory), manifest.memory, _address(weights), weights.size)
+        self._threads = threads or manifest.threads
+        if self._threads > 1:
+            self._plugin.start(self._model, self._threads)
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        inputs = feed(image, effort, shape=self._shape, gated=True)
+        self._image[...] = inputs["image"]
+        given = _address(self._image), float(inputs["effort"]), _address(self._logits), _address(self._gates)
+        self._plugin.run(self._model, *given)
+        return self._logits.copy(), self._gates.copy()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._plugin.tokens(self._model)
+
+    def close(self) -> None:
+        if self._threads > 1:
+            self._plugin.start(self._model, 1)
+            self._threads = 1
+
+    def __del__(self) -> None:
+        if getattr(self, "_threads", 1) > 1:  # they use memory that goes now
+            self.close()
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def load(folder: Path, threads: int | None = None) -> TvmRunner | LibraryRunner:
     """Load what `library.write` wrote, for as many threads as it was compiled for, or fewer.
 
     Size and hash of every file are looked at before it is mapped or loaded.
 
     Raises:
-        BundleError: a file is missing or damaged, or not for this machine or this TVM.
-        RuntimeMissingError: TVM is not installed.
+        BundleError: a file is missing or damaged, or not for this machine; or one that needs another TVM.
+        RuntimeMissingError: TVM is not installed, and the build is one of those that need it.
     """
-    installed = versions()["apache-tvm"]
     manifest = read_manifest(folder / MANIFEST)
-    check_machine(manifest, installed)
     path = folder / LIBRARY
+    alone = manifest.schema == SCHEMA
+    check_machine(manifest, manifest.tvm if alone else versions()["apache-tvm"])
     check_file(path, manifest)
     check_file(folder / WEIGHTS, manifest)
+    if alone:
+        return LibraryRunner(path, manifest, _mapped(folder / WEIGHTS, manifest), threads)
     weights = map_weights(folder / WEIGHTS, manifest)
     try:
         library = runtime().load_module(str(path.resolve()))
     except (OSError, RuntimeError) as error:
-        raise BundleError(f"TVM {installed} cannot load {path}: {error}; unpack the bundle again") from error
+        raise BundleError(f"TVM {manifest.tvm} cannot load {path}: {error}; unpack the bundle again") from error
     return TvmRunner(library, manifest, weights, threads)
 
 
@@ -162,7 +224,7 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot read {path}: {error}; unpack the bundle again") from error
     schema = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(data, dict) and schema not in (SCHEMA, UNCHECKED_SCHEMA):
+    if isinstance(data, dict) and schema not in (SCHEMA, MACHINE_SCHEMA, UNCHECKED_SCHEMA):
         raise BundleError(f"{path} has schema {strict_json.shown(schema)}, this version reads {SCHEMA}; build again")
     found = strict_json.from_data(Manifest, data, faults, "model")
     if found is None:
@@ -176,11 +238,12 @@ def read_manifest(path: Path) -> Manifest:
         ("branches", found.branches, 0, limits.BRANCHES),
         ("points", found.points, 0, limits.BRANCHES),
         ("arena in bytes", 4 * found.arena, 0, limits.ARENA_BYTES),
+        ("memory", found.memory, 0, limits.ARENA_BYTES),
     ]
     wrong = [f"{what} {value} ({low} to {most})" for what, value, low, most in sizes if not low <= value <= most.value]
     if wrong:
         raise BundleError(f"{path} claims what no model has: {', '.join(wrong)}; unpack the bundle again")
-    if (schema == SCHEMA or found.files) and not strict_json.seal_holds(raw, found.sha256):
+    if (schema != UNCHECKED_SCHEMA or found.files) and not strict_json.seal_holds(raw, found.sha256):
         raise BundleError(f"{path} was changed since it was written: its sha256 is another; unpack the bundle again")
     return found
 
@@ -214,6 +277,12 @@ def map_weights(path: Path, manifest: Manifest) -> list[np.ndarray]:
     Raises:
         BundleError: missing, of another size than the manifest says, or not at addresses that kernels accept.
     """
+    mapped = _mapped(path, manifest)
+    parts = [mapped[p.offset_bytes : p.offset_bytes + 4 * p.elements] for p in manifest.weights]
+    return [np.asarray(part).view(np.float32) for part in parts]
+
+
+def _mapped(path: Path, manifest: Manifest) -> np.ndarray:
     expected = 0
     for part in manifest.weights:
         if part.offset_bytes != expected or part.offset_bytes % ALIGN_BYTES or part.elements < 1:
@@ -221,13 +290,12 @@ def map_weights(path: Path, manifest: Manifest) -> list[np.ndarray]:
         expected += 4 * part.elements
     try:
         # Copy on write: the runtime takes no read-only arrays, and a page that nobody writes is never copied.
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        mapped: np.ndarray = np.memmap(path, dtype=np.uint8, mode="c")
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot read the weights {path}: {error}; unpack the bundle again") from error
     if mapped.size != expected:
         raise BundleError(f"{path} has {mapped.size} bytes, the manifest says {expected}; unpack the bundle again")
-    parts = [mapped[p.offset_bytes : p.offset_bytes + 4 * p.elements] for p in manifest.weights]
-    return [np.asarray(part).view(np.float32) for part in parts]
+    return mapped
 
 
 def check_machine(manifest: Manifest, installed: str, cpuinfo: Path = CPUINFO) -> None:

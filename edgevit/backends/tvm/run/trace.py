@@ -1,4 +1,4 @@
-"""What a run really calls, as the virtual machine tells it: every kernel, whose weights it was given, and its time.
+"""What a run really calls, as the library tells it: every kernel, whose weights it was given, and its time.
 
 A kernel's branch is not taken from the program but from the weights that it is given, so a branch body that a compiler
 moved out of its `If` shows under its own name. Kernels without weights belong to the function around them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,8 +27,7 @@ from edgevit.backends.reference import reference_with_margins  # noqa: E402
 from edgevit.backends.tvm import memory_bound as tvm_bound  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import isa, tuned  # noqa: E402
 from edgevit.backends.tvm.compile import native  # noqa: E402
-from edgevit.backends.tvm.run import canary, runner  # noqa: E402
-from edgevit.backends.tvm.run.runtime import package  # noqa: E402
+from edgevit.backends.tvm.run import runner  # noqa: E402
 from edgevit.onnx_form.assemble import assemble  # noqa: E402
 from edgevit.program.program import Program  # noqa: E402
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names  # noqa: E402
@@ -144,10 +144,10 @@ def test_what_one_line_says(x86: Native, folder: Path) -> None:
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
     assert 0 < printed["started_bytes"] < printed["load_peak_bytes"] <= printed["peak_bytes"]
     assert printed["load_ms"] > 0
-    # Whose memory it is once loaded: none of the weights', and nothing is left out.
+    # Whose memory it is once loaded: of the weights one page with those that the system reads around it.
     held = printed["loaded"]
-    assert held["weights"] == 0 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
-    assert held["runtime"] > 1e6 and held["model"] <= (folder / "model.so").stat().st_size + 8192
+    assert held["weights"] <= 1 << 21 and all(held[kind] > 0 for kind in ("model", "runtime", "system", "own"))
+    assert held["runtime"] < 4e5 and held["model"] <= (folder / "model.so").stat().st_size + 8192
     assert sum(held.values()) == pytest.approx(printed["load_peak_bytes"], rel=0.05)
 
 
@@ -245,46 +245,28 @@ def test_no_compiler_and_no_folder_are_clear(tmp_path: Path, monkeypatch: pytest
 
 def test_what_does_not_compile_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot compile runner.cc"):
-        native.build_runner("x86_64", tmp_path, options=("-DEDGEVIT_TVM=",))
+        native.build_runner("x86_64", tmp_path, options=("-Dedgevit_library=",))
     assert not (tmp_path / "runner").exists()
 
 
-def test_its_shipped_sources_compile_by_the_command_they_name(tmp_path: Path) -> None:
+def test_its_shipped_sources_compile_by_the_command_they_name(folder: Path, tmp_path: Path) -> None:
     """No header is missing, and nobody needs edgevit to change the program."""
     for path in native.SOURCES:
         shutil.copy(path, tmp_path)
-    for path in native.libraries("x86_64", tmp_path):
-        shutil.copy(path, tmp_path)
-    told = (tmp_path / "runner.cc").read_text(encoding="utf-8").split("// To compile: ")[1].split("//\n")[0]
-    told = told.replace("//", "").replace("VERSION", canary.versions()["apache-tvm"])
-    words = shlex.split(told.replace("TVM_FFI", str(package("tvm_ffi"))))
-    subprocess.run([*words, "-O0", "-Wl,-rpath,$ORIGIN"], cwd=tmp_path, check=True)
-    done = subprocess.run([tmp_path / "runner"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "usage: runner FOLDER" in done.stderr
+    told = (tmp_path / "runner.cc").read_text(encoding="utf-8").split("To compile: ")[1].split("\n")[0]
+    subprocess.run([*shlex.split(told), "-O0"], cwd=tmp_path, check=True)
+    assert read(Native(path=tmp_path / "runner").start(folder, folder / "image.raw"))["runs"] == 1
 
 
-def test_libraries_that_are_not_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "versions", lambda: {**canary.PINNED, "apache-tvm": "0.28.0"})
-    with pytest.raises(RuntimeMissingError, match=r"installed is .*0\.28\.0"):
-        native.libraries("aarch64", tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(RuntimeMissingError, match="cannot download apache-tvm=="):
-        native.libraries("aarch64", tmp_path)
-
-
-def test_a_damaged_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[str] = []
-    monkeypatch.setattr(native, "_download", lambda shared, path: fetched.append(path.name))
-    (first, second) = native.libraries("aarch64", tmp_path)
-    first.parent.mkdir(parents=True)
-    first.write_bytes(b"damaged")
-    native.libraries("aarch64", tmp_path)
-    assert fetched == [first.name, second.name] * 2
+def test_it_needs_the_c_library_alone(x86: Native) -> None:
+    """And the compiler's own small one, which every system has that runs programs of C++."""
+    told = subprocess.run(["readelf", "-d", x86.path], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", told)) <= {"libc.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
+    assert x86.path.stat().st_size < 4e5 and [path.name for path in x86.path.parent.iterdir()] == ["runner"]
 
 
 def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -> None:
-    """Loading reads no weights; a run reads each once, from pages of the file."""
+    """Loading reads one page of the weights; a run reads each once, from pages of the file."""
     from edgevit.frontends.resolve import resolve
     from edgevit.program.spec import GateSpec
 
@@ -301,11 +283,10 @@ def test_memory_of_a_real_gated_model(data: Path, x86: Native, tmp_path: Path) -
     weights = (tmp_path / "model.weights").stat().st_size
     arena = 4 * runner.read_manifest(tmp_path / "model.json").arena
     closed, opened = (x86.run(tmp_path, tmp_path / "image.raw", effort=e) for e in (ALL_SKIPPED, ALL_OPEN))
-    # A process with the runtime libraries and nothing to do has 7.9 MB.
-    assert opened["load_peak_bytes"] < 11e6
-    assert opened["loaded"]["weights"] == 0
-    assert opened["load_peak_bytes"] - opened["started_bytes"] < 0.05 * weights
-    assert opened["peak_bytes"] < weights + arena + 12e6
+    around = 1 << 21  # what the system reads around a page at most
+    assert opened["loaded"]["weights"] <= around
+    assert opened["load_peak_bytes"] < 3e6 + around
+    assert opened["peak_bytes"] < weights + arena + 4e6
     assert closed["peak_bytes"] < opened["peak_bytes"] / 2
     # What a run touched beyond the image, which is put there before it; the bound holds, and says little too much.
     touched = opened["grown_bytes"] + 224 * 224 * 3

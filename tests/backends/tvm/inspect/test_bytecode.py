@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_the_bound_is_read_from_the_file_that_ships(lowered: Lowered, tmp_path: 
     assert memory.arena == 4 * lowered.arena
     assert memory.weights == sum(values.nbytes for _, values in lowered.weights)
     assert memory.activations == memory.arena + 32 * 32 * 3 + 4 + 4 * 10 + 4
+
+
+def test_a_library_that_asks_for_memory_has_no_bound(lowered: Lowered) -> None:
+    about, plain = library.manifest(lowered), Shipped(text="", symbols=frozenset(), asked=frozenset({"memcpy", "expf"}))
+    assert bound(plain, about).arena == 4 * lowered.arena
+    for name in ("malloc", "mmap", "TVMBackendAllocWorkspace", "fopen"):
+        with pytest.raises(BoundError, match=f"the library asks for {name}, which may allocate"):
+            bound(replace(plain, asked=plain.asked | {name}), about)
 
 
 def test_every_branch_is_one_call_that_a_gate_decides_about(lowered: Lowered) -> None:

@@ -20,6 +20,7 @@ from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
 from edgevit.backends.tvm.inspect.shipped import EMBEDDED, read  # noqa: E402
 from edgevit.backends.tvm.run.runner import LIBRARY  # noqa: E402
+from tests.backends.tvm import older  # noqa: E402
 
 PROGRAM = tiny_program(gated=True, depth=1)
 
@@ -34,8 +35,18 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / LIBRARY
 
 
-def test_bytecode_and_symbols_are_found(path: Path) -> None:
+def test_a_library_of_its_own_tells_what_it_asks_for(path: Path) -> None:
     shipped = read(path)
+    assert not shipped.text and {"edgevit_model", "model_run"} < shipped.symbols
+    assert shipped.asked <= {"memcpy", "memset", "memmove"}
+
+
+@pytest.mark.parametrize("name", ["avx2", "neon"])
+def test_bytecode_and_symbols_of_older_builds_are_found(name: str, tmp_path: Path) -> None:
+    try:
+        shipped = read(older.write(lower(PROGRAM, isa(name)), tmp_path) / LIBRARY)
+    except RuntimeMissingError as error:
+        unavailable(str(error))
     assert "@main" in shipped.text and "run_b00_mhsa" in shipped.text
     assert EMBEDDED in shipped.symbols and not shipped.has_kernel("main")
     kernels = {name for name in shipped.symbols if name.startswith("__tvm_ffi_") and name != EMBEDDED}
@@ -46,11 +57,11 @@ def test_a_library_of_somebody_else_is_refused(tmp_path: Path) -> None:
     source, other = tmp_path / "other.c", tmp_path / "other.so"
     source.write_text("int other(void) { return 1; }\n")
     subprocess.run(["g++", "-shared", "-fPIC", "-x", "c", str(source), "-o", str(other)], check=True)
-    with pytest.raises(BundleError, match=rf"is not a library of TVM: '{EMBEDDED}'"):
+    with pytest.raises(BundleError, match=rf"is no library of a model: '{EMBEDDED}'"):
         read(other)
     for content in (b"", b"no library", b"\x7fELF\x02\x01\x01" + bytes(40)):
         other.write_bytes(content)
-        with pytest.raises(BundleError, match="is not a library of TVM"):
+        with pytest.raises(BundleError, match="is no library of a model"):
             read(other)
     with pytest.raises(BundleError, match="No such file"):
         read(tmp_path / "absent.so")

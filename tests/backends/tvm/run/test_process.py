@@ -90,7 +90,7 @@ def test_a_broken_stream_is_refused(folder: Path, sent: bytes, told: str) -> Non
 
 
 def test_what_the_process_says_becomes_the_error(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "runner").chmod(0o755)
     (tmp_path / "model.weights").write_bytes(b"1234")
