@@ -371,11 +371,6 @@ def onnx_backends() -> tuple[str, ...]:
     return tuple(name for name in MODULES if backend(name).READS_ONNX)
 
 
-def missing(name: str, error: ImportError) -> RuntimeMissingError:
-    """Build the error for a runtime that cannot be imported."""
-    return RuntimeMissingError(f"{name} cannot be imported ({error}); install it: {backend(name).INSTALL}")
-
-
 def _module(name: str) -> str:
     if name not in MODULES:
         raise RuntimeMissingError(f"unknown runtime {name!r}; known: {', '.join(MODULES)}")

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni, missing
+from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.ort_format import canonical
 from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_precision
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
+from edgevit.util.optional import imported
 from edgevit.util.strict_json import write_atomic
 
 if TYPE_CHECKING:
@@ -337,8 +338,4 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise missing(NAME, error) from error
-    return onnxruntime
+    return imported(NAME, INSTALL)

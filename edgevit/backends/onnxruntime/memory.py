@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevit.errors import RuntimeMissingError
+from edgevit.util.optional import imported
 
 MEMORY_REUSE = False
 MEMORY_PATTERN = False
@@ -71,9 +71,4 @@ def runtime() -> Any:
     Raises:
         RuntimeMissingError: it is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        message = f"onnxruntime cannot be imported ({error}); install it: pip install edgevit"
-        raise RuntimeMissingError(message) from error
-    return onnxruntime
+    return imported("onnxruntime", "pip install edgevit")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni, missing
+from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni
 from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
+from edgevit.util.optional import imported
 
 if TYPE_CHECKING:
     import onnx
@@ -302,8 +303,4 @@ def _made_core() -> Any:
 
 
 def _runtime() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise missing(NAME, error) from error
-    return openvino
+    return imported(NAME, INSTALL)

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.errors import BoundError, RuntimeMissingError
+from edgevit.errors import BoundError
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound
+from edgevit.util.optional import imported
 
 COVERS = (
     "what the tensors of the model's graph need on any gate path: constants as stored, and activations live at once in "
@@ -44,11 +45,7 @@ def bound(model: Path) -> BoundDetail:
         BoundError: the IR cannot be read, or a shape in it is not fixed.
         RuntimeMissingError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        message = f"openvino cannot be imported ({error}); install it: pip install 'edgevit[openvino]'"
-        raise RuntimeMissingError(message) from error
+    openvino = imported("openvino", "pip install 'edgevit[openvino]'")
     try:
         read = openvino.Core().read_model(model)
     except RuntimeError as error:

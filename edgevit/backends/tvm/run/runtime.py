@@ -12,6 +12,7 @@ from typing import Any
 
 from edgevit.backends.tvm.run.canary import INSTALL
 from edgevit.errors import RuntimeMissingError
+from edgevit.util.signals import signals_wait
 
 ERROR = f"{RuntimeMissingError.__module__}.{RuntimeMissingError.__name__}: "
 ASK = (sys.executable, "-c", f"from {__name__} import llvm_architectures; print(*llvm_architectures())")
@@ -26,9 +27,10 @@ def runtime() -> Any:
         RuntimeMissingError: a package is not installed, or its libraries cannot be loaded.
     """
     try:
-        ffi = _ffi()
-        # Its symbols are for the libraries that are loaded after it.
-        ctypes.CDLL(str(package("tvm") / RUNTIME), ctypes.RTLD_GLOBAL)
+        with signals_wait():  # they would be taken for a failure of the packages
+            ffi = _ffi()
+            # Its symbols are for the libraries that are loaded after it.
+            ctypes.CDLL(str(package("tvm") / RUNTIME), ctypes.RTLD_GLOBAL)
     except (ImportError, OSError) as error:
         raise RuntimeMissingError(f"TVM's runtime cannot be loaded ({error}); install it: {INSTALL}") from error
     return ffi
