@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, Start, feed, lacks_vnni, missing
+from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni, missing
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.ort_format import canonical
 from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_precision
@@ -54,11 +54,18 @@ class OnnxRuntimeRunner:
         inputs = {i.name: i for i in [*session.get_inputs(), *session.get_overridable_initializers()]}
         self._shape = tuple(inputs["image"].shape)
         self._gated = "effort" in inputs
+        self._counts = any(output.name == "tokens" for output in session.get_outputs())
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        answer = self.answer(image, effort)
+        return answer.logits, answer.gates
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=self._gated)
-        logits, gates = self._session.run(["logits", "gates"], inputs)
-        return logits, gates
+        if not self._counts:
+            return Answer(*self._session.run(["logits", "gates"], inputs), NO_TOKENS)
+        # Copied: what is held of an output stays in the arena, whose bound knows one place for it, and sizes vary here.
+        return Answer(*map(np.array, self._session.run(["logits", "gates", "tokens"], inputs)))
 
     def close(self) -> None:
         self._session = None
