@@ -81,7 +81,7 @@ def check_skip_instructions(
         unknowns=patterns - spare,
         spare=spare,
         summary=(
-            f"{len(runs)} runs over {patterns} patterns of gates and {len(by_tokens)} numbers of tokens: equal patterns "
+            f"{len(runs)} runs over {patterns} patterns of gates and {len(by_tokens)} numbers of tokens: equal ones "
             "execute equal products, and every count is exactly what its open branches and its tokens cost "
             f"({spare} equations to spare)"
         ),
