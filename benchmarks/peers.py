@@ -1,7 +1,7 @@
 """edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
 
     pip install -e '.[all,bench]'
-    pip install litert-torch ai-edge-quantizer        (for LiteRT, which is left out without them)
+    pip install -e '.[bench-litert]'        (for LiteRT, which is left out without it)
     EDGEVIT_DATA=DIR python benchmarks/peers.py --work out/peers -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
