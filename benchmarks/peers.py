@@ -295,6 +295,11 @@ def backend_versions() -> str:
     return ", ".join(f"{k} {v}" for name in (*RUNTIMES.values(), "tvm") for k, v in backend(name).versions().items())
 
 
+def versions_shown() -> str:
+    """Return the versions of all runtimes that stand in the report."""
+    return ", ".join([backend_versions(), *([peer_litert.versions()] if peer_litert.installed() else [])])
+
+
 def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:
     """Classes that candidates predict, and those with exact int8: after each candidate what is known so far.
 
@@ -403,7 +408,7 @@ def main(
             before,
             snapshot(),
             runtime="both",
-            runtime_version=backend_versions(),
+            runtime_version=versions_shown(),
             inference_precision="per candidate",
             threads=1,
         )
