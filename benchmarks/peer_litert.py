@@ -1,6 +1,6 @@
 """LiteRT (TensorFlow Lite) as a peer: what litert-torch and ai-edge-quantizer make of a timm model, run by XNNPACK.
 
-    pip install litert-torch ai-edge-quantizer        (about 600 MB; install a CPU build of torch first)
+    pip install -e ".[bench-litert]"        (about 600 MB; install a CPU build of torch first)
 
 Dynamic int8: weights of 8 bits per channel, activations quantized while it runs, no calibration. Left out where these
 packages are not installed.

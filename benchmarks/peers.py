@@ -1,7 +1,7 @@
 """edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
 
     pip install -e '.[all,bench]'
-    pip install litert-torch ai-edge-quantizer        (for LiteRT, which is left out without them)
+    pip install -e '.[bench-litert]'        (for LiteRT, which is left out without it)
     EDGEVIT_DATA=DIR python benchmarks/peers.py --work out/peers -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
@@ -295,6 +295,11 @@ def backend_versions() -> str:
     return ", ".join(f"{k} {v}" for name in (*RUNTIMES.values(), "tvm") for k, v in backend(name).versions().items())
 
 
+def versions_shown() -> str:
+    """Return the versions of all runtimes that stand in the report."""
+    return ", ".join([backend_versions(), *([peer_litert.versions()] if peer_litert.installed() else [])])
+
+
 def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:
     """Classes that candidates predict, and those with exact int8: after each candidate what is known so far.
 
@@ -403,7 +408,7 @@ def main(
             before,
             snapshot(),
             runtime="both",
-            runtime_version=backend_versions(),
+            runtime_version=versions_shown(),
             inference_precision="per candidate",
             threads=1,
         )
