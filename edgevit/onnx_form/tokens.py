@@ -117,9 +117,7 @@ def owners(graph: Graph, spec: ProgramSpec, rows: int) -> str:
     return graph.const(f"rows_{rows}", (owner[:, None] == np.arange(spec.stem.prefix + 1)).astype(np.float32))
 
 
-def _match(
-    graph: Graph, spec: ProgramSpec, name: str, a: str, b: str, shift: np.ndarray | None
-) -> tuple[str, str]:
+def _match(graph: Graph, spec: ProgramSpec, name: str, a: str, b: str, shift: np.ndarray | None) -> tuple[str, str]:
     """Return the product with the most alike of the second set, for each of the first, and its place: both `[F]`."""
     ones = graph.const("ones", np.ones(spec.dim, dtype=np.float32))
     scale = [ones] if shift is None else [ones, graph.const(f"{name}/shift", -shift)]
