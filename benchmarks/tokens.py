@@ -186,9 +186,9 @@ def table(rows: list[Row]) -> str:
         f"1.4 points; differences on the same images are smaller); {CALIBRATION} unlabelled images of another set for "
         "the search and for int8 ranges. Agreement: the same class as the dense float model. Time: CPU time of one "
         "thread over the dense int8 build's on the same runtime, median of rounds in turns, with its 95 % interval. "
-        "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1; 4:0-98@0.8 those whose "
-        "likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the images "
-        "and, in brackets, the 10th and 90th percentile.",
+        "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1; 4:0-98@0.8 those "
+        "whose likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the "
+        "images and, in brackets, the 10th and 90th percentile.",
     ]
     for model in dict.fromkeys(r.model for r in rows):
         lines += ["", f"## {model}", "", "| computed by | MACs | plan | top-1 | agreement | time |"]

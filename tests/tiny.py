@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,8 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
         draw = rng.standard_normal(shape)
         if name.endswith("gate.weight"):
             array = draw / shape[0] ** 0.5
+        elif name.endswith("merge.shift"):
+            array = 0.5 * draw
         elif len(shape) == 1 and name.endswith(".weight"):
             array = 1 + 0.2 * draw
         elif len(shape) == 1:
@@ -115,12 +118,12 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
 def tiny_program(seed: int = 0, **options: Any) -> Program:
     """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...).
 
-    `tokens` is a plan of merges, such as `1:4,2:3`.
+    `tokens` is a plan of merges, such as `1:4,2:3`; with `shift` its points have a row that guards tokens.
     """
-    tokens = options.pop("tokens", "")
+    tokens, shift = options.pop("tokens", ""), options.pop("shift", False)
     spec = tiny_spec(**options)
     if tokens:
-        spec = with_merges(spec, read_plan(tokens, spec))
+        spec = with_merges(spec, [replace(point, shift=shift) for point in read_plan(tokens, spec)])
     return Program(spec=spec, weights=tiny_weights(spec, seed))
 
 

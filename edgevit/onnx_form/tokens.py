@@ -117,12 +117,10 @@ def owners(graph: Graph, spec: ProgramSpec, rows: int) -> str:
     return graph.const(f"rows_{rows}", (owner[:, None] == np.arange(spec.stem.prefix + 1)).astype(np.float32))
 
 
-def _match(
-    graph: Graph, spec: ProgramSpec, name: str, a: str, b: str, shift: np.ndarray | None
-) -> tuple[str, str]:
+def _match(graph: Graph, spec: ProgramSpec, name: str, a: str, b: str, shift: np.ndarray | None) -> tuple[str, str]:
     """Return the product with the most alike of the second set, for each of the first, and its place: both `[F]`."""
     ones = graph.const("ones", np.ones(spec.dim, dtype=np.float32))
-    scale = [ones] if shift is None else [ones, graph.const(f"{name}/shift", -shift)]
+    scale = [ones] if shift is None else [ones, graph.const(f"{name}/guard", -shift)]
     alike = [
         graph.op("LayerNormalization", [rows, *scale], f"{name}/alike_{part}", axis=-1, epsilon=spec.norm_eps)
         for part, rows in (("first", a), ("second", b))

@@ -109,8 +109,8 @@ class MergeSpec:
     is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
     in steps (`tokens.pair_counts`).
 
-    Pairs are ranked by the product of their normalised rows over the width, the cosine. With `shift` the point has a row
-    `<after>.merge.shift` `[dim]`, which is taken from the normalised rows first: tokens that matter then look less
+    Pairs are ranked by the product of their normalised rows over the width, the cosine. With `shift` the point has a
+    row `<after>.merge.shift` `[dim]`, which is taken from the normalised rows first: tokens that matter then look less
     alike (`compress.tokens.guard`), and the threshold is of those products.
 
     Rule `bipartite`: see `torch_form.tokens`. Prefix tokens are never merged. A merged token stands for `size` patches:

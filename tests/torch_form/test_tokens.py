@@ -29,10 +29,13 @@ from tests.tiny import tiny_images, tiny_program, tiny_spec
 torch.set_num_threads(1)
 
 
-def by_hand(x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int) -> tuple[np.ndarray, np.ndarray]:
+def by_hand(
+    x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int, shift: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Merge one image's rows `[N, D]` with sizes `[N]` token by token, as the paper tells it."""
     alike = x[prefix:] - x[prefix:].mean(axis=1, keepdims=True)
     alike = alike / np.sqrt((alike**2).mean(axis=1, keepdims=True) + 1e-6)
+    alike = alike if shift is None else alike - shift
     first, second = range(0, len(alike), 2), range(1, len(alike), 2)
     pairs = []
     for a in first:
@@ -55,17 +58,24 @@ def by_hand(x: np.ndarray, sizes: np.ndarray, point: MergeSpec, prefix: int) -> 
 
 @pytest.mark.parametrize(("prefix", "image", "count"), [(1, (64, 64), 21), (0, (40, 72), 22), (2, (64, 64), 32)])
 @pytest.mark.parametrize("threshold", [None, 0.38])
-def test_a_merge_is_the_papers(prefix: int, image: tuple[int, int], count: int, threshold: float | None) -> None:
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_merge_is_the_papers(
+    prefix: int, image: tuple[int, int], count: int, threshold: float | None, guarded: bool
+) -> None:
     spec = tiny_spec(prefix=prefix, image=image)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8, spec.tokens, spec.dim)).astype(np.float32)
     sizes = np.ones((8, spec.tokens), dtype=np.float32)
     sizes[:, prefix:] = rng.integers(1, 5, (8, spec.patches))
     point = MergeSpec(after="b00_mhsa", count=count, least=0 if threshold is None else 1, threshold=threshold)
-    got, got_sizes = merge(torch.from_numpy(x), torch.from_numpy(sizes)[..., None], point, spec)
+    shift = (0.5 * rng.standard_normal(spec.dim)).astype(np.float32) if guarded else None
+    if guarded and threshold is not None:
+        point = replace(point, threshold=threshold + 0.25)
+    row = None if shift is None else torch.from_numpy(shift)
+    got, got_sizes = merge(torch.from_numpy(x), torch.from_numpy(sizes)[..., None], point, spec, shift=row)
     lengths = set()
     for index in range(len(x)):
-        rows, held = by_hand(x[index], sizes[index], point, prefix)
+        rows, held = by_hand(x[index], sizes[index], point, prefix, shift)
         lengths.add(len(held))
         np.testing.assert_allclose(got[index, : len(rows)].numpy(), rows, atol=1e-5)
         np.testing.assert_allclose(got_sizes[index, : len(rows), 0].numpy(), held)

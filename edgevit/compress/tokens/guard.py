@@ -2,9 +2,9 @@
 
 Merging two tokens changes the logits by about as much as they differ, times how much is read of them later. How much
 that is can be told from a token itself: the logarithm of the attention that the head's tokens give it in all later
-blocks, and of its squared length, is all but linear in its normalised row (R2 0.7 to 0.9 on the tiny models). So `u = row . w + b` is
-fitted, and pairs are ranked by cosine - GUARD (u + u'), which is a product of rows again: of those less GUARD D w.
-Halves the drift of ToMe's ranking at equal MACs (reports/reference/tokens.md).
+blocks, and of its squared length, is all but linear in its normalised row (R2 0.7 to 0.9 on the tiny models). So
+`u = row . w + b` is fitted, and pairs are ranked by cosine - GUARD (u + u'), which is a product of rows again: of those
+less GUARD D w. Against ToMe's ranking that nearly halves the drift at equal MACs (reports/reference/token-rules.md).
 """
 
 from __future__ import annotations

@@ -137,13 +137,15 @@ def merge(
     tile: Tile,
     logs: int,
     eps: float,
+    shift: int | None = None,
     after: Alive | None = None,
 ) -> Any:
     """Merge the best pairs of patch tokens: what is left is the prefix, the first set in order, the second.
 
     Where tokens are counted, there are as many before as `sizes` says, and how many are left is written for `after`.
     The blob has, from `logs` on, log(size) and log2(size) of every size from 1 on, with the stride of `sizes.bias`.
-    Every token is one patch where the point `begins` the merging.
+    Every token is one patch where the point `begins` the merging. `shift` is where the blob has a row that is taken
+    from the normed rows, if any.
     """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
@@ -160,7 +162,7 @@ def merge(
     point = _Merge(code, isa, memory, stream, prefix, sizes, begins, work, tile)
     with team(code, point.threads) as phase:
         with phase():
-            point.norm(first, second, eps)
+            point.norm(first, second, eps, None if shift is None else (values, shift))
         with phase():
             point.pack(second)
         with phase():
@@ -200,8 +202,8 @@ class _Merge:
         steps = work.first.rows * work.second.rows * self.dim // isa.lanes
         self.threads = threads_for(isa.threads, steps + self.rows.rows * self.vectors * NORM_STEPS)
 
-    def norm(self, first: Any, second: Any, eps: float) -> None:
-        """Rows of both sets, each minus its mean and divided by its deviation."""
+    def norm(self, first: Any, second: Any, eps: float, shift: tuple[Any, int] | None) -> None:
+        """Rows of both sets, each minus its mean and divided by its deviation, then less the `shift`."""
         code, lanes = self.code, self.lanes
         for place, begin, count in ((self.work.first, 0, first), (self.work.second, 1, second)):
             with each(code, self.threads, place.rows, _known_late(count)) as index:
@@ -211,6 +213,8 @@ class _Merge:
                     x = load_vector(self.memory, base + v * lanes, lanes)
                     target = place.offset + index * place.stride + v * lanes
                     y = (x - splat(mean, lanes)) * splat(scaled, lanes)
+                    if shift is not None:
+                        y = y - load_vector(shift[0], shift[1] + v * lanes, lanes)
                     code.store_vector(self.memory, target, y, lanes)
 
     def pack(self, second: Any) -> None:

@@ -11,7 +11,7 @@ from edgevit.backends.tvm.codegen.schedules import Product
 from edgevit.backends.tvm.kernels import merge as kernels
 from edgevit.backends.tvm.kernels.merge import Pairs, Sizes
 from edgevit.backends.tvm.parts.stage import Shared, StageWriter
-from edgevit.program.spec import MergeSpec, ProgramSpec
+from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
 from edgevit.program.tokens import MERGE_EFFORT, MERGE_STEP, halves
 
 
@@ -20,7 +20,7 @@ def merge(shared: Shared, stage: StageWriter, point: MergeSpec, rows: int, sizes
     spec, isa = shared.spec, shared.isa
     assert shared.sizes is not None
     bias = shared.sizes.bias
-    patches, dim = rows - spec.stem.prefix, spec.dim
+    patches, dim, stride = rows - spec.stem.prefix, spec.dim, shared.stream.stride
     first, second = halves(patches)
     work = kernels.scratch(shared.arena, patches, dim, isa.lanes)
     tile = shared.choose(isa, Product(rows=first, columns=second, depth=dim))
@@ -37,6 +37,7 @@ def merge(shared: Shared, stage: StageWriter, point: MergeSpec, rows: int, sizes
         tile,
         stage.blob.add(pad_columns(logs, bias.stride)),
         spec.norm_eps,
+        stage.blob.add(pad_columns(shared.program.weights[shift_name(point)], stride)) if point.shift else None,
         *([alive(spec, point)] if spec.adaptive else []),
         takes=("arena", "weights", *["effort"][: point.threshold is not None], *["tokens"][: spec.adaptive]),
     )
