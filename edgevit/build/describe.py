@@ -29,6 +29,7 @@ from edgevit.schema.manifest import (
     PathName,
     Sizes,
 )
+from edgevit.schema.points import OperatingPoint
 from edgevit.schema.recipe import Recipe
 
 GOLDEN_CANDIDATES = 32
@@ -45,6 +46,7 @@ class Facts:
     versions: Mapping[str, str]
     evidence: Evidence
     golden: Sequence[GoldenRun]
+    points: Sequence[OperatingPoint] = ()
 
 
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
@@ -90,6 +92,7 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         bound=evidence.bound,
         claims=evidence.claims,
         accuracy=evidence.accuracy,
+        points=tuple(facts.points),
         golden_tolerance=float(f"{GOLDEN_TOLERANCE * evidence.deviation:.4g}"),
     )
 
