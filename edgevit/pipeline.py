@@ -24,6 +24,7 @@ from edgevit.backends.targets import accept_program
 from edgevit.build.branch_errors import branch_errors
 from edgevit.build.case import Case, Place
 from edgevit.build.describe import Facts, describe, golden_runs
+from edgevit.build.points import measure_points
 from edgevit.build.preflight import require_target
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
@@ -382,11 +383,20 @@ def build(
         )
         runner = _load(case)
         evidence = verify_build(case, runner, say)
+        points = measure_points(case, runner, say)
         say("Writing the bundle")
         golden = golden_runs(
             runner, program.spec, calibration.images, chooser=reference(model) if case.elsewhere else runner
         )
-        facts = Facts(case=case, recipe=recipe, versions=versions, evidence=evidence, golden=golden, errors=errors)
+        facts = Facts(
+            case=case,
+            recipe=recipe,
+            versions=versions,
+            evidence=evidence,
+            golden=golden,
+            errors=errors,
+            points=points,
+        )
         return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
 
 

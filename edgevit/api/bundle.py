@@ -22,6 +22,7 @@ from edgevit.program.spec import ImageSpec
 from edgevit.report import notebook
 from edgevit.report.view import make_report
 from edgevit.schema.manifest import Manifest
+from edgevit.schema.points import effort_of
 from edgevit.util.limits import DOCUMENT_BYTES, read_regular
 from edgevit.util.notebook import Shown, draws
 
@@ -94,7 +95,7 @@ class Bundle(Shown):
         self.labels = _labels(self.folder, self.manifest)
         self._finalize = weakref.finalize(self, stack.close)
 
-    def run(self, image: Picture, effort: float = 0.0) -> Answer:
+    def run(self, image: Picture, effort: float | str = 0.0) -> Answer:
         """Compute one image on this machine, in this process; the first call loads the runtime.
 
         This executes what the bundle holds without the limits of `verify` and `profile`, which give a model a process
@@ -104,13 +105,16 @@ class Bundle(Shown):
         Args:
             image: a path, a Pillow image, or a uint8 RGB array `[height, width, 3]` or `[1, height, width, 3]` of the
                 model's own size. Paths and Pillow images are resized and cropped as the manifest says.
-            effort: added to every gate logit: 0 as calibrated, above 0 more branches run, below 0 fewer.
+            effort: 0 as calibrated, above 0 more branches run, below 0 fewer; or the name of an operating point that
+                the manifest has: "fastest", "fast", "balanced", "accurate" or "full".
 
         Raises:
             ImagesError: no image, or an array of another type or shape.
+            OperatingPointError: the bundle has no point of that name.
             RuntimeMissingError: the bundle's runtime is not installed.
             BundleError: the bundle was closed.
         """
+        value = effort_of(effort, self.manifest.points, str(self.path))
         pixels = _pixels(image, self.manifest.input.preprocessing)
         if not self._finalize.alive:
             raise BundleError(f"{self.path} was closed; open it again to run it")
@@ -118,7 +122,7 @@ class Bundle(Shown):
             self._runner = self._stack.enter_context(loaded(self._opened, self._threads))
         counts = any(output.kind == "tokens" for output in self.manifest.outputs)
         run = self._runner.answer if counts else self._runner.run
-        logits, gates, *left = run(pixels, effort=effort)
+        logits, gates, *left = run(pixels, effort=value)
         kind = next(output.kind for output in self.manifest.outputs if output.name == "logits")
         return Answer(
             logits=logits[0],

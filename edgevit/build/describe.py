@@ -30,6 +30,7 @@ from edgevit.schema.manifest import (
     PathName,
     Sizes,
 )
+from edgevit.schema.points import OperatingPoint
 from edgevit.schema.recipe import Recipe
 from edgevit.verify.skip import skipped_macs
 
@@ -49,6 +50,7 @@ class Facts:
     evidence: Evidence
     golden: Sequence[GoldenRun]
     errors: Sequence[float | None] = ()
+    points: Sequence[OperatingPoint] = ()
 
 
 def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
@@ -96,6 +98,7 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         claims=evidence.claims,
         accuracy=evidence.accuracy,
         tokens=evidence.tokens,
+        points=tuple(facts.points),
         golden_tolerance=float(f"{GOLDEN_TOLERANCE * evidence.deviation:.4g}"),
     )
 

@@ -165,6 +165,12 @@ def _show(built: Built) -> None:
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
         click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")
+    for point in manifest.points:
+        if point.name is not None:
+            agrees = (
+                "" if point.agreement is None else f", agrees with the {point.against} on {point.agreement.value:.1%}"
+            )
+            click.echo(f"  point     {point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{agrees}")
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
     click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")

@@ -66,6 +66,39 @@ def test_build_verify_and_report(
     assert {c["name"] for c in answer["manifest"]["claims"]} == {"coverage", "parity", "skip", "bound", "accuracy"}
 
 
+def test_formats_and_budgets_are_the_users(
+    program: Path, target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    command = ["build", str(program), "--target", str(target), "--calibration", str(photos), "-o", str(folder)]
+    assert main([*command, "--formats", "onnx,ort", "--budget", "ram=0.001,flash=10,latency=5"]) == 0
+    shown = capsys.readouterr().out
+    assert (folder / "model.onnx").is_file() and (folder / "model.ort").is_file()
+    assert "budget    NOT MET: " in shown and "budget    met: " in shown and "budget    not known: " in shown
+    assert "point     balanced (effort 0)" in shown and "point     full" in shown
+    data = json.loads((folder / "manifest.json").read_text())
+    assert data["target"]["ram_mb"] == 0.001 and data["target"]["formats"] == ["onnx", "ort"]
+    readme = (folder / "README.md").read_text()
+    assert "| balanced | 0 |" in readme and "not met" in readme and "--effort fastest" in readme
+    assert main([*command, "--force"]) == 0
+    assert not (folder / "model.ort").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--formats", "onnx,ir"], "formats: got"),
+        (["--budget", "ram=0"], "ram: got '0', allowed: a number above 0"),
+        (["--budget", "speed=3"], "allowed: ram=NUMBER"),
+    ],
+)
+def test_formats_and_budgets_that_cannot_be_are_refused_at_once(
+    program: Path, target: Path, option: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(program), "--target", str(target), "--dry-run", *option]) == 14
+    assert said in capsys.readouterr().err
+
+
 def test_a_saved_program_has_its_own_word_for_replacing(
     program: Path, target: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
