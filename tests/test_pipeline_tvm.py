@@ -36,7 +36,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
-from edgevit.backends.tvm.compile import emit, library, toolchain  # noqa: E402
+from edgevit.backends.tvm.compile import emit, library, native, toolchain  # noqa: E402
 from edgevit.backends.tvm.inspect import counts  # noqa: E402
 from edgevit.backends.tvm.parts import attention, patch_stem  # noqa: E402
 from edgevit.backends.tvm.parts.stage import Shared  # noqa: E402
@@ -320,9 +320,9 @@ def absent(name: str) -> str:
     [
         (canary, "version", absent, r"apache-tvm is not installed; install it: pip install 'edgevit\[tvm\]'"),
         (library, "llvm_architectures", lambda: ("arm",), r"LLVM cannot compile for x86_64 \(it knows: arm\)"),
-        (library, "linker", toolchain.linker, r"g\+\+ is not installed, .* apt install g\+\+"),
+        (native, "linker", toolchain.linker, r"gcc is not installed, .* apt install gcc"),
     ],
-    ids=["TVM", "LLVM", "g++"],
+    ids=["TVM", "LLVM", "gcc"],
 )
 def test_what_is_missing_is_one_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any, told: str
