@@ -320,9 +320,9 @@ def absent(name: str) -> str:
     [
         (canary, "version", absent, r"apache-tvm is not installed; install it: pip install 'edgevit\[tvm\]'"),
         (library, "llvm_architectures", lambda: ("arm",), r"LLVM cannot compile for x86_64 \(it knows: arm\)"),
-        (native, "linker", toolchain.linker, r"gcc is not installed, .* apt install gcc"),
+        (native, "linker", toolchain.linker, r"g\+\+ is not installed, .* apt install g\+\+"),
     ],
-    ids=["TVM", "LLVM", "gcc"],
+    ids=["TVM", "LLVM", "g++"],
 )
 def test_what_is_missing_is_one_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any, told: str
