@@ -36,7 +36,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
-from edgevit.backends.tvm.compile import emit, library, toolchain  # noqa: E402
+from edgevit.backends.tvm.compile import emit, library, native, toolchain  # noqa: E402
 from edgevit.backends.tvm.inspect import counts  # noqa: E402
 from edgevit.backends.tvm.parts import attention, patch_stem  # noqa: E402
 from edgevit.backends.tvm.parts.stage import Shared  # noqa: E402
@@ -320,7 +320,7 @@ def absent(name: str) -> str:
     [
         (canary, "version", absent, r"apache-tvm is not installed; install it: pip install 'edgevit\[tvm\]'"),
         (library, "llvm_architectures", lambda: ("arm",), r"LLVM cannot compile for x86_64 \(it knows: arm\)"),
-        (library, "linker", toolchain.linker, r"g\+\+ is not installed, .* apt install g\+\+"),
+        (native, "linker", toolchain.linker, r"g\+\+ is not installed, .* apt install g\+\+"),
     ],
     ids=["TVM", "LLVM", "g++"],
 )

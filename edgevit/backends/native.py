@@ -29,7 +29,7 @@ class NativeProgram(Protocol):
     Attributes:
         path: of the program in the build's folder, `runner/native/...`; the libraries that it loads lie beside it.
         files: what it loads from the build's folder, by name.
-        given_bytes: sizes of the buffers that a run is given: arena, image, effort, logits and gates.
+        given_bytes: sizes of the buffers that a run is given: memory to work in, image, logits and gates.
     """
 
     @property

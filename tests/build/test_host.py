@@ -24,6 +24,7 @@ def complete_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with everything, and a CPU with AVX2."""
     monkeypatch.setattr(host, "installed", lambda package: "1.0")
     monkeypatch.setattr(tvm, "linker", lambda arch: "g++")
+    monkeypatch.setattr(tvm, "tools_of", lambda target: None)
     monkeypatch.setattr(tvm, "llvm_architectures", lambda: ("aarch64", "x86_64"))
     monkeypatch.setattr(host, "emulator_path", lambda: "/usr/bin/qemu")
     monkeypatch.setattr(host, "cpu_flags", lambda: V3)

@@ -263,6 +263,7 @@ def _model_json(_: Path) -> Iterator[bytes]:
         classes=10,
         branches=4,
         arena=4096,
+        memory=20480,
         weights=(Parameter(name="a", offset_bytes=0, elements=16), Parameter(name="b", offset_bytes=64, elements=3)),
         files=(BundleFile(path="model.so", bytes=9, sha256="0" * 64),),
     )

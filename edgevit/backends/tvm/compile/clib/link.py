@@ -63,14 +63,14 @@ def compiled(
     tools.run("-r", "-nostdlib", work / f"{name}.o", kernels, "-o", whole)
     kept = [f"--keep-global-symbol={symbol}" for symbol in library.exported]
     tools.tool("objcopy", "--strip-debug", *kept, whole)
-    check_symbols(tools.tool("nm", "--undefined-only", whole), pooled=pooled)
+    asked = check_symbols(tools.tool("nm", "--undefined-only", whole), pooled=pooled)
     archive, shared = work / f"lib{name}.a", work / f"lib{name}.so"
     archive.unlink(missing_ok=True)
     tools.tool("ar", "rcsD", archive, whole)
     script = work / "symbols.map"
     script.write_text("{ global: " + "".join(f"{each}; " for each in (*library.exported, SYMBOL)) + "local: *; };\n")
     # Without threads it takes memcpy and the like from whichever C library a program has, of any version.
-    more = ("-pthread",) if pooled else ("-nostdlib",)
+    more = ["-pthread" if pooled else "-nostdlib", *(["-lm"] if asked & MATH else [])]
     tools.run(
         *LINK,
         *more,
@@ -85,8 +85,8 @@ def compiled(
     return archive, shared
 
 
-def check_symbols(listed: str, *, pooled: bool) -> None:
-    """Refuse an object that asks for what might allocate, read files or start threads; `listed` by nm.
+def check_symbols(listed: str, *, pooled: bool) -> frozenset[str]:
+    """Return what an object asks for, `listed` by nm; refuse what might allocate, read files or start threads.
 
     Raises:
         BoundError: it does; names the symbols.
@@ -95,6 +95,7 @@ def check_symbols(listed: str, *, pooled: bool) -> None:
     asked = {found[1] for line in listed.splitlines() if (found := VERSION.match(line))}
     if other := sorted(asked - allowed):
         raise BoundError(f"the C library asks for {', '.join(other)}: what that takes of memory is not known")
+    return frozenset(asked)
 
 
 def check_versions(listed: str, tools: Toolchain) -> None:
