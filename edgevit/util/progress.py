@@ -61,7 +61,8 @@ def _console() -> Any:
 class Overall(logging.Handler):
     """A bar over the stages of a long piece of work, with the time left: it follows the messages that begin them.
 
-    The stages' shares of the time are typical ones; how far a stage has come is known where it has a bar of its own.
+    The stages' shares of the time are typical ones, of those that are left out none; how far a stage has come is known
+    where it has a bar of its own.
 
     Args:
         title: what is done.
@@ -71,7 +72,7 @@ class Overall(logging.Handler):
     def __init__(self, title: str, shares: Mapping[str, float]) -> None:
         super().__init__()
         self.bars: Progress | None = None
-        self._title, self._names, self._shares = title, tuple(shares), tuple(shares.values())
+        self._title, self._names, self._shares = title, tuple(shares), list(shares.values())
         self._stage, self._inside, self._start, self._task = -1, 0.0, time.monotonic(), None
 
     _task: TaskID | None
@@ -81,6 +82,8 @@ class Overall(logging.Handler):
         line = record.getMessage()
         for index, name in enumerate(self._names):
             if index > self._stage and line.startswith(name):
+                for passed in range(self._stage + 1, index):
+                    self._shares[passed] = 0.0  # not part of this work
                 self._stage, self._inside = index, 0.0
                 self.show()
 
@@ -104,8 +107,11 @@ class Overall(logging.Handler):
         """Draw the bar where it stands now."""
         if self.bars is None or self._task is None:
             return
-        at = max(self._stage, 0)
-        words = f"{self._title}: {self._names[at].lower()}, stage {at + 1} of {len(self._names)}"
+        words = self._title
+        if self._stage >= 0:
+            wanted = [share > 0 for share in self._shares]
+            number = sum(wanted[: self._stage + 1])
+            words += f": {self._names[self._stage].lower()}, stage {number} of {sum(wanted)}"
         self.bars.update(self._task, completed=self.done, description=words, left=self.left())
 
     def within(self, iterable: Iterable[T], description: str, total: int | None) -> Generator[T]:

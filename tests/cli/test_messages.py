@@ -160,6 +160,11 @@ def test_stages_move_the_whole_forward_and_never_back() -> None:
             assert whole.done == 0.75 and whole.left() == "seconds left"
     finally:
         LOGGER.removeHandler(whole)
+    left_out = Overall("Building", {"compressing": 0.5, "Quantizing": 0.25, "Writing": 0.25})
+    left_out.emit(LOGGER.makeRecord("edgevit", logging.INFO, "", 0, "Quantizing", (), None))
+    assert left_out.done == 0.0
+    left_out.emit(LOGGER.makeRecord("edgevit", logging.INFO, "", 0, "Writing", (), None))
+    assert left_out.done == 0.5
     assert [clock(s) for s in (2, 41, 100, 7900)] == ["1 s", "40 s", "2 min", "2 h 12 min"]
 
 
@@ -187,7 +192,7 @@ def test_a_build_tells_of_its_stages_at_a_terminal(
         assert whole.bars is not None
         whole.bars.refresh()
     told = capsys.readouterr().err
-    assert "Building: compiling, stage 5 of 11" in told and "Rounding weights" in told
+    assert "Building: compiling, stage 2 of 8" in told and "Rounding weights" in told
 
 
 def test_every_stage_is_one_that_a_build_begins() -> None:
