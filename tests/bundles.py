@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import desk, onnx_backend
+from edgevit.backends import NO_TOKENS, Answer, desk, onnx_backend
 from edgevit.bundle.write import GoldenRun, write_bundle
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, stem_macs, total_macs
@@ -201,6 +201,9 @@ class FixedRunner:
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         return self.logits, self.gates
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
+        return Answer(self.logits, self.gates, NO_TOKENS)
 
     def close(self) -> None:
         pass

@@ -46,4 +46,4 @@ def _error(before: list[np.ndarray], after: list[np.ndarray]) -> float | None:
     if any(one.shape != other.shape for one, other in zip(before, after, strict=True)):
         return None
     pairs = zip(before, after, strict=True)
-    return float(np.mean([np.linalg.norm(other - one) / max(np.linalg.norm(one), 1e-12) for one, other in pairs]))
+    return float(np.mean([np.linalg.norm(other - one) / max(float(np.linalg.norm(one)), 1e-12) for one, other in pairs]))

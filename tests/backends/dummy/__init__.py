@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, Start, feed
+from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed
 from edgevit.backends.refusals import refuse_search, refused_cpu, refused_formats
 from edgevit.errors import BundleError
 from edgevit.measure.branch_times import Trace, medians, times_by_branch, traced_efforts
@@ -41,6 +41,9 @@ class DummyRunner:
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         feed(image, effort, shape=self._shape, gated=True)
         return self._model.run(image, effort)
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
+        return Answer(*self.run(image, effort), NO_TOKENS)
 
     def close(self) -> None:
         del self._model

@@ -158,15 +158,14 @@ class LibraryRunner:
             self._plugin.start(self._model, self._threads)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.answer(image, effort)[:2]
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         self._image[...] = inputs["image"]
         given = _address(self._image), float(inputs["effort"]), _address(self._logits), _address(self._gates)
         self._plugin.run(self._model, *given)
-        return self._logits.copy(), self._gates.copy()
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self._plugin.tokens(self._model)
+        return Answer(self._logits.copy(), self._gates.copy(), self._plugin.tokens(self._model))
 
     def close(self) -> None:
         if self._threads > 1:
