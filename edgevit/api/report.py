@@ -178,7 +178,7 @@ def _with_images(made: Report, bundle: schema.Bundle, images: Images | None) -> 
     """Return the report with pictures of the easiest and the hardest of the images that were measured."""
     if images is None:
         return made
-    if not made.measurements or not made.measurements[0].gates:
+    if not made.measurements or len(made.measurements[0].gates) != made.measurements[0].images.count:
         raise ImagesError("images are shown by what they cost, and no measurement says it; profile the bundle first")
     first = made.measurements[0]
     taken = take_images(images, bundle.manifest.input.preprocessing, limit=first.images.count)

@@ -10,7 +10,7 @@ from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import QuantPlan
 
-IMAGES = 4
+IMAGES, SMALLEST = 4, 1e-12
 MOST_BYTES = 500_000_000  # of float weights: a larger model would need as much memory twice more
 
 Errors = tuple[float | None, ...]
@@ -46,4 +46,8 @@ def _error(before: list[np.ndarray], after: list[np.ndarray]) -> float | None:
     if any(one.shape != other.shape for one, other in zip(before, after, strict=True)):
         return None
     pairs = zip(before, after, strict=True)
-    return float(np.mean([np.linalg.norm(other - one) / max(float(np.linalg.norm(one)), 1e-12) for one, other in pairs]))
+    return float(np.mean([_length(other - one) / max(_length(one), SMALLEST) for one, other in pairs]))
+
+
+def _length(stream: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(stream))

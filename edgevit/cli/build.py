@@ -161,7 +161,7 @@ def _show(built: Built) -> None:
     manifest = built.manifest
     for claim in manifest.claims:
         state = {True: "passed", False: "FAILED", None: "not verified"}[claim.held]
-        click.echo(fitted(f"  {claim.name:<9} {state}: {claim.summary}"))
+        click.echo(fitted(f"  {claim.name:<9} {state}: {claim.summary}", 12))
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
         click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")

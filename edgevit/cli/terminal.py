@@ -9,6 +9,7 @@ import os
 import re
 import select
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
@@ -23,7 +24,6 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 SIGNS = str.maketrans({"–": "-", "×": "x", "≤": "<=", "±": "+-", "µ": "u", "✓": "ok", "✗": "FAILED", "°": " deg "})
 HANDLER = "edgevit.escape"
 WIDTH = 100  # characters of a line of a summary
-CUT = " ..."
 
 
 def escaped(text: str) -> str:
@@ -31,18 +31,13 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def fitted(line: str, width: int = WIDTH) -> str:
-    """Return what of a line fits: cut where a sentence ends, else a clause, else a word, and not inside brackets."""
-    if len(line) <= width:
-        return line
-    room = width - len(CUT)
-    for mark, least in (("; ", width // 2), (", ", width // 2), (" ", 1)):
-        end = line.rfind(mark, 0, room + 1)
-        while end >= least and line.count("(", 0, end) > line.count(")", 0, end):
-            end = line.rfind(mark, 0, end)
-        if end >= least:
-            return line[:end] + CUT
-    return line[:room] + CUT
+def fitted(line: str, indent: int, width: int = WIDTH) -> str:
+    """Return a line of a summary as lines that fit, what follows the first indented; no word is broken or lost."""
+    following = " " * indent
+    lines = textwrap.wrap(
+        line, width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+    return "\n".join(lines)
 
 
 def plain(value: T) -> T:

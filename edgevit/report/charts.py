@@ -111,7 +111,7 @@ def branch_errors(branches: Sequence[BranchRow], wide: float = WIDE) -> str:
     known = [(index, row, row.error) for index, row in enumerate(branches) if row.error is not None]
     left, right, top, bottom = 46.0, wide - 8, 10.0, 130.0
     slot = min((right - left) / len(branches), 60.0)
-    y = Scale(top=120 * max(error for _, _, error in known) or 1.0, begin=bottom, end=top)
+    y = Scale(top=max(120 * max(error for _, _, error in known), 0.01), begin=bottom, end=top)
     parts = []
     for tick in y.ticks:
         parts.append(line(left, y(tick), left + slot * len(branches), y(tick), "grid"))

@@ -29,10 +29,10 @@ def effort_points(manifest: Manifest) -> tuple[EffortPoint, ...]:
             EffortPoint(
                 name=point.name or "",
                 effort=point.effort,
-                macs=point.macs,
-                worst_macs=point.worst_macs,
+                macs=max(point.macs, 0.0),
+                worst_macs=max(point.worst_macs, 1),
                 branches=point.branches,
-                accuracy=share.value if share else None,
+                accuracy=min(max(share.value, 0.0), 1.0) if share else None,
                 images=point.images,
             )
         )

@@ -27,7 +27,7 @@ def speed_rows(manifest: Manifest, measurement: Measurement) -> tuple[SpeedRow, 
     """Return this build and what was timed beside it, in the same clock: CPU time of one thread, else wall time."""
     alone = measurement.environment.threads == 1
     ours = measurement.expected_cpu_ms if alone else measurement.expected_wall_ms
-    if ours is None or not measurement.baselines:
+    if not ours or ours < 0 or not measurement.baselines:
         return ()
     rows = [SpeedRow(name="this build", runtime=manifest.backend, ours=True, time_ms=ours, ratio=1.0)]
     for other in measurement.baselines:

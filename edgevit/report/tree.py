@@ -27,9 +27,12 @@ class Branch:
             yield from each.walk()
 
 
+DEPTH = 6  # levels of folders that are told apart
+
+
 def tree(name: str, files: Sequence[tuple[str, int]]) -> Branch:
     """Return the tree of (path, bytes)."""
-    return _branch(name, "", [(path.split("/"), size) for path, size in files])
+    return _branch(name, "", [(path.split("/", DEPTH), size) for path, size in files])
 
 
 def _branch(name: str, path: str, files: Sequence[tuple[list[str], int]]) -> Branch:

@@ -174,6 +174,12 @@ def make_report(
                 f"the measurement of {measurement.bundle!r} is of bundle {measurement.bundle_sha256[:12]}, this is "
                 f"{(bundle_sha256 or '')[:12]} ({manifest.name}); run `edgevit profile` on this bundle"
             )
+        for gates in measurement.gates:
+            if len(gates) != len(manifest.branches) or gates.strip("01"):
+                raise BundleError(
+                    f"the measurement of {measurement.bundle!r} has gates that are not a 1 or a 0 for each of the "
+                    f"{len(manifest.branches)} branches; run `edgevit profile` again"
+                )
     first = measurements[0] if measurements else None
     rows = _branch_rows(manifest, first)
     several = [(manifest, measurements), *others]

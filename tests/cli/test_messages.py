@@ -139,12 +139,14 @@ def test_a_shell_completes_commands_options_and_targets() -> None:
     assert "complete -o nosort -F" in done.stdout
 
 
-def test_a_long_line_ends_where_a_clause_does() -> None:
-    assert fitted("short; line") == "short; line"
-    line = "  accuracy  passed: agrees on 87.5% (52.9% to 97.8%, n = 8), the other on 87.5%; " + "more, " * 40
-    assert fitted(line) == "  accuracy  passed: agrees on 87.5% (52.9% to 97.8%, n = 8), the other on 87.5% ..."
-    assert fitted("word " * 40).endswith("word ...") and fitted("x" * 300) == "x" * (WIDTH - 4) + " ..."
-    assert fitted("a, " + "b" * 40 + " (c, d" + " e" * 100, 60) == "a, " + "b" * 40 + " ..."
+def test_a_long_line_of_a_summary_goes_on_below_and_loses_nothing() -> None:
+    assert fitted("  short; line", 4) == "  short; line"
+    line = "  accuracy  passed: agrees on 87.5% (52.9% to 97.8%, n = 8); " + "more-than-that, " * 40
+    shown = fitted(line, 12).splitlines()
+    assert len(shown) > 3 and all(len(each) <= WIDTH for each in shown)
+    assert shown[0].startswith("  accuracy  passed") and all(each.startswith(" " * 12) for each in shown[1:])
+    assert " ".join(" ".join(shown).split()) == " ".join(line.split())
+    assert fitted("x" * 300, 4) == "x" * 300
 
 
 def test_stages_move_the_whole_forward_and_never_back() -> None:

@@ -9,14 +9,16 @@ from xml.etree import ElementTree
 
 import pytest
 
+from edgevit.errors import BundleError
 from edgevit.measure.percentiles import latency
 from edgevit.report.drawn import figures
 from edgevit.report.html import render
 from edgevit.report.page import STYLE
 from edgevit.report.view import Report, make_report
-from edgevit.schema.claims import Claim
+from edgevit.schema.claims import Claim, Fraction
 from edgevit.schema.manifest import BundleFile, Manifest
 from edgevit.schema.measurement import Baseline
+from edgevit.schema.points import OperatingPoint
 from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
 from tests.report.test_table import EMULATED
@@ -241,3 +243,27 @@ def test_a_slower_build_does_not_look_faster() -> None:
     slow = dataclasses.replace(BASELINES[0], cpu=latency([2.0]))
     page = render(make_report(manifest(), [measurement(baselines=(slow,))], bundle_sha256=SHA))
     assert 'class="tile failed"' in page and "0.50× as fast" in page
+
+
+def test_what_a_stranger_wrote_breaks_no_page() -> None:
+    deep = BundleFile(path="/".join("d" * 900), bytes=5, sha256="0" * 64)
+    wild = OperatingPoint(
+        effort=1e300,
+        macs=-5.0,
+        worst_macs=-9,
+        branches=-1.0,
+        images=0,
+        agreement=Fraction(hits=0, images=0, value=7.0, low=-3.0, high=9.0),
+    )
+    facts = manifest()
+    branches = tuple(dataclasses.replace(branch, error=-1e9) for branch in facts.branches)
+    strange = dataclasses.replace(facts, files=(deep,), points=(wild, wild), branches=branches)
+    for expected in (0.0, -1.0):
+        measured = measurement(baselines=BASELINES, expected_cpu_ms=expected)
+        assert "<main>" in render(make_report(strange, [measured], bundle_sha256=SHA))
+
+
+@pytest.mark.parametrize("gates", [("111",), ("1110", "11102"), ("111x",), ("1110", "")])
+def test_gates_that_are_none_are_refused(gates: tuple[str, ...]) -> None:
+    with pytest.raises(BundleError, match="each of the 4 branches; run `edgevit profile` again"):
+        make_report(manifest(), [measurement(gates=gates)], bundle_sha256=SHA)
