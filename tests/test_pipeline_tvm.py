@@ -44,7 +44,8 @@ from edgevit.backends.tvm.run import canary  # noqa: E402
 from tests.backends.tvm.native_runner import resign  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
-HERE, BOARD, INT8_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
+HERE, BOARD, DOT_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
+FLOAT: dict[str, Any] = {"int8": False, "attention": "float32"}
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {"runner/native/runner"}
@@ -59,10 +60,10 @@ def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
     return pipeline.build(PROGRAM, wanted, image_set(PROGRAM), folder, recipe=RECIPE)
 
 
-def board(folder: Path, target: str = BOARD) -> pipeline.Built:
+def board(folder: Path, target: str = BOARD, **changes: Any) -> pipeline.Built:
     try:
         toolchain.linker("aarch64")
-        return build(folder, target)
+        return build(folder, target, **changes)
     except RuntimeMissingError as error:
         unavailable(str(error))
 
@@ -76,7 +77,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> pipeline.Built:
     if machines.emulator_path() is None:
         unavailable(f"no emulator of aarch64; on Debian: {machines.INSTALL_EMULATOR}")
-    return board(tmp_path_factory.mktemp("crossed") / "bundle")
+    return board(tmp_path_factory.mktemp("crossed") / "bundle", **FLOAT)
 
 
 def summaries(manifest: Any) -> dict[str, str]:
@@ -186,7 +187,7 @@ def test_aarch64_is_verified_in_an_emulator(crossed: pipeline.Built) -> None:
 
 def test_without_an_emulator_a_bundle_says_what_nobody_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(case, "emulator_path", lambda: None)
-    manifest = board(tmp_path / "bundle").manifest
+    manifest = board(tmp_path / "bundle", **FLOAT).manifest
     assert set(summaries(manifest)) == {"bound"} and not manifest.accuracy
     open_claims: list[Claim] = [claim for claim in manifest.claims if claim.held is None]
     assert {claim.name for claim in open_claims} == {"parity", "skip", "accuracy"}
@@ -294,14 +295,15 @@ def test_int8_that_is_not_int8_fails_the_build(
 
 
 def test_a_float_build_needs_no_coverage(tmp_path: Path) -> None:
-    held = summaries(build(tmp_path / "bundle", int8=False, attention="float32").manifest)
+    held = summaries(build(tmp_path / "bundle", **FLOAT).manifest)
     assert set(held) == {"parity", "skip", "bound", "accuracy"} and not held["parity"].startswith("against float")
 
 
-def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [BOARD, DOT_BOARD])
+def test_int8_for_aarch64_is_verified_in_an_emulator(tmp_path: Path, target: str) -> None:
     if machines.emulator_path() is None:
         unavailable(f"no emulator of aarch64; on Debian: {machines.INSTALL_EMULATOR}")
-    built = board(tmp_path / "bundle", INT8_BOARD)
+    built = board(tmp_path / "bundle", target)
     held = summaries(built.manifest)
     assert set(held) == {"coverage", "parity", "skip", "bound", "accuracy"}
     assert (

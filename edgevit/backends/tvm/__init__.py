@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,14 +148,16 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
     isa = isa_of(source.target)
     alone = replace(isa, threads=1)  # tiles are searched in the time of one thread
     choose = tune.tuned(source.program, alone, source.plan, source.tune_s) if source.tune_s else default_tile
-    lowered = lower(source.program, isa, source.plan, choose=choose)
-    executable = library.build(lowered)
-    name = library.name_of(source.program.spec.name)
-    names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
-    write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
     for part in (PROGRAM, SOURCES):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    native.build_runner(source.target.arch, folder / PROGRAM)
+    with ThreadPoolExecutor(1) as pool:  # the C++ compiler is a process of its own, and has another core
+        runner = pool.submit(native.build_runner, source.target.arch, folder / PROGRAM)
+        lowered = lower(source.program, isa, source.plan, choose=choose)
+        executable = library.build(lowered)
+        name = library.name_of(source.program.spec.name)
+        names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
+        write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
+        runner.result()
     for path in native.SOURCES:
         write_atomic(folder / SOURCES / path.name, path.read_bytes())
     for name, text in native.licences().items():

@@ -16,7 +16,9 @@ from edgevit.backends.tvm.codegen.code import (
     Code,
     bits,
     buffer,
+    instruction,
     integer,
+    joined,
     lanes_of,
     load,
     load_vector,
@@ -33,11 +35,14 @@ BYTES: dict[Stored, int] = {"uint8": 1, "int8": 1, "int16": 2}
 LOW: dict[Stored, int] = {"uint8": 0, "int8": -128, "int16": 0}
 WORD = 4
 STEPS = 255
+# Float32 from here on count in whole steps: the sum of it and a small number is rounded to even, and the number is in
+# the lowest bits.
+WHOLE = 1.5 * 2.0**23
 
 
 @dataclass(frozen=True, kw_only=True)
 class Integers:
-    """A matrix of `round(x / scale) + zero` within `LOW..LOW + 255`.
+    """A matrix of `round(x / scale) + zero` within `LOW..LOW + 255`; int8 is what NEON takes.
 
     Attributes:
         place: where; its columns are words of 4 bytes. Beyond a row's own values lies anything: weights there are 0.
@@ -76,7 +81,7 @@ def place_integers(
 ) -> Integers:
     """A place for a Linear's input `[rows, width]`, with its plan's quantizer; rows are whole steps of `depth`."""
     zero = zero_point(plan, entry, stored)
-    grid = [1 / entry.scale, LOW[stored] - zero, LOW[stored] + STEPS - zero, zero]
+    grid = [1 / entry.scale, zero if stored == "int8" else WHOLE + zero]
     return Integers(
         place=arena.place(rows, pad(width, depth) * BYTES[stored] // WORD),
         stored=stored,
@@ -99,12 +104,20 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
             code.store(memory, place, lanes_of(value, kept % lanes))
     count, place = lanes * BYTES[target.stored] // WORD, target.place
     index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
-    store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
+    if target.stored == "int8":
+        _store_words(code, memory, index, _saturated(code, values, target, value, lanes), count)
+    else:
+        store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
 
 
 def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Stored, lanes: int) -> None:
     """Store an int32 vector, narrowed, in the arena's words from `index` on."""
-    count, packed = lanes * BYTES[stored] // WORD, tirx.Cast(f"{stored}x{lanes}", values)
+    count = lanes * BYTES[stored] // WORD
+    _store_words(code, memory, index, tirx.Cast(f"{stored}x{lanes}", values), count)
+
+
+def _store_words(code: Code, memory: Any, index: Any, packed: Any, count: int) -> None:
+    """Store a vector of small integers as so many words."""
     if count > 1:
         code.store_vector(memory, index, bits(f"float32x{count}", packed), count)
     else:
@@ -112,10 +125,29 @@ def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Sto
 
 
 def _quantized(values: Any, target: Integers, value: Any, lanes: int) -> Any:
-    """Return a float vector in steps of `target`, int32: rounded to even, clipped to its range."""
-    inverse, low, high, zero = (splat(load(values, target.grid + i), lanes) for i in range(4))
-    steps = tirx.nearbyint(tirx.max(tirx.min(value * inverse, high), low)) + zero
-    return tirx.Cast(f"int32x{lanes}", steps)
+    """Return a float vector in steps of `target`, rounded to even and clipped, in the lowest bits of int32."""
+    inverse, zero = (splat(load(values, target.grid + i), lanes) for i in range(2))
+    low = WHOLE + LOW[target.stored]
+    steps = tirx.max(tirx.min(value * inverse + zero, splat(low + STEPS, lanes)), splat(low, lanes))
+    return bits(f"int32x{lanes}", steps)
+
+
+def _saturated(code: Code, values: Any, target: Integers, value: Any, lanes: int) -> Any:
+    """Return the same as int8, four lanes: NEON rounds to even and clips as it converts and narrows."""
+    inverse, zero = load(values, target.grid), load(values, target.grid + 1)
+    steps = instruction(
+        f"int32x{lanes}", f"llvm.aarch64.neon.fcvtns.v{lanes}i32.v{lanes}f32", value * splat(inverse, lanes)
+    )
+    half = instruction(f"int16x{lanes}", f"llvm.aarch64.neon.sqxtn.v{lanes}i16", steps)
+    moved = instruction(
+        f"int16x{lanes}",
+        f"llvm.aarch64.neon.sqadd.v{lanes}i16",
+        half,
+        tirx.Broadcast(tirx.Cast("int16", zero), lanes),
+    )
+    # It narrows eight lanes at once.
+    eight = code.let(joined(moved, moved, *range(2 * lanes)))
+    return lanes_of(code.let(instruction("int8x8", "llvm.aarch64.neon.sqxtn.v8i8", eight)), *range(lanes))
 
 
 def quantize(isa: Isa, arena: int, blob: int, source: Place, target: Integers) -> Any:

@@ -30,7 +30,7 @@ from edgevit.backends.tvm.codegen.code import (
     to_float,
     whole,
 )
-from edgevit.backends.tvm.codegen.integers import Matrix, put
+from edgevit.backends.tvm.codegen.integers import Integers, Matrix, put
 from edgevit.backends.tvm.codegen.layout import Alive, Place
 from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
@@ -205,7 +205,7 @@ def finish(
 ) -> None:
     """The end of an epilogue: activation, additions, and one vector of the target."""
     if epilogue.activation is not None:
-        value = activate(code, epilogue.activation, value, lanes)
+        value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
     if epilogue.onto:
         assert isinstance(target, Place)
         value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)

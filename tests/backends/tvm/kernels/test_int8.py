@@ -195,6 +195,41 @@ def test_default_tiles_fit_the_registers(name: str) -> None:
             assert how.registers(tile) <= made.registers or rows == 1
 
 
+class Rounding:
+    """Values at every place of a quantizer that rounding could get wrong, and what they must become."""
+
+    def __init__(self, isa: Isa, bits: Bits) -> None:
+        how = dot(isa, bits)
+        steps = np.concatenate([np.arange(-600, 600) / 2, [-1e30, -1e10, 1e10, 1e30, 1e-30, -0.0]])
+        x = np.pad(steps * 0.25, (0, -len(steps) % 48)).astype(np.float32).reshape(-1, 48)
+        entry = LinearPlan(name="fc2", int8=True, scale=0.25, zero_point=100)
+        arena, blob = Arena(isa.lanes), Blob()
+        self.source = arena.place(*x.shape)
+        plan = QuantPlan(linears=(entry,), weight_bits=bits)
+        self.target = place_integers(arena, blob, *x.shape, how.depth, how.stored, plan, entry)
+        self.memory, self.values = np.zeros(arena.size, np.float32), blob.array()
+        matrix(self.memory, self.source)[...] = x
+        self.function = quantize(isa, arena.size, blob.size, self.source, self.target)
+        self.expected = np.clip(np.rint(x / np.float32(0.25)) + 100, 0, 255) + LOW[how.stored]
+
+    def check(self) -> None:
+        np.testing.assert_array_equal(integers(self.memory, self.target)[:, :48], self.expected)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+@pytest.mark.parametrize("name", ["sse42", "avx2"])
+def test_rounding_is_to_even_and_ends_at_both_ends(name: str, bits: Bits) -> None:
+    case = Rounding(isa(name), bits)
+    call(case.function, case.memory, case.values, isa=isa(name))
+    case.check()
+
+
+def test_rounding_is_the_same_on_aarch64(tmp_path: Path) -> None:
+    case = Rounding(isa("neon"), 8)
+    crossed.call(case.function, case.memory, case.values, isa("neon"), "cortex-a53", tmp_path)
+    case.check()
+
+
 @pytest.mark.parametrize("bits", [7, 8])
 def test_an_epilogue_is_scale_bias_outliers_activation_and_what_is_there(bits: Bits) -> None:
     rows, depth, columns, out = 7, 20, 24, (3, 17)
