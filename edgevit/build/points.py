@@ -1,7 +1,7 @@
 """Measure the operating points of a build: efforts from all skipped to all open, what they cost and what they answer.
 
-Which efforts these are follows from MACs: `fast` is a quarter of the way from the build as calibrated to all skipped,
-`accurate` half of the way to all open. A few images tell where that is, more of them what it is worth.
+`fast` and `fastest` are as little effort as leaves most answers what they are as calibrated; `accurate` is half of the
+way from there to all open, by MACs. Calibration images tell where that is, others what it is worth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevit.backends import Runner
 from edgevit.backends.reference import reference
-from edgevit.build.case import Case
+from edgevit.build.case import LEAST_PART, Case, head_deviation
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.macs import run_macs
 from edgevit.program.original import kept_answers
@@ -22,21 +22,14 @@ from edgevit.schema.claims import Fraction
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.points import OperatingPoint, PointName
 from edgevit.util.progress import Say, track
-from edgevit.verify.accuracy import fraction
+from edgevit.verify.accuracy import NEAR, fraction
+from edgevit.verify.parity import deviation_over_images
 
-# A point's place by its MACs: -1 all skipped, 0 as calibrated, 1 all open.
-PLACES: tuple[tuple[float, PointName | None], ...] = (
-    (-1.0, None),
-    (-0.75, None),
-    (-0.5, "fastest"),
-    (-0.25, "fast"),
-    (0.0, "balanced"),
-    (0.5, "accurate"),
-    (1.0, "full"),
-)
-KNOWN = {-1.0: EFFORT_ALL_SKIPPED, 0.0: 0.0, 1.0: EFFORT_ALL_OPEN}
-GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # efforts that are tried on either side of 0
-TRIED_IMAGES, MEASURED_IMAGES = 16, 64
+# Share of answers that must stay what they are as calibrated.
+KEPT: dict[PointName, float] = {"fast": 0.95, "fastest": 0.85}
+# Efforts that are tried on either side of 0.
+GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+TRIED_IMAGES, MEASURED_IMAGES = 32, 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,51 +55,79 @@ def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> tup
         return ()
     say("Measuring operating points")
     watched = reference(case.model) if case.elsewhere or not case.runnable else runner
-    efforts = _efforts(case, watched)
-    judge = _judge(case)
-    points = [_measure(case, watched, judge, effort, name) for effort, name in track(efforts, "Measuring points")]
-    named = {point.effort for point in points if point.name is not None}
-    return tuple(point for point in points if point.name is not None or point.effort not in named)
+    efforts, judge = _efforts(case, watched), _judge(case)
+    named = {effort for effort, name in efforts if name is not None}
+    wanted = [(effort, name) for effort, name in efforts if name is not None or effort not in named]
+    return tuple(_measure(case, watched, judge, effort, name) for effort, name in track(wanted, "Measuring points"))
 
 
 def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]:
-    """Return the effort of every place, with its name: found between efforts whose MACs were counted."""
+    """Return the efforts to measure, with their names, from the least: two of them mark the ends of the curve."""
     images = case.calibration.images[:TRIED_IMAGES]
-    sides = {-1: [EFFORT_ALL_SKIPPED, *(-effort for effort in reversed(GRID)), 0.0], 1: [0.0, *GRID, EFFORT_ALL_OPEN]}
-    counted = {
-        effort: float(np.mean([_macs(case, runner, image, effort)[0] for image in images]))
-        for effort in track(sorted({*sides[-1], *sides[1]}), "Looking for operating points")
-    }
-    found: list[tuple[float, PointName | None]] = []
-    for place, name in PLACES:
-        if place in KNOWN:
-            found.append((KNOWN[place], name))
-            continue
-        side = sides[1 if place > 0 else -1]
-        macs = np.maximum.accumulate([counted[effort] for effort in side])
-        wanted = macs[0] + (place if place > 0 else 1 + place) * (macs[-1] - macs[0])
-        found.append((_between(side, macs, float(wanted)), name))
-    return found
+    before, _ = _answers(case, runner, images, 0.0)
+    lowest: dict[PointName, float] = dict.fromkeys(KEPT, 0.0)
+    for effort in (-effort for effort in GRID):
+        share = float(_same(case, _answers(case, runner, images, effort)[0], before).mean())
+        lowest |= {name: effort for name, least in KEPT.items() if share >= least and lowest[name] > effort}
+        if share < min(KEPT.values()):
+            break
+    ends: list[tuple[float, PointName | None]] = [(EFFORT_ALL_SKIPPED, None), (effort, None)]
+    named: list[tuple[float, PointName | None]] = [
+        (lowest["fastest"], "fastest"),
+        (lowest["fast"], "fast"),
+        (0.0, "balanced"),
+        (_accurate(case, runner, images), "accurate"),
+        (EFFORT_ALL_OPEN, "full"),
+    ]
+    return [*ends, *named]
+
+
+def _accurate(case: Case, runner: Runner, images: np.ndarray) -> float:
+    """Return the effort with MACs half of the way from as calibrated to all open."""
+    efforts = (0.0, *GRID, EFFORT_ALL_OPEN)
+    least, most = (_answers(case, runner, images, effort)[1].mean() for effort in (efforts[0], efforts[-1]))
+    wanted = (least + most) / 2
+    counted = [least]
+    for effort in efforts[1:-1]:
+        counted.append(_answers(case, runner, images, effort)[1].mean())
+        if counted[-1] >= wanted:
+            break
+    macs = np.maximum.accumulate([*counted, *[most] * (len(efforts) - len(counted))])
+    return _between(efforts, macs, float(wanted))
+
+
+def _answers(case: Case, runner: Runner, images: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits float32 `[n, classes]` and MACs `[n]` of images at an effort."""
+    runs = [_run(case, runner, image, effort) for image in images]
+    return np.concatenate([logits for logits, _, _ in runs]), np.array([macs for _, macs, _ in runs])
+
+
+def _same(case: Case, logits: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return for which images two answers say the same, bool `[n]`: a class, or scores and features that are near."""
+    if case.program.spec.head.decides:
+        return np.asarray(logits.argmax(axis=1) == before.argmax(axis=1))
+    away = np.sqrt(((logits - before) ** 2).mean(axis=1))
+    return np.asarray(away <= NEAR * deviation_over_images(before, LEAST_PART * head_deviation(case.program)))
 
 
 def _between(efforts: Sequence[float], macs: np.ndarray, wanted: float) -> float:
     """Return the effort with these MACs, on a line between the two that are nearest; three digits are enough."""
     index = int(np.searchsorted(macs, wanted))
-    ends = [min(max(effort, -2 * GRID[-1]), 2 * GRID[-1]) for effort in efforts]
+    ends = [min(effort, 2 * GRID[-1]) for effort in efforts]
     if index == 0:
         return float(ends[0])
     share = (wanted - macs[index - 1]) / (macs[index] - macs[index - 1])
     return float(f"{ends[index - 1] + share * (ends[index] - ends[index - 1]):.3g}")
 
 
-def _macs(case: Case, runner: Runner, image: np.ndarray, effort: float) -> tuple[int, int, int]:
-    """Return MACs of one image uint8 `[height, width, 3]`, how many branches ran, and the class it is given."""
+def _run(case: Case, runner: Runner, image: np.ndarray, effort: float) -> tuple[np.ndarray, int, int]:
+    """Return logits of an image uint8 `[height, width, 3]`, its MACs, and how many branches ran."""
     spec = case.program.spec
     if spec.adaptive:
         logits, gates, tokens = runner.answer(image[None], effort)
-        return run_macs(spec, gates, tokens), int(gates.sum()), int(logits.argmax())
+        return logits, run_macs(spec, gates, tokens), int(gates.sum())
     logits, gates = runner.run(image[None], effort)
-    return run_macs(spec, gates), int(gates.sum()), int(logits.argmax())
+    return logits, run_macs(spec, gates), int(gates.sum())
 
 
 def _judge(case: Case) -> _Judge:
@@ -126,8 +147,9 @@ def _judge(case: Case) -> _Judge:
 
 
 def _measure(case: Case, runner: Runner, judge: _Judge, effort: float, name: PointName | None) -> OperatingPoint:
-    runs = [_macs(case, runner, image, effort) for image in judge.images]
-    macs, branches, classes = (np.array(column) for column in zip(*runs, strict=True))
+    runs = [_run(case, runner, image, effort) for image in judge.images]
+    macs, branches = (np.array(column) for column in list(zip(*runs, strict=True))[1:])
+    classes = np.array([logits.argmax() for logits, _, _ in runs])
 
     def share(right: np.ndarray | None) -> Fraction | None:
         return None if right is None else fraction(classes == right)

@@ -87,7 +87,7 @@ def _environment() -> jinja2.Environment:
 def plain(text: object) -> str:
     """Return somebody else's text so that it stays text in a table of Markdown, on one line."""
     shown = "".join(c if c.isprintable() else " " for c in str(text))
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", shown)
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", shown)
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ def measured() -> tuple[OperatingPoint, ...]:
 def test_all_names_are_there_from_the_cheapest(measured: tuple[OperatingPoint, ...]) -> None:
     assert tuple(point.name for point in measured if point.name is not None) == NAMES
     efforts = [point.effort for point in measured]
-    assert efforts == sorted(set(efforts))
+    assert efforts == sorted(efforts)
     by_name = {point.name: point for point in measured}
     assert by_name["balanced"].effort == 0.0 and by_name["full"].effort == EFFORT_ALL_OPEN
 
@@ -110,3 +110,32 @@ def test_an_effort_lies_between_those_that_were_tried(macs: list[float], wanted:
 
 def test_infinite_efforts_are_not_taken_for_numbers() -> None:
     assert _between([0.0, EFFORT_ALL_OPEN], np.array([1.0, 3.0]), 2.0) == GRID[-1]
+
+
+class Gradual:
+    """A model whose answers change one after the other as effort falls, and whose branches open as it rises."""
+
+    def __init__(self) -> None:
+        self.index = {image.tobytes(): number for number, image in enumerate(image_set(PROGRAM, 20).images)}
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        changed = self.index[image[0].tobytes()] < min(20, -effort * 10)
+        gates = np.array([effort > -1, effort > -0.4, effort > 0.3, effort > 3], dtype=np.uint8)
+        return np.eye(1, 10, int(changed), dtype=np.float32), gates
+
+
+def test_the_cheap_points_keep_most_answers() -> None:
+    """At -0.1 one of 20 answers is another, at -0.2 two, at -0.3 three, at -0.5 five."""
+    asked = case(calibration=image_set(PROGRAM, 20))
+    found = measure_points(asked, Gradual())  # type: ignore[arg-type]
+    efforts = {point.name: point.effort for point in found if point.name is not None}
+    assert (efforts["fastest"], efforts["fast"], efforts["balanced"]) == (-0.3, -0.1, 0.0)
+    assert [point.effort for point in found if point.name is None] == [EFFORT_ALL_SKIPPED, -0.5]
+    assert 0.2 < efforts["accurate"] <= 3
+
+
+def test_where_any_less_effort_changes_answers_the_cheap_points_are_the_balanced_one() -> None:
+    runner = Gradual()
+    runner.index = dict.fromkeys(runner.index, 0)
+    found = measure_points(case(calibration=image_set(PROGRAM, 20)), runner)  # type: ignore[arg-type]
+    assert {point.effort for point in found if point.name in ("fastest", "fast", "balanced")} == {0.0}

@@ -101,6 +101,6 @@ def test_a_licence_that_is_not_stated_is_not_made_up() -> None:
 
 def test_what_others_wrote_stays_text() -> None:
     evil = "x\n# y | <img src=x> [a](http://b) `c` \x1b[31m {{ m.name }}"
-    assert plain("a|b_c`*\n") == r"a\|b\_c\`\* "
+    assert plain("a|b_c`*\n") == r"a\|b_c\`\* "
     text = readme(dataclasses.replace(manifest(), name=evil, origin={"license": evil}), Guide())
     assert "\x1b" not in text and "\n# y" not in text and " <img" not in text and "{{ m.name }}" in text
