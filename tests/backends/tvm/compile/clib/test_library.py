@@ -283,6 +283,20 @@ def test_two_models_in_one_program_each_in_two_threads_of_little_stack(tools: To
     assert done.returncode == 0, done
 
 
+def test_threads_for_aarch64_too(tmp_path: Path) -> None:
+    emulator, tools = emulator_path(), compiler("aarch64")
+    if emulator is None:
+        unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
+    program = lowered(WIDE, "neon", threads=2)
+    made(program, tmp_path, tools)
+    found = []
+    for number in (1, 2):
+        starts, stops = (f"if (tiny_start(model, {each}) != TINY_OK) return 19;" for each in (number, 1))
+        path = used(tmp_path, tools, options=("-pthread",), start=starts, stop=stops)
+        found.append(outputs(tmp_path, [emulator, "-cpu", "cortex-a53", "-L", SYSROOT, path], program))
+    assert_equal(*found)
+
+
 @pytest.mark.parametrize("libc", ["glibc", "musl"])
 def test_threads_that_are_asked_for_change_no_bit_and_too_many_are_refused(libc: str, tmp_path: Path) -> None:
     program, tools = lowered(WIDE, threads=3), compiler(libc=libc)
