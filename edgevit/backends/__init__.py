@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -52,6 +52,9 @@ Start = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 # (image, effort) to (executed nodes as (name, operator), gates `[branches]`).
 Executed = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 
+# (image, effort) to (MACs of every matrix kernel after the stem by name, gates `[branches]`, tokens `[points]`).
+KernelMacs = Callable[[np.ndarray, float], tuple[Mapping[str, int], np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -72,6 +75,20 @@ class Source:
     tune_s: float = 0.0
 
 
+class Answer(NamedTuple):
+    """All outputs of a run: logits float32 `[1, classes]`, gates uint8 `[branches]`, tokens int32 `[points]`.
+
+    `tokens` has the patch tokens left after each point where they merge, if their number follows the image, else none.
+    """
+
+    logits: np.ndarray
+    gates: np.ndarray
+    tokens: np.ndarray
+
+
+NO_TOKENS: np.ndarray = np.zeros(0, np.int32)
+
+
 class Runner(Protocol):
     """A loaded model, one image at a time."""
 
@@ -80,7 +97,8 @@ class Runner(Protocol):
 
         Args:
             image: uint8 RGB `[1, height, width, 3]`.
-            effort: added to every gate logit; 0 = as calibrated, +-inf opens or closes all. No effect without gates.
+            effort: added to every gate logit; 0 = as calibrated, +-inf opens or closes all. It raises thresholds of
+                merges too: +inf merges as few tokens as may be, -inf as many. Without either it has no effect.
 
         Returns:
             logits float32 `[1, classes]` and gates uint8 `[branches]`, 1 = the branch ran; both own their memory.
@@ -88,6 +106,10 @@ class Runner(Protocol):
         Raises:
             ImagesError: `image` is of another shape or type.
         """
+        ...
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
+        """Run one image as `run` does, and return how many tokens there were too."""
         ...
 
     def close(self) -> None:
@@ -298,6 +320,10 @@ class Desk(Protocol):
 
     def executed(self, build: Build) -> Executed | None:
         """Return a function that runs an image and tells the nodes that ran; None: the runtime does not tell."""
+        ...
+
+    def kernel_macs(self, build: Build) -> KernelMacs | None:
+        """Return a function that runs an image and tells the MACs of its kernels; None: the runtime does not tell."""
         ...
 
     def memory(self, build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:

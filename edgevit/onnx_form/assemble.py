@@ -1,8 +1,10 @@
 """Stitch the parts of a Program into one ONNX model, gates as sequential `If` nodes.
 
 Inputs: `image` uint8 `[1, height, width, 3]`; with gates also `effort`, a float32 scalar added to every gate logit
-(0 = as calibrated; +-inf opens or closes all). Outputs: `logits` float32 `[1, classes]` and `gates` uint8 `[branches]`,
-1 = the branch ran. In between the residual stream is 2-D, `[tokens, dim]`; a Linear is a Gemm on it.
+(0 = as calibrated; +-inf opens or closes all); so it is where the number of merged tokens follows the image, whose
+thresholds it moves too. Outputs: `logits` float32 `[1, classes]`, `gates` uint8 `[branches]`, 1 = the branch ran, and
+then also `tokens` int32 `[points]`, the patch tokens left after each point. In between the residual stream is 2-D,
+`[tokens, dim]`; a Linear is a Gemm on it.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ def assemble(
     Args:
         program: the model.
         plan: which Linears are int8 and how; None keeps all of them float.
-        gating: `if` skips closed branches; `open` ignores the gates (the plain twin, no `effort` input); `both`
-            computes both sides of every gate and selects, so that taps see what every branch would do.
+        gating: `if` skips closed branches; `open` ignores the gates (the plain twin, no `effort` input: tokens merge
+            as calibrated); `both` computes both sides of every gate and selects, so that taps see what every branch
+            would do.
         taps: add the input of every Linear as an output named `tap:<linear>` (not with `if`).
         streams: add the stream after every branch as an output named `stream:<branch>`.
     """
@@ -74,10 +77,11 @@ def _lowered(
     """Return the graph with its inputs and outputs."""
     spec = program.spec
     graph = Graph(spec.name)
-    gated = spec.gated and gating != "open"
+    steered = spec.steered and gating != "open"
     x = _stem(graph, program, "image", plan)
     states, opened = [], []
     sizes: tokens.Sizes | None = None
+    points: list[tokens.Sizes] = []
     for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
         if gating == "open" or branch.gate is None:
             x = _branch(graph, program, branch, x, plan, rows, read, sizes)
@@ -87,25 +91,35 @@ def _lowered(
             emit = _conditional if gating == "if" else _select
             x = emit(graph, program, branch, x, plan, rows, read, sizes, is_open)
             opened.append(is_open)
-        states.append((branch.name, x, rows))
+        sizes = sizes if rows == read else None  # nothing mixes tokens any more
+        states.append((branch.name, x, _dim(rows, sizes)))
         if (point := merge_at(spec, branch.name)) is not None:
-            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows)
-    head.head(graph, program, x, plan, states[-1][2] if states else spec.tokens, sizes)
+            x, sizes = tokens.merge(graph, spec, point, x, sizes, rows, "effort" if steered else None)
+            points.append(sizes)
+    head.head(graph, program, x, plan, rows_out(spec)[-1] if states else spec.tokens, sizes)
     # One cast of all decisions: every node on the main path is paid for on every run.
     decisions = graph.op("Concat", opened, "gates/open", axis=0)
     decisions = graph.op("Reshape", [decisions, graph.const("gates/flat", [len(opened)])], "gates/flattened")
     graph.op("Cast", [decisions], "gates", to=TensorProto.UINT8)
     outputs = [tensor("logits", [1, spec.head.classes]), tensor("gates", [len(opened)], TensorProto.UINT8)]
+    if spec.adaptive:
+        tokens.left(graph, spec, points)
+        outputs.append(tensor("tokens", [len(points)], TensorProto.INT32))
     if streams:
         outputs += [_expose(graph, f"stream:{name}", x, (rows, spec.dim)) for name, x, rows in states]
     if taps:
         outputs += _taps(graph, program, plan)
     inputs = [tensor("image", [1, spec.image.height, spec.image.width, 3], TensorProto.UINT8)]
-    if gated:
+    if steered:
         # An input with an initialiser of its name is optional where the runtime knows defaults.
         graph.const("effort", np.array(0.0, dtype=np.float32))
         inputs.append(tensor("effort", []))
     return graph, inputs, outputs
+
+
+def _dim(rows: int, sizes: tokens.Sizes | None) -> int | str:
+    """Return how many rows a stream has, or the name of their number where it follows the image."""
+    return sizes.rows if sizes is not None and sizes.rows else rows
 
 
 def _stem(graph: Graph, program: Program, image: str, plan: QuantPlan | None) -> str:
@@ -130,7 +144,7 @@ def _branch(
     """Return `x + f(norm(x))` of one branch: `read` rows in, the first `rows` of them out."""
     name = spec.name
     if spec.removed:
-        return gate.skipped(graph, program, spec, x, rows, read)
+        return gate.skipped(graph, program, spec, x, rows, read, sizes)
     shortcut = first_rows(graph, f"{name}/shortcut", x, rows, read)
     if spec.kind == "mhsa":
         y = attention.mhsa(graph, program, spec, norm(graph, program, f"{name}.norm", x), plan, rows, read, sizes)
@@ -151,9 +165,9 @@ def _conditional(
     is_open: str,
 ) -> str:
     then, other = graph.body(f"{branch.name}_open"), graph.body(f"{branch.name}_skipped")
-    shape = (rows, program.spec.dim)
+    shape = (_dim(rows, sizes if rows == read else None), program.spec.dim)
     ran = tensor(_branch(then, program, branch, x, plan, rows, read, sizes), shape)
-    stood = tensor(gate.skipped(other, program, branch, x, rows, read), shape)
+    stood = tensor(gate.skipped(other, program, branch, x, rows, read, sizes), shape)
     return graph.op(
         "If",
         [is_open],
@@ -176,7 +190,7 @@ def _select(
 ) -> str:
     ran = _branch(graph, program, branch, x, plan, rows, read, sizes)
     other = graph.body(f"{branch.name}_skipped")
-    stood = gate.skipped(other, program, branch, x, rows, read)
+    stood = gate.skipped(other, program, branch, x, rows, read, sizes)
     # The skipped side shares the scope here: its names differ from the open side's by construction.
     graph.nodes.extend(other.nodes)
     graph.initialisers.update(other.initialisers)
@@ -187,7 +201,7 @@ def _constant_state(graph: Graph, branch: BranchSpec) -> str:
     return graph.const(f"{branch.name}.state", np.array([[not branch.removed]]))
 
 
-def _expose(graph: Graph, name: str, source: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+def _expose(graph: Graph, name: str, source: str, shape: tuple[int | str, ...]) -> onnx.ValueInfoProto:
     graph.op("Identity", [source], name)
     return tensor(name, shape)
 
@@ -200,12 +214,13 @@ def _taps(graph: Graph, program: Program, plan: QuantPlan | None) -> list[onnx.V
     outputs = []
     for name, shape in tap_shapes(program.spec).items():
         source = sources.get(f"{name}/y") or sources[f"{name.removesuffix('qkv')}kv/y"]
-        outputs.append(_expose(graph, f"tap:{name}", source, shape))
+        rows = f"rows:{name}" if program.spec.adaptive else shape[0]
+        outputs.append(_expose(graph, f"tap:{name}", source, (rows, shape[1])))
     return outputs
 
 
 def tap_shapes(spec: ProgramSpec) -> dict[str, tuple[int, int]]:
-    """Shape `[rows, in]` of the float input of every Linear; the patch stem is left out, its input is the image."""
+    """Shape `[rows, in]` of the float input of every Linear, at most; the patch stem is left out: that is the image."""
     shapes = {} if spec.stem.kind == "patch" else {"stem": (spec.patches, 9 * spec.stem.token_dim)}
     for branch, rows, read in zip(spec.branches, rows_out(spec), rows_in(spec), strict=True):
         if branch.removed:

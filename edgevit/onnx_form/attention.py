@@ -44,19 +44,21 @@ def mhsa(
         kv = linear(graph, f"{name}.kv", x, weight[:, width:], bias[width:], plan, planned=planned)
         k, v = f"{name}/k", f"{name}/v"
         graph.ops("Split", [kv], [k, v], axis=1, num_outputs=2)
-    q = _heads(graph, spec, "q", q, rows, program)
-    k = _heads(graph, spec, "k", k, read, program)
-    v = _heads(graph, spec, "v", v, read, program)
+    all_rows = -1 if tokens.varies(sizes) else read
+    out_rows = all_rows if rows == read else rows
+    q = _heads(graph, spec, "q", q, out_rows, program)
+    k = _heads(graph, spec, "k", k, all_rows, program)
+    v = _heads(graph, spec, "v", v, all_rows, program)
     scores = tokens.weigh_keys(graph, name, graph.op("MatMul", [q, k], f"{name}/scores"), sizes)
     scores = graph.op("Softmax", [scores], f"{name}/softmax", axis=-1)
     out = graph.op("MatMul", [scores, v], f"{name}/values")
     out = graph.op("Transpose", [out], f"{name}/merged", perm=[0, 2, 1, 3])
-    out = graph.op("Reshape", [out, graph.const(f"{name}/flat", [rows, width])], f"{name}/context")
+    out = graph.op("Reshape", [out, graph.const(f"{name}/flat", [out_rows, width])], f"{name}/context")
     return linear(graph, f"{name}.proj", out, weights[f"{name}.proj.weight"], weights[f"{name}.proj.bias"], plan)
 
 
 def _heads(graph: Graph, spec: BranchSpec, part: str, x: str, rows: int, program: Program) -> str:
-    """Map `[rows, W]` to `[1, H, rows, E]`, or `[1, H, E, rows]` for the keys; qk-norm applied."""
+    """Map `[rows, W]` (-1: as many as there are) to `[1, H, rows, E]`, the keys to `[1, H, E, rows]`; with qk-norm."""
     name = f"{spec.name}/{part}"
     shape = graph.const(f"{name}_shape", [1, rows, spec.units, spec.head_dim])
     x = graph.op("Reshape", [x, shape], f"{name}_split")

@@ -16,9 +16,10 @@ from edgevit.schema.quant_plan import linear_names
 # What the parts emit; an operator outside it came from somewhere else.
 # fmt: off
 OPERATORS = frozenset({
-    "Add", "Cast", "Concat", "DequantizeLinear", "Div", "Equal", "Exp", "Gather", "Gelu", "Gemm", "Greater", "Identity",
-    "If", "LayerNormalization", "Log", "MatMul", "Mul", "Pad", "QuantizeLinear", "ReduceMean", "ReduceSum", "Relu",
-    "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Where",
+    "Add", "ArgMax", "Cast", "Concat", "DequantizeLinear", "Div", "Exp", "Gather", "Gelu", "Gemm", "Greater",
+    "Identity", "If", "LayerNormalization", "Log", "MatMul", "Mul", "OneHot", "Pad", "QuantizeLinear", "ReduceMax",
+    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK",
+    "Transpose", "Where",
 })
 # fmt: on
 MAX_NODES = 20_000
@@ -64,7 +65,7 @@ def _contract_faults(model: onnx.ModelProto) -> Iterator[str]:
         yield f"opsets are {opsets}, allowed: ai.onnx {OPSET} alone"
     inputs = [value.name for value in model.graph.input]
     if inputs not in (["image"], ["image", "effort"]):
-        yield f"inputs are {inputs}, expected image and, with gates, effort"
+        yield f"inputs are {inputs}, expected image and, with gates or thresholds of merges, effort"
     outputs = [value.name for value in model.graph.output]
     if outputs[:2] != ["logits", "gates"]:
         yield f"outputs are {outputs}, expected logits and gates first"

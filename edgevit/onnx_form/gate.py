@@ -40,16 +40,22 @@ def gate(
     return graph.op("Greater", [logit, graph.const(f"{name}/limit", limit)], f"{name}/open")
 
 
-def skipped(graph: Graph, program: Program, spec: BranchSpec, x: str, rows: int, read: int) -> str:
+def skipped(
+    graph: Graph,
+    program: Program,
+    spec: BranchSpec,
+    x: str,
+    rows: int,
+    read: int,
+    sizes: tokens.Sizes | None = None,
+) -> str:
     """Return what replaces the branch when it does not run: x, plus its skip rows if it has them, in one Gemm."""
     x = first_rows(graph, f"{spec.name}/kept", x, rows, read)
     if not spec.skip:
         return graph.op("Identity", [x], f"{spec.name}/skipped")
-    prefix = program.spec.stem.prefix
-    owner = np.minimum(np.arange(rows), prefix)
-    indicator = (owner[:, None] == np.arange(prefix + 1)).astype(np.float32)
-    inputs = [
-        graph.const(f"rows_{rows}", indicator),
-        graph.const(f"{spec.name}.skip", program.weights[f"{spec.name}.skip"]),
-    ]
-    return graph.op("Gemm", [*inputs, x], f"{spec.name}/skipped")
+    # Of rows that are counted at run time the point has counted these too: a body that did would have no fixed shape
+    # when the count is known.
+    given = sizes is not None and sizes.owners and rows == read
+    owners = sizes.owners if sizes is not None and given else tokens.owners(graph, program.spec, rows)
+    skip = graph.const(f"{spec.name}.skip", program.weights[f"{spec.name}.skip"])
+    return graph.op("Gemm", [owners, skip, x], f"{spec.name}/skipped")

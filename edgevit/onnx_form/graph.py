@@ -56,7 +56,7 @@ class Graph:
         return helper.make_graph(self.nodes, self.name, list(inputs), list(outputs), initializer=held)
 
 
-def tensor(name: str, shape: Sequence[int], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+def tensor(name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 

@@ -1,7 +1,8 @@
 """Merge tokens that are alike, as ONNX nodes: what `torch_form.tokens` says, on one image `[N, D]`.
 
 A point costs time beside its products, so its nodes are few: rows are gathered, none is scattered; pairs are added up
-by a small product with a 0/1 matrix. `TopK` puts the lower index first among equals, as the ONNX standard demands.
+by a small product with a 0/1 matrix. `TopK` and `ArgMax` take the lower index first among equals, as the ONNX standard
+demands. Where the number of pairs follows the image, later rows are counted when the model runs.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from edgevit.errors import ProgramError
 from edgevit.onnx_form.graph import Graph
 from edgevit.onnx_form.layers import patch_rows
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import halves
+from edgevit.program.tokens import MERGE_EFFORT, halves, most_left, pair_counts
+
+ALL = int(np.iinfo(np.int64).max)  # as the end of a Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,87 +25,166 @@ class Sizes:
     """Names of what counts the patches behind the tokens of a stream.
 
     Attributes:
-        patches: of every patch token, float `[N - prefix, 1]`.
-        bias: log(size) of every token, prefix first, float `[1, N]`: what attention adds to the scores of its keys.
+        tokens: of every token, 1 for those of the prefix, which come first; float `[N, 1]`.
+        bias: their logarithms, float `[1, N]`: what attention adds to the scores of its keys.
+        rows: N where it follows the image, int64 `[1]`; "" where it is fixed.
+        owners: there, which skip row every token gets, float `[N, prefix + 1]`; "" if no branch has such rows.
     """
 
-    patches: str
+    tokens: str
     bias: str
+    rows: str = ""
+    owners: str = ""
+
+
+def varies(sizes: Sizes | None) -> bool:
+    """Return whether the number of rows is known only when the model runs."""
+    return sizes is not None and sizes.rows != ""
 
 
 def merge(
-    graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, sizes: Sizes | None, rows: int
+    graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, sizes: Sizes | None, rows: int, effort: str | None
 ) -> tuple[str, Sizes]:
-    """Emit one point: `rows` token rows in, `rows - count` out. Shapes: F, S tokens of both sets, C = count."""
-    if point.threshold is not None:
-        raise ProgramError(f"{spec.name} merges tokens by a threshold, which no runtime of ONNX graphs knows yet")
-    name, prefix, count = f"merge.{point.after}", spec.stem.prefix, point.count
+    """Emit one point: `rows` token rows in, the most there can be. Shapes: F, S tokens of both sets, C pairs.
+
+    `effort` names what moves thresholds; None: nothing does.
+    """
+    name, prefix = f"merge.{point.after}", spec.stem.prefix
+    end = ALL if varies(sizes) else rows
+    a, b = (_every_other(graph, f"{name}/{part}", x, prefix + i, end) for i, part in enumerate(("first", "second")))
+    best, into = _match(graph, spec, name, a, b)
     first, second = halves(rows - prefix)
-    a, b = (_every_other(graph, f"{name}/{part}", x, prefix + i, rows) for i, part in enumerate(("first", "second")))
-    merged, left, into = _match(graph, spec, point, x, rows)
-    # 1 where a token of the second set takes one of the first in: [S, C].
-    places = graph.const(f"{name}/places", np.arange(second, dtype=np.int64)[:, None])
-    taken = graph.op("Cast", [graph.op("Equal", [places, into], f"{name}/same")], f"{name}/taken", to=TensorProto.FLOAT)
-    moved = graph.op("Gather", [a, merged], f"{name}/merged_rows", axis=0)
-    axis_1 = graph.const(f"{name}/axis_1", [1])
-    if sizes is None:
-        own = graph.const(f"{name}/ones", np.ones((second, 1), dtype=np.float32))
-        all_first = graph.const(f"{name}/left_ones", np.ones((first - count, 1), dtype=np.float32))
+    if point.threshold is None and not varies(sizes):
+        merged, left = _parted(graph, name, best, first, point.count)
     else:
-        all_first = _every_other(graph, f"{name}/first_sizes", sizes.patches, 0, rows - prefix)
-        own = _every_other(graph, f"{name}/second_sizes", sizes.patches, 1, rows - prefix)
-        weights = graph.op("Gather", [all_first, merged], f"{name}/merged_sizes", axis=0)
-        weights = graph.op("Reshape", [weights, graph.const(f"{name}/row", [1, count])], f"{name}/merged_row")
-        taken = graph.op("Mul", [taken, weights], f"{name}/weights")
+        merged, left = _parted_by_image(graph, spec, point, best, effort)
+    goes_to = graph.op("Gather", [into, merged], f"{name}/goes_to", axis=0)
+    # 1 where a token of the second set takes one of the first in: [S, C].
+    if varies(sizes):
+        depth = graph.op("Shape", [b], f"{name}/depth", start=0, end=1)
+    else:
+        depth = graph.const(f"{name}/depth", [second])
+    values = graph.const("no_yes", np.array([0, 1], dtype=np.float32))
+    taken = graph.op("OneHot", [goes_to, depth, values], f"{name}/taken", axis=0)
+    moved = graph.op("Gather", [a, merged], f"{name}/merged_rows", axis=0)
+    if sizes is None:
+        firsts, own = (
+            graph.const(f"{name}/{part}_ones", np.ones((n, 1), dtype=np.float32))
+            for part, n in (("first", first), ("second", second))
+        )
+    else:
+        firsts = _every_other(graph, f"{name}/first_sizes", sizes.tokens, prefix, end)
+        own = _every_other(graph, f"{name}/second_sizes", sizes.tokens, prefix + 1, end)
+    weights = graph.op("Gather", [firsts, merged], f"{name}/merged_sizes", axis=0)
+    if sizes is not None:
+        moved = graph.op("Mul", [moved, weights], f"{name}/merged_sums")
         b = graph.op("Mul", [b, own], f"{name}/second_sums")
-    total = graph.op("ReduceSum", [taken, axis_1], f"{name}/taken_sizes", keepdims=1)
-    total = graph.op("Add", [total, own], f"{name}/sums")
+    total = graph.op("Gemm", [taken, weights, own], f"{name}/sums")
     means = graph.op("Div", [graph.op("Gemm", [taken, moved, b], f"{name}/added"), total], f"{name}/means")
     rows_left, sizes_left = [means], [total]
     if left:
         rows_left.insert(0, graph.op("Gather", [a, left], f"{name}/left_rows", axis=0))
-        kept = graph.op("Gather", [all_first, left], f"{name}/left_sizes", axis=0) if sizes else all_first
-        sizes_left.insert(0, kept)
+        sizes_left.insert(0, graph.op("Gather", [firsts, left], f"{name}/left_sizes", axis=0))
     if prefix:
         ends = [graph.const(f"{name}/prefix_{p}", v) for p, v in (("start", [0]), ("end", [prefix]), ("axis", [0]))]
         rows_left.insert(0, graph.op("Slice", [x, *ends], f"{name}/prefix"))
-    patches = graph.op("Concat", sizes_left, f"{name}/sizes", axis=0)
-    bias = graph.op("Log", [patches], f"{name}/log")
-    if prefix:
-        zeros = graph.const(f"{name}/zeros", np.zeros((prefix, 1), dtype=np.float32))
-        bias = graph.op("Concat", [zeros, bias], f"{name}/log_all", axis=0)
-    bias = graph.op("Reshape", [bias, graph.const(f"{name}/keys", [1, rows - count])], f"{name}/bias")
-    return graph.op("Concat", rows_left, f"{name}/y", axis=0), Sizes(patches=patches, bias=bias)
+        sizes_left.insert(0, graph.const(f"{name}/prefix_ones", np.ones((prefix, 1), dtype=np.float32)))
+    tokens = graph.op("Concat", sizes_left, f"{name}/sizes", axis=0)
+    bias = graph.op(
+        "Reshape", [graph.op("Log", [tokens], f"{name}/log"), graph.const("one_row", [1, -1])], f"{name}/bias"
+    )
+    y = graph.op("Concat", rows_left, f"{name}/y", axis=0)
+    if point.threshold is None and not varies(sizes):
+        return y, Sizes(tokens=tokens, bias=bias)
+    count, owned = graph.op("Shape", [y], f"{name}/rows", start=0, end=1), ""
+    if any(branch.skip for branch in spec.branches):
+        most = owners(graph, spec, rows - point.fewest)
+        start, axis = graph.const("from_start", [0]), graph.const("axis_0", [0])
+        owned = graph.op("Slice", [most, start, count, axis], f"{name}/owners")
+    return y, Sizes(tokens=tokens, bias=bias, rows=count, owners=owned)
 
 
-def _match(graph: Graph, spec: ProgramSpec, point: MergeSpec, x: str, rows: int) -> tuple[str, str, str]:
-    """Return places in the first set of the merged `[C]` and the left `[F - C]` ("": none), and the partners."""
-    name, count, prefix = f"merge.{point.after}", point.count, spec.stem.prefix
-    first, _ = halves(rows - prefix)
+def owners(graph: Graph, spec: ProgramSpec, rows: int) -> str:
+    """Return which skip row each of `rows` tokens gets, `[rows, prefix + 1]`, 0 or 1."""
+    owner = np.minimum(np.arange(rows), spec.stem.prefix)
+    return graph.const(f"rows_{rows}", (owner[:, None] == np.arange(spec.stem.prefix + 1)).astype(np.float32))
+
+
+def _match(graph: Graph, spec: ProgramSpec, name: str, a: str, b: str) -> tuple[str, str]:
+    """Return the product with the most alike of the second set, for each of the first, and its place: both `[F]`."""
     ones = graph.const("ones", np.ones(spec.dim, dtype=np.float32))
-    alike = graph.op("LayerNormalization", [x, ones], f"{name}/alike", axis=-1, epsilon=spec.norm_eps)
-    a = _every_other(graph, f"{name}/alike_first", alike, prefix, rows)
-    b = _every_other(graph, f"{name}/alike_second", alike, prefix + 1, rows)
-    scores = graph.op("Gemm", [a, b], f"{name}/scores", transB=1)
-    one = graph.const(f"{name}/one", [1])
-    graph.ops("TopK", [scores, one], [f"{name}/best", f"{name}/into"], axis=1)
-    flat = graph.const(f"{name}/flat", [first])
-    best, into = (graph.op("Reshape", [f"{name}/{v}", flat], f"{name}/{v}_flat") for v in ("best", "into"))
-    graph.ops("TopK", [best, flat], [f"{name}/ordered", f"{name}/order"], axis=0)
-    merged, left = f"{name}/order", ""
-    if count < first:
-        merged, left = f"{name}/merged", f"{name}/left"
-        sizes = graph.const(f"{name}/split", [count, first - count])
-        graph.ops("Split", [f"{name}/order", sizes], [merged, f"{name}/left_by_score"], axis=0)
-        # In order: two scores that are all but equal would else swap places, and with that who is of which set next.
-        rest = graph.const(f"{name}/rest", [first - count])
-        graph.ops("TopK", [f"{name}/left_by_score", rest], [left, f"{name}/left_order"], axis=0, largest=0)
-    return merged, left, graph.op("Gather", [into, merged], f"{name}/goes_to", axis=0)
+    alike = [
+        graph.op("LayerNormalization", [rows, ones], f"{name}/alike_{part}", axis=-1, epsilon=spec.norm_eps)
+        for part, rows in (("first", a), ("second", b))
+    ]
+    scores = graph.op("Gemm", alike, f"{name}/scores", transB=1)
+    best = graph.op("ReduceMax", [scores, graph.const("axis_1", [1])], f"{name}/best", keepdims=0)
+    return best, graph.op("ArgMax", [scores], f"{name}/into", axis=1, keepdims=0)
 
 
-def _every_other(graph: Graph, name: str, x: str, start: int, rows: int) -> str:
-    ends = (("start", [start]), ("end", [rows]), ("axis", [0]), ("step", [2]))
+def _parted(graph: Graph, name: str, best: str, first: int, count: int) -> tuple[str, str]:
+    """Return places in the first set of the `count` best, best first, and of the others in order ("": none)."""
+    graph.ops("TopK", [best, graph.const(f"{name}/all", [first])], [f"{name}/ordered", f"{name}/order"], axis=0)
+    if count == first:
+        return f"{name}/order", ""
+    merged, left = f"{name}/merged", f"{name}/left"
+    sizes = graph.const(f"{name}/split", [count, first - count])
+    graph.ops("Split", [f"{name}/order", sizes], [merged, f"{name}/left_by_score"], axis=0)
+    # In order: two scores that are all but equal would else swap places, and with that who is of which set next.
+    rest = graph.const(f"{name}/rest", [first - count])
+    graph.ops("TopK", [f"{name}/left_by_score", rest], [left, f"{name}/left_order"], axis=0, largest=0)
+    return merged, left
+
+
+def _parted_by_image(
+    graph: Graph, spec: ProgramSpec, point: MergeSpec, best: str, effort: str | None
+) -> tuple[str, str]:
+    """Return the same where the first set, or how many of it are merged, is counted while the model runs."""
+    name = f"merge.{point.after}"
+    everything = graph.op("Shape", [best], f"{name}/all")
+    graph.ops("TopK", [best, everything], [f"{name}/ordered", f"{name}/order"], axis=0)
+    count = graph.const(f"{name}/least", [point.fewest])
+    if point.threshold is not None:
+        count = _count(graph, spec, point, f"{name}/ordered", count, effort)
+    start, end, axis = (graph.const(n, v) for n, v in (("from_start", [0]), ("to_end", [ALL]), ("axis_0", [0])))
+    merged = graph.op("Slice", [f"{name}/order", start, count, axis], f"{name}/merged")
+    rest = graph.op("Slice", [f"{name}/order", count, end, axis], f"{name}/left_by_score")
+    sizes = graph.op("Shape", [rest], f"{name}/rest")
+    graph.ops("TopK", [rest, sizes], [f"{name}/left", f"{name}/left_order"], axis=0, largest=0)
+    return merged, f"{name}/left"
+
+
+def _count(graph: Graph, spec: ProgramSpec, point: MergeSpec, ordered: str, least: str, effort: str | None) -> str:
+    """Return how many pairs are merged, int64 `[1]`: of the numbers there are, the largest that all are above."""
+    name, counts = f"merge.{point.after}", np.array(pair_counts(point))
+    assert point.threshold is not None
+    limit = graph.const(f"{name}/threshold", np.array(spec.dim * point.threshold, dtype=np.float32))
+    if effort is not None:
+        scale = graph.const("merge.effort/scale", np.array(spec.dim * MERGE_EFFORT, dtype=np.float32))
+        shift = graph.op("Mul", [effort, scale], f"{name}/shift")
+        limit = graph.op("Add", [shift, limit], f"{name}/limit")
+    last = graph.const(f"{name}/last", counts[1:] - 1)
+    values = graph.op("Gather", [ordered, last], f"{name}/last_values", axis=0)
+    above = graph.op("Greater", [values, limit], f"{name}/above")
+    steps = graph.const(f"{name}/steps", counts[1:] - counts[:-1])
+    more = graph.op("Where", [above, steps, graph.const("none", [0])], f"{name}/more")
+    more = graph.op("ReduceSum", [more, graph.const("axis_0", [0])], f"{name}/more_pairs", keepdims=1)
+    return graph.op("Add", [more, least], f"{name}/pairs") if point.least else more
+
+
+def _every_other(graph: Graph, name: str, x: str, start: int, end: int) -> str:
+    ends = (("start", [start]), ("end", [end]), ("axis", [0]), ("step", [2]))
     return graph.op("Slice", [x, *(graph.const(f"{name}_{part}", value) for part, value in ends)], name)
+
+
+def left(graph: Graph, spec: ProgramSpec, points: list[Sizes]) -> str:
+    """Return the output `tokens`: patch tokens left after each point, int32 `[points]`."""
+    counts = []
+    for point, most, sizes in zip(spec.merges, most_left(spec), points, strict=True):
+        counts.append(sizes.rows or graph.const(f"merge.{point.after}/rows", [spec.stem.prefix + most]))
+    rows = graph.op("Concat", counts, "tokens/rows", axis=0)
+    rows = graph.op("Sub", [rows, graph.const("tokens/prefix", [spec.stem.prefix])], "tokens/patches")
+    return graph.op("Cast", [rows], "tokens", to=TensorProto.INT32)
 
 
 def weigh_keys(graph: Graph, branch: str, scores: str, sizes: Sizes | None) -> str:
@@ -113,7 +194,9 @@ def weigh_keys(graph: Graph, branch: str, scores: str, sizes: Sizes | None) -> s
 
 def mean_rows(graph: Graph, spec: ProgramSpec, patches: str, name: str, x: str, read: int, sizes: Sizes | None) -> str:
     """Return the mean over patches `[1, D]` of the stream `[read, D]`, each token counting as often as its patches."""
-    x = patch_rows(graph, spec, patches, x, read)
+    end = ALL if varies(sizes) else read
+    x = patch_rows(graph, spec, patches, x, end)
     if sizes is not None:
-        return graph.op("Gemm", [sizes.patches, x], name, transA=1, alpha=1.0 / spec.patches)
+        weights = patch_rows(graph, spec, f"{patches}_sizes", sizes.tokens, end)
+        return graph.op("Gemm", [weights, x], name, transA=1, alpha=1.0 / spec.patches)
     return graph.op("ReduceMean", [x, graph.const("axis_0", [0])], name, keepdims=1)

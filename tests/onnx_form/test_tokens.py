@@ -11,13 +11,63 @@ import torch
 
 from edgevit.backends import onnx_backend
 from edgevit.backends.onnxruntime.memory_bound import bound
+from edgevit.frontends.t2t import t2t_program
 from edgevit.onnx_form.assemble import assemble
 from edgevit.onnx_form.check import check_model
 from edgevit.program.program import Program
+from edgevit.program.tokens import read_plan, with_merges
 from edgevit.torch_form.vit import Vit, normalise
 from tests.tiny import tiny_images, tiny_program
 
 torch.set_num_threads(1)
+
+
+ADAPTIVE: tuple[dict[str, Any], ...] = (
+    {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:5,2:2-13@0.85,3:3", "prefix": 2, "qk_norm": True},
+    {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
+    {"tokens": "1:0-32@0.86,2:0-16@0.8", "gated": True, "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
+)
+
+
+def adaptive(options: dict[str, Any] | None) -> Program:
+    """A tiny Program, or a T2T-ViT, whose number of tokens follows the image."""
+    if options is not None:
+        return tiny_program(depth=4, image=(64, 64), **options)
+    program = t2t_program("t2t_vit_7", image_size=(64, 96))
+    return program.with_weights({}, with_merges(program.spec, read_plan("2:0-12@0.88,4:1-5@0.9", program.spec)))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("options", [*ADAPTIVE, None])
+def test_a_runtime_counts_the_tokens_of_an_image(options: dict[str, Any] | None, runtime: str, tmp_path: Path) -> None:
+    program = adaptive(options)
+    images, model = tiny_images(program.spec, 6), Vit(program)
+    graph = assemble(program)
+    check_model(graph)
+    onnx_backend(runtime).compile(graph, tmp_path)
+    runner = onnx_backend(runtime).load(tmp_path)
+    seen = set()
+    for effort in (0.0, 0.4, np.inf, -np.inf, 0.0):
+        with torch.no_grad():
+            expected = model.answer(normalise(program.spec, images), effort)
+        for index, image in enumerate(images):
+            got = runner.answer(image[None], effort)
+            assert got.tokens.tolist() == expected.tokens[index].tolist() and got.tokens.dtype == np.int32
+            assert got.gates.tolist() == expected.gates[index].tolist()
+            np.testing.assert_allclose(got.logits[0], expected.logits[index].numpy(), atol=5e-5)
+            seen.add(tuple(got.tokens))
+    assert len(seen) > 2
+
+
+def test_a_t2t_model_merges_on_every_runtime(tmp_path: Path) -> None:
+    program = t2t_program("t2t_vit_7", image_size=(64, 96))
+    program = program.with_weights({}, with_merges(program.spec, read_plan("2:6,4:4", program.spec)))
+    for runtime in ("onnxruntime", "openvino"):
+        folder = tmp_path / runtime
+        folder.mkdir()
+        expected, got = answers(program, tiny_images(program.spec, 3), runtime, folder)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def answers(program: Program, images: np.ndarray, runtime: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:

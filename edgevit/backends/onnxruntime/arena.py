@@ -28,6 +28,14 @@ from edgevit.util.atomic import scratch
 TIMEOUT_S = 600
 SUFFIX = "_kernel_time"
 PATHS: Mapping[str, float] = {"all_open": np.inf, "all_skipped": -np.inf, "real": 0.0}
+TWICE = (np.inf, np.inf)
+DRAWN = 12
+
+
+def drawn_efforts() -> tuple[float, ...]:
+    """Return efforts that lead from most tokens to fewest and back by way of numbers between them."""
+    drawn = np.random.default_rng(0).uniform(-3, 3, DRAWN)
+    return (np.inf, -np.inf, *map(float, drawn), np.inf, np.inf)
 
 
 def measure_arena(
@@ -43,7 +51,7 @@ def measure_arena(
     Args:
         model: the file, as it is shipped.
         image: uint8 RGB `[1, height, width, 3]`.
-        efforts: name of a path to the input `effort` that is to take it; a model without gates runs the first only.
+        efforts: name of a path to the input `effort` that is to take it; a model without it runs the first only.
         settings: the backend's session configuration entries, as the device has them.
         start: starts that process (None: on this machine).
 
@@ -80,16 +88,18 @@ def run_capped(
     *,
     cap_bytes: int | None = None,
     settings: Mapping[str, str] = MappingProxyType({}),
+    efforts: Sequence[float] = TWICE,
 ) -> CappedRun:
     """Run `model` all open, twice, under an arena that may hold `cap_bytes` (default: the bound's), in a fresh process.
 
-    What the cap leaves beside the weights is one piece of memory, as on a device that is given the bound.
+    Where the number of tokens follows the image and effort, `efforts` are to be run after each other instead. What the
+    cap leaves beside the weights is one piece of memory, as on a device that is given the bound.
     """
     cap = detail.bound.arena_bytes if cap_bytes is None else cap_bytes
     chunk = max(cap - detail.arena_weights_bytes, memory.ARENA_UNIT_BYTES)
     with scratch() as folder:
         limits = {"cap_bytes": cap, "first_chunk_bytes": chunk}
-        reply = _child(folder, model, image, [np.inf, np.inf], limits, settings, _here)
+        reply = _child(folder, model, image, efforts, limits, settings, _here)
         error = reply["error"]
         if not error:
             held = max(int(e["args"]["mem_arena_held"]) for e in _nodes(json.loads(Path(reply["profile"]).read_text())))
@@ -173,12 +183,15 @@ def _main(job: dict[str, Any]) -> dict[str, Any]:
     try:
         session = ort.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
         names = {i.name for i in [*session.get_inputs(), *session.get_overridable_initializers()]}
+        counts = any(output.name == "tokens" for output in session.get_outputs())
         image = np.load("image.npy")
         for effort in job["efforts"] if "effort" in names else job["efforts"][:1]:
             inputs = {"image": image} | ({"effort": np.array(effort, dtype=np.float32)} if "effort" in names else {})
-            # The outputs are held while the next run goes on, as a caller may.
-            outputs = session.run(["logits", "gates"], inputs)
+            # The outputs are held while the next run goes on, as a caller may; with `tokens` the runner copies them.
+            outputs = session.run(None, inputs)
             opened.append(int(outputs[1].sum()))
+            if counts:
+                del outputs
         return {"error": "", "profile": session.end_profiling(), "open": opened}
     except Exception as error:  # the runtime's exceptions share no base class of their own
         return {"error": str(error).strip() or type(error).__name__, "profile": "", "open": opened}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
+from edgevit.backends import Build, Executed, Forecast, KernelMacs, MemoryEvidence
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
 from edgevit.bundle.runner_source import joined
@@ -37,6 +37,10 @@ def executed(build: Build) -> Executed:
     return lambda image, effort: runtime.executed(build.folder, image, effort)
 
 
+def kernel_macs(build: Build) -> KernelMacs:
+    return lambda image, effort: runtime.kernel_macs(build.folder, image, effort)
+
+
 def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:
     """Prove a bound over all paths, hold the arena of a fresh process against it, and run inside a cap of it."""
     onnx = "onnx" in build.target.formats
@@ -44,13 +48,20 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
     detail = memory_bound.bound(path if onnx else build.model)
     settings = runtime.entries(build.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
-    capped = arena.run_capped(path, detail, image, settings=settings)
+    sequence = arena.drawn_efforts() if build.program.spec.adaptive else arena.TWICE
+    capped = arena.run_capped(path, detail, image, settings=settings, efforts=sequence)
     peak = max(each.peak_bytes for each in measured)
     summary = (
         f"{detail.bound.bound_bytes / 1e6:.2f} MB proven over all paths; arena peak {peak / 1e6:.2f} MB measured, "
-        f"all-open run passes under a cap of {capped.cap_bytes / 1e6:.2f} MB"
+        f"{_ran(build)} under a cap of {capped.cap_bytes / 1e6:.2f} MB"
     )
     return MemoryEvidence(detail=detail, summary=summary, measured=measured, capped=capped, exact=True)
+
+
+def _ran(build: Build) -> str:
+    if not build.program.spec.adaptive:
+        return "all-open run passes"
+    return "runs of most, fewest and drawn numbers of tokens pass"
 
 
 def runner_source() -> str:

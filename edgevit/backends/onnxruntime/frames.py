@@ -1,11 +1,16 @@
-"""What each graph of a model allocates and frees, node by node, in ONNX Runtime's order; see `bound.onnxruntime`."""
+"""What each graph of a model allocates and frees, node by node, in ONNX Runtime's order; see `memory_bound`.
+
+Where sizes are computed while the model runs, a frame has the largest there can be, or those of one run.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+import numpy as np
 import onnx
 
 from edgevit.backends.onnxruntime.shapes import Value, constant, declared, infer
@@ -55,9 +60,25 @@ class Frame:
         return max(self.live, default=0)
 
 
-def main_frame(graph: onnx.GraphProto) -> Frame:
-    """Return the frame of a model's main graph, those of its Ifs' bodies in its steps."""
-    return _frame(graph, {v.name: declared(v) for v in graph.input}, body=False)
+def main_frame(graph: onnx.GraphProto, sizes: Mapping[str, int] = MappingProxyType({})) -> Frame:
+    """Return the frame of a model's main graph, those of its Ifs' bodies in its steps.
+
+    `sizes` are the numbers that a run computes, all of those in `computed`; without them sizes are the largest.
+    """
+    return _frame(graph, {v.name: declared(v) for v in graph.input}, sizes, body=False)
+
+
+def computed(graph: onnx.GraphProto, main: Frame) -> dict[str, tuple[int, ...]]:
+    """Return every number that a run computes and sizes depend on, with the values that it can take.
+
+    Each is a sum of steps of which a run takes the first few, so it is one of the partial sums.
+    """
+    found = {}
+    for node in graph.node:
+        value = main.values[node.input[0]] if node.op_type == "ReduceSum" else None
+        if value is not None and value.least is not None and value.data is not None:
+            found[str(node.output[0])] = (0, *(int(n) for n in np.cumsum(value.data)))
+    return found
 
 
 def rounded(size: int) -> int:
@@ -93,22 +114,26 @@ class _Lifetimes:
         for index in IN_PLACE.get(node.op_type, ()):
             source = str(node.input[index])
             same = (values[source].shape, values[source].nbytes) == (value.shape, value.nbytes)
-            if same and source not in self.fixed and self.end[self.owner[source]] == step:
+            # The planner takes over what it knows to be of the same shape before the model runs.
+            if same and not value.varies and source not in self.fixed and self.end[self.owner[source]] == step:
                 return self.owner[source]
         return None
 
 
-def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], *, body: bool) -> Frame:
+def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[str, int], *, body: bool) -> Frame:
     values = dict(outside) | {t.name: constant(t) for t in graph.initializer}
     lives = _Lifetimes(graph, set(values))
     steps: list[Step] = []
     held: set[str] = set()
     for index, node in enumerate(graph.node):
-        bodies = _bodies(node, values) if node.op_type == "If" else ()
+        bodies = _bodies(node, values, sizes) if node.op_type == "If" else ()
         allocates = []
-        for name, value in zip(node.output, _results(node, bodies, values), strict=True):
+        for name, value in zip(node.output, _results(node, bodies, values, bool(sizes)), strict=True):
             if not name:
                 continue
+            if name in sizes:
+                one = np.full(value.shape, sizes[name])
+                value = replace(value, data=one, least=one)
             values[name] = value
             taken = lives.taken_over(node, name, index, values)
             lives.add(name, index, taken)
@@ -124,24 +149,35 @@ def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], *, body: bool) 
     return Frame(tuple(steps), values, tuple(r for r in results if r[0] not in lives.fixed), copied)
 
 
-def _bodies(node: onnx.NodeProto, outside: Mapping[str, Value]) -> tuple[Frame, ...]:
+def _bodies(node: onnx.NodeProto, outside: Mapping[str, Value], sizes: Mapping[str, int]) -> tuple[Frame, ...]:
     graphs = {a.name: a.g for a in node.attribute}
     if any(inner.op_type == "If" for g in graphs.values() for inner in g.node):
         raise BoundError(f"{node.name} holds another If; the bound knows Ifs in sequence only")
-    return tuple(_frame(graphs[key], outside, body=True) for key in ("then_branch", "else_branch"))
+    return tuple(_frame(graphs[key], outside, sizes, body=True) for key in ("then_branch", "else_branch"))
 
 
-def _results(node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value]) -> tuple[Value, ...]:
+def _results(
+    node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value], exact: bool
+) -> tuple[Value, ...]:
     if not bodies:
-        return infer(node, values)
+        return infer(node, values, exact=exact)
     graphs = {a.name: a.g for a in node.attribute}
     sides = [
-        [Value(body.values[o.name].shape, body.values[o.name].kind) for o in graphs[key].output]
+        [
+            replace(body.values[o.name], data=None, least=None, varies=_varies(bodies, graphs))
+            for o in graphs[key].output
+        ]
         for body, key in zip(bodies, ("then_branch", "else_branch"), strict=True)
     ]
     if sides[0] != sides[1]:
         raise BoundError(f"the two bodies of {node.name} give different shapes")
     return tuple(sides[0])
+
+
+def _varies(bodies: tuple[Frame, ...], graphs: Mapping[str, onnx.GraphProto]) -> bool:
+    """Return whether an output of a body has a shape that is known only when the model runs."""
+    pairs = zip(bodies, ("then_branch", "else_branch"), strict=True)
+    return any(body.values[o.name].varies for body, key in pairs for o in graphs[key].output)
 
 
 def _read(node: onnx.NodeProto) -> Iterator[str]:

@@ -25,6 +25,9 @@ reuse of dead buffers, no memory pattern, an arena that splits every chunk to si
    largest of these copies in use. With few tokens that is more than any run needs: `scratch_bytes` is what it is more.
 7. The outputs of the previous run may still be held by the caller; those of earlier runs are assumed dropped.
 8. Gaps: `placement` replays where the arena puts every buffer, over all paths and run after run.
+9. Where the number of tokens follows the image, every size is the largest there can be: its limits follow from the
+   nodes that count (`shapes`). Gaps are replayed for every combination of counts (`frames.computed`), from an arena
+   that holds no outputs of rule 7: the runners copy them.
 
 Each rule that comes from reading the runtime's source is held against the runtime by the verifier: `check_bound`
 compares not only peaks but the bytes in use after every node, branch bodies included, of every measured run.
@@ -38,20 +41,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from edgevit.backends.onnxruntime import memory
-from edgevit.backends.onnxruntime.frames import main_frame, rounded
-from edgevit.backends.onnxruntime.placement import room_needed
+from edgevit.backends.onnxruntime.frames import Frame, computed, main_frame, rounded
+from edgevit.backends.onnxruntime.placement import room_for_any, room_needed
 from edgevit.backends.onnxruntime.shapes import constant
 from edgevit.errors import BoundError
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 from edgevit.util.atomic import scratch
 
 SMALL_CONSTANT_BYTES = 127
+MOST_FRAMES = 1000  # combinations of sizes whose placement is replayed; about 20 ms each
 # Operator: the input that is packed when it is a constant matrix.
 PACKED: Mapping[str, int] = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "QGemm": 3}
 COVERS = (
@@ -111,7 +116,7 @@ def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
         activations = max(activations, live + max((body.peak for body in step.bodies), default=0))
     running, loading = outputs + activations, main.copied + rounded(weights.copy)
     in_use = max(running, loading)
-    room = max(room_needed(main, running), loading)
+    room = max(_room(graph, main, running), loading)
     initialised = {t.name for t in graph.initializer}
     inputs = sum(main.values[v.name].nbytes for v in graph.input if v.name not in initialised)
     arena = weights.arena + room
@@ -133,6 +138,15 @@ def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
         timeline=tuple(timeline),
         skipped=tuple(skipped),
     )
+
+
+def _room(graph: onnx.GraphProto, main: Frame, running: int) -> int:
+    """Return bytes in one piece that the buffers of a run need, whatever it counts."""
+    counts = computed(graph, main)
+    if math.prod(map(len, counts.values())) > MOST_FRAMES:
+        return room_for_any(main)
+    combined = [dict(zip(counts, chosen, strict=True)) for chosen in product(*counts.values())]
+    return room_needed([main_frame(graph, chosen) for chosen in combined], running)
 
 
 @dataclass(frozen=True)

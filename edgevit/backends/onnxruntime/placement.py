@@ -6,10 +6,15 @@ only on the order of allocations, which the frames give. Paths differ only insid
 tensors are gone, and most paths have led to the same placement. The replay carries the set of distinct placements
 through the graph, so it covers all 2^gates paths without walking each, and then run after run, with the previous
 run's outputs still held or not, until no new placement appears.
+
+Where sizes follow the image there is a frame for every combination of them, and each has to fit. There a run starts
+from an arena without outputs of earlier ones, which the runner copies. Of too many combinations less is known: a buffer
+finds room wherever what is free is more than all gaps would hold if each were just too small for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain, combinations
 
 from edgevit.backends.onnxruntime.frames import ALIGN_BYTES, Frame, Step
@@ -25,8 +30,10 @@ class _NoRoomError(Exception):
     pass
 
 
-def room_needed(main: Frame, live_bytes: int) -> int:
+def room_needed(frames: Sequence[Frame], live_bytes: int) -> int:
     """Bytes in one piece in which every gate path of every run finds room; at least `live_bytes`, the most in use.
+
+    `frames` are those of all sizes that there can be; of several each run starts afresh.
 
     More room can place worse (best fit is not monotone), so each candidate is replayed in full; the smallest of the
     candidates, in steps of 1/64 of `live_bytes`, that holds everything is returned.
@@ -36,19 +43,43 @@ def room_needed(main: Frame, live_bytes: int) -> int:
     """
     step = max(live_bytes // STEPS // ALIGN_BYTES, 1) * ALIGN_BYTES
     for room in range(live_bytes, 2 * live_bytes + step, step):
-        if fits(main, room):
+        if all(fits(main, room, held=len(frames) == 1) for main in frames):
             return room
     raise BoundError(f"the arena's placement needs more than twice the {live_bytes} bytes that are live at once")
 
 
-def fits(main: Frame, room: int) -> bool:
-    """Return whether `room` bytes in one piece hold every gate path, run after run."""
+def room_for_any(main: Frame) -> int:
+    """Return bytes in one piece that are enough for buffers of at most these sizes, wherever they come to lie."""
+    held: dict[str, int] = {"copied": main.copied} | {f"held {name}": size for name, size in main.results}
+    most = 0
+    for step in main.steps:
+        most = max([most, *(_any(body.steps, dict(held) | dict(step.allocates)) for body in step.bodies)])
+        most = max(most, _any((step,), held))
+    return most
+
+
+def _any(steps: Sequence[Step], held: dict[str, int]) -> int:
+    most = 0
+    for step in steps:
+        for name, size in step.allocates:
+            most = max(most, sum(held.values()) + (len(held) + 1) * size)
+            held[name] = size
+        for name in step.frees:
+            held.pop(name, None)
+    return most
+
+
+def fits(main: Frame, room: int, *, held: bool = True) -> bool:
+    """Return whether `room` bytes in one piece hold every gate path, run after run.
+
+    `held`: the caller may still have a run's outputs while the next goes on.
+    """
     fresh: Placement = ((0, main.copied, "copied"),) if main.copied else ()
     seen, waiting = {fresh}, [fresh]
     try:
         while waiting:
             for after in _run(main, waiting.pop(), room):
-                for start in _starts(after, main, fresh):
+                for start in _starts(after, main, fresh) if held else ():
                     if start not in seen:
                         seen.add(start)
                         waiting.append(start)

@@ -1,14 +1,16 @@
 """Shapes and element sizes of every tensor of an ONNX Runtime graph, fused and contrib operators included.
 
 ONNX Runtime's optimised graph carries no shapes, and onnx's own inference does not know the operators it fuses into.
-Every rule here is for static shapes; an operator without a rule is an error, never a tensor of size zero.
+Rules give the largest shapes there can be: where a size is computed while the model runs, its limits follow from the
+nodes that compute it, and a size can only grow with those before it. An operator without a rule is an error, never a
+tensor of size zero.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Value:
-    """Shape and ONNX element type of a tensor; `data` where it is a small constant that shapes depend on."""
+    """Shape and ONNX element type of a tensor; of a few integers that shapes depend on the most and the least, too.
+
+    `data` is the most of each, `least` the least where they are computed (None: they are constant). `varies`: the shape
+    is known only when the model runs.
+    """
 
     shape: Shape
     kind: int
     data: np.ndarray | None = None
+    least: np.ndarray | None = None
+    varies: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -41,6 +49,7 @@ class _Node:
     inputs: tuple[Value | None, ...]
     outputs: int
     attributes: Mapping[str, Any]
+    exact: bool
 
     def first(self, index: int = 0) -> Value:
         value = self.inputs[index] if index < len(self.inputs) else None
@@ -51,10 +60,14 @@ class _Node:
     def has(self, index: int) -> bool:
         return index < len(self.inputs) and self.inputs[index] is not None
 
-    def ints(self, index: int, attribute: str) -> list[int] | None:
-        """Integers given by a constant input or, in older operator versions, an attribute; None if by neither."""
+    def ints(self, index: int, attribute: str, *, least: bool = False) -> list[int] | None:
+        """Integers given by an input or, in older operator versions, an attribute; None if by neither.
+
+        Of those that are computed while the model runs the most there can be, or the `least`.
+        """
         if self.has(index):
-            data = self.first(index).data
+            value = self.first(index)
+            data = value.least if least and value.least is not None else value.data
             if data is None:
                 raise BoundError(f"{self.op}: its {attribute} are computed while it runs, so its shape is unknown")
             return [int(v) for v in data.reshape(-1)]
@@ -65,8 +78,10 @@ class _Node:
 Rule = Callable[[_Node], tuple[Value, ...]]
 
 
-def infer(node: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[Value, ...]:
+def infer(node: onnx.NodeProto, values: Mapping[str, Value], *, exact: bool = False) -> tuple[Value, ...]:
     """Return shapes of the outputs of `node` (not `If`) from its inputs' in `values`.
+
+    `exact` says that these are the shapes of one run, not the largest there can be.
 
     Raises:
         BoundError: no rule for the operator, or an input that is not known.
@@ -80,20 +95,24 @@ def infer(node: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[Value, ...
     missing = [name for name in node.input if name and name not in values]
     if missing:
         raise BoundError(f"{node.op_type} {node.name} reads {missing[0]}, whose shape is not known")
-    return rule(
+    inputs = tuple(values[name] if name else None for name in node.input)
+    found = rule(
         _Node(
             op=node.op_type,
-            inputs=tuple(values[name] if name else None for name in node.input),
+            inputs=inputs,
             outputs=len(node.output),
             attributes={a.name: helper.get_attribute_value(a) for a in node.attribute},
+            exact=exact,
         )
     )
+    varies = any(value is not None and (value.varies or value.least is not None) for value in inputs)
+    return tuple(replace(value, varies=True) for value in found) if varies else found
 
 
 def constant(tensor: onnx.TensorProto) -> Value:
     """Return an initialiser; its data is kept when it is a short list of integers that may be a shape."""
     shape = tuple(tensor.dims)
-    small = tensor.data_type == TensorProto.INT64 and math.prod(shape) <= 16
+    small = tensor.data_type == TensorProto.INT64 and math.prod(shape) <= 4096
     data = numpy_helper.to_array(tensor) if small and tensor.data_location != TensorProto.EXTERNAL else None
     return Value(shape, tensor.data_type, data)
 
@@ -125,7 +144,27 @@ def _compare(node: _Node) -> tuple[Value, ...]:
 
 
 def _where(node: _Node) -> tuple[Value, ...]:
-    return (Value(_broadcast(node)[0].shape, node.first(1).kind),)
+    one, other = node.first(1), node.first(2)
+    shape = _broadcast(node)[0].shape
+    if one.data is None or other.data is None:
+        return (Value(shape, one.kind),)
+    both = [np.broadcast_to(limit, shape) for side in (one, other) for limit in _limits(side)]
+    return (Value(shape, one.kind, np.maximum.reduce(both), np.minimum.reduce(both)),)
+
+
+def _limits(value: Value) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the most of integers that shapes depend on."""
+    assert value.data is not None
+    return value.data if value.least is None else value.least, value.data
+
+
+def _add(node: _Node) -> tuple[Value, ...]:
+    (value,) = _broadcast(node)
+    sides = [node.first(), node.first(1)]
+    if any(side.data is None for side in sides):
+        return (value,)
+    least, most = (sum(_limits(side)[end] for side in sides) for end in (0, 1))
+    return (replace(value, data=np.asarray(most), least=np.asarray(least)),)
 
 
 def _cast(node: _Node) -> tuple[Value, ...]:
@@ -228,7 +267,7 @@ def _gather(node: _Node) -> tuple[Value, ...]:
 
 def _slice(node: _Node) -> tuple[Value, ...]:
     shape = list(node.first().shape)
-    starts, ends = node.ints(1, "starts"), node.ints(2, "ends")
+    starts, ends = node.ints(1, "starts", least=True), node.ints(2, "ends")
     if starts is None or ends is None:
         raise BoundError("Slice without starts or ends")
     axes = node.ints(3, "axes") or list(range(len(starts)))
@@ -254,6 +293,39 @@ def _pad(node: _Node) -> tuple[Value, ...]:
     return (Value(tuple(shape), node.first().kind),)
 
 
+def _shape(node: _Node) -> tuple[Value, ...]:
+    shape = node.first().shape
+    start, end = (node.attributes.get(name, limit) for name, limit in (("start", 0), ("end", len(shape))))
+    data = np.array(shape[start:end], dtype=np.int64)
+    computed = data if node.exact else np.zeros_like(data)
+    return (Value(data.shape, TensorProto.INT64, data, computed if node.first().varies else None),)
+
+
+def _one_hot(node: _Node) -> tuple[Value, ...]:
+    depth = node.ints(1, "depth") or [0]
+    shape = list(node.first().shape)
+    axis = int(node.attributes.get("axis", -1))
+    shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, depth[0])
+    return (Value(tuple(shape), node.first(2).kind),)
+
+
+def _arg(node: _Node) -> tuple[Value, ...]:
+    shape = node.first().shape
+    axis = int(node.attributes.get("axis", 0)) % len(shape)
+    keep = bool(node.attributes.get("keepdims", 1))
+    left = tuple(1 if i == axis else n for i, n in enumerate(shape) if keep or i != axis)
+    return (Value(left, TensorProto.INT64),)
+
+
+def _sum(node: _Node) -> tuple[Value, ...]:
+    """Reduce; the sum of a list of integers that shapes depend on lies between the sums of their limits."""
+    (value,) = _reduce(node)
+    if node.first().data is None or len(node.first().shape) != 1:
+        return (value,)
+    least, most = (limit.sum().reshape(value.shape) for limit in _limits(node.first()))
+    return (replace(value, data=most, least=least),)
+
+
 def _reduce(node: _Node) -> tuple[Value, ...]:
     shape = node.first().shape
     axes = node.ints(1, "axes") or list(range(len(shape)))
@@ -268,10 +340,12 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "Log", "LayerNormalization"), _same
     ),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _broadcast),
+    **dict.fromkeys(("Sub", "Mul", "Div"), _broadcast),
+    "Add": _add,
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
     **dict.fromkeys(("MatMul", "FusedMatMul"), _matmul),
-    **dict.fromkeys(("ReduceMean", "ReduceSum"), _reduce),
+    **dict.fromkeys(("ReduceMean", "ReduceMax"), _reduce),
+    "ReduceSum": _sum,
     **dict.fromkeys(("Greater", "Equal"), _compare),
     "Where": _where,
     "Cast": _cast,
@@ -287,5 +361,8 @@ RULES: Mapping[str, Rule] = {
     "Gather": _gather,
     "Slice": _slice,
     "TopK": _topk,
+    "ArgMax": _arg,
+    "OneHot": _one_hot,
+    "Shape": _shape,
     "Pad": _pad,
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import Source, Start, feed, lacks_vnni, missing
+from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni, missing
 from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
@@ -54,11 +54,17 @@ class OpenVinoRunner:
         names = {port.get_any_name() for port in compiled.inputs}
         self._shape = tuple(compiled.input("image").shape)
         self._gated = "effort" in names
+        self._counts = any("tokens" in port.get_names() for port in compiled.outputs)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        answer = self.answer(image, effort)
+        return answer.logits, answer.gates
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=self._gated)
         result = self._request.infer(inputs)
-        return np.array(result["logits"]), np.array(result["gates"])
+        tokens = np.array(result["tokens"]) if self._counts else NO_TOKENS
+        return Answer(np.array(result["logits"]), np.array(result["gates"]), tokens)
 
     def close(self) -> None:
         self._request = None
@@ -233,7 +239,8 @@ def _feeds_small(operation: Any) -> bool:
 def _is_small(operation: Any) -> bool:
     if operation.get_type_name() != "MatMul":
         return False
-    x, weight = (tuple(operation.get_input_partial_shape(i).to_shape()) for i in (0, 1))
+    # Rows that are counted at run time may be few.
+    x, weight = (tuple(operation.get_input_partial_shape(i).get_min_shape()) for i in (0, 1))
     return len(x) == len(weight) == 2 and x[0] < SMALL_ROWS and max(weight) <= SMALL_COLUMNS
 
 

@@ -16,10 +16,14 @@ bodies. So there are two figures, of different kind, and they are never added:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgevit.errors import BoundError, RuntimeMissingError
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound
@@ -28,6 +32,7 @@ COVERS = (
     "what the tensors of the model's graph need on any gate path: constants as stored, and activations live at once in "
     "the graph's order; not the process, to which OpenVINO adds packed weights, scratch, code: that is measured"
 )
+COUNT = re.compile(r"merge\..*/more_pairs")
 # Operations whose outputs are the caller's memory or the file's.
 NO_TENSOR = ("Parameter", "Result", "Constant")
 
@@ -48,6 +53,37 @@ def bound(model: Path) -> BoundDetail:
         read = openvino.Core().read_model(model)
     except RuntimeError as error:
         raise BoundError(f"OpenVINO cannot read {model}, whose memory is to be bound: {error}") from error
+    # Each size is linear or a square in every count, so their sum is largest where each is least or most.
+    found = [_bound(_counted(read, corner)) for corner in _corners(read)]
+    return max(found, key=lambda each: each.bound.bound_bytes)
+
+
+def _corners(model: Any) -> list[dict[str, int]]:
+    """Return the least and the most of every number that a run counts, in all combinations; without any, none once."""
+    most = {o.get_friendly_name(): _most(o) for o in model.get_ordered_ops() if COUNT.fullmatch(o.get_friendly_name())}
+    return [dict(zip(most, chosen, strict=True)) for chosen in product(*((0, value) for value in most.values()))]
+
+
+def _most(count: Any) -> int:
+    """Return the sum of all steps that a count can take."""
+    select = count.input_value(0).get_node()
+    return int(select.input_value(1).get_node().get_data().sum())
+
+
+def _counted(model: Any, counts: Mapping[str, int]) -> Any:
+    """Return the model of a run that counts so: all its shapes are known."""
+    import openvino
+
+    known = model.clone()
+    for operation in known.get_ordered_ops() if counts else ():
+        if operation.get_friendly_name() in counts:
+            value = np.array([counts[operation.get_friendly_name()]], np.int64)
+            operation.output(0).replace(openvino.opset13.constant(value).output(0))
+    known.validate_nodes_and_infer_types()
+    return known
+
+
+def _bound(read: Any) -> BoundDetail:
     main = _frame(read)
     weights = main.weights
     activations = max((step.live + max((b.peak for b in step.bodies), default=0) for step in main.steps), default=0)

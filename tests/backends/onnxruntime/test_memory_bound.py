@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgevit.backends.onnxruntime import compile
+from edgevit.backends.onnxruntime import compile, memory_bound, shapes
 from edgevit.backends.onnxruntime import settings as backend_settings
-from edgevit.backends.onnxruntime.arena import measure_arena, run_capped
+from edgevit.backends.onnxruntime.arena import drawn_efforts, measure_arena, run_capped
 from edgevit.backends.onnxruntime.memory_bound import bound, packed_bytes
 from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble, detached
@@ -97,6 +97,56 @@ def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
     model = write(Program(spec=spec, weights=tiny_weights(spec)), tmp_path)
     made, measured = bound(model), measure_arena(model, tiny_images(spec, 1))
     assert [slacks(made, path) for path in measured] == [{made.bound.io_bytes - 64 * 64 * 3}, {0}, {0}]
+
+
+ADAPTIVE: tuple[dict[str, Any], ...] = (
+    {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
+)
+
+
+@pytest.mark.parametrize("options", ADAPTIVE)
+def test_sizes_that_follow_the_image_stay_below_the_bound(options: dict[str, Any], tmp_path: Path) -> None:
+    """Node by node, for most, fewest and drawn numbers of tokens; under a cap of the bound one run after the other."""
+    program = tiny_program(depth=4, image=(64, 64), dim=64, **options)
+    image = tiny_images(program.spec, 1)
+    model = write(program, tmp_path)
+    made = bound(model)
+    efforts = {f"{index}": effort for index, effort in enumerate(drawn_efforts())}
+    measured = measure_arena(model, image, efforts)
+    assert len(measured) == len(efforts) and check_bound(made, measured).paths
+    # Loading is in the peak of the first run alone.
+    assert max(p.peak_bytes for p in measured[1:]) > 0.9 * (made.in_use_bytes - made.bound.scratch_bytes)
+    assert run_capped(model, made, image, efforts=drawn_efforts()).passed
+    assert not run_capped(
+        model, made, image, efforts=drawn_efforts(), cap_bytes=made.bound.arena_bytes * 9 // 10
+    ).passed
+
+
+def test_rules_that_leave_too_few_tokens_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were fewer tokens left by the rules than can be, later buffers would be too small."""
+    program = tiny_program(depth=4, image=(64, 64), tokens="1:0-27@0.85,2:3-17@0.8")
+    model = write(program, tmp_path)
+    measured = measure_arena(model, tiny_images(program.spec, 1))
+    monkeypatch.setitem(shapes.RULES, "Slice", too_short)
+    with pytest.raises(BoundError, match="does not hold"):
+        check_bound(bound(model), measured)
+
+
+def too_short(node: Any) -> tuple[shapes.Value, ...]:
+    (value,) = shapes._slice(node)
+    computed = any(each is not None and each.least is not None for each in node.inputs)
+    return (dataclasses.replace(value, shape=(max(value.shape[0] - 24, 1),)) if computed else value,)
+
+
+def test_of_too_many_combinations_the_bound_still_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program(depth=4, image=(64, 64), dim=64, **ADAPTIVE[0])
+    model, image = write(program, tmp_path), tiny_images(program.spec, 1)
+    exact = bound(model)
+    monkeypatch.setattr(memory_bound, "MOST_FRAMES", 4)
+    loose = bound(model)
+    assert loose.in_use_bytes == exact.in_use_bytes and loose.bound.arena_bytes > exact.bound.arena_bytes
+    assert run_capped(model, loose, image, efforts=drawn_efforts()).passed
 
 
 def test_the_parts_add_up_and_branches_are_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_gap_too_small_for_the_next_buffer_needs_room_beside_it() -> None:
     ]
     assert not fits(frame(steps), 4 * K)
     assert fits(frame(steps), 6 * K)
-    assert room_needed(frame(steps), 4 * K) == 6 * K
+    assert room_needed([frame(steps)], 4 * K) == 6 * K
 
 
 def test_the_smallest_gap_that_holds_a_buffer_is_taken() -> None:
@@ -48,7 +48,7 @@ def test_outputs_of_the_run_before_may_be_held() -> None:
 
 def test_more_than_twice_the_live_bytes_is_refused() -> None:
     with pytest.raises(BoundError, match="more than twice"):
-        room_needed(frame([Step("one", (("a", 5 * K),), ("a",))]), 2 * K)
+        room_needed([frame([Step("one", (("a", 5 * K),), ("a",))])], 2 * K)
 
 
 sizes = st.integers(1, 6).map(lambda n: n * K)
@@ -128,7 +128,7 @@ def test_the_room_holds_every_path_and_is_not_below_what_is_live(main: Frame) ->
         for own, step in zip(main.live, main.steps, strict=True)
     )
     try:
-        room = room_needed(main, live)
+        room = room_needed([main], live)
     except BoundError:
         return
     assert room >= live

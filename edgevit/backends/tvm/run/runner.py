@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import feed
+from edgevit.backends import Answer, feed
 from edgevit.backends.tvm.run.canary import versions
 from edgevit.backends.tvm.run.plugin import Plugin
 from edgevit.backends.tvm.run.pool import Pool
@@ -85,10 +85,7 @@ class Manifest:
 
 
 class TvmRunner:
-    """A compiled model in this process; see `edgevit.backends.Runner`.
-
-    `tokens` int32 `[points]` tells how many patch tokens the last run left after each point.
-    """
+    """A compiled model in this process; see `edgevit.backends.Runner`."""
 
     def __init__(
         self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray], threads: int | None = None
@@ -112,6 +109,9 @@ class TvmRunner:
         self._pool = Pool(threads or manifest.threads) if manifest.threads > 1 else None
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.answer(image, effort)[:2]
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         self._image[...] = inputs["image"]
         self._effort[...] = inputs["effort"]
@@ -119,11 +119,7 @@ class TvmRunner:
             self._main(*self._arguments)
         else:
             self._pool.call(self._main, *self._arguments)
-        return self._logits.copy(), self._gates.copy()
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self._tokens.copy()
+        return Answer(self._logits.copy(), self._gates.copy(), self._tokens.copy())
 
     def close(self) -> None:
         if self._pool is not None:
@@ -132,7 +128,7 @@ class TvmRunner:
 
 
 class LibraryRunner:
-    """A compiled model's own library in this process, which nothing of TVM runs; see `TvmRunner`."""
+    """A compiled model's own library in this process, which nothing of TVM runs; see `edgevit.backends.Runner`."""
 
     def __init__(self, path: Path, manifest: Manifest, weights: np.ndarray, threads: int | None = None) -> None:
         self._plugin = Plugin(path)
@@ -162,15 +158,14 @@ class LibraryRunner:
             self._plugin.start(self._model, self._threads)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.answer(image, effort)[:2]
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         self._image[...] = inputs["image"]
         given = _address(self._image), float(inputs["effort"]), _address(self._logits), _address(self._gates)
         self._plugin.run(self._model, *given)
-        return self._logits.copy(), self._gates.copy()
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self._plugin.tokens(self._model)
+        return Answer(self._logits.copy(), self._gates.copy(), self._plugin.tokens(self._model))
 
     def close(self) -> None:
         if self._threads > 1:
