@@ -8,7 +8,7 @@ MATH = frozenset(
 )
 # Where kernels are shared out among threads that the caller asks for: their stacks are the system's.
 POOLED = frozenset(
-    {"__tls_get_addr", "pthread_create", "pthread_join"}
+    {"__tls_get_addr", "sched_yield", "pthread_create", "pthread_join"}
     | {f"pthread_mutex_{verb}" for verb in ("init", "destroy", "lock", "unlock")}
     | {f"pthread_cond_{verb}" for verb in ("init", "destroy", "wait", "broadcast")}
 )

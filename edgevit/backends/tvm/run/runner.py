@@ -128,7 +128,7 @@ class TvmRunner:
 
 
 class LibraryRunner:
-    """A compiled model's own library in this process, which nothing of TVM runs; see `TvmRunner`."""
+    """A compiled model's own library in this process, which nothing of TVM runs; see `edgevit.backends.Runner`."""
 
     def __init__(self, path: Path, manifest: Manifest, weights: np.ndarray, threads: int | None = None) -> None:
         self._plugin = Plugin(path)

@@ -53,6 +53,8 @@ def compiled(
     """Compile the sources in `work` and return the paths of the archive and of the shared library."""
     name, pooled = library.name, library.lowered.isa.threads > 1
     flags = (*COMPILE, *options, f"-ffile-prefix-map={work}=.", *(["-pthread"] if pooled else []))
+    if tools.arch == "aarch64":  # else atomics are calls of the compiler's library
+        flags = (*flags, "-mno-outline-atomics")
     kernels = work / "kernels.o"
     (native,) = [module for module in executable.mod.imports if module.kind == "llvm"]
     native.write_to_file(str(kernels))

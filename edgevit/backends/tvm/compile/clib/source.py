@@ -283,6 +283,8 @@ int model_start(model_state *model, int threads);
 """
 POOL = """
 #include <pthread.h>
+#include <sched.h>
+#include <sched.h>
 
 enum { SPINS = 30000 };
 

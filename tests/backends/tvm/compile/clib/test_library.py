@@ -43,6 +43,7 @@ from tests.backends.tvm.compile.clib.programs import (  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64, with aarch64 emulated")
 PROGRAM = tiny_program(gated=True, skip=True)
+FOLLOWING = "1:1-30@0.8,2:1-15@0.8"
 # Large enough for its kernels to be shared out.
 WIDE = tiny_program(dim=192, heads=3, hidden=768, gated=True, skip=True)
 
@@ -281,6 +282,29 @@ def test_two_models_in_one_program_each_in_two_threads_of_little_stack(tools: To
     tools.run(*WARNINGS, "-pthread", tmp_path / "main.c", *parts, "-o", tmp_path / "main")
     done = subprocess.run([tmp_path / "main", tmp_path / "first" / "images"], check=False, timeout=60)
     assert done.returncode == 0, done
+
+
+def test_numbers_of_tokens_that_follow_the_image_are_told(tools: Toolchain, tmp_path: Path) -> None:
+    program = lowered(tiny_program(seed=1, depth=3, image=(64, 64), gated=True, skip=True, tokens=FOLLOWING))
+    made(program, tmp_path, tools)
+    # Through all runs, so that what they print stays what it is.
+    stop = "if (TINY_POINTS != 2 || tiny_tokens(model)[0] <= tiny_tokens(model)[1]) return 18;"
+    path = used(tmp_path, tools, stop=stop)
+    assert_equal(outputs(tmp_path, [path], program), expected(program))
+
+
+def test_threads_for_aarch64_too(tmp_path: Path) -> None:
+    emulator, tools = emulator_path(), compiler("aarch64")
+    if emulator is None:
+        unavailable("qemu is not installed; on Debian: apt install qemu-user-static")
+    program = lowered(WIDE, "neon", threads=2)
+    made(program, tmp_path, tools)
+    found = []
+    for number in (1, 2):
+        starts, stops = (f"if (tiny_start(model, {each}) != TINY_OK) return 19;" for each in (number, 1))
+        path = used(tmp_path, tools, options=("-pthread",), start=starts, stop=stops)
+        found.append(outputs(tmp_path, [emulator, "-cpu", "cortex-a53", "-L", SYSROOT, path], program))
+    assert_equal(*found)
 
 
 @pytest.mark.parametrize("libc", ["glibc", "musl"])

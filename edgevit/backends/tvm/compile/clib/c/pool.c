@@ -19,6 +19,12 @@ static void pause_a_little(void) {
 #endif
 }
 
+/* Where threads have fewer CPUs than they are, the ones that wait must not keep those that work from them. */
+static void wait_a_little(int *spins) {
+  if (++*spins < SPINS) pause_a_little();
+  else sched_yield();
+}
+
 /* Wait for work by looking for it, about a millisecond long, then asleep. */
 static int next_work(pool *group, int done) {
   for (int spins = 0; spins < SPINS; ++spins) {
@@ -69,26 +75,27 @@ static void hand_out(pool *group, part *work, void *data) {
 static int launch(part *work, void *data, int count) {
   pool *group = &running->group;
   team together;
-  int fault;
+  int fault, spins = 0;
   (void)count; /* always 0: as many parts as there are threads */
   together.group = group;
   together.count = group->threads;
   if (group->threads == 1) return work(0, &together, data);
   hand_out(group, work, data);
   fault = work(0, &together, data);
-  while (__atomic_load_n(&group->busy, __ATOMIC_ACQUIRE)) pause_a_little();
+  while (__atomic_load_n(&group->busy, __ATOMIC_ACQUIRE)) wait_a_little(&spins);
   return fault || group->fault;
 }
 
 static int barrier(int index, team *together) {
   pool *group = together->group;
   const int turn = __atomic_load_n(&group->passed, __ATOMIC_ACQUIRE);
+  int spins = 0;
   (void)index;
   if (__atomic_add_fetch(&group->arrived, 1, __ATOMIC_ACQ_REL) == together->count) {
     __atomic_store_n(&group->arrived, 0, __ATOMIC_RELAXED);
     __atomic_add_fetch(&group->passed, 1, __ATOMIC_RELEASE);
   } else {
-    while (__atomic_load_n(&group->passed, __ATOMIC_ACQUIRE) == turn) pause_a_little();
+    while (__atomic_load_n(&group->passed, __ATOMIC_ACQUIRE) == turn) wait_a_little(&spins);
   }
   return 0;
 }
@@ -129,6 +136,8 @@ int model_start(model_state *model, int threads) {
     }
   }
   if (status == MODEL_OK) return status;
-  if (group->threads > 1) (void)model_start(model, 1);
+  if (group->threads > 1) return (void)model_start(model, 1), status;
+  pthread_cond_destroy(&group->wake);
+  pthread_mutex_destroy(&group->mutex);
   return status;
 }
