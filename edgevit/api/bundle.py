@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevit.backends import NO_TOKENS
 from edgevit.bundle import read
 from edgevit.devices.local import loaded
 from edgevit.errors import BundleError, ImagesError
@@ -49,12 +50,14 @@ class Answer(Shown):
     Attributes:
         logits: float32 `[classes]`; of a model without a classifier its features.
         gates: uint8 `[branches]`, 1 where a branch ran.
+        tokens: patch tokens left after each point where they merge, int32 `[points]`; none where that is fixed.
         labels: names of the classes (empty: the bundle knows none).
         scores: whether the logits score several classes, so that one can be the answer.
     """
 
     logits: NDArray[np.float32]
     gates: NDArray[np.uint8]
+    tokens: NDArray[np.int32]
     labels: tuple[str, ...]
     scores: bool
 
@@ -113,10 +116,16 @@ class Bundle(Shown):
             raise BundleError(f"{self.path} was closed; open it again to run it")
         if self._runner is None:
             self._runner = self._stack.enter_context(loaded(self._opened, self._threads))
-        logits, gates = self._runner.run(pixels, effort=effort)
+        counts = any(output.kind == "tokens" for output in self.manifest.outputs)
+        run = self._runner.answer if counts else self._runner.run
+        logits, gates, *left = run(pixels, effort=effort)
         kind = next(output.kind for output in self.manifest.outputs if output.name == "logits")
         return Answer(
-            logits=logits[0], gates=gates, labels=self.labels, scores=kind == "scores" and logits.shape[1] > 1
+            logits=logits[0],
+            gates=gates,
+            tokens=left[0] if left else NO_TOKENS,
+            labels=self.labels,
+            scores=kind == "scores" and logits.shape[1] > 1,
         )
 
     def close(self) -> None:

@@ -52,6 +52,9 @@ Start = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 # (image, effort) to (executed nodes as (name, operator), gates `[branches]`).
 Executed = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 
+# (image, effort) to (MACs of every matrix kernel after the stem by name, gates `[branches]`, tokens `[points]`).
+KernelMacs = Callable[[np.ndarray, float], tuple[Mapping[str, int], np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -317,6 +320,10 @@ class Desk(Protocol):
 
     def executed(self, build: Build) -> Executed | None:
         """Return a function that runs an image and tells the nodes that ran; None: the runtime does not tell."""
+        ...
+
+    def kernel_macs(self, build: Build) -> KernelMacs | None:
+        """Return a function that runs an image and tells the MACs of its kernels; None: the runtime does not tell."""
         ...
 
     def memory(self, build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:

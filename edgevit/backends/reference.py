@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgevit.backends import feed
 from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
+from edgevit.verify.tokens import PointMargins
 
+Told = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[PointMargins, ...]]
 if TYPE_CHECKING:
     import onnx
 
@@ -41,11 +44,12 @@ def reference(model: onnx.ModelProto, weights: Weights | None = None, *, exact: 
 
 def reference_with_margins(
     model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True
-) -> Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return a lowered model as a function (image, effort) -> (logits, gates, margins).
+) -> Callable[[np.ndarray, float], Told]:
+    """Return a lowered model as a function (image, effort) -> (logits, gates, margins, points).
 
     `margins` float32 `[branches]` is how far every gate's logit is above (open) or below (closed) its limit, inf for a
-    branch without a gate. With `optimised` false a quantized model is computed as it is written: rounded values in
+    branch without a gate. `points` are those where tokens merge, if their number follows the image. With `optimised`
+    false a quantized model is computed as it is written: rounded values in
     float arithmetic, no int8 kernel.
     """
     watched = type(model)()
@@ -54,20 +58,74 @@ def reference_with_margins(
     limits = {t.name: np.frombuffer(t.raw_data, np.float32) for t in model.graph.initializer if len(t.raw_data) == 4}
     opened = nodes["gates/open"].input
     gates = {index: nodes[name].input for index, name in enumerate(opened) if name in nodes}
-    for logit, _ in gates.values():
-        watched.graph.output.add(name=logit)
+    told = [output.name for output in model.graph.output][:3]
+    points = {name: _thresholds(name, nodes, model) for name in _points(model)} if "tokens" in told else {}
+    asked = [*(logit for logit, _ in gates.values()), *(name for p in points.values() for name in p.outputs)]
+    for output in dict.fromkeys(asked):
+        watched.graph.output.add(name=output)
     session = _session(watched, weights, optimised=optimised)
     shape = tuple(next(i.shape for i in session.get_inputs() if i.name == "image"))
     gated = any(value.name == "effort" for value in model.graph.input)
+    branches = [name.partition(".")[0] for name in opened]
 
-    def run(image: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        logits, states, *values = session.run(None, feed(image, effort, shape=shape, gated=gated))
-        margins = np.full(states.shape, np.inf, dtype=np.float32)
-        for value, (index, (_, limit)) in zip(values, gates.items(), strict=True):
-            margins[index] = value.item() - limits[limit][0]
-        return logits, states, margins
+    def run(image: np.ndarray, effort: float) -> Told:
+        names = list(dict.fromkeys([*told, *asked]))
+        values = dict(zip(names, session.run(names, feed(image, effort, shape=shape, gated=gated)), strict=True))
+        margins = np.full(values["gates"].shape, np.inf, dtype=np.float32)
+        for index, (logit, limit) in gates.items():
+            margins[index] = values[logit].item() - limits[limit][0]
+        found = tuple(
+            PointMargins(
+                branch=branches.index(name.removeprefix("merge.")),
+                counts=point.counts,
+                margins=point.margins(values),
+                left=int(left),
+            )
+            for (name, point), left in zip(points.items(), values.get("tokens", ()), strict=True)
+        )
+        return values["logits"], values["gates"], margins, found
 
     return run
+
+
+@dataclass(frozen=True)
+class _Thresholds:
+    """Where a point's values and limit are among a run's outputs; none where the number of pairs is fixed."""
+
+    counts: tuple[int, ...]
+    outputs: tuple[str, ...]
+    width: int
+
+    def margins(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        if not self.outputs:
+            return np.zeros(0, np.float32)
+        last, limit = (values[name] for name in self.outputs)
+        margins: np.ndarray = (last - limit) / self.width
+        return margins
+
+
+def _points(model: onnx.ModelProto) -> list[str]:
+    return [
+        node.name.removesuffix("/scores")
+        for node in model.graph.node
+        if node.name.startswith("merge.") and node.name.endswith("/scores")
+    ]
+
+
+def _thresholds(name: str, nodes: Mapping[str, onnx.NodeProto], model: onnx.ModelProto) -> _Thresholds:
+    from onnx import numpy_helper
+
+    held = {t.name: t for t in model.graph.initializer}
+    if f"{name}/above" not in nodes:
+        split = f"{name}/split" if f"{name}/split" in held else f"{name}/least"
+        count = (
+            numpy_helper.to_array(held[split])[0] if split in held else numpy_helper.to_array(held[f"{name}/all"])[0]
+        )
+        return _Thresholds((int(count),), (), 1)
+    steps = numpy_helper.to_array(held[f"{name}/steps"])
+    least = int(numpy_helper.to_array(held[f"{name}/least"])[0]) if f"{name}/pairs" in nodes else 0
+    counts = (least, *(least + int(n) for n in np.cumsum(steps)))
+    return _Thresholds(counts, tuple(nodes[f"{name}/above"].input), int(held["ones"].dims[0]))
 
 
 def _session(model: onnx.ModelProto, weights: Weights | None, *, optimised: bool = True, weight_bits: int = 7) -> Any:

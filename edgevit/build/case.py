@@ -68,7 +68,10 @@ class Case(Place, Build):
     @property
     def efforts(self) -> dict[str, float]:
         """Return paths that are tried one by one."""
-        return {"real": 0.0, **({"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED} if self.program.spec.gated else {})}
+        return {
+            "real": 0.0,
+            **({"all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED} if self.program.spec.steered else {}),
+        }
 
 
 def claim(summary: str, figures: Figures) -> Claim:

@@ -17,6 +17,7 @@ from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.original import uncompressed, without_answers
 from edgevit.program.program import expected_shapes
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import MERGE_EFFORT, write_plan
 from edgevit.schema.manifest import (
     EFFORT_ALL_OPEN,
     EFFORT_ALL_SKIPPED,
@@ -30,9 +31,11 @@ from edgevit.schema.manifest import (
     Sizes,
 )
 from edgevit.schema.recipe import Recipe
+from edgevit.verify.skip import skipped_macs
 
 GOLDEN_CANDIDATES = 32
 GOLDEN_MARGIN = 0.05  # a golden image's gates stay as they are when every logit moves by this much
+NEAR = (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)
 GOLDEN_TOLERANCE = 0.25  # of the logits' deviation: another CPU's int8 kernels round differently
 
 
@@ -60,7 +63,7 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         origin=dict(spec.origin),
         original=without_answers(spec.original),
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
-        effort=EffortContract() if spec.gated else None,
+        effort=_effort(spec),
         outputs=(
             OutputContract(
                 name="logits",
@@ -76,6 +79,7 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
                 meaning="one per branch, 1 = the branch ran",
                 kind="gates",
             ),
+            *_tokens_output(spec),
         ),
         model=next(iter(models.values())),
         models=models,
@@ -90,8 +94,25 @@ def describe(facts: Facts, files: Mapping[str, Path]) -> Manifest:
         bound=evidence.bound,
         claims=evidence.claims,
         accuracy=evidence.accuracy,
+        tokens=evidence.tokens,
         golden_tolerance=float(f"{GOLDEN_TOLERANCE * evidence.deviation:.4g}"),
     )
+
+
+def _effort(spec: ProgramSpec) -> EffortContract | None:
+    if not spec.steered:
+        return None
+    if not spec.adaptive:
+        return EffortContract()
+    moved = f"a unit adds {MERGE_EFFORT:g} to the cosine above which tokens merge: above 0 fewer do, below 0 more"
+    return EffortContract(meaning=f"{EffortContract().meaning}; {moved}" if spec.gated else f"0 as calibrated; {moved}")
+
+
+def _tokens_output(spec: ProgramSpec) -> list[OutputContract]:
+    if not spec.adaptive:
+        return []
+    meaning = f"patch tokens left after each point where they merge: {write_plan(spec)}"
+    return [OutputContract(name="tokens", dtype="int32", shape=(len(spec.merges),), meaning=meaning, kind="tokens")]
 
 
 def _models(runtime: str, files: Sequence[str]) -> dict[str, str]:
@@ -134,6 +155,8 @@ def _macs(facts: Facts) -> Macs:
     everything = total_macs(spec)
     skipped = everything - int(branches[gated].sum())
     expected = skipped + float((branches * facts.evidence.open_rates)[gated].sum())
+    if facts.evidence.tokens is not None:
+        skipped, expected = skipped_macs(spec), facts.evidence.tokens.macs.mean
     return Macs(
         dense=total_macs(uncompressed(spec)),
         all_open=everything,
@@ -163,9 +186,9 @@ def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, choose
 
     `chooser`, which is the same model and may be a faster one, looks for the image.
     """
-    image = _real_image(chooser, images) if spec.gated else images[:1]
+    image = _real_image(chooser, images, spec) if spec.steered else images[:1]
     paths: list[tuple[PathName, float]] = [("real", 0.0)]
-    if spec.gated:
+    if spec.steered:
         paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]
     runs = []
     for path, effort in paths:
@@ -174,12 +197,16 @@ def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, choose
     return runs
 
 
-def _real_image(runner: Runner, images: np.ndarray) -> np.ndarray:
-    """An image whose gates are mixed and not near their limits, so that it takes the same path on every device."""
+def _real_image(runner: Runner, images: np.ndarray, spec: ProgramSpec) -> np.ndarray:
+    """An image whose gates are mixed and not near their limits, so that it takes the same path on every device.
+
+    Nor are its numbers of tokens near the next ones.
+    """
     for index in range(min(GOLDEN_CANDIDATES, len(images))):
         image = images[index : index + 1]
-        states = [runner.run(image, effort)[1] for effort in (-GOLDEN_MARGIN, 0.0, GOLDEN_MARGIN)]
-        mixed = 0 < states[1].sum() < len(states[1])
+        answers = [runner.answer(image, effort) if spec.adaptive else runner.run(image, effort) for effort in NEAR]
+        states = [np.concatenate(answer[1:]) for answer in answers]
+        mixed = not spec.gated or 0 < answers[1][1].sum() < len(answers[1][1])
         if mixed and all(np.array_equal(s, states[1]) for s in states):
             return image
     return images[:1]

@@ -33,17 +33,30 @@ from edgevit.schema.claims import (
     PlannedException,
     SkipFigures,
 )
-from edgevit.schema.manifest import AccuracyRow
+from edgevit.schema.manifest import AccuracyRow, TokenUse
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.util.progress import Say, track
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.memory import check_memory
-from edgevit.verify.parity import ALL_OPEN, FLOAT, INT8, QUANTIZED, check_parity, deviation, drawn_paths
+from edgevit.verify.parity import (
+    ALL_OPEN,
+    ALL_SKIPPED,
+    FLOAT,
+    INT8,
+    QUANTIZED,
+    TOKEN_PATHS,
+    check_parity,
+    deviation,
+    drawn_paths,
+)
 from edgevit.verify.skip import check_skip_nodes, check_skip_time
+from edgevit.verify.tokens import check_token_macs, token_use
 
 PARITY_RUNS, MOST_PARITY_IMAGES = 24, 8
 SKIP_IMAGES = 2
+TOKEN_EFFORTS = (ALL_OPEN, ALL_SKIPPED, 0.0, 0.5, -0.5)
 SKIP_MARGIN = 0.15
+MERGE_MS = 0.5  # of a point, beside its products
 MARGIN_RUNS = 6
 DEVIATION_IMAGES = 8
 
@@ -57,6 +70,7 @@ class Evidence:
         bound: the memory bound with the largest peak measured.
         branch_bytes: memory of each gated branch's body by name, where the runtime's graph tells.
         open_rates: share of the calibration images that opened each branch, float `[branches]`.
+        tokens: how many tokens and MACs the calibration images take (None: their number is fixed).
         accuracy: rows of the report: original, compressed and bundle.
         deviation: of the logits (`verify.parity.deviation`); golden outputs may differ by a part of it.
     """
@@ -65,6 +79,7 @@ class Evidence:
     bound: MemoryBound
     branch_bytes: Mapping[str, int]
     open_rates: np.ndarray
+    tokens: TokenUse | None
     accuracy: tuple[AccuracyRow, ...]
     deviation: float
 
@@ -89,8 +104,8 @@ class Verifier:
     runs: bool = True
 
     def applies(self, case: Case) -> bool:
-        """Return whether there is something to claim: int8 with a plan only, skipped branches with gates only."""
-        return {"coverage": case.plan is not None, "skip": case.program.spec.gated}.get(self.name, True)
+        """Return whether there is something to claim: int8 only with a plan, skipped work with gates or thresholds."""
+        return {"coverage": case.plan is not None, "skip": case.program.spec.steered}.get(self.name, True)
 
 
 def verify_build(case: Case, runner: Runner, say: Say = lambda _: None) -> Evidence:
@@ -113,27 +128,31 @@ def verify_build(case: Case, runner: Runner, say: Say = lambda _: None) -> Evide
     claims, bound = tuple(each.claim for each in found), next(each.bound for each in found if each.bound)
     if case.runnable:
         claims, bound = qualified(claims, bound, case.target)
-    rates, spread = _watch(case, runner if case.runnable else reference(case.model))
+    rates, tokens, spread = _watch(case, runner if case.runnable else reference(case.model))
     return Evidence(
         claims=claims,
         bound=bound,
         branch_bytes={name: size for each in found for name, size in each.branch_bytes.items()},
         open_rates=rates,
+        tokens=tokens,
         accuracy=tuple(row for each in found for row in each.accuracy),
         deviation=spread,
     )
 
 
-def _watch(case: Case, runner: Runner) -> tuple[np.ndarray, float]:
-    """Open rates on all calibration images, and the logits' deviation; without gates a few images tell both.
+def _watch(case: Case, runner: Runner) -> tuple[np.ndarray, TokenUse | None, float]:
+    """Open rates and tokens on all calibration images, and the logits' deviation; without gates and thresholds of few.
 
     Of what does not run here the lowered graph tells, whose gates parity has compared.
     """
     watched = reference(case.model) if case.elsewhere else runner
-    images = case.calibration.images[: None if case.program.spec.gated else DEVIATION_IMAGES]
-    logits, gates = zip(*(watched.run(i[None]) for i in track(images, "Watching the gates")), strict=True)
+    spec = case.program.spec
+    images = case.calibration.images[: None if spec.steered else DEVIATION_IMAGES]
+    run = watched.answer if spec.adaptive else watched.run
+    logits, gates, *left = zip(*(run(i[None]) for i in track(images, "Watching the gates")), strict=True)
     rates: np.ndarray = np.stack(gates).mean(axis=0)
-    return rates, deviation(np.concatenate(logits), GOLDEN_PART * head_deviation(case.program))
+    use = token_use(spec, np.stack(gates), np.stack(left[0])) if spec.adaptive else None
+    return rates, use, deviation(np.concatenate(logits), GOLDEN_PART * head_deviation(case.program))
 
 
 def _coverage(case: Case, runner: Runner, say: Say) -> Found:
@@ -152,13 +171,15 @@ def _coverage(case: Case, runner: Runner, say: Say) -> Found:
 def _parity(case: Case, runner: Runner, say: Say) -> Found:
     """Return against the float model always; a quantized build also against its own graph, computed as written."""
     gates = sum(b.gate is not None for b in case.program.spec.branches)
-    several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn_paths(gates)))
+    drawn = drawn_paths(gates) if gates or not case.program.spec.adaptive else TOKEN_PATHS
+    several = min(MOST_PARITY_IMAGES, PARITY_RUNS // (3 + drawn))
     images = case.calibration.images[: 1 if case.elsewhere else several]
     efforts = case.efforts if case.elsewhere else None
     floats = reference_with_margins(*detached(case.program))
     lengths, least = gate_lengths(case.program), LEAST_PART * head_deviation(case.program)
     exact = case.plan is None and case.target.inference_precision == "f32"
-    how: dict[str, Any] = {"efforts": efforts, "lengths": lengths, "least_deviation": least}
+    patches = case.program.spec.patches
+    how: dict[str, Any] = {"efforts": efforts, "lengths": lengths, "least_deviation": least, "patches": patches}
     result = check_parity(floats, runner, images, FLOAT if exact else INT8, **how)
     if exact or case.target.inference_precision != "f32":
         return Found(claim=claim(result.summary, ParityFigures(against_float=result)))
@@ -180,6 +201,11 @@ def _skip(case: Case, runner: Runner, say: Say) -> Found:
     spec, images = case.program.spec, case.calibration.images[: 1 if case.elsewhere else SKIP_IMAGES]
     figures = SkipFigures()
     summary = []
+    macs = desk(case.target.backend).kernel_macs(case) if spec.adaptive else None
+    if macs is not None:
+        counted = check_token_macs(spec, macs, images, efforts=TOKEN_EFFORTS)
+        figures = replace(figures, tokens=counted)
+        summary.append(counted.summary)
     executed = desk(case.target.backend).executed(case)
     if executed is not None:
         nodes = check_skip_nodes(spec, executed, images)
@@ -189,7 +215,7 @@ def _skip(case: Case, runner: Runner, say: Say) -> Found:
         left = "not verified: the runtime does not tell what it runs, and an emulator has no time of its own"
         return Found(claim=Claim(name="skip", held=None, summary=left))
     if case.elsewhere:
-        return Found(claim=claim(f"{summary[0]}; on one image, in an emulator", figures))
+        return Found(claim=claim(f"{'; '.join(summary)}; on one image, in an emulator", figures))
     times = check_skip_time(spec, runner, images, margin=_skip_margin(case, runner))
     say(times.summary)
     figures = replace(figures, macs_ratio=times.expected)
@@ -198,14 +224,16 @@ def _skip(case: Case, runner: Runner, say: Say) -> Found:
 
 
 def _skip_margin(case: Case, runner: Runner) -> float:
-    """Return what norms, copies and the gates themselves may cost beside the MACs, as a share of the all-open time."""
+    """Return what norms, copies, gates and merges cost beside the MACs, as a share of the all-open time."""
     times = []
     for _ in range(MARGIN_RUNS):
         start = process_time()
         runner.run(case.calibration.images[:1], ALL_OPEN)
         times.append((process_time() - start) * 1e3)
     gates = sum(b.gate is not None for b in case.program.spec.branches)
-    return SKIP_MARGIN + gates * desk(case.target.backend).GATE_MS / max(min(times), 1e-3)
+    points = len(case.program.spec.merges) if case.program.spec.adaptive else 0
+    beside = gates * desk(case.target.backend).GATE_MS + points * MERGE_MS
+    return SKIP_MARGIN + beside / max(min(times), 1e-3)
 
 
 def _bound(case: Case, runner: Runner, say: Say) -> Found:

@@ -28,7 +28,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +58,8 @@ WRONG_IMAGE = 15  # exit code, the native runner's too
 MISSING = 18  # exit code, the native runner's too
 DAMAGED = 19  # exit code, the native runner's too
 STARTED: list[subprocess.Popen[bytes]] = []  # to be ended with this process
-Run = Callable[[NDArray[np.uint8], float], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+# Logits, gates and, where the number of tokens follows the image, tokens.
+Run = Callable[[NDArray[np.uint8], float], Sequence[NDArray[Any]]]
 
 
 def main() -> int:
@@ -309,7 +310,7 @@ USED: tuple[str, ...] = ()
 
 
 def load_model(manifest: dict[str, Any], threads: int) -> Run:
-    """Load the model; the function takes an image and an effort, gives logits and gates."""
+    """Load the model; the function takes an image and an effort, gives logits and gates, perhaps tokens."""
     raise NotImplementedError("this is the common part of a bundle's runner; run the bundle's own runner/run.py")
 
 
@@ -321,12 +322,13 @@ def classify(
 ) -> None:
     """Run one image and print its best classes (or the model's features), which branches ran, and the time."""
     begin = time.perf_counter()
-    logits, gates = run(image, arguments.effort)
+    logits, gates, *left = run(image, arguments.effort)
     milliseconds = 1000 * (time.perf_counter() - begin)
     features = manifest["outputs"][0]["kind"] == "features"
     answer = {"features": logits[0].tolist()} if features else {"top": best_classes(manifest, logits[0], arguments.top)}
     if arguments.json:
-        print(json.dumps({"image": str(path), **answer, "gates": gates.tolist(), "milliseconds": milliseconds}))
+        ran = {"gates": gates.tolist()} | ({"tokens": left[0].tolist()} if left else {})
+        print(json.dumps({"image": str(path), **answer, **ran, "milliseconds": milliseconds}))
         return
     print(f"{escaped(str(path))}  {milliseconds:.1f} ms  {int(gates.sum())} of {gates.size} branches ran")
     if features:
@@ -336,6 +338,8 @@ def classify(
         print(f"  {likely}  {row['class']:>4}  {escaped(row['label'] or '')}")
     shown = "".join("x" if gate else "." for gate in gates)
     print(f"  gates [{shown}]  x = ran, . = skipped, in the order of the manifest's branches")
+    if left:
+        print(f"  tokens {', '.join(map(str, left[0]))}  patch tokens left after each point where they merge")
 
 
 def best_classes(manifest: dict[str, Any], logits: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
@@ -360,7 +364,7 @@ def check_golden(manifest: dict[str, Any], run: Run) -> int:
     for case in manifest["golden"]:
         image, logits, gates = (np.load(ROOT / case[key], allow_pickle=False) for key in ("image", "logits", "gates"))
         with in_time():
-            got_logits, got_gates = run(image, case["effort"])
+            got_logits, got_gates, *_ = run(image, case["effort"])
         error = float(np.abs(got_logits - logits).max())
         good = bool(error <= manifest["golden_tolerance"] and (got_gates == gates).all())
         failed += not good

@@ -32,12 +32,16 @@ class Tolerance:
         gate_margin: a gate whose reference logit is this near to its limit may differ, as a multiple of the length of
             its weights: rounding moves a normalised row by a share of itself, and its logit in proportion to them.
         max_flips: fraction of all runs in which a gate may differ in this way.
+        token_margin: a number of merged tokens may differ where the cosines that decide are this near to the threshold.
+        max_moved: fraction of all runs in which it may.
     """
 
     max_error: float
     min_cosine: float
     gate_margin: float
     max_flips: float
+    token_margin: float = 0.0
+    max_moved: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,8 @@ class PathParity:
     """One path over all images. Errors are over the `compared` images, those that took the reference's path.
 
     `error` is relative to `deviation`, that of the reference's logits; it and `max_abs_error` are in logits. `flips`
-    counts images on which a gate differed within the margin; `open` is the mean number of branches that ran in the
-    reference.
+    counts images on which a gate differed within the margin, `moved` those on which a number of tokens did; `open` is
+    the mean number of branches that ran in the reference.
     """
 
     path: str
@@ -59,6 +63,7 @@ class PathParity:
     error: float
     cosine: float
     deviation: float = 0.0
+    moved: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +112,40 @@ class SkipNodesResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathTokens:
+    """What one run had: patch tokens left after each point, and MACs, which its kernels' shapes add up to."""
+
+    effort: float
+    tokens: tuple[int, ...]
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFigures:
+    """Runs whose kernels' MACs are those of their gates and tokens."""
+
+    paths: tuple[PathTokens, ...]
+
+    @property
+    def summary(self) -> str:
+        most, fewest = max(p.macs for p in self.paths), min(p.macs for p in self.paths)
+        return (
+            f"MACs of {len(self.paths)} runs are exactly those of their tokens, {fewest / 1e6:.4g} to {most / 1e6:.4g} "
+            "million"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SkipFigures:
     """Executed nodes (None: the runtime does not list them), and MACs of all skipped over those of all open.
 
-    The ratio is what the times were held against; None: nothing was timed.
+    The ratio is what the times were held against; None: nothing was timed. `tokens` are runs held against the tokens
+    they told (None: their number is fixed, or the runtime tells no shapes).
     """
 
     nodes: SkipNodesResult | None = None
     macs_ratio: float | None = None
+    tokens: TokenFigures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,10 @@ class InputContract:
 
 @dataclass(frozen=True, kw_only=True)
 class EffortContract:
-    """The input `effort`, a float32 scalar added to every gate logit: trades accuracy for time while running."""
+    """The input `effort`, a float32 scalar added to every gate logit: trades accuracy for time while running.
+
+    Where the number of tokens follows the image it raises the thresholds of merges too, so that fewer are merged.
+    """
 
     name: str = "effort"
     default: float = 0.0
@@ -65,7 +68,7 @@ class OutputContract:
     dtype: str
     shape: tuple[int, ...]
     meaning: str
-    kind: Literal["scores", "features", "gates"] = "scores"
+    kind: Literal["scores", "features", "gates", "tokens"] = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +105,44 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Macs:
-    """Multiply-accumulates of one image. `expected` weighs every branch by its open rate on the calibration images."""
+    """Multiply-accumulates of one image. `expected` weighs every branch by its open rate on the calibration images.
+
+    Where the number of tokens follows the image, `all_open` is with most of them, `all_skipped` with fewest, and
+    `expected` the mean over the calibration images.
+    """
 
     dense: int
     all_open: int
     all_skipped: int
     expected: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A figure over images: its mean, and the 10th and 90th percentile."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointUse:
+    """Patch tokens left after one point where they merge: over images, and the `most` and `fewest` there can be."""
+
+    after: str
+    left: Spread
+    most: int
+    fewest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenUse:
+    """How many tokens, and so MACs, the calibration images take where that follows the image."""
+
+    images: int
+    macs: Spread
+    points: tuple[PointUse, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +193,7 @@ class Manifest:
     original, or an older edgevit did not keep it). `models` maps a format of the target ('onnx', 'ir', ...) to the
     file a runtime loads; `model` is the one that was verified, `runtime_settings` how it was loaded (threads are the
     device's choice). `golden_tolerance` is the largest absolute logit difference that `edgevit verify` accepts.
+    `tokens` says how many an image has where that follows the image (None: their number is fixed).
     `sha256` is of `manifest.json` without it, and tells damage only ('': written before there was one).
     """
 
@@ -184,6 +220,7 @@ class Manifest:
     golden_tolerance: float
     labels: str | None = None
     original: OriginalSpec | None = None
+    tokens: TokenUse | None = None
     files: tuple[BundleFile, ...] = ()
     sha256: str = ""
 

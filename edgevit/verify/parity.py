@@ -12,16 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from edgevit.errors import ParityError
+from edgevit.program.tokens import MERGE_EFFORT
 from edgevit.schema.claims import ParityResult, PathParity, Tolerance
+from edgevit.verify.tokens import Counting, PointMargins, first_moved
 
-Reference = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+# Gives logits, gates, margins and, where the number of tokens follows the image, the `PointMargins` of every point.
+Reference = Callable[[np.ndarray, float], tuple[Any, ...]]
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
 DRAWN = 9
+TOKEN_PATHS = 3
 PROBE = 64.0  # opens every gate and still leaves its logit 17 bits
 MANY_CLASSES = 10  # from here on the logits of one image have a direction
 FLAT = 1e-3  # of the logits' size: a deviation below this is float32's rounding as soon as the weights' is
@@ -33,13 +37,15 @@ class Runner(Protocol):
 
 
 # float32 sums in another order.
-FLOAT = Tolerance(max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05)
+FLOAT = Tolerance(
+    max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05, token_margin=1e-4, max_moved=0.1
+)
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
 # 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984).
-QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flips=0.3)
+QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flips=0.3, token_margin=0.05, max_moved=0.6)
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
 # verify/accuracy.py to say.
-INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3)
+INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3, token_margin=0.1, max_moved=0.6)
 
 
 def check_parity(
@@ -51,11 +57,13 @@ def check_parity(
     efforts: Mapping[str, float] | None = None,
     lengths: np.ndarray | None = None,
     least_deviation: float = 0.0,
+    patches: int = 0,
 ) -> ParityResult:
     """Hold a runner against its reference.
 
     Args:
-        reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`).
+        reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`) and, where the
+            number of tokens follows the image, the points (`verify.tokens.PointMargins`).
         runner: the build.
         images: uint8 `[n, height, width, 3]`.
         tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float, `QUANTIZED` for int8 against the
@@ -63,6 +71,7 @@ def check_parity(
         efforts: path name to effort; default: see `paths`.
         lengths: of every branch's gate's weights, float `[branches]`; default: 1.
         least_deviation: what the logits deviate by at least, whatever the images; see `deviation`.
+        patches: patch tokens of the model before any merge.
 
     Raises:
         ParityError: names the path, what differed, by how much, and what is allowed.
@@ -70,13 +79,19 @@ def check_parity(
     if not len(images):
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
-    allowed = _Allowed(tolerance=tolerance, lengths=lengths, least_deviation=least_deviation)
+    allowed = _Allowed(tolerance=tolerance, lengths=lengths, least_deviation=least_deviation, patches=patches)
     results = tuple(_path(name, effort, reference, runner, images, allowed) for name, effort in efforts.items())
     flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
     if flips > tolerance.max_flips * runs:
         raise ParityError(
             f"in {flips} of {runs} runs a gate differs from the reference, each within {tolerance.gate_margin} of its "
             f"limit in lengths of its weights; allowed: {tolerance.max_flips:.0%} of the runs"
+        )
+    moved = sum(p.moved for p in results)
+    if moved > tolerance.max_moved * runs:
+        raise ParityError(
+            f"in {moved} of {runs} runs the number of tokens differs from the reference, each within "
+            f"{tolerance.token_margin} of a threshold; allowed: {tolerance.max_moved:.0%} of the runs"
         )
     return ParityResult(paths=results, tolerance=tolerance)
 
@@ -93,17 +108,27 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     """Return efforts of the paths to compare: as calibrated, all open, all skipped, and drawn ones in between.
 
     Drawn efforts are spread evenly from where the first gate opens to where the last one does, in the reference, so a
-    wrong limit shows on one of them. Without gates there is one path.
+    wrong limit shows on one of them; or over the efforts at which the numbers of tokens change. Without either there is
+    one path.
     """
     at_open = np.concatenate([reference(image[None], PROBE)[2] - PROBE for image in images])
     at_skipped = np.concatenate([reference(image[None], -PROBE)[2] + PROBE for image in images])
-    if not np.isfinite(at_open).any():
-        return {"real": 0.0}
-    first, last = -at_skipped[np.isfinite(at_skipped)].max(), -at_open.min()
-    drawn_count = drawn_paths(int(np.isfinite(reference(images[:1], PROBE)[2]).sum()))
-    steps = np.linspace(first, last, drawn_count + 2)[1:-1]
+    if np.isfinite(at_open).any():
+        first, last = -at_skipped[np.isfinite(at_skipped)].max(), -at_open.min()
+        count = drawn_paths(int(np.isfinite(reference(images[:1], PROBE)[2]).sum()))
+    else:
+        margins = [point.margins for image in images for point in _points(reference(image[None], 0.0))]
+        changes = np.concatenate([*margins, np.zeros(0)]) / MERGE_EFFORT
+        if not changes.size:
+            return {"real": 0.0}
+        first, last, count = changes.min(), changes.max(), TOKEN_PATHS
+    steps = np.linspace(first, last, count + 2)[1:-1]
     drawn = {f"drawn_{index + 1}": float(effort) for index, effort in enumerate(steps)}
     return {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, **drawn}
+
+
+def _points(told: tuple[Any, ...]) -> tuple[PointMargins, ...]:
+    return told[3] if len(told) > 3 else ()
 
 
 def deviation(logits: np.ndarray, least: float = 0.0) -> float:
@@ -151,6 +176,7 @@ class _Allowed:
     tolerance: Tolerance
     lengths: np.ndarray | None
     least_deviation: float
+    patches: int
 
     def near(self, margins: np.ndarray) -> np.ndarray:
         """Return how near to its limit the logit of each gate may differ."""
@@ -163,15 +189,26 @@ def _path(
     name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, allowed: _Allowed
 ) -> PathParity:
     told = [reference(image[None], effort) for image in images]
-    logits = np.concatenate([expected for expected, _, _ in told])
+    logits = np.concatenate([expected for expected, *_ in told])
     unit, many = deviation(logits, allowed.least_deviation), logits.shape[1] >= MANY_CLASSES
     path = f"path {name!r} (effort {effort:g})"
     errors, cosines = [0.0], [1.0]
     compared: list[int] = []
     got: list[np.ndarray] = []
-    for index, (image, (expected, gates, margins)) in enumerate(zip(images, told, strict=True)):
-        found, states = runner.run(image[None], effort)
+    moved = 0
+    for index, (image, one) in enumerate(zip(images, told, strict=True)):
+        expected, gates, margins = one[:3]
         where = f"{path}, image {index}"
+        if points := _points(one):
+            found, states, tokens = cast(Counting, runner).answer(image[None], effort)
+            if (other := first_moved(points, allowed.patches, tokens)) is not None:
+                differ = np.flatnonzero(gates != states)
+                if not differ.size or differ[0] > other[0]:
+                    _check_moved(other[1], allowed.tolerance, tokens, points, where)
+                    moved += 1
+                    continue
+        else:
+            found, states = runner.run(image[None], effort)
         if _first_flip(gates, states, margins, allowed.near(margins), where):
             continue
         error, cosine = _distance(expected, found, unit, many, allowed.tolerance, where)
@@ -189,13 +226,25 @@ def _path(
         effort=effort,
         images=len(images),
         compared=len(compared),
-        open=float(np.mean([gates.sum() for _, gates, _ in told])),
-        flips=len(images) - len(compared),
+        open=float(np.mean([gates.sum() for _, gates, *_ in told])),
+        flips=len(images) - len(compared) - moved,
+        moved=moved,
         max_abs_error=max(errors),
         error=max(errors) / unit,
         cosine=min(cosines),
         deviation=unit,
     )
+
+
+def _check_moved(
+    margin: float, tolerance: Tolerance, tokens: np.ndarray, points: tuple[PointMargins, ...], where: str
+) -> None:
+    if margin > tolerance.token_margin:
+        expected = [point.left for point in points]
+        raise ParityError(
+            f"{where}: tokens left are {[int(n) for n in tokens]}, the reference has {expected} with a cosine "
+            f"{margin:.4g} from the threshold; only numbers within {tolerance.token_margin:.3g} of it may differ"
+        )
 
 
 def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, near: np.ndarray, where: str) -> bool:

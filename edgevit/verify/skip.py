@@ -15,8 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from edgevit.errors import SkipError
-from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, merge_macs, stem_macs, total_macs
+from edgevit.program.macs import run_macs, total_macs
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import fewest_left
 from edgevit.schema.claims import PathNodes, SkipNodesResult
 
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
@@ -124,9 +125,8 @@ def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin
 
 
 def skipped_macs(spec: ProgramSpec) -> int:
-    """Return MACs of the path on which every gated branch is skipped."""
-    ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
-    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec) + ungated
+    """Return MACs of the path on which every gated branch is skipped, and as many tokens merge as may be."""
+    return run_macs(spec, [branch.gate is None for branch in spec.branches], fewest_left(spec))
 
 
 def _check_closed(spec: ProgramSpec, nodes: Sequence[tuple[str, str]], gates: np.ndarray, where: str) -> None:

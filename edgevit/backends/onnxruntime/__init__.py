@@ -9,6 +9,8 @@ saturate on CPUs without VNNI.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +65,11 @@ class OnnxRuntimeRunner:
     def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=self._gated)
         if not self._counts:
-            return Answer(*self._session.run(["logits", "gates"], inputs), NO_TOKENS)
-        # Copied: what is held of an output stays in the arena, whose bound knows one place for it, and sizes vary here.
-        return Answer(*map(np.array, self._session.run(["logits", "gates", "tokens"], inputs)))
+            logits, gates = self._session.run(["logits", "gates"], inputs)
+            return Answer(logits, gates, NO_TOKENS)
+        # Copied: outputs that are held lie in the arena, and its bound knows of none where sizes follow the image.
+        logits, gates, tokens = map(np.array, self._session.run(["logits", "gates", "tokens"], inputs))
+        return Answer(logits, gates, tokens)
 
     def close(self) -> None:
         self._session = None
@@ -185,17 +189,48 @@ def executed(
 
     Nodes inside a branch body appear exactly when the body ran.
     """
+    events, answer = _profiled(folder, image, effort, threads)
+    return tuple((e["name"].removesuffix(_KERNEL), e["args"]["op_name"]) for e in events), answer.gates
+
+
+def kernel_macs(
+    folder: Path, image: np.ndarray, effort: float = 0.0, *, threads: int = 1
+) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+    """Return MACs of the matrix kernels after the stem that one run executes, by name; and its gates and tokens.
+
+    They follow from the shapes in the runtime's profile. Left out is what `program.macs` does not count: rows that
+    stand in for a branch, outlier columns, sums of sizes and means over patches.
+    """
+    events, answer = _profiled(folder, image, effort, threads)
+    found: dict[str, int] = {}
+    for event in events:
+        name = event["name"].removesuffix(_KERNEL)
+        if event["args"]["op_name"] in (*INT8_OPS, *FLOAT_OPS) and not _UNCOUNTED.search(name):
+            first, output = (_shape(event["args"][f"{side}_type_shape"][0]) for side in ("input", "output"))
+            # `[..., rows, columns]` times what was summed over.
+            found[name] = math.prod(output) * first[-1]
+    return found, answer.gates, answer.tokens
+
+
+_KERNEL = "_kernel_time"
+_UNCOUNTED = re.compile(r"^stem|/(skipped|sums|y_out|row|mean)$")
+
+
+def _shape(told: Mapping[str, list[int]]) -> list[int]:
+    return next(iter(told.values()))
+
+
+def _profiled(folder: Path, image: np.ndarray, effort: float, threads: int) -> tuple[list[dict[str, Any]], Answer]:
+    """Run a model once and return its kernels in order, as the runtime's profile tells them, and what it answered."""
     with scratch() as temporary:
         configured = options(threads)
         configured.enable_profiling = True
         configured.profile_file_prefix = str(temporary / "run")
         session = _session(_model_file(folder, None), configured)
-        _, gates = OnnxRuntimeRunner(session).run(image, effort)
+        answer = OnnxRuntimeRunner(session).answer(image, effort)
         events = json.loads(Path(session.end_profiling()).read_text())
-    suffix = "_kernel_time"
-    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)]
-    nodes.sort(key=lambda e: e["ts"])
-    return tuple((e["name"].removesuffix(suffix), e["args"]["op_name"]) for e in nodes), gates
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    return sorted(nodes, key=lambda e: float(e["ts"])), answer
 
 
 def localise(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
+from edgevit.backends import Build, Executed, Forecast, KernelMacs, MemoryEvidence
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
 from edgevit.bundle.runner_source import joined
@@ -35,6 +35,10 @@ def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:
 
 def executed(build: Build) -> Executed:
     return lambda image, effort: runtime.executed(build.folder, image, effort)
+
+
+def kernel_macs(build: Build) -> KernelMacs:
+    return lambda image, effort: runtime.kernel_macs(build.folder, image, effort)
 
 
 def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:

@@ -15,19 +15,19 @@ USED: tuple[str, ...] = ()
 
 
 def load_model(manifest: dict[str, Any], threads: int) -> Run:
-    """Load the model with OpenVINO; the function takes an image and an effort, gives logits and gates."""
+    """Load the model with OpenVINO; the function takes an image and an effort, gives the manifest's outputs."""
     settings = {**manifest["runtime_settings"], "INFERENCE_NUM_THREADS": threads}
     if manifest["target"]["weight_bits"] == 8 and lacks_vnni():
         # int8 kernels would saturate here: the model is computed as written, in float.
         settings["LP_TRANSFORMS_MODE"] = "NO"
     request = openvino_core().compile_model(str(ROOT / manifest["model"]), "CPU", settings).create_infer_request()
 
-    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def run(image: NDArray[np.uint8], effort: float) -> list[NDArray[Any]]:
         feeds = {"image": image}
         if manifest["effort"]:
             feeds["effort"] = np.array(effort, dtype=np.float32)
         results = request.infer(feeds)
-        return results["logits"].copy(), results["gates"].copy()
+        return [results[output["name"]].copy() for output in manifest["outputs"]]
 
     return run
 

@@ -40,6 +40,10 @@ def executed(build: Build) -> Executed:
     return run
 
 
+def kernel_macs(build: Build) -> None:
+    return None
+
+
 def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:
     """Read a bound off the library that ships, for any architecture, and runs of its own program in fresh processes.
 
