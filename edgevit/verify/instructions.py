@@ -4,6 +4,9 @@ The instructions of matrix kernels depend on shapes only, not on data. So over r
 class is `base + sum of the open branches' costs`, where branches of one shape cost the same: an overdetermined linear
 system over whole numbers. A branch that runs although its gate is closed, or that runs in part, contradicts it. What
 all runs have in common, the base, is held against the MACs outside the branches, with a margin.
+
+Where the number of tokens follows the image, all this holds among runs with equal numbers. Between others, with equal
+gates, what is executed is a sum over the points where tokens merge, of costs that depend on the tokens left there.
 """
 
 from __future__ import annotations
@@ -19,20 +22,28 @@ from edgevit.errors import SkipError
 PRODUCTS = ("multiply_add", "dot", "matrix", "widening")
 MACS = (4, 16, 32, 8)  # multiply-accumulates of one instruction of each, at most
 EXACT = 0.5  # whole numbers agree when they differ by less
+MOST_TILE = 32  # rows that kernels compute together, at most: fewer tokens than that may save nothing
 BASE_MARGIN = 0.15  # of all: products that are no MACs of the model's, and instructions that do less than they could
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountedRun:
-    """One inference: its gates, uint8 per branch, and executed instructions by class."""
+    """One inference: its gates, uint8 per branch, and executed instructions by class.
+
+    `tokens` are the patch tokens left after each point where they merge, if their number follows the image.
+    """
 
     gates: tuple[int, ...]
     classes: Mapping[str, int]
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkipCounts:
-    """What was found. `spare`: equations beyond those that the unknowns need, each of which could have failed."""
+    """What was found. `spare`: equations beyond those that the unknowns need, each of which could have failed.
+
+    `patterns` are gates, and with them numbers of tokens.
+    """
 
     runs: int
     patterns: int
@@ -53,8 +64,71 @@ def check_skip_instructions(
 
     Raises:
         SkipError: equal gates with unequal counts, counts that no cost per shape explains, a shape without a cost, or
-            more work with all gates closed than `base_share` allows.
+            more work with all gates closed than `base_share` allows; fewer tokens that save nothing, or counts that
+            the tokens do not explain.
     """
+    by_tokens: dict[tuple[int, ...], list[CountedRun]] = {}
+    for run in runs:
+        by_tokens.setdefault(run.tokens, []).append(run)
+    found = [_check_gates(group, shapes, base_share) for group in by_tokens.values()]
+    if len(found) == 1:
+        return found[0]
+    patterns, explained = sum(counts.patterns for counts in found), _check_tokens(runs)
+    spare = explained + sum(counts.spare for counts in found)
+    return SkipCounts(
+        runs=len(runs),
+        patterns=patterns,
+        unknowns=patterns - spare,
+        spare=spare,
+        summary=(
+            f"{len(runs)} runs over {patterns} patterns of gates and {len(by_tokens)} numbers of tokens: equal ones "
+            "execute equal products, and every count is exactly what its open branches and its tokens cost "
+            f"({spare} equations to spare)"
+        ),
+    )
+
+
+def _check_tokens(runs: Sequence[CountedRun]) -> int:
+    """Hold runs of equal gates and other tokens against each other; return the equations that could have failed.
+
+    Raises:
+        SkipError: fewer tokens execute as much, or the counts are no sum over the points.
+    """
+    by_gates: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    for run in runs:
+        by_gates.setdefault(run.gates, {})[run.tokens] = [run.classes[name] for name in PRODUCTS]
+    spare = 0
+    for counts in by_gates.values():
+        for few, many in permutations(counts, 2):
+            saved = [b - a for a, b in zip(few, many, strict=True)]
+            if min(saved) >= 0 and sum(saved) >= MOST_TILE and sum(counts[few]) >= sum(counts[many]):
+                raise SkipError(
+                    f"with {_listed(few)} tokens left {sum(counts[few])} products are executed, with {_listed(many)} "
+                    f"{sum(counts[many])}: fewer tokens save nothing"
+                )
+        values = [sorted({tokens[at] for tokens in counts})[1:] for at in range(len(next(iter(counts))))]
+        rows = np.array(
+            [[1, *(t == v for t, own in zip(tokens, values, strict=True) for v in own)] for tokens in counts],
+            np.float64,
+        )
+        table = np.array(list(counts.values()), dtype=np.float64)
+        costs, _, rank, _ = np.linalg.lstsq(rows, table, rcond=None)
+        for tokens, miss in zip(counts, np.abs(rows @ costs - table), strict=True):
+            if miss.max() >= EXACT:
+                raise SkipError(
+                    f"with {_listed(tokens)} tokens left what is executed is no sum of costs of these numbers (off by "
+                    f"{miss.max():.0f}): it depends on more than the gates and the tokens"
+                )
+        spare += len(counts) - int(rank)
+    return spare
+
+
+def _listed(tokens: Sequence[int]) -> str:
+    return ", ".join(map(str, tokens))
+
+
+def _check_gates(runs: Sequence[CountedRun], shapes: Sequence[Hashable | None], base_share: float) -> SkipCounts:
+    """Hold the counts of runs with equal numbers of tokens against each other."""
     by_gates: dict[tuple[int, ...], list[int]] = {}
     for run in runs:
         counts = [run.classes[name] for name in PRODUCTS]

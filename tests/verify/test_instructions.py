@@ -76,3 +76,40 @@ def test_work_that_does_not_depend_on_the_gates_is_found() -> None:
     more = [CountedRun(gates=run.gates, classes={k: v + 6000 for k, v in run.classes.items()}) for run in runs]
     with pytest.raises(SkipError, match=r"with all gates closed .* \(MACs say 10.0%, limit 25.0%\)"):
         check_skip_instructions(more, SHAPES, base_share=0.1)
+
+
+def merged(tokens: tuple[int, ...], gates: tuple[int, ...] = (1, 1, 1, 1, 1), extra: int = 0) -> CountedRun:
+    """A run whose branches after the two points cost 10 and 20 products per token."""
+    run = counted(gates, 10 * tokens[0], 20 * tokens[1], extra=extra)
+    return CountedRun(gates=gates, classes=run.classes, tokens=tokens)
+
+
+LEFT = [(a, b) for a in (64, 96, 128) for b in (16, 48)]
+
+
+def test_what_tokens_cost_at_every_point_passes() -> None:
+    found = check_skip_instructions([merged(tokens) for tokens in (*LEFT, *LEFT)], [None] * 5)
+    assert (found.runs, found.patterns, found.spare) == (12, 6, 2)
+    gated = [merged(tokens, gates) for tokens in LEFT for gates in PATTERNS]
+    found = check_skip_instructions(gated, SHAPES)
+    assert found.patterns == 96 and found.spare > 78 and "patterns of gates and 6 numbers of tokens" in found.summary
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_counts_that_the_tokens_do_not_explain_are_found(extra: int) -> None:
+    runs = [merged(tokens, extra=extra if tokens == LEFT[2] else 0) for tokens in LEFT]
+    with pytest.raises(SkipError, match="it depends on more than the gates and the tokens"):
+        check_skip_instructions(runs, [None] * 5)
+    with pytest.raises(SkipError, match="two runs took the same path"):
+        check_skip_instructions([*(merged(tokens) for tokens in LEFT), merged(LEFT[2], extra=extra)], [None] * 5)
+
+
+def test_fewer_tokens_that_save_nothing_are_found() -> None:
+    whole = merged(LEFT[-1]).classes
+    runs = [CountedRun(gates=(1,) * 5, classes=whole, tokens=tokens) for tokens in LEFT]
+    with pytest.raises(SkipError, match="with 64, 16 tokens left .* fewer tokens save nothing"):
+        check_skip_instructions(runs, [None] * 5)
+    # Less than a tile may be as much.
+    check_skip_instructions(
+        [CountedRun(gates=(1,) * 5, classes=whole, tokens=(64 + i, 16)) for i in range(9)], [None] * 5
+    )

@@ -176,7 +176,8 @@ def _emulation(manifest: Manifest, here: EmulatedMachine, found: _Found) -> tupl
     instructions: tuple[PathInstructions, ...] = ()
     if counted:
         runs = [
-            CountedRun(gates=tuple(gates), classes=classes) for gates, classes in zip(guest.gates, counted, strict=True)
+            CountedRun(gates=tuple(gates), tokens=tuple(tokens), classes=classes)
+            for gates, tokens, classes in zip(guest.gates, guest.tokens, counted, strict=True)
         ]
         shapes = [_shape(manifest, branch) if branch.gated else None for branch in manifest.branches]
         base_share = manifest.macs.all_skipped / manifest.macs.all_open

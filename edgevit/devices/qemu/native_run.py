@@ -29,9 +29,10 @@ from edgevit.util.atomic import scratch
 
 @dataclass(frozen=True, kw_only=True)
 class NativeRun:
-    """What the runner gave: the gates of every run, and its heap where the accountant counted it."""
+    """What the runner gave: gates and tokens of every run, and its heap where the accountant counted it."""
 
     gates: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
     heap: HeapPeaks | None
 
 
@@ -72,13 +73,16 @@ def run(
         DeviceError: the runner fails there, or time is up.
     """
     with _started(userland, cpu, bundle, counter=counter, heap=heap, timeout_s=timeout_s) as runner:
+        tokens: list[tuple[int, ...]] = []
 
         def taken(index: int, effort: float) -> list[int]:
-            return [int(gate) for gate in runner.run(pixels[index : index + 1], effort)[1]]
+            answer = runner.answer(pixels[index : index + 1], effort)
+            tokens.append(tuple(map(int, answer.tokens)))
+            return [int(gate) for gate in answer.gates]
 
         gates = [taken(index, effort) for index, effort in runs]
         gates += between(taken, len(pixels), more)
-        return NativeRun(gates=tuple(map(tuple, gates)), heap=_heap(runner.told))
+        return NativeRun(gates=tuple(map(tuple, gates)), tokens=tuple(tokens), heap=_heap(runner.told))
 
 
 def golden(userland: Userland, cpu: ArmCpu, bundle: Bundle, *, timeout_s: float) -> tuple[GoldenParity, ...]:

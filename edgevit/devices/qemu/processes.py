@@ -46,14 +46,19 @@ class GuestAnswer:
     gates: tuple[tuple[int, ...], ...]
     heap: HeapPeaks | None
     environment: Environment
+    tokens: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestRuns:
-    """What the bundle's runner gave, whichever it is: the same, with its golden outputs compared."""
+    """What the bundle's runner gave, whichever it is: the same, with its golden outputs compared.
+
+    `tokens` are those of every run, as it tells them.
+    """
 
     golden: tuple[GoldenParity, ...]
     gates: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
     heap: HeapPeaks | None
     environment: Environment
 
@@ -163,6 +168,7 @@ def _python(
     return GuestRuns(
         golden=tuple(result.parity(bundle.manifest.golden_tolerance) for result in results),
         gates=answer.gates,
+        tokens=answer.tokens or tuple(() for _ in answer.gates),
         heap=answer.heap,
         environment=answer.environment,
     )
@@ -184,7 +190,11 @@ def _native(
         userland, cpu, bundle, pixels, runs, more=more, counter=counter, heap=True, timeout_s=timeout_s
     )
     return GuestRuns(
-        golden=golden, gates=ran.gates, heap=ran.heap, environment=native_run.machine(cpu, bundle.manifest)
+        golden=golden,
+        gates=ran.gates,
+        tokens=ran.tokens,
+        heap=ran.heap,
+        environment=native_run.machine(cpu, bundle.manifest),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import feed
+from edgevit.backends import Answer, feed
 from edgevit.backends.tvm.run.runner import Manifest
 from edgevit.backends.tvm.run.trace import Call, kernel_calls
 from edgevit.errors import BundleError, EdgevitError, ImagesError, RuntimeMissingError
@@ -58,6 +58,9 @@ class ProcessRunner:
         self.told: dict[str, Any] = {}
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.answer(image, effort)[:2]
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -69,12 +72,8 @@ class ProcessRunner:
         if not line:
             raise self._error()
         self.told = json.loads(line)
-        return logits_of(self.told, self._classes), np.array(self.told["gates"], dtype=np.uint8)
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Return how many patch tokens the last run left after each point, int32 `[points]`."""
-        return np.array(self.told.get("tokens", []), dtype=np.int32)
+        gates = np.array(self.told["gates"], dtype=np.uint8)
+        return Answer(logits_of(self.told, self._classes), gates, np.array(self.told.get("tokens", []), dtype=np.int32))
 
     def trace(self, image: np.ndarray, effort: float = 0.0) -> tuple[tuple[Call, ...], np.ndarray]:
         """Run one image; the kernels that it called, in order, and gates uint8 `[branches]`."""

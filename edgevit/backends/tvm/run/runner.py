@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import feed
+from edgevit.backends import Answer, feed
 from edgevit.backends.tvm.run.canary import versions
 from edgevit.backends.tvm.run.pool import Pool
 from edgevit.backends.tvm.run.runtime import runtime
@@ -80,10 +80,7 @@ class Manifest:
 
 
 class TvmRunner:
-    """A compiled model in this process; see `edgevit.backends.Runner`.
-
-    `tokens` int32 `[points]` tells how many patch tokens the last run left after each point.
-    """
+    """A compiled model in this process; see `edgevit.backends.Runner`."""
 
     def __init__(
         self, library: Any, manifest: Manifest, weights: Sequence[np.ndarray], threads: int | None = None
@@ -107,6 +104,9 @@ class TvmRunner:
         self._pool = Pool(threads or manifest.threads) if manifest.threads > 1 else None
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self.answer(image, effort)[:2]
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
         inputs = feed(image, effort, shape=self._shape, gated=True)
         self._image[...] = inputs["image"]
         self._effort[...] = inputs["effort"]
@@ -114,11 +114,7 @@ class TvmRunner:
             self._main(*self._arguments)
         else:
             self._pool.call(self._main, *self._arguments)
-        return self._logits.copy(), self._gates.copy()
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self._tokens.copy()
+        return Answer(self._logits.copy(), self._gates.copy(), self._tokens.copy())
 
     def close(self) -> None:
         if self._pool is not None:
