@@ -165,7 +165,8 @@ def table(rows: list[dict[str, object]]) -> str:
         "`python -m benchmarks.token_rules`",
         "",
         f"Mean KL divergence from the dense model (drift) and equal classes on {IMAGES} unlabelled images, 70 pairs "
-        f"merged after block 4 and 50 after block 8, float32, no training; what is fitted is fitted on {FITTED} others.",
+        "merged after block 4 and 50 after block 8, float32, no training; what is fitted is fitted on "
+        f"{FITTED} others.",
         "",
         "| model | rule | MACs | drift | agreement |",
         "| --- | --- | ---: | ---: | ---: |",
