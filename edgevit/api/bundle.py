@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends import NO_TOKENS
+from edgevit.backends import NO_TOKENS, Runner
 from edgevit.bundle import read
 from edgevit.devices.local import loaded
 from edgevit.errors import BundleError, ImagesError
