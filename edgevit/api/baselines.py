@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgevit.backends import DEFAULT
 from edgevit.build import baselines
 from edgevit.errors import EdgevitError, ProgramError
 from edgevit.frontends.catalogue import read_catalogue
@@ -84,4 +85,4 @@ def _by_name(manifest: Manifest, size: tuple[int, int]) -> Program | None:
 
 
 def _missing(why: str) -> dict[str, Any]:
-    return {"name": FLOAT, "runtime": "onnxruntime", "kind": "", "why": why}
+    return {"name": FLOAT, "runtime": DEFAULT, "kind": "", "why": why}

@@ -29,8 +29,6 @@ from edgevit.util.notebook import Shown, draws
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from edgevit.backends import Runner
-
 Picture: TypeAlias = "str | Path | Image | NDArray[np.uint8]"
 SHOWN_CLASSES = 5
 

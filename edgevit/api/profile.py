@@ -56,9 +56,9 @@ def profile(
         runs: timed runs per path; p90 needs 64, p95 130, p99 662.
         threads: of a run (default: the target's).
         cpus: numbers of the device's CPUs to hold the run to (default: all).
-        against: the model to time beside the bundle in the same run, in float, in PyTorch and as ONNX Runtime quantizes
-            it by itself: a Program, or what `load` takes; "none" times the bundle alone. Default: on this machine the
-            original that the bundle names, with random weights, which take as long.
+        against: the model to time beside the bundle in the same run, in float, in PyTorch and as the default runtime
+            quantizes it by itself: a Program, or what `load` takes; "none" times the bundle alone. Default: on this
+            machine the original that the bundle names, with random weights, which take as long.
         against_weights: checkpoint of `against`, where that is a name.
         python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; machine code needs none.
         timeout_s: seconds that the measuring may take, here too.

@@ -1,4 +1,4 @@
-"""What a build is timed against: the dense model in float, in PyTorch, and as ONNX Runtime quantizes it by itself.
+"""What a build is timed against: the dense model in float, in PyTorch, and as a runtime quantizes it by itself.
 
 `prepare` writes them where the build's bundle is measured; `load` opens one in the process that measures. Only the time
 is asked of them, which of a dense model does not depend on its weights: where they are not at hand, random ones of the
@@ -8,13 +8,12 @@ same shapes will do.
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edgevit.backends import DEFAULT, Runner, backend, onnx_backend
+from edgevit.backends.own_tools import dynamic_int8
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program, load_program, save_program
 
@@ -66,18 +65,4 @@ def _saved(program: Program, folder: Path) -> None:
 
 
 def _int8(plain: Path, folder: Path) -> None:
-    """Quantize as a first try with the runtime would: dynamic, per channel, nothing calibrated."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quiet():
-        quantize_dynamic(str(plain / MODEL), str(folder / MODEL), per_channel=True, weight_type=QuantType.QInt8)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice on preprocessing from the log; it is of no use here."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+    dynamic_int8(plain / MODEL, folder / MODEL)
