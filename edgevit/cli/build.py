@@ -95,7 +95,9 @@ STAGES = {
     metavar="LIMITS",
     help="What the device allows, as ram=8,flash=6,latency=30,drop=1: MB, MB, ms, points; the bundle says what is met.",
 )
-@click.option("--formats", help="Files of the model, with commas (default: the target's one): onnx,ort ships both.")
+@click.option(
+    "--formats", help="Files of the model that ship, by their names in targets, with commas (default: the target's)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")
 @click.option("--ema/--no-ema", default=None, help="Take averaged weights of a checkpoint, or the plain ones.")
