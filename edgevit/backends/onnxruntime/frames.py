@@ -24,12 +24,18 @@ IN_PLACE: Mapping[str, tuple[int, ...]] = {"Softmax": (0,), "Cast": (0,), "Relu"
 
 @dataclass(frozen=True)
 class Step:
-    """One node: the buffers (name, rounded bytes) it allocates, those freed after it, and the two bodies of an If."""
+    """One node: the buffers (name, rounded bytes) it allocates, those freed after it, and the two bodies of an If.
+
+    The outputs of an If whose shapes are known only when the model runs are allocated `late`: not before its body
+    starts, but by the body's node that `makes` the output of that number.
+    """
 
     node: str
     allocates: tuple[tuple[str, int], ...]
     frees: tuple[str, ...]
     bodies: tuple[Frame, ...] = ()
+    late: bool = False
+    makes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,8 @@ def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[
         held |= {name for name, _ in allocates}
         frees = tuple(name for name in sorted(held) if lives.end[name] <= index)
         held -= set(frees)
-        steps.append(Step(node.name, tuple(allocates), frees, bodies))
+        made = tuple(i for i, output in enumerate(graph.output) if body and output.name in node.output)
+        steps.append(Step(node.name, tuple(allocates), frees, bodies, bool(bodies) and _late(node), made))
     results = tuple((o.name, rounded(values[o.name].nbytes)) for o in graph.output)
     copied = 0 if body else sum(size for name, size in results if name in lives.fixed)
     return Frame(tuple(steps), values, tuple(r for r in results if r[0] not in lives.fixed), copied)
@@ -172,6 +179,12 @@ def _results(
     if sides[0] != sides[1]:
         raise BoundError(f"the two bodies of {node.name} give different shapes")
     return tuple(sides[0])
+
+
+def _late(node: onnx.NodeProto) -> bool:
+    """Return whether an If's outputs have no fixed shape, so that they are allocated by what makes them."""
+    outputs = [o for a in node.attribute if a.HasField("g") for o in a.g.output]
+    return any(not dim.HasField("dim_value") for o in outputs for dim in o.type.tensor_type.shape.dim)
 
 
 def _varies(bodies: tuple[Frame, ...], graphs: Mapping[str, onnx.GraphProto]) -> bool:

@@ -26,8 +26,8 @@ reuse of dead buffers, no memory pattern, an arena that splits every chunk to si
 7. The outputs of the previous run may still be held by the caller; those of earlier runs are assumed dropped.
 8. Gaps: `placement` replays where the arena puts every buffer, over all paths and run after run.
 9. Where the number of tokens follows the image, every size is the largest there can be: its limits follow from the
-   nodes that count (`shapes`). Gaps are replayed for every combination of counts (`frames.computed`), from an arena
-   that holds no outputs of rule 7: the runners copy them.
+   nodes that count (`shapes`). An `If` then allocates its outputs as its body makes them. Gaps are replayed for every
+   combination of counts (`frames.computed`), from an arena that holds no outputs of rule 7: the runners copy them.
 
 Each rule that comes from reading the runtime's source is held against the runtime by the verifier: `check_bound`
 compares not only peaks but the bytes in use after every node, branch bodies included, of every measured run.

@@ -101,23 +101,26 @@ def _run(main: Frame, start: Placement, room: int) -> set[Placement]:
     """Return placements that a run from `start` can end in."""
     placements = {start}
     for step in main.steps:
-        placements = {_allocate(p, step, room) for p in placements}
+        if not step.late:
+            placements = {_allocate(p, step.allocates, room) for p in placements}
         if step.bodies:
-            placements = {_body(p, body, room) for p in placements for body in step.bodies}
+            late = step.allocates if step.late else ()
+            placements = {_body(p, body, room, late) for p in placements for body in step.bodies}
         placements = {_free(p, step) for p in placements}
         if len(placements) > MAX_PLACEMENTS:
             raise _NoRoomError
     return placements
 
 
-def _body(placement: Placement, body: Frame, room: int) -> Placement:
+def _body(placement: Placement, body: Frame, room: int, late: tuple[tuple[str, int], ...]) -> Placement:
     for step in body.steps:
-        placement = _free(_allocate(placement, step, room), step)
+        outputs = tuple(late[index] for index in step.makes) if late else ()
+        placement = _free(_allocate(placement, (*step.allocates, *outputs), room), step)
     return placement
 
 
-def _allocate(placement: Placement, step: Step, room: int) -> Placement:
-    for name, size in step.allocates:
+def _allocate(placement: Placement, buffers: tuple[tuple[str, int], ...], room: int) -> Placement:
+    for name, size in buffers:
         best, offset, end = room + 1, -1, 0
         for start, held, _ in (*placement, (room, 0, "")):
             if size <= start - end < best:
