@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.backends import NO_TOKENS
+from edgevit.backends import NO_TOKENS, Runner
 from edgevit.bundle import read
 from edgevit.devices.local import loaded
 from edgevit.errors import BundleError, ImagesError
@@ -28,7 +28,6 @@ from edgevit.util.notebook import Shown, draws
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from edgevit.bundle.read import Runner
 
 Picture: TypeAlias = "str | Path | Image | NDArray[np.uint8]"
 SHOWN_CLASSES = 5

@@ -84,7 +84,7 @@ def predict(
         holds=found.holds,
         dense_macs=total_macs(program.spec),
         all_open_macs=everything,
-        expected_macs=None if program.spec.gated and gate == 1.0 else everything * gate,
+        expected_macs=None if spec.adaptive or (program.spec.gated and gate == 1.0) else everything * gate,
         bound_bytes=found.bound_bytes,
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),

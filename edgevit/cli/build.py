@@ -42,7 +42,12 @@ Examples:
 @click.option("--classes", help="Keep only these of the model's classes: numbers or names with commas, or a text file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many calibration images.")
 @budget_options
-@click.option("--tokens", metavar="PLAN", help="Merge tokens by hand: 4:60,8:60 is 60 pairs after blocks 4 and 8.")
+@click.option(
+    "--tokens",
+    metavar="PLAN",
+    help="Merge tokens by hand: 4:60,8:60 is 60 pairs after blocks 4 and 8; 4:0-98@0.8 is, after block 4, as many of "
+    "at most 98 pairs as the image has with a cosine above 0.8.",
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of gate training.")
 @click.option(
     "--tune",

@@ -42,10 +42,10 @@ FLOAT = Tolerance(
 )
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
 # 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984).
-QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flips=0.3, token_margin=0.05, max_moved=0.6)
+QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flips=0.3, token_margin=0.03, max_moved=0.5)
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
-# verify/accuracy.py to say.
-INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3, token_margin=0.1, max_moved=0.6)
+# verify/accuracy.py to say. Numbers of tokens move in 8 to 21 % of the runs of a DeiT-Ti, by at most 0.0063.
+INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3, token_margin=0.05, max_moved=0.5)
 
 
 def check_parity(

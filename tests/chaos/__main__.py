@@ -22,8 +22,8 @@ from tests.chaos import faults, kills, run, soak
 from tests.chaos.report import markdown
 
 PARTS = ("kills", "faults", "soak")
-KILLED = ("build", "compress", "device")
-FAULTED = ("build", "build-openvino", "compress", "device", "profile", "report")
+KILLED = ("build", "build-openvino", "build-tvm", "compress", "device")
+FAULTED = ("build", "build-openvino", "build-tvm", "compress", "device", "profile", "report")
 SOAKED = {"vit_tiny_cifar10": 1.0, "vit_tiny_gated": 0.1}  # a shipped model and its share of the runs: one is slower
 
 

@@ -2,6 +2,7 @@
 
 No instruction and no kernel of the library can allocate (`backends/tvm/bytecode.py` refuses one that could), so on
 every gate path a run touches only what it was given: arena, input and outputs. Weights are pages of a mapped file.
+Where the number of tokens follows the image, places in the arena are those of an image that keeps as many as may be.
 """
 
 from __future__ import annotations

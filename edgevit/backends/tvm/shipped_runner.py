@@ -28,7 +28,7 @@ def load_model(manifest: dict[str, Any], threads: int) -> Run:
     pipe, answers = process.stdin, process.stdout
     assert pipe is not None and answers is not None
 
-    def run(image: NDArray[np.uint8], effort: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def run(image: NDArray[np.uint8], effort: float) -> list[NDArray[Any]]:
         try:
             pipe.write(np.float32(effort).tobytes() + image.tobytes())
             pipe.flush()
@@ -41,6 +41,7 @@ def load_model(manifest: dict[str, Any], threads: int) -> Run:
         logits = np.empty((1, classes), dtype=np.float32)
         for index, value in told["top"]:
             logits[0, index] = value
-        return logits, np.array(told["gates"], dtype=np.uint8)
+        counted = [np.array(told["tokens"], dtype=np.int32)] if "tokens" in told else []
+        return [logits, np.array(told["gates"], dtype=np.uint8), *counted]
 
     return run

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +64,17 @@ def test_a_free_dimension_is_an_error(tmp_path: Path) -> None:
     openvino.save_model(openvino.Model([ops.relu(image)], [image]), tmp_path / "model.xml")
     with pytest.raises(BoundError, match="not fixed"):
         bound(tmp_path / "model.xml")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_of_tokens_that_follow_the_image_the_worst_number_is_bounded(gated: bool, tmp_path: Path) -> None:
+    """No plan with fixed numbers between the least and the most needs more than the one that follows the image."""
+    options: dict[str, Any] = {"depth": 4, "image": (64, 64), "gated": gated, "skip": gated}
+    made = {}
+    for plan in ("1:0-24@0.8,2:2-16@0.8", "1:24,2:16", "1:8,2:8", "1:16,2:2"):
+        folder = tmp_path / plan.replace(":", "_")
+        folder.mkdir()
+        compile(assemble(tiny_program(tokens=plan, **options)), folder)
+        made[plan] = bound(folder / "model.xml").bound.activations_bytes
+    adaptive, *fixed = made.values()
+    assert adaptive >= max(fixed)

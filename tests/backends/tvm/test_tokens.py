@@ -88,7 +88,7 @@ def test_it_is_to_the_bit_what_fixed_numbers_give(name: str, int8: bool) -> None
     program, images = drawn(name)
     plan = planned(program) if int8 else None
     model = runner(program, plan)
-    runs = {}
+    runs: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
     for image in images:
         logits, _, tokens = model.answer(image[None])
         runs.setdefault(tuple(tokens.tolist()), (image, logits))

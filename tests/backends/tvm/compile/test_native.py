@@ -69,7 +69,7 @@ def assert_reference(native: Native, program: Program, folder: Path) -> None:
     reference = reference_with_margins(assemble(program))
     image = tiny_images(program.spec, 1)
     for effort in EFFORTS:
-        expected, gates, margins = reference(image, effort)
+        expected, gates, margins, _ = reference(image, effort)
         assert effort or np.abs(margins).min() > 1e-3 and 0 < gates.sum() < gates.size
         got = outputs(native.run(folder, folder / "image.raw", effort=effort))
         np.testing.assert_allclose(got[0], expected, atol=2e-5)
