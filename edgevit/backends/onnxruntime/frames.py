@@ -6,9 +6,11 @@ Where sizes are computed while the model runs, a frame has the largest there can
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ import onnx
 from edgevit.backends.onnxruntime.shapes import Value, constant, declared, infer
 from edgevit.errors import BoundError
 
+T = TypeVar("T")
 ALIGN_BYTES = 256
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze")
 # Operator: the inputs whose buffer its output may take over, in the order the planner tries them.
@@ -66,12 +69,32 @@ class Frame:
         return max(self.live, default=0)
 
 
-def main_frame(graph: onnx.GraphProto, sizes: Mapping[str, int] = MappingProxyType({})) -> Frame:
+class Known:
+    """What was found of some values stays true of the same values: most runs of a model differ in its last nodes."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def of(self, what: tuple[Any, ...], values: tuple[Any, ...], find: Callable[[], T]) -> T:
+        """Return what `find` gives for `what` and these very objects, found once."""
+        key = (*what, *map(id, values))
+        if key not in self._found:
+            self._found[key] = (values, find())  # they are kept, so that no other object gets their ids
+        found: T = self._found[key][1]
+        return found
+
+
+def main_frame(
+    graph: onnx.GraphProto, sizes: Mapping[str, int] = MappingProxyType({}), known: Known | None = None
+) -> Frame:
     """Return the frame of a model's main graph, those of its Ifs' bodies in its steps.
 
     `sizes` are the numbers that a run computes, all of those in `computed`; without them sizes are the largest.
+    `known` is shared by the frames of one graph for many sizes.
     """
-    return _frame(graph, {v.name: declared(v) for v in graph.input}, sizes, body=False)
+    known = Known() if known is None else known
+    inputs = known.of(("inputs",), (), lambda: {v.name: declared(v) for v in graph.input})
+    return _frame(graph, inputs, sizes, known, body=False)
 
 
 def computed(graph: onnx.GraphProto, main: Frame) -> dict[str, tuple[int, ...]]:
@@ -126,20 +149,22 @@ class _Lifetimes:
         return None
 
 
-def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[str, int], *, body: bool) -> Frame:
-    values = dict(outside) | {t.name: constant(t) for t in graph.initializer}
+def _frame(
+    graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[str, int], known: Known, *, body: bool
+) -> Frame:
+    constants = known.of(("constants",), (graph,), lambda: {t.name: constant(t) for t in graph.initializer})
+    values = dict(outside) | constants
     lives = _Lifetimes(graph, set(values))
     steps: list[Step] = []
     held: set[str] = set()
     for index, node in enumerate(graph.node):
-        bodies = _bodies(node, values, sizes) if node.op_type == "If" else ()
+        bodies = _bodies(node, values, sizes, known) if node.op_type == "If" else ()
         allocates = []
-        for name, value in zip(node.output, _results(node, bodies, values, bool(sizes)), strict=True):
+        for name, value in zip(node.output, _results(node, bodies, values, bool(sizes), known), strict=True):
             if not name:
                 continue
             if name in sizes:
-                one = np.full(value.shape, sizes[name])
-                value = replace(value, data=one, least=one)
+                value = known.of((name, sizes[name]), (value,), partial(_exactly, value, sizes[name]))
             values[name] = value
             taken = lives.taken_over(node, name, index, values)
             lives.add(name, index, taken)
@@ -156,18 +181,26 @@ def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[
     return Frame(tuple(steps), values, tuple(r for r in results if r[0] not in lives.fixed), copied)
 
 
-def _bodies(node: onnx.NodeProto, outside: Mapping[str, Value], sizes: Mapping[str, int]) -> tuple[Frame, ...]:
+def _exactly(value: Value, number: int) -> Value:
+    one = np.full(value.shape, number)
+    return replace(value, data=one, least=one)
+
+
+def _bodies(
+    node: onnx.NodeProto, outside: Mapping[str, Value], sizes: Mapping[str, int], known: Known
+) -> tuple[Frame, ...]:
     graphs = {a.name: a.g for a in node.attribute}
     if any(inner.op_type == "If" for g in graphs.values() for inner in g.node):
         raise BoundError(f"{node.name} holds another If; the bound knows Ifs in sequence only")
-    return tuple(_frame(graphs[key], outside, sizes, body=True) for key in ("then_branch", "else_branch"))
+    return tuple(_frame(graphs[key], outside, sizes, known, body=True) for key in ("then_branch", "else_branch"))
 
 
 def _results(
-    node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value], exact: bool
+    node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value], exact: bool, known: Known
 ) -> tuple[Value, ...]:
     if not bodies:
-        return infer(node, values, exact=exact)
+        read = tuple(values[name] for name in node.input if name in values)
+        return known.of((exact,), (node, *read), lambda: infer(node, values, exact=exact))
     graphs = {a.name: a.g for a in node.attribute}
     sides = [
         [

@@ -48,7 +48,7 @@ import numpy as np
 import onnx
 
 from edgevit.backends.onnxruntime import memory
-from edgevit.backends.onnxruntime.frames import Frame, computed, main_frame, rounded
+from edgevit.backends.onnxruntime.frames import Frame, Known, computed, main_frame, rounded
 from edgevit.backends.onnxruntime.placement import room_for_any, room_needed
 from edgevit.backends.onnxruntime.shapes import constant
 from edgevit.errors import BoundError
@@ -56,7 +56,7 @@ from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 from edgevit.util.atomic import scratch
 
 SMALL_CONSTANT_BYTES = 127
-MOST_FRAMES = 1000  # combinations of sizes whose placement is replayed; about 20 ms each
+MOST_FRAMES = 1500  # combinations of sizes whose placement is replayed; about 25 ms each
 # Operator: the input that is packed when it is a constant matrix.
 PACKED: Mapping[str, int] = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "QGemm": 3}
 COVERS = (
@@ -146,7 +146,8 @@ def _room(graph: onnx.GraphProto, main: Frame, running: int) -> int:
     if math.prod(map(len, counts.values())) > MOST_FRAMES:
         return room_for_any(main)
     combined = [dict(zip(counts, chosen, strict=True)) for chosen in product(*counts.values())]
-    return room_needed([main_frame(graph, chosen) for chosen in combined], running)
+    known = Known()
+    return room_needed([main_frame(graph, chosen, known) for chosen in combined], running)
 
 
 @dataclass(frozen=True)
