@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def report_folder(folder: str | Path, *given: Bundle | Measurement | str | Path,
     """
     paths, measured = _given(given)
     names = bundle_names(paths)
-    pages = [f"{name.replace('/', '-')}.html" for name in names]
+    pages = _page_names(names)
     ready([Output(path=Path(folder), option="--folder", folder=True)])
     for page in (*pages, INDEX, COMPARISON):
         atomic.refuse_existing(Path(folder) / page, "page", force=force)
@@ -120,6 +120,19 @@ def report_folder(folder: str | Path, *given: Bundle | Measurement | str | Path,
         write_page(Path(folder) / COMPARISON, render_comparison(compare(subjects)), force=force)
     write_page(Path(folder) / INDEX, index.render(entries, COMPARISON if several else None), force=force)
     return Path(folder) / INDEX
+
+
+def _page_names(names: Sequence[str]) -> list[str]:
+    """Return a file for every build, none of them another's or one of the folder's own."""
+    found: list[str] = []
+    for name in names:
+        plain, number = name.replace("/", "-"), 1
+        page = f"{plain}.html"
+        while page.lower() in (INDEX, COMPARISON, *(other.lower() for other in found)):
+            number += 1
+            page = f"{plain}-{number}.html"
+        found.append(page)
+    return found
 
 
 def is_bundle(path: Path) -> bool:

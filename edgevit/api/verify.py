@@ -50,8 +50,13 @@ def verify(
     """
     path = bundle_path(bundle)
     signed = signatures.beside(path) if signature is None else Path(signature)
+    sha256 = None
     if key is not None:
         with open_bundle(path) as opened:
             signatures.check(opened, Path(key), signed)
-    verified = local.verify(path, threads=threads, timeout_s=timeout_s) if run else local.inspect(path)
+            sha256 = opened.sha256
+    if run:
+        verified = local.verify(path, threads=threads, timeout_s=timeout_s, sha256=sha256)
+    else:
+        verified = local.inspect(path, sha256=sha256)
     return replace(verified, signature="holds" if key is not None else "unchecked" if signed.is_file() else "none")

@@ -43,6 +43,7 @@ STAGES = {
     "Verifying that skipped": 0.1,
     "Bounding memory": 0.12,
     "Verifying accuracy": 0.08,
+    "Measuring operating points": 0.05,
     "Writing the bundle": 0.03,
 }
 

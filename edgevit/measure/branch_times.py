@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import MemoryTrace
 
 WARM_UP_RUNS = 3
+REST = ("stem/", "merge.", "head", "logits", "gates", "tokens")  # how the names of nodes begin that are of no branch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """Times in ms of every branch when all run (`open_ms`) and when all gated ones are skipped (`skipped_ms`).
 
-    `other_ms` is the rest of an all-open run: stem, gates, head, and the runtime itself.
+    `other_ms` is the rest of an all-open run: stem, gates, points where tokens merge, head, and the runtime itself.
     """
 
     open_ms: dict[str, float]
@@ -32,7 +33,7 @@ class Trace:
 
 def traced_efforts(gated: Sequence[str]) -> tuple[float, ...]:
     """Return the efforts that a traced process runs every image with: all-open, and with gates all-skipped."""
-    return (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED) if gated else (0.0,)
+    return (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED) if gated else (EFFORT_ALL_OPEN,)
 
 
 def traced(images: int, gated: Sequence[str]) -> list[tuple[int, float]]:
@@ -40,10 +41,13 @@ def traced(images: int, gated: Sequence[str]) -> list[tuple[int, float]]:
     return [(index, effort) for index in (*[0] * WARM_UP_RUNS, *range(images)) for effort in traced_efforts(gated)]
 
 
-def inputs_of(image: NDArray[np.uint8], effort: float, gated: Sequence[str]) -> dict[str, Any]:
-    """Return what an ONNX graph takes for an image uint8 `[height, width, 3]`."""
+def inputs_of(image: NDArray[np.uint8], effort: float, names: Collection[str]) -> dict[str, Any]:
+    """Return what an ONNX graph with inputs of these `names` takes for an image uint8 `[height, width, 3]`.
+
+    Numbers of tokens may follow `effort` where no branch has a gate.
+    """
     feeds: dict[str, Any] = {"image": np.ascontiguousarray(image[None])}
-    return {**feeds, "effort": np.array(effort, dtype=np.float32)} if gated else feeds
+    return {**feeds, "effort": np.array(effort, dtype=np.float32)} if "effort" in names else feeds
 
 
 def times_by_branch(
@@ -58,7 +62,7 @@ def times_by_branch(
     pending = 0.0
     for node, time in rows:
         owner = next((name for name in branches if node.startswith((f"{name}/", f"{name}."))), None)
-        known = owner is not None or node.startswith(("stem/", "head", "logits", "gates"))
+        known = owner is not None or node.startswith(REST)
         if owner is not None and owner not in gated:
             times[owner] = times.get(owner, 0.0) + pending + time
         elif owner is not None and node == f"{owner}/y":

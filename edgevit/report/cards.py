@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -146,5 +147,5 @@ def status(state: State, words: str) -> Markup:
 
 
 def linked(address: str, words: str) -> Markup:
-    """Return a link to another page of the folder."""
-    return Markup('<a href="{}">{}</a>').format(address, words)
+    """Return a link to another page of the folder, a file's name as it is."""
+    return Markup('<a href="{}">{}</a>').format(quote(address), words)

@@ -30,6 +30,12 @@ def test_all_of_it_lies_in_a_folder_of_its_name(folder: Path) -> None:
     assert foreign(folder.parent / "mine.zip", "archive") == []
 
 
+def test_what_compresses_all_too_well_still_opens(tmp_path: Path) -> None:
+    sample_bundle(tmp_path / "zeros", files={"zeros.bin": bytes(20_000_000)})
+    with open_bundle(tmp_path / "zeros.zip") as bundle:
+        assert (bundle.folder / "zeros.bin").stat().st_size == 20_000_000
+
+
 def test_what_may_be_executed_may_be_still(folder: Path) -> None:
     with open_bundle(folder.parent / "mine.zip") as bundle:
         may = {file.path for file in bundle.manifest.files if os.access(bundle.folder / file.path, os.X_OK)}

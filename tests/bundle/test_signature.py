@@ -55,6 +55,22 @@ def test_it_lies_beside_the_folder_that_one_is_in(
     assert verify(given, key=signed / "my.pub").signature == "holds"
 
 
+@pytest.mark.parametrize("run", [False, True])
+def test_what_is_exchanged_after_its_signature_held_is_not_taken(
+    place: Path, monkeypatch: pytest.MonkeyPatch, run: bool
+) -> None:
+    held = signature.check
+
+    def exchange(*arguments: object) -> None:
+        held(*arguments)  # type: ignore[arg-type]
+        sample_bundle(place / "other", changes={"golden_tolerance": 0.5})
+        (place / "tiny.zip").write_bytes((place / "other.zip").read_bytes())
+
+    monkeypatch.setattr(signature, "check", exchange)
+    with pytest.raises(BundleError, match="was changed while it was verified"):
+        verify(place / "tiny.zip", key=place / "my.pub", run=run)
+
+
 def test_the_zip_signs_what_the_folder_is(place: Path) -> None:
     with open_bundle(place / "tiny.zip") as bundle:
         (place / "tiny.sig").write_bytes(signature.sign(bundle, place / "my.key"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -194,16 +195,18 @@ def test_a_build_tells_of_its_stages_at_a_terminal(
         assert whole.bars is not None
         whole.bars.refresh()
     told = capsys.readouterr().err
-    assert "Building: compiling, stage 2 of 8" in told and "Rounding weights" in told
+    assert "Building: compiling, stage 2 of 9" in told and "Rounding weights" in told
 
 
 def test_every_stage_is_one_that_a_build_begins() -> None:
     """A message that is worded anew here would leave the bar where it was."""
     source = "".join(
         (Path(progress.__file__).parents[1] / name).read_text(encoding="utf-8")
-        for name in ("pipeline.py", "api/build.py", "build/verify_build.py")
+        for name in ("pipeline.py", "api/build.py", "build/verify_build.py", "build/points.py")
     )
     assert all(f'"{name}' in source for name in STAGES)
+    begun = re.findall(r'say\(f?"((?:Quant|Lower|Compil|Measur|Writ)[^"{]+)', source)
+    assert len(begun) > 4 and all(line.startswith(tuple(STAGES)) for line in begun)
 
 
 def test_logging_is_left_as_it_was() -> None:

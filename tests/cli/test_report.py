@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 import edgevit
+from edgevit.api.report import report_folder
 from edgevit.cli import main
 from edgevit.errors import ImagesError, OutputError, TargetError
 from edgevit.schema.measurement_file import write_measurement
@@ -56,6 +59,22 @@ def test_a_folder_of_pages_with_an_index(place: Path, tmp_path: Path, capsys: py
     assert main(["report", given[0], "--folder", str(tmp_path / "one")]) == 0
     assert {page.name for page in (tmp_path / "one").iterdir()} == {"one.html", "index.html"}
     assert main(["report", given[0], "--folder", str(tmp_path / "one"), "--json"]) == 2
+
+
+def test_pages_of_a_folder_never_take_each_others_names(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name, source in (("index", "one"), ("50% off #1", "two")):
+        shutil.copytree(place / source, tmp_path / name)
+    folder = tmp_path / "pages"
+    report_folder(folder, tmp_path / "index", tmp_path / "50% off #1")
+    assert {page.name for page in folder.iterdir()} == {
+        "index.html",
+        "index-2.html",
+        "50% off #1.html",
+        "compare.html",
+    }
+    links = re.findall(r'href="([^"]+)"', (folder / "index.html").read_text(encoding="utf-8"))
+    assert {(folder / unquote(link)).is_file() for link in links} == {True} and len(links) == 3
 
 
 def test_pictures_as_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

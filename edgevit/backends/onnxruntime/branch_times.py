@@ -32,10 +32,10 @@ def trace(
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "run")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        efforts = traced_efforts(gated)
+        efforts, takes = traced_efforts(gated), {each.name for each in session.get_inputs()}
         for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
             for effort in efforts:
-                session.run(["logits", "gates"], inputs_of(image, effort, gated))
+                session.run(["logits", "gates"], inputs_of(image, effort, takes))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs = split_runs(events)[WARM_UP_RUNS * len(efforts) :]
     opened_runs, skipped_runs = runs[:: len(efforts)], runs[len(efforts) - 1 :: len(efforts)]

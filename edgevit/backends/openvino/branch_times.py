@@ -13,12 +13,12 @@ from edgevit.measure.branch_times import WARM_UP_RUNS, Trace, inputs_of, times_b
 
 def trace(request: Any, images: NDArray[np.uint8], *, branches: Sequence[str], gated: Sequence[str]) -> Trace:
     """Read the counters of a request, which are means since loading: totals before and after a path are subtracted."""
-    done = 0
+    done, takes = 0, {name for each in request.model_inputs for name in each.names}
 
     def totals_after(effort: float, chosen: NDArray[np.uint8]) -> list[tuple[str, float]]:
         nonlocal done
         for image in chosen:
-            request.infer(inputs_of(image, effort, gated))
+            request.infer(inputs_of(image, effort, takes))
         done += len(chosen)
         return [(row.node_name, 1000 * done * row.real_time.total_seconds()) for row in request.profiling_info]
 

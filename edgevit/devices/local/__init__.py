@@ -142,22 +142,29 @@ def machine(device: str | None, *, python: str = "python3") -> LocalMachine:
     return LocalMachine()
 
 
-def inspect(path: Path) -> Verified:
+def inspect(path: Path, *, sha256: str | None = None) -> Verified:
     """Check a bundle as data, without its runtime and without running anything of it.
 
     Its manifest, every file's size and hash, that nothing else is there, and that its golden arrays are what they
     should be. What it computes is not asked.
 
+    Args:
+        path: the bundle, folder or zip.
+        sha256: of its manifest, if it must be the one that something else was found out about.
+
     Raises:
-        BundleError: not a bundle, or damaged.
+        BundleError: not a bundle, or damaged, or another one by now.
     """
     with open_bundle(path) as bundle:
+        _require(bundle, sha256, path)
         for case in bundle.manifest.golden:
             load_golden(bundle, case)
         return _verified(bundle, ())
 
 
-def verify(path: Path, *, threads: int | None = None, timeout_s: float | None = None) -> Verified:
+def verify(
+    path: Path, *, threads: int | None = None, timeout_s: float | None = None, sha256: str | None = None
+) -> Verified:
     """Check every file of a bundle against its manifest and run its golden inputs again, in a process of its own.
 
     This runs what the bundle holds: machine code, where it was compiled for its device.
@@ -166,14 +173,17 @@ def verify(path: Path, *, threads: int | None = None, timeout_s: float | None = 
         path: the bundle, folder or zip.
         threads: threads of a run (None: the target's).
         timeout_s: seconds that it may take (None: `limits.RUN_SECONDS`).
+        sha256: see `inspect`; nothing of another bundle is run.
 
     Raises:
-        BundleError: not a bundle, or damaged; or its model crashes, does not end, or takes too much memory.
+        BundleError: not a bundle, or damaged, or another one by now; or its model crashes, does not end, or takes too
+            much memory.
         ParityError: a golden output is not reproduced.
         RuntimeMissingError: its runtime is not installed.
     """
     seconds = limits.RUN_SECONDS.value if timeout_s is None else timeout_s
     with open_bundle(path) as bundle, scratch() as folder:
+        _require(bundle, sha256, path)
         asked, subject = run_data(bundle.manifest, threads), f"the model of {path}"
         answer = _confined(bundle, folder, asked, threads=threads, seconds=seconds, subject=subject)
         return _verified(bundle, _read(tuple[GoldenResult, ...], answer, "golden", subject))
@@ -231,6 +241,12 @@ def _read(kind: type[T], answer: dict[str, Any], key: str, subject: str) -> T:
         told = "; ".join(strict_json.first(faults, 3))
         raise BundleError(f"{subject} ran, but its {key} cannot be read ({told}); build the bundle again")
     return value
+
+
+def _require(bundle: Bundle, sha256: str | None, path: Path) -> None:
+    """Refuse a bundle that was exchanged between two looks at it."""
+    if sha256 is not None and bundle.sha256 != sha256:
+        raise BundleError(f"{path} was changed while it was verified; verify it again when nothing writes to it")
 
 
 def _verified(bundle: Bundle, golden: tuple[GoldenResult, ...]) -> Verified:

@@ -37,6 +37,7 @@ from edgevit.util import strict_json
 from edgevit.util.machines import MACHINES
 
 NAME = "model"  # what the functions of a C library begin with
+TAKEN = ("deadline", "edgevit", "example", "plugin")  # by files beside it, and by what such a file declares
 TITLE = "A Vision Transformer for images of {width} x {height} and {classes} classes"
 
 
@@ -90,7 +91,7 @@ def architecture(lowered: Lowered) -> str:
 def name_of(model: str) -> str:
     """Return what the C library of a model is called: the beginning of its name, as C can have it."""
     plain = re.sub(r"[^a-z0-9]+", "_", model.split(".")[0].lower()).strip("_")[:48]
-    return plain if re.match(r"[a-z]", plain) else f"{NAME}_{plain}"[:48].rstrip("_")
+    return plain if re.match(r"[a-z]", plain) and plain not in TAKEN else f"{NAME}_{plain}"[:48].rstrip("_")
 
 
 def c_library(lowered: Lowered, executable: Any, name: str = NAME) -> Library:

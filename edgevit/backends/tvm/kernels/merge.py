@@ -289,8 +289,10 @@ class _Merge:
             x = load_vector(self.memory, base + v * lanes, lanes)
             found = tirx.Select(x >= splat(top, lanes), own, splat(NO_INDEX, lanes))
             index.set(tirx.min(index.value, found))
-        code.store(self.memory, work.best.offset + row, top)
-        code.store(self.memory, work.into.offset + row, lane_min(code, index.value, lanes))
+        # What is no number is worse than all others: places and ranks are then those of tokens that there are.
+        code.store(self.memory, work.best.offset + row, tirx.Select(top >= number(MASKED), top, number(MASKED)))
+        into = tirx.min(lane_min(code, index.value, lanes), to_float(integer(second - 1)))
+        code.store(self.memory, work.into.offset + row, into)
 
     def rank(self, first: Any) -> None:
         """Of every token of the first set, how many come before it: better ones, and equal ones of lower index."""

@@ -54,6 +54,13 @@ def test_files_run_as_the_module_does(folder: Path, lowered: Lowered) -> None:
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("model", ["example", "Plugin", "deadline.onnx", "edgevit", "8-bit", "über"])
+def test_a_name_of_a_model_is_never_that_of_another_file(lowered: Lowered, model: str) -> None:
+    executable = library.build(lowered)
+    files = [set(library.c_library(lowered, executable, library.name_of(name)).files()) for name in (model, "tiny")]
+    assert len(files[0]) == len(files[1]) and library.name_of(model) not in {Path(name).stem for name in files[1]}
+
+
 def test_equal_programs_give_equal_files(folder: Path, tmp_path: Path) -> None:
     library.write(lower(PROGRAM, isa("avx2")), tmp_path)
     files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}

@@ -38,7 +38,7 @@ class Case:
         arena, rows = Arena(isa.lanes), prefix + patches
         self.stream = arena.place(rows, dim)
         self.sizes = Sizes(patches=arena.place(1, 3 * patches), bias=arena.place(2, rows + 7))
-        work = scratch(arena, patches, dim, isa.lanes)
+        self.work = work = scratch(arena, patches, dim, isa.lanes)
         tile = default_tile(isa, Product(rows=work.first.rows, columns=work.second.rows, depth=dim))
         self.memory = np.full(arena.size, np.nan, np.float32)
         x = rng.standard_normal((rows, dim)).astype(np.float32)
@@ -91,6 +91,19 @@ def test_it_is_what_torch_makes_of_the_stream(shape: tuple[int, int, int, int], 
     case = Case(AVX2, shape, begins=begins, equal=equal)
     call(case.function, case.memory, case.values)
     case.check()
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 5, 1), (98, 24, 49, 2)])
+def test_what_is_no_number_leads_to_no_place_outside(shape: tuple[int, int, int, int]) -> None:
+    """Weights may be damaged where nobody looked at their hash: a stream of nan is merged within its rows."""
+    case = Case(AVX2, shape, begins=True, equal=False)
+    matrix(case.memory, case.stream)[...] = np.nan
+    call(case.function, case.memory, case.values)
+    places = case.work.into
+    into = case.memory[places.offset : places.offset + case.work.first.rows]
+    assert (into == case.work.second.rows - 1).all()
+    left = matrix(case.memory, case.sizes.patches)[0, : shape[0] - case.count]
+    assert left.sum() == shape[0] and left.min() >= 1
 
 
 def test_threads_change_no_bit() -> None:
