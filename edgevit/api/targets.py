@@ -55,9 +55,9 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
     load_target(name)
     path = Path(f"{name}.toml") if output is None else Path(output)
     if path.suffix != ".toml":
-        raise OutputError(f"{path} does not end in .toml, by which a target file is told from a name; call it so")
+        raise OutputError(f"{path} does not end in .toml, which tells a target file from a name; rename it")
     if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} is there already; choose another file with -o")
+        raise OutputError(f"{path} already exists; choose another file with -o")
     try:
         atomic.write_file(path, (shipped("targets") / f"{name}.toml").read_bytes(), replace=False)
     except OSError as error:

@@ -43,7 +43,7 @@ def accept_program(target: Target, spec: ProgramSpec) -> None:
         able = ", ".join(name for name in MODULES if backend(name).MERGES)
         raise TargetError(
             f"{spec.name} merges tokens ({write_plan(spec)}), which {target.backend} targets such as {target.name} "
-            f"cannot run; take a target of {able}, or leave --tokens away and prune instead (--static)"
+            f"cannot run; take a target of {able}, or omit --tokens and prune instead (--static)"
         )
 
 

@@ -23,8 +23,8 @@ README, REQUIREMENTS = "README.md", "requirements.txt"
 RUNNER_NEEDS = ("numpy>=1.26,<3", "pillow>=10.3")
 RELEASE = re.compile(r"[0-9]+(?:\.(?:post)?[0-9]+)*")  # some versions tell their commit behind it
 _CROPS = {
-    "center": "its short side is brought to {short} pixels, then the middle {size} is cut out",
-    "squash": "it is resized to {squash} whatever its shape, then the middle {size} is cut out",
+    "center": "its short side is brought to {short} pixels, then the middle {size} are cut out",
+    "squash": "it is resized to {squash} whatever its shape, then the middle {size} are cut out",
     "border": "its long side is brought to {short} pixels, then it is padded to {size} with the mean colour",
 }
 _METRICS = {"top1": "top-1", "top5": "top-5", "agreement": "agreement"}

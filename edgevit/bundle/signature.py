@@ -102,7 +102,7 @@ def _check_key(path: Path, *, private: bool) -> None:
         raise SignatureError(f"the key {path} cannot be read ({str(error)[:_SHOWN]}); {ALLOWED}") from None
     kinds = ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey
     if not isinstance(key, kinds) or key.curve.name not in CURVES:
-        raise SignatureError(f"the key {path} is of another kind ({_kind(key)}); {ALLOWED}")
+        raise SignatureError(f"the key {path} is not supported ({_kind(key)}); {ALLOWED}")
 
 
 def _kind(key: ec.EllipticCurvePrivateKey | Any) -> str:

@@ -120,10 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception, arguments: Sequence[str], shown: messages.Messages) -> int:
     """Tell an error, in the one form that all have, and return its exit code; a bug is raised again."""
-    code, kind, line, see = 1, type(error).__name__, f"error: a bug of edgevit: {error!r}", ""
+    code, kind, line, see = 1, type(error).__name__, f"error: a bug in edgevit: {error!r}", ""
     told = None if isinstance(error, click.Abort | click.ClickException) else _told(error)
     if isinstance(error, click.Abort):
-        code, kind, line = INTERRUPTED, "Interrupted", "interrupted; nothing half-written was left."
+        code, kind, line = INTERRUPTED, "Interrupted", "interrupted; no partial output was left."
     elif isinstance(error, click.ClickException):
         code, line = error.exit_code, f"error: {error.format_message()}"
         if isinstance(error, click.UsageError) and error.ctx is not None:

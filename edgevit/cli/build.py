@@ -145,12 +145,12 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
 def _prediction(p: Prediction) -> str:
     bound = f"{p.bound_bytes / 1e6:.1f} MB" if p.bound_bytes is not None else "not predicted for this runtime"
-    expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else "fewer as its gates close"
+    expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else "less when gates close"
     return (
         f"{p.model} for {p.target}, predicted:\n"
-        f"  model       {p.model_bytes / 1e6:.2f} MB of {p.holds} (float weights now: {p.float_bytes / 1e6:.2f} MB)\n"
+        f"  model       {p.model_bytes / 1e6:.2f} MB of {p.holds} (float weights: {p.float_bytes / 1e6:.2f} MB)\n"
         f"  MACs        {p.all_open_macs / 1e6:.0f} M all open, {expected} "
-        f"(now {p.dense_macs / 1e6:.0f} M)\n"
+        f"(current: {p.dense_macs / 1e6:.0f} M)\n"
         f"  memory      {bound}\n"
         f"  int8        {p.int8_linears} of {p.linears} Linears"
     )
@@ -175,9 +175,8 @@ def _show(built: Built) -> None:
         click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")
     for point in manifest.points:
         if point.name is not None:
-            agrees = (
-                "" if point.agreement is None else f", agrees with the {point.against} on {point.agreement.value:.1%}"
-            )
+            model = "original" if point.against == "original" else "float model"
+            agrees = "" if point.agreement is None else f", agrees with the {model} on {point.agreement.value:.1%}"
             click.echo(f"  point     {point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{agrees}")
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")

@@ -50,7 +50,7 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
             return value
         key, equals, number = str(value).partition("=")
         if not equals:
-            self.fail(f"{value!r} is no KEY=NUMBER.", param, ctx)
+            self.fail(f"{value!r} is not KEY=NUMBER.", param, ctx)
         return key.strip(), Number().convert(number.strip(), param, ctx)
 
 

@@ -14,8 +14,8 @@ Examples:
   edgevit verify out/deit.zip --key my.pub
 
 \b
-The signature is in the format of OpenSSF model signing, and one is for the folder and for its zip. Whoever receives the
-bundle needs it and your public key, which must reach him another way than the bundle. Nothing is sent anywhere.
+The signature is in the format of OpenSSF model signing; one serves for the folder and for its zip. Whoever receives the
+bundle needs it and your public key, which must reach them another way than the bundle. Nothing is sent anywhere.
 Needs: pip install 'edgevit[sign]'
 """
 

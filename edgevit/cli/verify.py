@@ -16,9 +16,9 @@ Examples:
   edgevit verify out/deit.zip --key maker.pub     (with out/deit.sig beside it)
 """
 SIGNATURES = {
-    "holds": "signed by the owner of the key, every file of it",
-    "unchecked": "a signature lies beside it and was not checked: --key takes its maker's public key",
-    "none": "not signed: nothing here tells who made it",
+    "holds": "signed by the owner of the key, every file",
+    "unchecked": "the signature beside it was not checked: give its maker's public key with --key",
+    "none": "not signed: nothing shows who made it",
 }
 
 
@@ -31,7 +31,7 @@ SIGNATURES = {
     type=SECONDS,
     help=f"Seconds that the runs may take, with --run (default: {limits.RUN_SECONDS.value}).",
 )
-@click.option("--key", type=click.Path(path_type=Path), help="Public key of its maker: its signature must be by him.")
+@click.option("--key", type=click.Path(path_type=Path), help="Public key of its maker, who must have signed it.")
 @click.option("--signature", type=click.Path(path_type=Path), help="The signature (default: BUNDLE.sig beside it).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -45,9 +45,9 @@ def command(
 ) -> None:
     """Check every file of BUNDLE (folder or zip) against its manifest, in size and sha256; nothing of it is executed.
 
-    That finds damage, not a maker with bad intentions, who writes his own manifest: give his public key with --key, or
-    compare the sha256 that is printed with one that came another way. With --run its golden inputs are run again too,
-    which executes what it holds, in a process of its own with limits on time and memory.
+    That finds damage, not a maker with bad intentions, who writes a manifest to match: give the maker's public key with
+    --key, or compare the sha256 that is printed with one that came another way. With --run its golden inputs are
+    run again too, which executes what it holds, in a process of its own with limits on time and memory.
     """
     from edgevit.api.verify import verify
     from edgevit.util import strict_json

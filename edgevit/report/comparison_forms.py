@@ -17,11 +17,11 @@ from edgevit.report.text import UNKNOWN, unbroken
 
 CHANGED, SAME, MADE, LIMITS = (
     "What changed",
-    "What did not, or is not known of all",
-    "How they were made differs",
+    "What did not change, or is not known of all",
+    "Differences in how they were made",
     "Limits",
 )
-ALIKE = "They were made alike."
+ALIKE = "They were made the same way."
 UNLIKE = "unlike"
 
 
@@ -76,7 +76,7 @@ def _intro(title: str) -> str:
     told = {
         CHANGED: "The largest change comes first. Less is better of times, memory, size and losses.",
         MADE: "Target, recipe, tools and weights, as far as they are not the same.",
-        LIMITS: "Figures that must not be, as they were given.",
+        LIMITS: "Limits from --fail-if.",
     }
     return told.get(title, "")
 
@@ -139,6 +139,6 @@ def _notes(comparison: Comparison) -> Iterator[str]:
                 reasons.setdefault(row.unlike[index], []).append(row.title)
         for why, titles in reasons.items():
             yield f"{column.name}: {', '.join(titles)}: not to be compared with {comparison.columns[0].name}'s ({why})"
-        yield from (f"{column.name}: doubt: {doubt}" for doubt in column.doubts)
+        yield from (f"{column.name}: warning: {doubt}" for doubt in column.doubts)
     if all(column.target for column in comparison.columns) and not comparison.made:
         yield ALIKE

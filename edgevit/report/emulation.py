@@ -44,7 +44,7 @@ def notes(measurement: Measurement) -> Iterator[str]:
         yield f"arena peak {say.size(emulation.arena_peak_bytes)}{limit}"
     yield _heap(emulation)
     yield from _estimate(emulation)
-    yield from (f"doubt: {warning}" for warning in measurement.warnings)
+    yield from (f"warning: {warning}" for warning in measurement.warnings)
 
 
 def _heap(emulation: Emulation) -> str:

@@ -79,7 +79,7 @@ def effort_card(report: Report, drawn: Drawn) -> Section | None:
     ]
     intro = (
         f"Measured when it was built, on {report.efforts[0].images} images. A runner takes a point by its name; a line "
-        "to the right is what the dearest image costs."
+        "to the right is what the most expensive image costs."
     )
     return section(
         "Accuracy against cost, over effort",
@@ -115,10 +115,8 @@ def fit_card(report: Report) -> Section | None:
         ]
         for check in report.budgets
     ]
-    intro = (
-        "Limits of the target, or as they were given. What was not measured on the device is unknown, never guessed."
-    )
-    head = ["", "limit", "needs", "what was held against it"]
+    intro = "Limits of the target, or those given. What was not measured on the device is unknown, never guessed."
+    head = ["", "limit", "needs", "based on"]
     return section("Does it fit", intro, table(head, rows, class_="claims"))
 
 

@@ -60,7 +60,7 @@ def read_limit(text: str) -> Limit:
     """
     found = GRAMMAR.fullmatch(text)
     if found is None:
-        raise ComparisonError(f"{text!r} is no limit; give a figure, <, <=, > or >=, and an amount, {EXAMPLES}")
+        raise ComparisonError(f"{text!r} is not a limit; give a figure, <, <=, > or >=, and an amount, {EXAMPLES}")
     name, compare, sign, digits, unit = found.groups()
     if name not in NAMES:
         near = ", ".join(difflib.get_close_matches(name, NAMES, n=2))
@@ -81,6 +81,6 @@ def read_limit(text: str) -> Limit:
     factors = FACTORS[figure.unit]
     if unit not in factors:
         units = ", ".join(each or "none" for each in factors)
-        raise ComparisonError(f"{text!r}: {unit!r} is no unit of {name}; allowed: {units}, or % with a sign")
+        raise ComparisonError(f"{text!r}: {unit!r} is not a unit of {name}; allowed: {units}, or % with a sign")
     kind: Kind = "change" if sign else "value"
     return Limit(text=text.strip(), name=name, compare=compare, kind=kind, amount=amount * factors[unit])

@@ -19,7 +19,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
             f"{measurement.not_the_device}"
         )
     if measurement.device != "local":
-        held = f", held to CPUs {', '.join(map(str, machine.cpus))}" if machine.cpus is not None else ""
+        held = f", pinned to CPUs {', '.join(map(str, machine.cpus))}" if machine.cpus is not None else ""
         yield (
             f"{machine.cpu} ({machine.arch}, {machine.cores} cores), {machine.runtime} {machine.runtime_version}, "
             f"{machine.threads} thread{'s' * (machine.threads > 1)}{held}"

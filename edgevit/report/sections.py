@@ -59,7 +59,7 @@ def claims_card(report: Report) -> Section | None:
     return section(
         "Proven at build time",
         "Each claim has a verifier that stops the build when the claim does not hold.",
-        table(["", "claim", "what was found"], rows, class_="claims"),
+        table(["", "claim", "details"], rows, class_="claims"),
     )
 
 
@@ -293,7 +293,7 @@ def environment_card(measurement: Measurement) -> Section:
     ]
     told = (
         ("CPU part", e.cpu_part),
-        ("held to CPUs", e.cpus and ", ".join(map(str, e.cpus))),
+        ("pinned to CPUs", e.cpus and ", ".join(map(str, e.cpus))),
         ("throttling", ", ".join(e.throttling) or "none seen" if e.throttling is not None else "not told"),
         ("reached over", None if measurement.device == "local" else measurement.device),
         ("warnings", "; ".join(measurement.warnings)),

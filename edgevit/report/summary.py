@@ -16,7 +16,7 @@ def as_markdown(report: Report) -> str:
     words = {True: "✓ passed", False: "✗ failed", None: "not verified"}
     claims = [[words[c.held], say.CLAIM_NAMES[c.name], c.summary] for c in report.claims]
     if claims:
-        parts.append(_folded("Proven at build time", markdown.table(["", "claim", "what was found"], claims)))
+        parts.append(_folded("Proven at build time", markdown.table(["", "claim", "details"], claims)))
     if report.speed:
         rows = [[r.name, r.runtime, say.ms(r.time_ms), first.times(r.ratio), r.why] for r in report.speed]
         head = ["model", "runtime", "time of an image", "times this build", ""]

@@ -81,7 +81,7 @@ def _facts(report: Report) -> Table:
 
 def _claims(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title="Proven at build time", title_justify="left")
-    for name in ("", "claim", "what was found"):
+    for name in ("", "claim", "details"):
         table.add_column(name)
     for claim in report.claims:
         mark = {True: "[green]held[/green]", False: "[red]FAILED[/red]", None: "[yellow]open[/yellow]"}[claim.held]
@@ -149,7 +149,7 @@ def _paths(report: Report) -> list[Table]:
             )
         if m.paths:
             table.add_row("expected", "", say.ms(m.expected_wall_ms), say.ms(m.expected_cpu_ms))
-        notes = [f"doubt: {warning}" for warning in m.warnings]
+        notes = [f"warning: {warning}" for warning in m.warnings]
         if m.process:
             notes.insert(
                 0,

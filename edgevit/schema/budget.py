@@ -66,7 +66,7 @@ def read_budget(text: str) -> dict[str, float]:
         if key not in BUDGETS:
             faults.append(f"got {shown(part)}, allowed: {', '.join(f'{name}=NUMBER' for name in SHORT)}")
         elif key in found:
-            faults.append(f"{name} is there twice")
+            faults.append(f"{name} is given twice")
         elif not (number := _number(value)) > 0 and not (key == "drop_points" and number == 0):
             faults.append(f"{name}: got {shown(value)}, allowed: a number above 0, of {BUDGETS[key]}")
         else:

@@ -81,7 +81,7 @@ def test_interruption_is_one_line_and_130(capsys: pytest.CaptureFixture[str], mo
 
     monkeypatch.setattr(doctor, "diagnose", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["doctor"]) == 130
-    assert "interrupted; nothing half-written was left" in capsys.readouterr().err
+    assert "interrupted; no partial output was left" in capsys.readouterr().err
 
 
 def test_a_request_to_end_has_its_own_code_and_says_nothing() -> None:

@@ -27,7 +27,7 @@ def test_a_target_is_exported_to_a_file_of_any_name(
     [
         (["--export", "rpi5-onnxruntim"], 14, "nearest: rpi5-onnxruntime"),
         (["--export", "rpi5-onnxruntime", "-o", "board.txt"], 16, "board.txt does not end in .toml"),
-        (["--export", "rpi5-onnxruntime", "-o", "there.toml"], 16, "there.toml is there already"),
+        (["--export", "rpi5-onnxruntime", "-o", "there.toml"], 16, "there.toml already exists"),
         (["--export", "rpi5-onnxruntime", "-o", "no/such.toml"], 16, "cannot write no/such.toml"),
         (["--export", "rpi5-onnxruntime", "--json"], 2, "give it alone"),
         (["rpi5-onnxruntime", "-o", "x.toml"], 2, "-o is the file of --export"),

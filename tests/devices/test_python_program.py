@@ -51,7 +51,7 @@ def test_profile_on_a_board(bundle: Path, board: Board, tmp_path: Path, capsys: 
     asked = ["--device", board.url, "--images", str(photos), "--runs", "8", "--cpus", "0", "-o", str(out)]
     assert main(["profile", str(bundle), *asked]) == 0
     captured = capsys.readouterr()
-    assert "1 thread, held to CPUs 0" in captured.out and "all_skipped" in captured.out
+    assert "1 thread, pinned to CPUs 0" in captured.out and "all_skipped" in captured.out
     assert not list(board.folder.rglob("pwned"))
     measured = read_measurement(out)
     with open_bundle(bundle) as opened:

@@ -60,12 +60,12 @@ EMULATED: dict[str, object] = {
 
 
 def test_what_spoils_the_figures_stands_below_them() -> None:
-    assert "doubt: the governor is [b]ondemand" in shown(measurement(warnings=("the governor is [b]ondemand",)))
+    assert "warning: the governor is [b]ondemand" in shown(measurement(warnings=("the governor is [b]ondemand",)))
 
 
 def test_an_emulated_machine_shows_no_time() -> None:
     text = shown(measurement(**EMULATED))
-    assert "doubt: emulated by qemu: times are withheld" in text and "25 %" in text
+    assert "warning: emulated by qemu: times are withheld" in text and "25 %" in text
     assert "expected  " not in text.split("Latency on")[1]
 
 

@@ -42,7 +42,7 @@ def test_a_line_of_budgets_is_read() -> None:
         ("ram", ["ram: got ''"]),
         ("ram=0", ["ram: got '0', allowed: a number above 0"]),
         ("ram=nan,latency=inf", ["ram: got 'nan'", "latency: got 'inf'"]),
-        ("ram=8,ram_mb=9", ["ram_mb is there twice"]),
+        ("ram=8,ram_mb=9", ["ram_mb is given twice"]),
         ("speed=3,flash=8MB", ["got 'speed=3'", "flash: got '8MB'"]),
     ],
 )

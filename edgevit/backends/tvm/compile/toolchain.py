@@ -95,7 +95,9 @@ def toolchain(arch: str, *, cc: str | None = None, sysroot: str | None = None, l
         raise TargetError(f"libc: got {libc!r}, allowed: {LIBCS}")
     name, package = (cc, f"the package that has {cc}") if cc else _default(arch, libc)
     if sysroot is not None and not Path(sysroot).is_dir():
-        raise RuntimeMissingError(f"sysroot {sysroot} is no folder; copy the device's /lib and /usr there, or omit it")
+        raise RuntimeMissingError(
+            f"sysroot {sysroot} is not a folder; copy the device's /lib and /usr there, or omit it"
+        )
     if shutil.which(name) is None:
         raise RuntimeMissingError(
             f"{name} is not installed, and compiles C for {arch} with {libc}; install: {package}"

@@ -44,7 +44,7 @@ def test_a_compiler_or_a_folder_that_a_target_names_must_be_there(tmp_path: Path
         toolchain("aarch64", cc="no-such-gcc")
     (tmp_path / "file").touch()
     for place in ("absent", "file"):
-        with pytest.raises(RuntimeMissingError, match=rf"sysroot .*{place} is no folder; copy the device's"):
+        with pytest.raises(RuntimeMissingError, match=rf"sysroot .*{place} is not a folder; copy the device's"):
             toolchain("x86_64", sysroot=str(tmp_path / place))
 
 
