@@ -52,7 +52,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     def counted(index: int, effort: float) -> list[int]:
         image = images[index : index + 1]
         mark(MARK, BEGIN)
-        _, gates = run(image, effort)
+        _, gates, *_ = run(image, effort)  # perhaps tokens
         mark(MARK, END)
         return [int(gate) for gate in gates]
 
@@ -72,7 +72,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def _golden(bundle: Path, case: dict[str, Any], run: Callable[[Any, float], Any]) -> dict[str, Any]:
     """Run a golden input again; the desk compares what comes of it."""
-    logits, gates = run(np.load(bundle / case["image"], allow_pickle=False), case["effort"])
+    logits, gates, *_ = run(np.load(bundle / case["image"], allow_pickle=False), case["effort"])
     # JSON knows no nan: as far off as can be.
     finite = np.nan_to_num(logits[0], nan=WORST, posinf=WORST, neginf=-WORST)
     return {"path": case["path"], "logits": finite.tolist(), "gates": [int(gate) for gate in gates]}

@@ -1,8 +1,23 @@
-"""The search for gate patterns that no run had yet."""
+"""What the emulated device runs: golden inputs, and the search for gate patterns that no run had yet."""
 
 from __future__ import annotations
 
-from edgevit.devices.qemu.guest_program import FIRST, between
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevit.devices.qemu.guest_program import FIRST, _golden, between
+
+
+@pytest.mark.parametrize("tokens", [(), (np.array([9, 4], np.int32),)], ids=["fixed", "following the image"])
+def test_a_golden_input_runs_whether_or_not_tokens_are_told(tmp_path: Path, tokens: tuple[np.ndarray, ...]) -> None:
+    np.save(tmp_path / "image.npy", np.zeros((1, 2, 2, 3), np.uint8))
+    case = {"path": "real", "image": "image.npy", "effort": 0.0}
+    answer = (np.array([[1.0, np.nan]], np.float32), np.array([1, 0], np.uint8), *tokens)
+    told = _golden(tmp_path, case, lambda image, effort: answer)
+    assert told["path"] == "real" and told["gates"] == [1, 0]
+    assert told["logits"] == [1.0, pytest.approx(1e30)]
 
 
 def test_efforts_between_neighbours_that_differ_most() -> None:
