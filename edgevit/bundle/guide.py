@@ -39,11 +39,13 @@ class Guide:
             in the manifest's tools.
         licences: licence of shipped files that are not edgevit's own, by how their path begins.
         linking: Markdown on how the model is run from a program of one's own, a Jinja template of the manifest `m`.
+        example: files of such a program, templates of the same kind, by their path inside the bundle.
     """
 
     packages: Mapping[str, str] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
     linking: str = ""
+    example: Mapping[str, str] = field(default_factory=dict)
 
 
 def requirements(manifest: Manifest, guide: Guide) -> str:
@@ -51,6 +53,11 @@ def requirements(manifest: Manifest, guide: Guide) -> str:
     found = ((package, RELEASE.match(manifest.tools.get(package, ""))) for package in guide.packages)
     pinned = [f"{package}=={release[0]}" for package, release in found if release]
     return "\n".join([*pinned, *RUNNER_NEEDS, ""])
+
+
+def example(manifest: Manifest, guide: Guide) -> dict[str, str]:
+    """Return the files of a program that runs the model, by their path inside the bundle."""
+    return {path: _environment().from_string(text).render(m=manifest) for path, text in guide.example.items()}
 
 
 def readme(manifest: Manifest, guide: Guide) -> str:

@@ -23,7 +23,14 @@ SBOM = "sbom.cdx.json"
 OWN = "Apache-2.0"
 # Licences by how a path begins, the longest that fits; WEIGHTS: that of the weights. `Guide.licences` adds to it.
 WEIGHTS = "weights"
-LICENCES: Mapping[str, str] = {"": WEIGHTS, "runner/": OWN, "README.md": OWN, "requirements.txt": OWN, "report.": OWN}
+LICENCES: Mapping[str, str] = {
+    "": WEIGHTS,
+    "runner/": OWN,
+    "example/": OWN,
+    "README.md": OWN,
+    "requirements.txt": OWN,
+    "report.": OWN,
+}
 TEXTS = "licences/"  # the texts themselves are under no licence of their own
 RUNNER_LICENCES = {"numpy": "BSD-3-Clause", "pillow": "MIT-CMU"}
 SERIAL_OF = uuid.UUID("6f0d7c52-6d3a-5d0e-9a35-3c1f8e1f7b0a")  # ours: what hashes of files are names in

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.bundle.guide import README, REQUIREMENTS, Guide, licence_of, readme, requirements
+from edgevit.bundle.guide import README, REQUIREMENTS, Guide, example, licence_of, readme, requirements
 from edgevit.bundle.packed import pack, top_folder
 from edgevit.bundle.sbom import SBOM, sbom
 from edgevit.errors import OutputError
@@ -74,7 +74,7 @@ def write_bundle(
             files below it.
         golden: runs of the verified model, one per path.
         labels: names of the classes, if known.
-        guide: what the runtime says for README.md and requirements.txt.
+        guide: what the runtime says for README.md and requirements.txt, and its example.
         force: replace what is there.
 
     Raises:
@@ -132,7 +132,7 @@ def _fill(
         cases.append(case)
     if labels:
         every["labels.json"] = strict_json.dumps(list(labels))
-    every[REQUIREMENTS] = requirements(manifest, guide)
+    every |= {REQUIREMENTS: requirements(manifest, guide), **example(manifest, guide)}
     listed = [_put(content, name, every[name]) for name in sorted(every)]
     manifest = dataclasses.replace(
         manifest, golden=tuple(cases), labels="labels.json" if labels else None, files=tuple(listed)

@@ -22,6 +22,7 @@ from edgevit.schema.target import Target
 
 GATE_MS = 0.07  # measured: up to 0.065
 BOUNDED = False
+EXAMPLE = ("CMakeLists.txt", "main.cpp")
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
@@ -71,5 +72,9 @@ def runner_source() -> str:
 
 
 def guide() -> Guide:
-    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
-    return Guide(packages={"openvino": "Apache-2.0"}, linking=linking)
+    here = Path(__file__).parent
+    return Guide(
+        packages={"openvino": "Apache-2.0"},
+        linking=(here / "linking.md").read_text(encoding="utf-8"),
+        example={f"example/{name}": (here / "example" / name).read_text(encoding="utf-8") for name in EXAMPLE},
+    )

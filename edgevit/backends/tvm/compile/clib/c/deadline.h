@@ -7,10 +7,11 @@
  *     deadline_took(&control, now_ms() - begun);
  *   }
  *
- * `least` is the effort of the cheapest run that is still of use, and `most` the dearest: two of the efforts in the
- * bundle's manifest. A late run costs a fifth of the way between them, at least, and more the later it was; a run that
- * took less than nine tenths of the deadline gives a fiftieth back. So the loop stays just below the deadline, and of the
- * runs that must be late for it to notice there are few. C99; takes no clock of its own, so that any clock will do.
+ * `least` is the effort of the cheapest run that is still of use, and `most` the dearest: choose them where effort still
+ * changes the time. A late run costs a quarter of the way between them, at least, and more the later it was; a run that
+ * took less than nine tenths of the deadline gives a hundredth back. What is lost has to be won first, also where it was
+ * more than could be lowered, so that in the long run at most one run in twenty-six is late, whatever the images, while
+ * `least` itself is in time. C99; takes no clock of its own, so that any clock will do.
  */
 #ifndef EDGEVIT_DEADLINE_H_
 #define EDGEVIT_DEADLINE_H_
@@ -18,6 +19,7 @@
 typedef struct {
   double deadline_ms;
   float effort, least, most;
+  float level; /* the effort, or how far below `least` it would be: at most as far as `most` is above */
   long runs, late;
 } deadline;
 
@@ -26,7 +28,7 @@ static inline deadline deadline_of(double deadline_ms, float least, float most) 
   made.deadline_ms = deadline_ms;
   made.least = least;
   made.most = most;
-  made.effort = most;
+  made.effort = made.level = most;
   made.runs = made.late = 0;
   return made;
 }
@@ -38,12 +40,13 @@ static inline void deadline_took(deadline *control, double ms) {
   if (ms > control->deadline_ms) {
     const double over = ms / control->deadline_ms - 1;
     control->late += 1;
-    control->effort -= range * (float)(over < 0.2 ? 0.2 : over > 1 ? 1 : over);
+    control->level -= range * (float)(over < 0.25 ? 0.25 : over > 1 ? 1 : over);
   } else if (ms < 0.9 * control->deadline_ms) {
-    control->effort += range * 0.02f;
+    control->level += range * 0.01f;
   }
-  if (control->effort < control->least) control->effort = control->least;
-  if (control->effort > control->most) control->effort = control->most;
+  if (control->level < control->least - range) control->level = control->least - range;
+  if (control->level > control->most) control->level = control->most;
+  control->effort = control->level < control->least ? control->least : control->level;
 }
 
 #endif /* EDGEVIT_DEADLINE_H_ */
