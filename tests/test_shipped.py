@@ -67,7 +67,7 @@ def test_tokens_of_the_demos_merge_as_the_image_allows(program: Program) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "after", "images"), [(DEFAULT_PROGRAM, 0.751, 0.681, 1000), (TRAINED, 0.8601, 0.8519, 10000)]
+    ("name", "before", "after", "images"), [(DEFAULT_PROGRAM, 0.751, 0.749, 1000), (TRAINED, 0.8601, 0.8519, 10000)]
 )
 def test_it_tells_what_compression_cost(name: str, before: float, after: float, images: int) -> None:
     original = resolve(name).spec.original
@@ -82,7 +82,7 @@ def test_what_the_demo_builds_is_held_against_the_dense_model(tmp_path: Path) ->
     assert re.search(
         r"agrees with the original on \d+\.\d% \([^)]*, n = 8\), the compressed float model", claim.summary
     )
-    assert "when it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of" in claim.summary
+    assert "when it was compressed: top-1 75.1 -> 74.9 %, agreement 92.2 % on 1000 images of" in claim.summary
 
 
 def test_the_dense_model_answers_as_the_program_says(data: Path, program: Program) -> None:
@@ -143,8 +143,8 @@ def test_it_recognises_real_photographs(data: Path, program: Program) -> None:
     assert images.labels is not None
     runner = reference(assemble(program))
     classes = np.array([runner.run(image[None])[0].argmax() for image in images.images])
-    # 68.1 % on all 1000 images (reports/reference/shipped.json); 200 have a standard error of 3.3 points.
-    assert (classes == images.labels).mean() > 0.58
+    # 74.9 % on all 1000 images (edgevit/programs/README.md); 200 have a standard error of 3.1 points.
+    assert (classes == images.labels).mean() > 0.65
 
 
 def test_with_all_effort_it_merges_nothing(program: Program) -> None:

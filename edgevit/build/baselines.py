@@ -40,7 +40,7 @@ def prepare(program: Program, folder: Path) -> list[dict[str, Any]]:
 def load(kind: str, folder: Path, *, threads: int) -> Runner:
     """Open a baseline that `prepare` wrote."""
     if kind == EAGER:
-        from edgevit.torch_form.eager import Eager
+        from edgevit.build.eager import Eager
 
         return Eager(load_program(folder / PROGRAM), threads=threads)
     return backend(DEFAULT).load(folder, threads=threads, file=MODEL)

@@ -96,7 +96,7 @@ STAGES = {
     help="What the device allows, as ram=8,flash=6,latency=30,drop=1: MB, MB, ms, points; the bundle says what is met.",
 )
 @click.option(
-    "--formats", help="Files of the model that ship, by their names in targets, with commas (default: the target's)."
+    "--formats", help="Files of the model that ship, named as in targets, with commas (default: the target's)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--replace-program", is_flag=True, help="Let --save-program replace an existing Program.")

@@ -45,7 +45,7 @@ def by_hand(
     count = point.count
     if point.threshold is not None:
         above = sum(-score / x.shape[1] > point.threshold for score, _, _ in pairs)
-        count = max(k for k in (point.least, 8, 16, 24, point.count) if k <= max(above, point.least))
+        count = max(k for k in (point.least, 8, 16, 24, point.count) if k <= min(max(above, point.least), point.count))
     chosen = sorted(pairs)[:count]
     rows = {i: x[prefix + i] * sizes[prefix + i] for i in range(len(alike))}
     held = {i: float(sizes[prefix + i]) for i in range(len(alike))}
@@ -69,8 +69,8 @@ def test_a_merge_is_the_papers(
     sizes[:, prefix:] = rng.integers(1, 5, (8, spec.patches))
     point = MergeSpec(after="b00_mhsa", count=count, least=0 if threshold is None else 1, threshold=threshold)
     shift = (0.5 * rng.standard_normal(spec.dim)).astype(np.float32) if guarded else None
-    if guarded and threshold is not None:
-        point = replace(point, threshold=threshold + 0.25)
+    if shift is not None and threshold is not None:
+        point = replace(point, threshold=threshold + float(shift @ shift) / spec.dim)
     row = None if shift is None else torch.from_numpy(shift)
     got, got_sizes = merge(torch.from_numpy(x), torch.from_numpy(sizes)[..., None], point, spec, shift=row)
     lengths = set()
@@ -80,7 +80,8 @@ def test_a_merge_is_the_papers(
         np.testing.assert_allclose(got[index, : len(rows)].numpy(), rows, atol=1e-5)
         np.testing.assert_allclose(got_sizes[index, : len(rows), 0].numpy(), held)
         assert not got_sizes[index, len(rows) :].any() and torch.isfinite(got[index]).all()
-    assert got.shape[1] == max(lengths) and (len(lengths) > 1) == (threshold is not None)
+    assert got.shape[1] == max(lengths)
+    assert guarded or (len(lengths) > 1) == (threshold is not None)
     total = torch.from_numpy(sizes[:, prefix:].sum(axis=1))
     assert torch.allclose(got_sizes[:, prefix:].sum(dim=1), total[:, None])
 

@@ -90,8 +90,9 @@ def runner_source() -> str:
 
 def guide() -> Guide:
     linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
-    libraries = {
-        "runner/native/libtvm_runtime.so": "Apache-2.0",
-        "runner/native/libtvm_ffi.so": "Apache-2.0 AND BSD-3-Clause",  # libbacktrace is linked into it
+    made = {
+        "lib/": "Apache-2.0",
+        # libstdc++ is linked into it.
+        "runner/native/runner": "Apache-2.0 AND (GPL-3.0-or-later WITH GCC-exception-3.1)",
     }
-    return Guide(licences=libraries, linking=linking)
+    return Guide(licences=made, linking=linking)

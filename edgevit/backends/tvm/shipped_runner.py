@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgevit.bundle.runner import ROOT, STARTED, Run
 
 RUNTIME = ""  # it comes along
-USED: tuple[str, ...] = ("runner/native/",)  # the program, and TVM's runtime beside it
+USED: tuple[str, ...] = ("runner/native/",)  # the program
 
 
 def load_model(manifest: dict[str, Any], threads: int) -> Run:

@@ -2,8 +2,8 @@
 
 From spread points on, one plan for each number of points is moved block by block while the logits drift less for it, on
 a few images; the best of each number is judged on all. A further point has to lower the drift by a tenth, because it
-costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The best plans have
-variants whose numbers follow the image at the same mean cost (`per_image`); one is chosen where it drifts no more.
+costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The plan that is found has
+a variant whose numbers follow the image at the same mean cost (`per_image`); it is chosen where it drifts no more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ SCREENED_IMAGES = 64
 SCREENED_PLANS = 10  # for each number of points
 GUARD_IMAGES = 128
 WORTH_A_POINT = 0.9
-WORTH_FOLLOWING = 1.2  # times the least drift: many pairs at many points leave images little to differ in
 BATCH = 32
 
 
@@ -97,13 +96,11 @@ def search(
     for found in best[1:]:
         if found.drift < WORTH_A_POINT * chosen.drift:
             chosen = found
-    if per_image is not False:
-        near = [found for found in best if found.drift <= WORTH_FOLLOWING * chosen.drift]
-        followed = [found for fixed in near if (found := judge.following(fixed, budget_macs)) is not None]
-        least = min(followed, key=lambda found: found.drift, default=None)
-        best += followed
-        if least is not None and (per_image or least.drift <= chosen.drift):
-            chosen = least
+    followed = judge.following(chosen, budget_macs) if per_image is not False else None
+    if followed is not None:
+        best.append(followed)
+        if per_image or followed.drift <= chosen.drift:
+            chosen = followed
     for found in best:
         say(("chosen: " if found is chosen else "not chosen: ") + found.summary)
     return chosen

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
+from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.program.program import Program
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound, PathMemory
@@ -89,3 +90,7 @@ def _nodes(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def runner_source() -> str:
     return joined(Path(__file__).with_name("shipped_runner.py"))
+
+
+def guide() -> Guide:
+    return Guide(packages={"numpy": "BSD-3-Clause"}, linking="`Interpreter` of `runner/run.py` runs the model.\n")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgevit.bundle.runner import ROOT, Run
 
+RUNTIME = ""  # it comes along
 USED: tuple[str, ...] = ()
 TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_}
 Note = Callable[[dict[str, Any], Any], None]
