@@ -54,9 +54,8 @@ def following_costs(target: Target, spec: ProgramSpec) -> str:
         return ""
     able = ", ".join(name for name in MODULES if backend(name).MERGES and not backend(name).FOLLOWING_COSTS)
     return (
-        f"{spec.name} merges as many tokens as look alike in an image ({write_plan(spec)}), which saves no time with "
-        f"{target.name}. {costs}. Take a target of {able}, or fixed numbers (--tokens 4:60,8:60 with the model it was "
-        "made of)"
+        f"{spec.name} merges as many tokens as look alike in an image, which saves no time with {target.name}. "
+        f"{costs}. Take a target of {able}, or merge a fixed number with --tokens, such as 4:60,8:60"
     )
 
 
