@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.originals import DENSE, judged_sets
 from edgevit import pipeline
+from edgevit.api.load import load
 from edgevit.compress.budgets import Budgets
-from edgevit.frontends.imagenet import imagenet_names
-from edgevit.frontends.resolve import SHIPPED, resolve
+from edgevit.frontends.resolve import SHIPPED
 from edgevit.images.image_set import load_images
 from edgevit.program.program import load_program, save_program
 
@@ -24,8 +24,9 @@ NAME, SHARE, CALIBRATION = "vit_tiny_gated", 0.64, 300
 
 def main() -> None:
     data = Path(os.environ["EDGEVIT_DATA"])
-    dense = resolve(DENSE, weights=data / f"{DENSE}.safetensors")
-    dense = dense.with_weights({}, replace(dense.spec, labels=imagenet_names("imagenet-1k")))
+    dense = load(DENSE, weights=data / f"{DENSE}.safetensors", labels="imagenet-1k", license="apache-2.0")
+    origin = {key: value for key, value in dense.spec.origin.items() if key != "notes"}  # nothing of it is assumed here
+    dense = dense.with_weights({}, replace(dense.spec, origin=origin))
     images = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=CALIBRATION).images
     made = pipeline.compress(dense, images, Budgets(merged=SHARE, per_image=True), say=print)
     save_program(made, SHIPPED / NAME, storage="float16", force=True)

@@ -51,7 +51,7 @@ def keys(model: Vit, branch: BranchSpec, before: Tensor, x: Tensor) -> Tensor:
     rows, width = model.norm(f"{branch.name}.norm", before)[:, model.spec.stem.prefix :], branch.width
     weight, bias = (model.array(f"{branch.name}.qkv.{part}") for part in ("weight", "bias"))
     found = rows @ weight[:, width : 2 * width] + bias[width : 2 * width]
-    return product(F.normalize(found.unflatten(-1, (branch.units, -1)).mean(dim=2), dim=-1))
+    return product(F.normalize(found.reshape(*found.shape[:2], branch.units, -1).mean(dim=2), dim=-1))
 
 
 def distance(model: Vit, branch: BranchSpec, before: Tensor, x: Tensor) -> Tensor:

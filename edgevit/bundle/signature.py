@@ -35,6 +35,7 @@ _SHOWN = 300
 
 def beside(path: Path) -> Path:
     """Return where the signature of a bundle lies, whether its folder or its zip is given."""
+    path = path.resolve() if path.name in ("", "..") else path  # the folder that one is in
     return path.with_name(path.name.removesuffix(".zip") + SUFFIX)
 
 

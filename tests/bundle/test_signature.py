@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgevit.api.verify import verify
 from edgevit.bundle import signature
 from edgevit.bundle.read import open_bundle
 from edgevit.errors import BundleError, RuntimeMissingError, SignatureError
@@ -43,6 +44,15 @@ def test_one_signature_is_for_the_folder_and_for_the_zip(signed: Path) -> None:
     check(signed)
     check(signed, bundle="tiny.zip")
     assert signature.beside(signed / "tiny.zip") == signature.beside(signed / "tiny") == signed / "tiny.sig"
+
+
+@pytest.mark.parametrize(("inside", "given"), [(".", "."), ("golden", ".."), ("golden", "../.")])
+def test_it_lies_beside_the_folder_that_one_is_in(
+    signed: Path, monkeypatch: pytest.MonkeyPatch, inside: str, given: str
+) -> None:
+    monkeypatch.chdir(signed / "tiny" / inside)
+    assert signature.beside(Path(given)).resolve() == (signed / "tiny.sig").resolve()
+    assert verify(given, key=signed / "my.pub").signature == "holds"
 
 
 def test_the_zip_signs_what_the_folder_is(place: Path) -> None:

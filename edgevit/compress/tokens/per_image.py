@@ -95,8 +95,9 @@ def _thresholds(
         best = [tokens.likeness(x, sizes, spec, shift) for x, sizes in streams]
         threshold = _threshold(best, point, factor * count, spec.dim)
         merges.append(replace(point, threshold=threshold))
-        streams = [tokens.merge(x, sizes, merges[-1], spec, 0.0, shift) for x, sizes in streams]
-        left.append(torch.cat([tokens.patches_left(sizes, spec.stem.prefix) for _, sizes in streams]).numpy())
+        merged = [tokens.merge(x, sizes, merges[-1], spec, 0.0, shift) for x, sizes in streams]
+        left.append(torch.cat([tokens.patches_left(sizes, spec.stem.prefix) for _, sizes in merged]).numpy())
+        streams = list(merged)
     return replace(spec, merges=tuple(merges)), np.stack(left, axis=1)
 
 

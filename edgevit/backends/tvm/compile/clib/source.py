@@ -284,7 +284,6 @@ int model_start(model_state *model, int threads);
 POOL = """
 #include <pthread.h>
 #include <sched.h>
-#include <sched.h>
 
 enum { SPINS = 30000 };
 
