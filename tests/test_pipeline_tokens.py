@@ -32,6 +32,8 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
     assert manifest.macs.all_skipped < use.macs.low < use.macs.high < manifest.macs.all_open
     skip = figures_of(manifest.claims, SkipFigures)
     assert skip is not None and (skip.tokens is not None) == (target == "x86-64-onnxruntime")
+    guide = (built.folder / "README.md").read_text(encoding="utf-8")
+    assert ("OpenVINO prepares kernels for every number" in guide) == (target == "x86-64-openvino")
     with edgevit.open_bundle(built.folder) as bundle:
         image = tiny_images(program.spec, 1)
         few, many = (bundle.run(image, effort=effort).tokens.tolist() for effort in (-np.inf, np.inf))

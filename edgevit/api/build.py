@@ -11,12 +11,14 @@ from edgevit.api.bundle import Bundle
 from edgevit.api.images import Images, LabelledImages, take_images
 from edgevit.api.label_free import Shares, shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
-from edgevit.backends.targets import accept, accept_program, load_target
+from edgevit.backends import backend
+from edgevit.backends.targets import accept, accept_program, following_costs, load_target
 from edgevit.build import prediction
 from edgevit.build.host import host_target
 from edgevit.build.prediction import Prediction
 from edgevit.build.preflight import Output, ready
 from edgevit.bundle.write import refuse_existing
+from edgevit.compress.budgets import Budgets
 from edgevit.errors import BudgetError, ImagesError, ProgramError
 from edgevit.frontends.preprocessing import Preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
@@ -194,9 +196,9 @@ def predict(
 
 def predict_build(job: Job) -> Prediction:
     """Predict what `run_build` would make."""
-    return prediction.predict(
-        _given(job)[0], _target(job), prune=job.prune, gate=job.gate, merge=job.merge, tokens=job.tokens
-    )
+    given = _given(job)[0]
+    target = _fitting_target(job, accept(_target(job)), given.spec)
+    return prediction.predict(given, target, prune=job.prune, gate=job.gate, merge=job.merge, tokens=job.tokens)
 
 
 def run_build(job: Job) -> Built:
@@ -208,7 +210,7 @@ def run_build(job: Job) -> Built:
     target = _target(job)
     _ready_to_begin(job, target)
     given, kept = _given(job)
-    _check_tokens(job, target, given.spec)
+    target = _fitting_target(job, target, given.spec)
     given, original = _with_original(job, given)
     folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
@@ -223,7 +225,8 @@ def run_build(job: Job) -> Built:
         say(f"compressing to {left * job.gate:.0%} of the MACs expected per image, {left:.0%} with every gate open")
     if job.merge < 1.0:
         say(f"looking for tokens to merge, down to {job.merge:.0%} of the MACs")
-    program = pipeline.compress(given, images.calibration.images, asked.budgets, seed=job.seed, say=say)
+    budgets = _gainful(asked.budgets, target)
+    program = pipeline.compress(given, images.calibration.images, budgets, seed=job.seed, say=say)
     if job.tokens is not None:
         program = pipeline.merge_tokens(program, job.tokens)
     if original is not None and images.judged is not None and program.spec.original is not None:
@@ -262,31 +265,47 @@ def run_build(job: Job) -> Built:
     )
 
 
-def _check_tokens(job: Job, target: Target, spec: ProgramSpec) -> None:
-    """Refuse a plan that the model does not allow, and merged tokens that the target cannot run."""
+def _fitting_target(job: Job, target: Target, spec: ProgramSpec) -> Target:
+    """Return the target, for `host` another one if numbers of tokens that follow the image save no time on the fastest.
+
+    Refuses a plan that the model does not allow, and merged tokens that the target cannot run; says what they cost.
+    """
     if job.tokens is not None:
         if job.merge < 1.0:
             raise BudgetError("macs chooses where tokens are merged, and tokens says it; give one of them")
         spec = with_merges(spec, read_plan(job.tokens, spec))
+    if job.target == HOST and not job.formats and following_costs(target, spec):
+        target = _target(job, follows=True)
     accept_program(target, spec)
+    if doubt := following_costs(target, spec):
+        warn(doubt)
+    return target
 
 
-def _target(job: Job) -> Target:
+def _gainful(budgets: Budgets, target: Target) -> Budgets:
+    """Return the budgets without what saves no time on the target: numbers of tokens that follow the image."""
+    if not budgets.merges or not backend(target.backend).FOLLOWING_COSTS:
+        return budgets
+    say(f"every image is to merge as many: that the number follows the image saves no time with {target.name}")
+    return replace(budgets, per_image=False)
+
+
+def _target(job: Job, *, follows: bool = False) -> Target:
     """Return the target that was named, with the job's own formats and budget."""
-    target = _named_target(job)
+    target = _named_target(job, follows)
     if job.budget is not None:
         budgets: dict[str, Any] = {**read_budget(job.budget)}
         target = replace(target, **budgets)
     return accept(replace(target, formats=job.formats)) if job.formats else target
 
 
-def _named_target(job: Job) -> Target:
+def _named_target(job: Job, follows: bool) -> Target:
     """Return the target that was named; for `host` the fastest that this machine can build and run, and says which."""
     if isinstance(job.target, Target):
         return job.target
     if job.target != HOST:
         return load_target(job.target)
-    target, why = host_target()
+    target, why = host_target(follows=follows)
     say(f"building for {why}")
     return target
 

@@ -132,6 +132,7 @@ class Backend(Protocol):
             else the runtime picks kernels for the CPU where a model is loaded.
         READS_ONNX: it builds any ONNX model (`OnnxBackend`).
         MERGES: it builds Programs that merge tokens.
+        FOLLOWING_COSTS: why it saves no time where their number follows the image, a sentence; "" where it does.
     """
 
     NAME: str
@@ -143,6 +144,7 @@ class Backend(Protocol):
     NATIVE: bool
     READS_ONNX: bool
     MERGES: bool
+    FOLLOWING_COSTS: str
 
     def versions(self) -> dict[str, str]:
         """Name and version of the runtime's packages.

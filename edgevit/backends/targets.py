@@ -47,6 +47,18 @@ def accept_program(target: Target, spec: ProgramSpec) -> None:
         )
 
 
+def following_costs(target: Target, spec: ProgramSpec) -> str:
+    """Return what speaks against building this Program, whose number of tokens follows the image; "" for nothing."""
+    costs = backend(target.backend).FOLLOWING_COSTS
+    if not spec.adaptive or not costs:
+        return ""
+    able = ", ".join(name for name in MODULES if backend(name).MERGES and not backend(name).FOLLOWING_COSTS)
+    return (
+        f"{spec.name} merges as many tokens as look alike in an image, which saves no time with {target.name}. "
+        f"{costs}. Take a target of {able}, or merge a fixed number with --tokens, such as 4:60,8:60"
+    )
+
+
 def refused(target: Target) -> tuple[str, ...]:
     """Return what is wrong with a target as far as its runtime goes, a line each."""
     if target.backend not in MODULES:

@@ -68,22 +68,28 @@ def target_health(target: Target, flags: Collection[str], versions: Mapping[str,
     return TargetHealth(name=target.name, builds=builds, runs_as_device=not remarks, remarks=tuple(remarks))
 
 
-def host_target(machine: str | None = None) -> tuple[Target, str]:
+def host_target(machine: str | None = None, *, follows: bool = False) -> tuple[Target, str]:
     """Return the fastest target that this machine can build and run as a device would, and why it is that one.
+
+    With `follows` the Program's number of tokens follows the image: a runtime that saves no time by that comes last.
 
     Raises:
         TargetError: there is none; says of every target for this architecture what is missing.
     """
     arch, flags, versions = machine or platform.machine(), set(cpu_flags()), runtime_versions()
     passed: list[str] = []
-    for name in fastest():
-        target = load_target(name)
+    ranked = [(name, load_target(name)) for name in fastest()]
+    if follows:
+        ranked.sort(key=lambda each: bool(backend(each[1].backend).FOLLOWING_COSTS))
+    for name, target in ranked:
         if arch not in MACHINES[target.arch]:
             continue
         remarks = target_health(target, flags, versions).remarks
         if not remarks:
             rest = f"; faster, but not here: {'; '.join(passed)}" if passed else ""
-            return target, f"{name}: the fastest that this machine can build and run ({target.description}){rest}"
+            where = " where the number of tokens follows the image" if follows else ""
+            why = f"the fastest that this machine can build and run{where} ({target.description})"
+            return target, f"{name}: {why}{rest}"
         passed.append(f"{name} ({remarks[0]})")
     possible = "".join(f"\n  - {line}" for line in passed) or f" there are none for the architecture {arch}"
     raise TargetError(

@@ -10,7 +10,7 @@ import pytest
 
 from edgevit import pipeline
 from edgevit.backends import tvm
-from edgevit.backends.targets import accept, load_target
+from edgevit.backends.targets import accept, following_costs, load_target
 from edgevit.backends.tvm.run.runner import MOST_THREADS
 from edgevit.build.prediction import predict
 from edgevit.build.preflight import ready
@@ -131,3 +131,14 @@ def test_a_wrong_cpu_is_refused_by_the_command_line_at_once(
         assert main(arguments) == TargetError.exit_code
         assert "no CPU 'pentium'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tokens", ["1:0-4@0.8", "1:4"])
+@pytest.mark.parametrize("name", ["x86-64-openvino", "x86-64-onnxruntime", "x86-64-v3-tvm"])
+def test_what_saves_no_time_is_told(name: str, tokens: str) -> None:
+    """Only of a runtime with kernels for fixed shapes, and only where the number of tokens follows the image."""
+    costs = following_costs(load_target(name), tiny_program(depth=3, tokens=tokens).spec)
+    assert bool(costs) == (name == "x86-64-openvino" and "@" in tokens)
+    if costs:
+        assert "look alike in an image, which saves no time with x86-64-openvino. OpenVINO prepares its" in costs
+        assert "Take a target of onnxruntime, tvm, or merge a fixed number with --tokens" in costs

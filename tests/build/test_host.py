@@ -61,6 +61,24 @@ def test_host_is_the_fastest_target_that_builds_and_runs_here(
     assert ("apache-tvm is missing: pip install" in why) == (not tvm)
 
 
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (("apache", "onnxruntime", "openvino"), "x86-64-avx512vnni-tvm"),
+        (("onnxruntime", "openvino"), "x86-64-onnxruntime"),
+        (("openvino",), "x86-64-openvino"),
+    ],
+)
+def test_a_runtime_that_saves_no_time_where_tokens_follow_the_image_comes_last(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr(host, "cpu_flags", lambda: (*V4, "avx512_vnni", "avx_vnni", "avx512_bf16"))
+    monkeypatch.setattr(host, "installed", lambda package: "1.0" if package.startswith(there) else None)
+    target, why = host.host_target(follows=True)
+    assert target.name == expected
+    assert why.startswith(f"{expected}: the fastest that this machine can build and run where the number of tokens")
+
+
 def test_host_on_arm_goes_by_what_the_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(host, "cpu_flags", lambda: ("fp", "asimd", "crc32"))

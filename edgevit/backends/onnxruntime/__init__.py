@@ -43,6 +43,7 @@ WHEELS = PACKAGES
 NATIVE = False
 READS_ONNX = True
 MERGES = True
+FOLLOWING_COSTS = ""
 LARGE_BYTES = 1024
 ALIGN_BYTES = 64
 INT8_OPS = ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")

@@ -60,6 +60,7 @@ WHEELS: tuple[str, ...] = ()  # its program needs no runtime
 NATIVE = True
 READS_ONNX = False
 MERGES = True
+FOLLOWING_COSTS = ""
 KERNELS = "kernels.json"  # for the verifier, not for the bundle
 PROGRAM, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{PROGRAM}/runner"

@@ -31,6 +31,7 @@ WHEELS = PACKAGES
 NATIVE = False
 READS_ONNX = False
 MERGES = False
+FOLLOWING_COSTS = ""
 
 
 class DummyRunner:
