@@ -19,7 +19,7 @@ Example:
 
 \b
 A board needs a login by key, sh and tar, and Python 3.11 or newer with numpy and the bundle's runtime; for machine code
-the C and the C++ library instead. edgevit copies the bundle into a temporary folder there, runs as the user who logs
+glibc and libgcc instead. edgevit copies the bundle into a temporary folder there, runs as the user who logs
 in, and removes everything, also when it is stopped. Machine code is a program: profile only bundles that you trust.
 Here too the model runs in a process of its own, within the limits on time and memory of docs/limits.md.
 The process memory and loading time of machine code are those of its C++ runner, here too.

@@ -148,8 +148,8 @@ def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board:
             )
             native_program.measure(SshBoard(address=Address(host="board")), request)
     runner = (bundle / "runner/native/runner").read_bytes()
-    absent = with_runner(bundle, tmp_path / "absent", runner.replace(b"libstdc++.so.6\0", b"libstdc++.so.9\0"))
-    assert "lacks libstdc++.so.9, which the bundle's runner loads; install it there" in refusal(absent, board)
+    absent = with_runner(bundle, tmp_path / "absent", runner.replace(b"libgcc_s.so.1\0", b"libgcc_s.so.9\0"))
+    assert "lacks libgcc_s.so.9, which the bundle's runner loads; install it there" in refusal(absent, board)
 
 
 @pytest.mark.parametrize(
