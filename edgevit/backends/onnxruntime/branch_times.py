@@ -32,7 +32,9 @@ def trace(
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "run")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        efforts, takes = traced_efforts(gated), {each.name for each in session.get_inputs()}
+        efforts = traced_efforts(gated)
+        # `effort` has a default, so it is not among the inputs proper.
+        takes = {each.name for each in (*session.get_inputs(), *session.get_overridable_initializers())}
         for image in (*images[:1].repeat(WARM_UP_RUNS, axis=0), *images):
             for effort in efforts:
                 session.run(["logits", "gates"], inputs_of(image, effort, takes))
