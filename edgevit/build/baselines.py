@@ -10,12 +10,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgevit.backends import DEFAULT, Runner, backend, onnx_backend
+import numpy as np
+
+from edgevit.backends import DEFAULT, NO_TOKENS, Answer, Runner, backend, onnx_backend
 from edgevit.backends.own_tools import dynamic_int8
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program, load_program, save_program
+
+if TYPE_CHECKING:
+    from edgevit.torch_form.eager import Eager
 
 FLOAT, INT8, EAGER = "float", "int8", "torch"
 MODEL, PROGRAM, WORDS = "model.onnx", "program", 300
@@ -40,10 +45,26 @@ def prepare(program: Program, folder: Path) -> list[dict[str, Any]]:
 def load(kind: str, folder: Path, *, threads: int) -> Runner:
     """Open a baseline that `prepare` wrote."""
     if kind == EAGER:
-        from edgevit.build.eager import Eager
+        from edgevit.torch_form.eager import Eager
 
-        return Eager(load_program(folder / PROGRAM), threads=threads)
+        return _InTorch(Eager(load_program(folder / PROGRAM), threads=threads))
     return backend(DEFAULT).load(folder, threads=threads, file=MODEL)
+
+
+class _InTorch:
+    """A Program in PyTorch as a runner: all its branches run, and no number of tokens is told."""
+
+    def __init__(self, eager: Eager) -> None:
+        self._eager = eager
+
+    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        return self._eager.logits(image), np.ones(len(self._eager.spec.branches), dtype=np.uint8)
+
+    def answer(self, image: np.ndarray, effort: float = 0.0) -> Answer:
+        return Answer(*self.run(image), NO_TOKENS)
+
+    def close(self) -> None:
+        """Do nothing: it goes with its last reference."""
 
 
 def _made(name: str, runtime: str, kind: str, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:

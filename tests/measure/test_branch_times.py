@@ -30,7 +30,7 @@ def test_what_effort_steers_is_traced(
         return asked[-1]
 
     monkeypatch.setattr(f"edgevit.backends.{runtime}.branch_times.inputs_of", recorded)
-    program = tiny_program(gated=gated, depth=2, image=(64, 64), **({"tokens": tokens} if tokens else {}))
+    program = tiny_program(gated=gated, depth=2, image=(64, 64), tokens=tokens)
     onnx_backend(runtime).compile(assemble(program), tmp_path)
     names = [branch.name for branch in program.spec.branches]
     told = onnx_backend(runtime).trace_branches(
