@@ -43,7 +43,7 @@ def test_what_effort_steers_is_traced(
         weight_bits=32,
     )
     efforts = {float(feeds["effort"]) for feeds in asked if "effort" in feeds}
-    most, least = map(float, np.float32([EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED]))
+    most, least = (float(np.float32(effort)) for effort in (EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED))
     assert efforts == ({most, least} if gated else {most} if tokens else set())
     assert set(told.open_ms) == set(names) and set(told.skipped_ms) <= set(names if gated else ())
 
