@@ -154,7 +154,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def unpacked(built: pipeline.Built, tmp_path: Path) -> Path:
     with zipfile.ZipFile(built.archive) as archive:
         archive.extractall(tmp_path / "unpacked")
-    return tmp_path / "unpacked"
+    (folder,) = (tmp_path / "unpacked").iterdir()
+    return folder
 
 
 def test_it_runs_without_tvm_where_its_zip_was_unpacked(unpacked: Path, tmp_path: Path) -> None:
