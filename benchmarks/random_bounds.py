@@ -204,7 +204,7 @@ def table(tried: list[Tried], command: str) -> str:
         f"`{command}` on {cpu_name(Path('/'))}. Bound over the largest peak of all paths of a Program, every path "
         "run twice (ONNX Runtime: in one process, node by node, then all open under an arena capped at the bound; TVM: "
         "each path in a fresh process of the C++ runner). The least ratio shows how near a bound comes to failing, the "
-        "largest how loose it gets: TVM's holds 65 kB for its virtual machine, more than a tiny Program touches.",
+        "largest how loose it gets: TVM's holds 65 kB for state and stack, more than a tiny Program touches.",
         "",
         "| runtime | weights | Programs | held | least ratio | median | largest |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -41,7 +41,7 @@ def speed(rows: Sequence[SpeedRow], wide: float = WIDE) -> str:
 def effort(report: Report, wide: float = WIDE) -> str:
     """Return accuracy over MACs of an image, a point per measured effort; the worst image's MACs beside the mean."""
     points = report.efforts
-    height, left, right, top, bottom = 270.0, 56.0, wide - 14, 16.0, 214.0
+    height, left, right, top, bottom = 270.0, 56.0, wide - 14, 28.0, 214.0
     shares = [p.accuracy for p in points if p.accuracy is not None]
     low = max(0.0, (int(min(shares) * 20) - 1) / 20)
     x = Scale(top=1.05 * max(p.worst_macs for p in points) / 1e6, begin=left, end=right)

@@ -219,10 +219,14 @@ def _macs(report: Report) -> Tile:
     change = report.expected_macs_change
     done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
     int8 = f"; {done} of {total} Linears int8" if report.target.int8 else "; this target computes in float"
+    follows = ""
+    if (use := report.tokens) is not None:
+        follows = f", {say.count(use.macs.low)} to {say.count(use.macs.high)} for eight of ten images"
+    varies = report.gated_branches or report.tokens is not None
     return Tile(
-        name="MACs of an image, expected" if report.gated_branches else "MACs of an image",
+        name="MACs of an image, expected" if varies else "MACs of an image",
         value=say.count(change.after),
-        note=f"{say.percent(change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}{int8}",
+        note=f"{say.percent(change.ratio, 0)} of the dense model's {say.count(report.macs.dense)}{follows}{int8}",
     )
 
 

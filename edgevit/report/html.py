@@ -46,6 +46,8 @@ def render(report: Report) -> str:
 def _lead(report: Report) -> str:
     gated = f"{report.gated_branches} of {len(report.branches)} branches gated" if report.gated_branches else "no gates"
     gates = gated + (f", {report.removed_branches} removed" if report.removed_branches else "")
+    if report.tokens is not None:
+        gates += ", merging as many tokens as the image allows"
     size = f"{report.input_size[0]} × {report.input_size[1]}"
     lead = Markup("{}. Input {}, {}.").format(report.target.description, size, gates)
     if report.bundle_sha256:

@@ -11,7 +11,7 @@ from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.measurement import MemoryPoint, PathLatency
 from edgevit.schema.memory_bound import MemoryBound
 
-SCRATCH = {"tvm": "the virtual machine"}  # what its scratch is for, by runtime
+SCRATCH = {"tvm": "state and stack"}  # what its scratch is for, by runtime
 WIDE, NARROW = 920.0, 340.0  # of a page on a desk and on a phone, in pixels
 PHONE = 600.0  # below this, words make room for marks
 DOT = 2.2

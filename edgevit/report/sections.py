@@ -176,6 +176,10 @@ def branches_card(report: Report, drawn: Drawn) -> Section:
     intro = f"On average {report.mean_branches_open:.1f} of {len(report.branches)} branches run on {source}."
     if not report.gated_branches:
         intro = "No branch is gated: every image runs them all."
+    if report.tokens is not None:
+        points = report.tokens.points
+        left = "; ".join(f"{p.left.mean:.0f} after {p.after} ({p.fewest} to {p.most})" for p in points)
+        intro += f" Patch tokens left by merging on average, and the fewest and most there can be: {left}."
     if report.unattributed_time_ms is not None:
         intro += (
             f" Times are of traced runs ({report.measurements[0].branches[0].time_source}), tracing included; "

@@ -20,7 +20,7 @@ from edgevit.report.efforts import EffortPoint, effort_metric, effort_points
 from edgevit.report.speed import SpeedRow, speed_rows
 from edgevit.schema.budget import BudgetCheck, check_budgets
 from edgevit.schema.claims import Claim
-from edgevit.schema.manifest import AccuracyRow, BranchFacts, BundleFile, Macs, Manifest, Sizes
+from edgevit.schema.manifest import AccuracyRow, BranchFacts, BundleFile, Macs, Manifest, Sizes, TokenUse
 from edgevit.schema.measurement import BranchMeasurement, Latency, Measurement, MemoryPoint, MemoryTrace, not_the_device
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.recipe import Recipe
@@ -98,8 +98,8 @@ class Report(Shown):
     bundles `bundles` are the names and `differences` what is not the same; all else is of the first.
     `budgets` are those of the target, held against the build and the first measurement.
     `speed` is the first measurement's, this build first. `efforts` are from the cheapest, `effort_metric` what their
-    accuracy is. `files` are the bundle's (none in the report inside the bundle itself), `thumbs` small pictures of
-    the images.
+    accuracy is. `tokens` says how many an image keeps where that follows the image. `files` are the bundle's (none in
+    the report inside the bundle itself), `thumbs` small pictures of the images.
     """
 
     schema: int = REPORT_SCHEMA
@@ -147,6 +147,7 @@ class Report(Shown):
     budgets: tuple[BudgetCheck, ...] = ()
     speed: tuple[SpeedRow, ...] = ()
     efforts: tuple[EffortPoint, ...] = ()
+    tokens: TokenUse | None = None
     effort_metric: str = ""
     files: tuple[BundleFile, ...] = ()
     thumbs: tuple[Thumbs, ...] = ()
@@ -229,6 +230,7 @@ def make_report(
         budgets=check_budgets(manifest, first),
         speed=speed_rows(manifest, first) if first else (),
         efforts=effort_points(manifest),
+        tokens=manifest.tokens,
         effort_metric=effort_metric(manifest),
         files=manifest.files,
     )

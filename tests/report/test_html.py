@@ -16,7 +16,7 @@ from edgevit.report.html import render
 from edgevit.report.page import STYLE
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim, Fraction
-from edgevit.schema.manifest import BundleFile, Manifest
+from edgevit.schema.manifest import BundleFile, Manifest, PointUse, Spread, TokenUse
 from edgevit.schema.measurement import Baseline
 from edgevit.schema.points import OperatingPoint
 from tests.bundles import RECIPE
@@ -63,6 +63,22 @@ def with_errors(facts: Manifest) -> Manifest:
     return dataclasses.replace(facts, branches=tuple(branches))
 
 
+LEFT = Spread(mean=40.4, low=36.0, high=52.0)
+TOKENS = TokenUse(
+    images=8,
+    macs=Spread(mean=7e8, low=6e8, high=9e8),
+    points=(PointUse(after="b00_mhsa", left=LEFT, most=64, fewest=32),),
+)
+
+
+def test_how_many_tokens_an_image_keeps_is_told() -> None:
+    page = render(variants()["tokens follow the image"])
+    assert ", merging as many tokens as the image allows." in page
+    assert "40 after b00_mhsa (32 to 64)" in page and "MACs of an image, expected" in page
+    assert "600 M to 900 M for eight of ten images" in page
+    assert "merging" not in render(variants()["no gates"])
+
+
 def variants() -> dict[str, Report]:
     facts = manifest()
     deep = manifest(depth=24, removed=())
@@ -77,6 +93,7 @@ def variants() -> dict[str, Report]:
         ),
         "few runs": make_report(facts, [measurement(paths=(path("real", 4.0, 1.5, runs=1),))], bundle_sha256=SHA),
         "no gates": make_report(manifest(gated=False)),
+        "tokens follow the image": make_report(dataclasses.replace(manifest(gated=False), tokens=TOKENS)),
         "48 branches": make_report(deep),
         "all of it": make_report(
             dataclasses.replace(with_errors(facts), files=FILES),
