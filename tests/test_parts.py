@@ -18,7 +18,7 @@ PACKAGE = Path(edgevit.__file__).parent
 PARTS = {"patch_stem", "t2t_stem", "attention", "ffn", "gate", "head"}
 # What joins the parts of a room, and what its parts are made of; any other file is a part.
 JOINS = {
-    "torch_form": {"vit", "layers", "stream"},
+    "torch_form": {"vit", "layers", "stream", "eager"},
     "onnx_form": {"assemble", "layers", "linear", "graph", "check"},
     "backends/tvm/parts": {"stages", "stage"},
 }

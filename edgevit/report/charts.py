@@ -88,7 +88,7 @@ def cost_per_image(branches: Sequence[BranchRow], gates: Sequence[str], wide: fl
         at = left + tick * slot * len(shown)
         count = order[min(len(order) - 1, int(tick * len(order)))].count("1")
         parts.append(text(at, bottom + 15, f"{count} branches", anchor=anchor, class_="tick"))
-    parts.append(text(left, bottom + 32, "images, from the cheapest to the most expensive", class_="note"))
+    parts.append(text(left, bottom + 32, "images, the cheapest first", class_="note"))
     return picture(wide, bottom + 40, f"Branches that ran for each of {len(gates)} images", parts)
 
 

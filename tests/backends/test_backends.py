@@ -165,7 +165,7 @@ def test_the_plain_twin_has_no_effort(runtime: OnnxBackend, tmp_path: Path) -> N
 
 def test_kernels_are_counted_in_branch_bodies_too(int8_model: onnx.ModelProto) -> None:
     found = onnx_backend("onnxruntime").linear_kernels(int8_model)
-    assert len(found) == 11 and all(int8 for _, int8 in found)
+    assert len(found) == 14 and all(int8 for _, int8 in found)
     mixed = assemble(PROGRAM, tiny_plan(PROGRAM, floats=("b01_ffn.fc2",)))
     assert [n for n, int8 in onnx_backend("onnxruntime").linear_kernels(mixed) if not int8] == ["b01_ffn.fc2/w"]
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgevit.backends import targets as backend_targets
 from edgevit.errors import TargetError
 from edgevit.schema.target import EXPLAINED, list_targets, load_target, missing_flags
 from edgevit.util.resources import shipped
@@ -117,7 +118,7 @@ def test_any_wrong_value_is_one_error_or_a_valid_target(tmp_path: Path, key: str
     path = tmp_path / "x86-64-onnxruntime.toml"
     path.write_text("\n".join(lines))
     try:
-        assert load_target(path).backend == "onnxruntime"
+        assert backend_targets.load_target(path).backend == "onnxruntime"
     except TargetError as error:
         assert key in str(error) or "reasons" in str(error)
 

@@ -101,17 +101,19 @@ def require(target: Target, tune_s: float = 0.0) -> None:
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
-    return compile(source.model, folder, formats=source.target.formats)
+    return compile(source.model, folder, formats=source.target.formats, arch=source.target.arch)
 
 
-def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS) -> tuple[str, ...]:
-    """Write `model.xml` and `model.bin` (`formats` knows `ir` only).
+def compile(
+    model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS, arch: str = "x86_64"
+) -> tuple[str, ...]:
+    """Write `model.xml` and `model.bin` (`formats` knows `ir` only) for a CPU of that architecture.
 
     Raises:
         OutputError: the disk refuses.
         RuntimeMissingError: OpenVINO is not installed.
     """
-    read = _read(model)
+    read = _read(model, arch)
     _name_stably(read)
     try:
         with scratch(folder) as temporary:
@@ -253,10 +255,10 @@ def _is_small(operation: Any) -> bool:
     return len(x) == len(weight) == 2 and x[0] < SMALL_ROWS and max(weight) <= SMALL_COLUMNS
 
 
-def _read(model: onnx.ModelProto) -> Any:
+def _read(model: onnx.ModelProto, arch: str = "x86_64") -> Any:
     from edgevit.backends.openvino.rewrite import rewrite
 
-    plain = rewrite(model)[0]
+    plain = rewrite(model, arch=arch)[0]
     # OpenVINO folds an input that has a default into a constant: without it, effort stays an input.
     inputs = {value.name for value in plain.graph.input}
     for index in reversed(range(len(plain.graph.initializer))):

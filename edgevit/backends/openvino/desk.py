@@ -28,7 +28,9 @@ EXAMPLE = ("CMakeLists.txt", "main.cpp")
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
     """Return bytes: the IR holds what an ONNX model with its weights beside it does, and nearly as much of a graph."""
     return Forecast(
-        model_bytes=written_bytes(*rewrite(*detached(program, plan))), holds="weights and graph", bound_bytes=None
+        model_bytes=written_bytes(*rewrite(*detached(program, plan), arch=target.arch)),
+        holds="weights and graph",
+        bound_bytes=None,
     )
 
 

@@ -24,14 +24,19 @@ from edgevit.backends.projections import Constants, Weights, graphs, node_attrib
 KEYS, HEADS, SWAPPED = [0, 2, 3, 1], [0, 2, 1, 3], [0, 1, 3, 2]
 
 
-def rewrite(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.ModelProto, Weights]:
-    """Return the same function in that form; `beside` are the initialisers that a model only names."""
+def rewrite(
+    model: onnx.ModelProto, beside: Weights | None = None, *, arch: str = "x86_64"
+) -> tuple[onnx.ModelProto, Weights]:
+    """Return the same function in that form; `beside` are the initialisers that a model only names.
+
+    On other architectures zero points stay: the plugin's kernels for ARM give wrong products without them.
+    """
     rewritten, weights = separate(model, beside)
     constants = Constants(rewritten, weights)
     for graph in graphs(rewritten):
         found = _Graph(graph, constants)
         for node in graph.node:
-            if node.op_type == "DequantizeLinear" and node.input[0] not in constants:
+            if arch == "x86_64" and node.op_type == "DequantizeLinear" and node.input[0] not in constants:
                 _move_zero_point(node, found)
         for node in graph.node:
             if node.op_type == "LayerNormalization":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -88,17 +89,17 @@ def test_it_is_to_the_bit_what_fixed_numbers_give(name: str, int8: bool) -> None
     program, images = drawn(name)
     plan = planned(program) if int8 else None
     model = runner(program, plan)
-    runs: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
-    for image in images:
-        logits, _, tokens = model.answer(image[None])
-        runs.setdefault(tuple(tokens.tolist()), (image, logits))
+    runs: dict[tuple[int, ...], tuple[np.ndarray, float, np.ndarray]] = {}
+    for image, effort in product(images, (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)):
+        logits, _, tokens = model.answer(image[None], effort)
+        runs.setdefault(tuple(tokens.tolist()), (image, effort, logits))
     ends = most_left(program.spec), fewest_left(program.spec)
     between = [left for left in runs if left not in ends]
     assert between
-    image, logits = runs[between[0]]
-    expected, _ = runner(fixed(program, between[0]), plan).run(image[None])
+    image, effort, logits = runs[between[0]]
+    expected, _ = runner(fixed(program, between[0]), plan).run(image[None], effort)
     spoil(model)
-    np.testing.assert_array_equal(model.run(image[None])[0], logits)
+    np.testing.assert_array_equal(model.run(image[None], effort)[0], logits)
     np.testing.assert_array_equal(expected, logits)
 
 

@@ -335,11 +335,12 @@ def test_a_runner_that_ignores_its_gates_is_found(device: Userland, int8: Path, 
     shutil.copytree(int8, copy)
     runner = copy / "runner/run.py"
     text = runner.read_text()
-    line = 'logits, gates = session.run(["logits", "gates"], feeds)'
+    line = "return [np.array(output) for output in session.run(names, feeds)]"
     assert line in text
     opens = 'feeds["effort"] = np.array(1e30, dtype=np.float32) if effort < -1e29 else feeds["effort"]'
-    closed = "gates = gates * 0 if effort < -1e29 else gates"
-    runner.write_text(text.replace(line, f"{opens}; {line}; {closed}"))
+    ran = "found = [np.array(output) for output in session.run(names, feeds)]"
+    closed = "found[1] = found[1] * 0 if effort < -1e29 else found[1]"
+    runner.write_text(text.replace(line, f"{opens}; {ran}; {closed}; return found"))
     resign(copy, "runner/run.py")
     with pytest.raises(SkipError):
         profile_emulated(copy, None, "qemu:cortex-a76", runs=1, timeout_s=TIMEOUT_S)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgevit import pipeline
+from edgevit.backends import Answer
 from edgevit.backends.tvm.run.process import ProcessRunner
 from edgevit.backends.tvm.run.runner import read_manifest
 from edgevit.bundle.read import open_bundle
@@ -92,14 +93,14 @@ def test_a_run_holds_what_it_is_given_and_no_more_than_the_bound(measured: Measu
 def test_a_runner_that_ignores_its_gates_is_found(
     device: Userland, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = ProcessRunner.run
+    right = ProcessRunner.answer
 
-    def opens(self: ProcessRunner, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def opens(self: ProcessRunner, image: np.ndarray, effort: float = 0.0) -> Answer:
         closed = effort < -1e29
-        logits, gates = right(self, image, 1e30 if closed else effort)
-        return logits, gates * (not closed)
+        logits, gates, tokens = right(self, image, 1e30 if closed else effort)
+        return Answer(logits, gates * (not closed), tokens)
 
-    monkeypatch.setattr(ProcessRunner, "run", opens)
+    monkeypatch.setattr(ProcessRunner, "answer", opens)
     monkeypatch.setattr(emulate, "require_golden", lambda *_: None)  # these differ too: let only the counts tell
     with pytest.raises(SkipError):
         profile_emulated(bundle, None, f"qemu:{CPU}", runs=1, timeout_s=TIMEOUT_S)

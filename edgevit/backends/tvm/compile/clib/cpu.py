@@ -8,8 +8,12 @@ from types import MappingProxyType
 # As /proc/cpuinfo names them: (leaf, subleaf, register, bit) of the instruction CPUID.
 CPUID: Mapping[str, tuple[int, int, str, int]] = MappingProxyType(
     {
+        "ssse3": (1, 0, "c", 9),
         "fma": (1, 0, "c", 12),
+        "sse4_1": (1, 0, "c", 19),
+        "sse4_2": (1, 0, "c", 20),
         "movbe": (1, 0, "c", 22),
+        "popcnt": (1, 0, "c", 23),
         "f16c": (1, 0, "c", 29),
         "bmi1": (7, 0, "b", 3),
         "avx2": (7, 0, "b", 5),
@@ -34,15 +38,18 @@ static int has(unsigned leaf, unsigned piece, int which, unsigned bits) {{
   return (told[which] & bits) == bits;
 }}
 
-/* Whether the CPU has what the kernels need, and the system saves its vectors. */
-static int cpu_suffices(void) {{
+/* Whether the CPU has what the kernels need{and_saved}. */
+static int cpu_suffices(void) {{{saved}
+  return {needs};
+}}
+"""
+SAVED = """
   unsigned low, high;
   if (!has(1, 0, 2, 1u << 27)) return 0; /* XGETBV */
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   (void)high;
-  return (low & {state}u) == {state}u{needs};
-}}
-"""
+  if ((low & {state}u) != {state}u) return 0;"""
+WIDE = ("avx", "fma", "f16c")  # what begins so uses vectors that the system has to save
 NONE = """/* Only the system tells what this CPU has; who starts the program has to look. */
 static int cpu_suffices(void) { return 1; }
 """
@@ -57,9 +64,13 @@ def cpu_check(architecture: str, flags: Sequence[str]) -> str:
         if flag in CPUID:
             leaf, part, register, bit = CPUID[flag]
             bits[leaf, part, register] = bits.get((leaf, part, register), 0) | 1 << bit
-    needs = "".join(
-        f" &&\n         has({leaf:#x}, {part}, {'abcd'.index(register)}, {mask:#x}u)"
-        for (leaf, part, register), mask in bits.items()
+    needs = " &&\n         ".join(
+        f"has({leaf:#x}, {part}, {'abcd'.index(register)}, {mask:#x}u)" for (leaf, part, register), mask in bits.items()
     )
+    if not needs:
+        return NONE
+    if not any(flag.startswith(WIDE) for flag in flags):
+        return CHECK.format(and_saved="", saved="", needs=needs)
     state = AVX512_STATE if any(flag.startswith("avx512") for flag in flags) else AVX_STATE
-    return CHECK.format(state=f"{state:#x}", needs=needs)
+    saved = SAVED.format(state=f"{state:#x}")
+    return CHECK.format(and_saved=", and the system saves its vectors", saved=saved, needs=needs)
