@@ -33,6 +33,7 @@ from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import count_int8  # noqa: E402
 from edgevit.backends.tvm.kernels import attention, attention_int8  # noqa: E402
+from edgevit.backends.tvm.memory_bound import MACHINE_BYTES  # noqa: E402
 from edgevit.backends.tvm.run.pool import Pool  # noqa: E402
 from edgevit.backends.tvm.run.runner import TvmRunner, aligned  # noqa: E402
 from edgevit.backends.tvm.run.runner import load as load_here  # noqa: E402
@@ -231,12 +232,12 @@ def test_the_runner_without_python_does_the_same(folders: dict[int, Path], tmp_p
 
 
 def test_a_run_touches_no_more_than_the_bound_says(tmp_path: Path) -> None:
-    """Stacks and queues of the threads are there before; DeiT-Ti's shapes, one block."""
+    """Of DeiT-Ti's shapes, one block; the allowance covers the stack of a thread that first works in the run."""
     program = tiny_program(dim=192, heads=3, hidden=768, image=(224, 224), patch=16, depth=1)
     library.write(lower(program, replace(AVX2, threads=2)), tmp_path)
     (tmp_path / backend.PROGRAM).mkdir(parents=True)
     native_runner.here(tmp_path / backend.PROGRAM)
-    bound, image = backend.memory(tmp_path).activations, tiny_images(program.spec, 1)
+    bound, image = backend.memory(tmp_path).activations + MACHINE_BYTES, tiny_images(program.spec, 1)
     touched = [backend.touched(tmp_path, image, 0.0)[0] for _ in range(5)]
     assert all(bytes_ is not None and 0.9 * bound < bytes_ <= bound for bytes_ in touched), touched
     for asked, used in ((None, 2), (1, 1)):
