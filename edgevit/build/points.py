@@ -7,7 +7,7 @@ way from there to all open, by MACs. Calibration images tell where that is, othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -58,13 +58,15 @@ def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> tup
     efforts, judge = _efforts(case, watched), _judge(case)
     named = {effort for effort, name in efforts if name is not None}
     wanted = [(effort, name) for effort, name in efforts if name is not None or effort not in named]
-    return tuple(_measure(case, watched, judge, effort, name) for effort, name in track(wanted, "Measuring points"))
+    apart = track(list(dict.fromkeys(effort for effort, _ in wanted)), "Measuring points")
+    measured = {effort: _measure(case, watched, judge, effort) for effort in apart}
+    return tuple(replace(measured[effort], name=name) for effort, name in wanted)
 
 
 def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]:
     """Return the efforts to measure, with their names, from the least: two of them mark the ends of the curve."""
     images = case.calibration.images[:TRIED_IMAGES]
-    before, _ = _answers(case, runner, images, 0.0)
+    before, macs = _answers(case, runner, images, 0.0)
     lowest: dict[PointName, float] = dict.fromkeys(KEPT, 0.0)
     for effort in (-effort for effort in GRID):
         share = float(_same(case, _answers(case, runner, images, effort)[0], before).mean())
@@ -76,16 +78,16 @@ def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]
         (lowest["fastest"], "fastest"),
         (lowest["fast"], "fast"),
         (0.0, "balanced"),
-        (_accurate(case, runner, images), "accurate"),
+        (_accurate(case, runner, images, macs.mean()), "accurate"),
         (EFFORT_ALL_OPEN, "full"),
     ]
     return [*ends, *named]
 
 
-def _accurate(case: Case, runner: Runner, images: np.ndarray) -> float:
-    """Return the effort with MACs half of the way from as calibrated to all open."""
+def _accurate(case: Case, runner: Runner, images: np.ndarray, least: float) -> float:
+    """Return the effort with MACs half of the way from as calibrated, `least` on average, to all open."""
     efforts = (0.0, *GRID, EFFORT_ALL_OPEN)
-    least, most = (_answers(case, runner, images, effort)[1].mean() for effort in (efforts[0], efforts[-1]))
+    most = _answers(case, runner, images, efforts[-1])[1].mean()
     wanted = (least + most) / 2
     counted = [least]
     for effort in efforts[1:-1]:
@@ -146,7 +148,7 @@ def _judge(case: Case) -> _Judge:
     return _Judge(images=images, expected=expected, labels=labels, against="float")
 
 
-def _measure(case: Case, runner: Runner, judge: _Judge, effort: float, name: PointName | None) -> OperatingPoint:
+def _measure(case: Case, runner: Runner, judge: _Judge, effort: float) -> OperatingPoint:
     runs = [_run(case, runner, image, effort) for image in judge.images]
     macs, branches = (np.array(column) for column in list(zip(*runs, strict=True))[1:])
     classes = np.array([logits.argmax() for logits, _, _ in runs])
@@ -156,7 +158,7 @@ def _measure(case: Case, runner: Runner, judge: _Judge, effort: float, name: Poi
 
     return OperatingPoint(
         effort=effort,
-        name=name,
+        name=None,
         macs=float(macs.mean()),
         worst_macs=int(macs.max()),
         branches=float(branches.mean()),

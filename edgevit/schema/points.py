@@ -1,4 +1,4 @@
-"""Operating points: efforts that a build was measured at, five of them with a name that every runner takes.
+"""Operating points: efforts that a build was measured at, five of them with a name that `runner/run.py` and Python take.
 
 An effort is one number, and how much a step of it costs differs from model to model; a name says what it is for.
 """
@@ -25,7 +25,7 @@ class OperatingPoint:
 
     Attributes:
         effort: the value of the input `effort`.
-        name: what runners take for it (None: a point of the curve between the named ones).
+        name: what stands for it (None: a point of the curve between the named ones).
         macs: multiply-accumulates of an image, the mean over the images.
         worst_macs: of the image that took most.
         branches: how many branches ran, the mean.

@@ -4,7 +4,7 @@ Merging two tokens changes the logits by about as much as they differ, times how
 that is can be told from a token itself: the logarithm of the attention that the head's tokens give it in all later
 blocks, and of its squared length, is all but linear in its normalised row (R2 0.7 to 0.9 on the tiny models). So
 `u = row . w + b` is fitted, and pairs are ranked by cosine - GUARD (u + u'), which is a product of rows again: of those
-less GUARD D w. Against ToMe's ranking that nearly halves the drift at equal MACs (reports/reference/token-rules.md).
+less GUARD D w. Against ToMe's ranking that halves the drift at equal MACs (reports/reference/token-rules.md).
 """
 
 from __future__ import annotations
