@@ -1,4 +1,4 @@
-"""Operating points: efforts that a build was measured at, five of them with a name that `runner/run.py` and Python take.
+"""Operating points: efforts that a build was measured at; five have a name that `runner/run.py` and Python take.
 
 An effort is one number, and how much a step of it costs differs from model to model; a name says what it is for.
 """
