@@ -32,6 +32,7 @@ from edgevit.schema.budget import BUDGETS
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.util import atomic, strict_json
+from edgevit.util.paths import is_folder
 
 __all__ = ["Report", "as_markdown", "report", "report_folder", "show", "to_json"]
 INDEX, COMPARISON = "index.html", "compare.html"
@@ -137,7 +138,7 @@ def _page_names(names: Sequence[str]) -> list[str]:
 
 def is_bundle(path: Path) -> bool:
     """Return whether a path names a bundle, a folder or zip, and not a measurement's file."""
-    return path.is_dir() or path.suffix == ".zip"
+    return is_folder(path) or path.suffix == ".zip"
 
 
 def write_page(page: Path, content: str, *, force: bool) -> None:

@@ -8,6 +8,7 @@ from edgevit.backends.targets import load_target
 from edgevit.errors import OutputError, TargetError
 from edgevit.schema.target import Target, list_targets
 from edgevit.util import atomic
+from edgevit.util.paths import is_there
 from edgevit.util.resources import shipped
 
 __all__ = ["Target", "export_target", "list_targets", "target", "targets"]
@@ -47,7 +48,7 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
         output: the file (default: NAME.toml here); it may be called anything that ends in .toml.
 
     Raises:
-        OutputError: it is there already, does not end in .toml, or cannot be written.
+        OutputError: it is there already, lies in a bundle, does not end in .toml, or cannot be written.
         TargetError: nothing is called so; the nearest names are offered.
     """
     if name.endswith(".toml"):
@@ -56,7 +57,8 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
     path = Path(f"{name}.toml") if output is None else Path(output)
     if path.suffix != ".toml":
         raise OutputError(f"{path} does not end in .toml, which tells a target file from a name; rename it")
-    if path.exists() or path.is_symlink():
+    atomic.refuse_inside(path)
+    if is_there(path):
         raise OutputError(f"{path} already exists; choose another file with -o")
     try:
         atomic.write_file(path, (shipped("targets") / f"{name}.toml").read_bytes(), replace=False)

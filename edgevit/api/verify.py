@@ -10,6 +10,7 @@ from edgevit.bundle import signature as signatures
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.devices.local import Verified
+from edgevit.util.paths import is_file
 
 __all__ = ["Verified", "verify"]
 
@@ -59,4 +60,4 @@ def verify(
         verified = local.verify(path, threads=threads, timeout_s=timeout_s, sha256=sha256)
     else:
         verified = local.inspect(path, sha256=sha256)
-    return replace(verified, signature="holds" if key is not None else "unchecked" if signed.is_file() else "none")
+    return replace(verified, signature="holds" if key is not None else "unchecked" if is_file(signed) else "none")

@@ -19,7 +19,7 @@ from edgevit.backends import backend
 from edgevit.backends.targets import accept
 from edgevit.errors import OutputError
 from edgevit.schema.target import Target
-from edgevit.util.atomic import scratch
+from edgevit.util.atomic import refuse_inside, scratch
 
 # What temporary names add to a name while it is written, and `.zip` beside a folder.
 NAME_RESERVE_BYTES = 16
@@ -87,6 +87,7 @@ def _require_writable(output: Output) -> None:
     path, choose = output.path, f"choose another place with {output.option}"
     if path.name in ("", ".."):
         raise OutputError(f"{path} has no name of its own to write to; name a {_kind(output)} with {output.option}")
+    refuse_inside(path)
     try:
         parent = _nearest_folder(path)
         _require_short(output, parent)

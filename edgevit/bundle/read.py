@@ -29,6 +29,7 @@ from edgevit.util import limits
 from edgevit.util.atomic import scratch
 from edgevit.util.limits import LimitError
 from edgevit.util.ownership import zip_root
+from edgevit.util.paths import is_file, is_folder, is_there
 
 # Older bundles store their members uncompressed; deflate cannot gain much on real weights.
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -70,11 +71,11 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     Raises:
         BundleError: not a bundle, of another schema version, damaged, or with members that lead out of it.
     """
-    if path.is_dir():
+    if is_folder(path):
         yield _check(path, path)
         return
-    if not path.is_file():
-        if path.exists():
+    if not is_file(path):
+        if is_there(path):
             raise BundleError(f"{path} is a pipe or a device, and only regular files are read")
         raise BundleError(f"{path} does not exist; a bundle is the folder or the .zip that `edgevit build` writes")
     with scratch() as folder:

@@ -82,7 +82,29 @@ def main() -> int:
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS or arguments.top < 1:
         parser.error(f"--threads is 1 to {MOST_THREADS}, --top 1 or more")
     manifest = read_manifest()
-    changed = changed_files(manifest, ("",) if arguments.check else used_files(manifest))
+    try:
+        threads = checked(manifest, arguments, parser)
+    except OSError as error:
+        refuse(f"a file of it cannot be read ({error})")
+    except Exception as error:  # a value of another kind than edgevit writes
+        refuse(f"manifest.json is not what edgevit writes ({type(error).__name__}: {error})")
+    try:
+        return work(manifest, threads, arguments)
+    except OSError:  # nobody reads what is printed, or the disk is full
+        raise
+    except ImportError as error:
+        print(escaped(f"{error}; install it: pip install {manifest.get('backend')}"), file=sys.stderr)
+        return MISSING
+    except Exception as error:  # the runtimes' exceptions share no base class of their own
+        told = f"{type(error).__name__}: {error}"
+        words = "it needs more memory than a bundle of its size may take" if NO_MEMORY.search(told) else told[:2000]
+        refuse(f"its model does not run ({words})")
+
+
+def checked(manifest: dict[str, Any], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Hold the files against the manifest, the arguments too; limit this process, and return the threads of a run."""
+    used = used_files(manifest)
+    changed = changed_files(manifest, ("",) if arguments.check else used)
     if changed:
         refuse(f"{', '.join(changed)} differ from manifest.json")
     threads = arguments.threads or manifest["target"]["threads"]
@@ -92,27 +114,22 @@ def main() -> int:
     if not arguments.any_version:
         check_version(manifest)
     confine(manifest, threads)
-    try:
-        return work(manifest, threads, arguments)
-    except OSError:  # nobody reads what is printed, or the disk is full
-        raise
-    except ImportError as error:
-        print(f"{error}; install it: pip install {manifest['backend']}", file=sys.stderr)
-        return MISSING
-    except Exception as error:  # the runtimes' exceptions share no base class of their own
-        told = f"{type(error).__name__}: {error}"
-        words = "it needs more memory than a bundle of its size may take" if NO_MEMORY.search(told) else told[:2000]
-        refuse(f"its model does not run ({words})")
+    return threads
 
 
 def effort_of(asked: str, manifest: dict[str, Any], parser: argparse.ArgumentParser) -> float:
-    """Return the effort that was asked for, as a number or by the name of one of the bundle's operating points."""
+    """Return the effort that was asked for, as a number or by the name of one of the bundle's operating points.
+
+    No name stands for another number than it says.
+    """
     named = {point["name"]: float(point["effort"]) for point in manifest.get("points", ()) if point["name"]}
     try:
-        effort = named[asked] if asked in named else float(asked)
+        effort = float(asked)
     except ValueError:
         has = f"it has {', '.join(named)}" if named else "it has none"
-        parser.error(f"this bundle has no operating point {asked!r}: {has}; --effort takes a number too")
+        if asked not in named:
+            parser.error(escaped(f"this bundle has no operating point {asked!r}: {has}; --effort takes a number too"))
+        effort = named[asked]
     if math.isnan(effort):
         parser.error("--effort is a number or the name of an operating point, got nan")
     return effort
@@ -211,7 +228,7 @@ def read_manifest() -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(raw)
         digest = manifest.get("sha256", "")
         whole = not digest or hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         refuse(f"manifest.json cannot be read ({error})")
     if not whole:
         refuse("manifest.json was changed since it was written")
@@ -219,7 +236,15 @@ def read_manifest() -> dict[str, Any]:
 
 
 def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
-    """Return how the paths of all files begin that are loaded or run to classify an image."""
+    """Return how the paths of all files begin that are loaded or run to classify an image.
+
+    What is read by its name is refused where the manifest does not list it: nobody would have checked it.
+    """
+    named = [manifest["model"], *([manifest["labels"]] if manifest["labels"] else [])]
+    named += [case[key] for case in manifest["golden"] for key in ("image", "logits", "gates")]
+    unlisted = sorted(set(named) - {file["path"] for file in manifest["files"]})
+    if unlisted:
+        refuse(f"manifest.json does not list {', '.join(unlisted)}, which it uses")
     folder, _, model = manifest["model"].rpartition("/")
     own = f"{folder}/" if folder else model.rpartition(".")[0] + "."
     return (own, *USED, *([manifest["labels"]] if manifest["labels"] else []))
@@ -404,7 +429,7 @@ def check_golden(manifest: dict[str, Any], run: Run) -> int:
         error = float(np.abs(got_logits - logits).max())
         good = bool(error <= manifest["golden_tolerance"] and (got_gates == gates).all())
         failed += not good
-        print(f"{'ok    ' if good else 'FAILED'} {case['path']}: largest logit difference {error:.3g}")
+        print(escaped(f"{'ok    ' if good else 'FAILED'} {case['path']}: largest logit difference {error:.3g}"))
     print(f"{len(manifest['files'])} files intact, {len(manifest['golden']) - failed} golden outputs as expected")
     return 1 if failed else 0
 

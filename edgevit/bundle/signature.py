@@ -22,6 +22,7 @@ from edgevit.schema.manifest_file import MANIFEST, with_faults
 from edgevit.util import strict_json
 from edgevit.util.atomic import scratch
 from edgevit.util.limits import SETTINGS_BYTES, LimitError, read_regular
+from edgevit.util.paths import is_there
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -111,7 +112,7 @@ def _kind(key: ec.EllipticCurvePrivateKey | Any) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """Return the signature's JSON, within the limits on what others wrote."""
-    if not path.exists():
+    if not is_there(path):
         raise SignatureError(f"it is not signed: {path} does not exist; name another with --signature")
     try:
         data = strict_json.read_json(path)

@@ -17,6 +17,7 @@ import click
 from edgevit import __version__
 from edgevit.cli import terminal
 from edgevit.errors import OutputError
+from edgevit.util import atomic
 from edgevit.util.progress import LOGGER, without_bars
 
 
@@ -47,6 +48,7 @@ class _ToFile(logging.Handler):
     def __init__(self, path: Path) -> None:
         super().__init__(logging.DEBUG)
         self._path = path
+        atomic.refuse_inside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = path.open("a", encoding="utf-8", errors="backslashreplace")

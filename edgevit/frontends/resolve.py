@@ -7,6 +7,7 @@ from pathlib import Path
 from edgevit.errors import ProgramError, RuntimeMissingError, WeightsError
 from edgevit.frontends.hub_folder import is_hub
 from edgevit.program.program import Program, is_program, load_program
+from edgevit.util.paths import is_folder
 from edgevit.util.progress import Say
 
 SHIPPED = Path(__file__).resolve().parent.parent / "programs"
@@ -50,11 +51,11 @@ def resolve(
                 f"{model} is a Program with its own weights, classes and image size; give it alone, or name a model"
             )
         return load_program(path)
-    hub = path.is_dir() and is_hub(path)
+    hub = is_folder(path) and is_hub(path)
     if hub and weights is not None:
         raise WeightsError(f"{model} is a folder with its own weights; give it alone, or a name with --weights")
-    if not hub and (path.is_dir() or path.name == "program.json" or len(path.parts) > 1):
-        what = "holds no program.json" if path.is_dir() else "is no folder"
+    if not hub and (is_folder(path) or path.name == "program.json" or len(path.parts) > 1):
+        what = "holds no program.json" if is_folder(path) else "is no folder"
         raise ProgramError(
             f"{model} {what}; give a Program folder, a folder of Hugging Face's hub "
             "(with config.json), or a name that `edgevit models` lists"

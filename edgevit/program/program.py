@@ -24,6 +24,7 @@ from edgevit.program.spec import CLASS_NUMBERS, BranchSpec, ProgramSpec, shift_n
 from edgevit.program.tokens import merge_faults
 from edgevit.util import atomic, limits, strict_json
 from edgevit.util.notebook import Shown
+from edgevit.util.paths import is_file
 
 SCHEMA = 1
 STORED = ("F32", "F16", "F64")  # types of arrays in a Program's safetensors
@@ -313,4 +314,4 @@ def load_program(folder: Path) -> Program:
 
 def is_program(path: Path) -> bool:
     """Return whether `path` looks like a Program folder."""
-    return (path / "program.json").is_file()
+    return is_file(path / "program.json")

@@ -191,12 +191,26 @@ def refuse_foreign(path: Path, kind: Kind) -> None:
         )
 
 
+def refuse_inside(path: Path) -> None:
+    """Refuse an output that would lie in a bundle: with a file that it does not list it counts as damaged.
+
+    Raises:
+        OutputError: it would; the message names the bundle.
+    """
+    bundle = ownership.bundle_around(path)
+    if bundle is not None:
+        raise OutputError(f"{path} lies in the bundle {bundle}, which one more file would damage; choose another place")
+
+
 def refuse_existing(path: Path, kind: Kind, *, force: bool, word: str = "--force") -> None:
-    """Refuse an output that is there already, with `force` only what `refuse_foreign` does; sweep its folder first.
+    """Refuse an output that is there already, with `force` only what `refuse_foreign` does, and any inside a bundle.
+
+    What killed processes left in its folder is swept first.
 
     Raises:
         OutputError: see above; `word` is the option that would allow it.
     """
+    refuse_inside(path)
     sweep(path.parent)
     if force:
         refuse_foreign(path, kind)

@@ -50,6 +50,11 @@ def foreign(path: Path, kind: Kind) -> list[str]:
     return [] if _is_file_of(path, kind) else [path.name]
 
 
+def bundle_around(path: Path) -> Path | None:
+    """Return the folder of a bundle that a path lies in, which a file more would damage; None: it lies in none."""
+    return next((parent for parent in path.absolute().parents if _members(_json(parent / MANIFEST)) is not None), None)
+
+
 def _in_folder(path: Path, kind: Kind) -> Iterator[str]:
     if kind == "bundle":
         listed = _members(_json(path / MANIFEST))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,3 +260,96 @@ def test_a_damaged_model_is_not_loaded(folder: Path, tmp_path: Path, photo: Path
     (copy / "manifest.json").write_bytes(path.read_bytes())
     done = run(copy, str(photo))
     assert done.returncode == 19 and "damaged" in done.stderr
+
+
+def put(data: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A manifest with one value replaced, or left out where that is `...`."""
+    changed: Any = json.loads(json.dumps(data))
+    inside, *keys = changed, *(int(key) if key.isdigit() else key for key in place.split("."))
+    for key in keys[:-1]:
+        inside = inside[key]
+    if value is ...:
+        del inside[keys[-1]]
+    else:
+        inside[keys[-1]] = value
+    return dict(changed)
+
+
+ODD: list[Any] = [None, 5, "x", [], {}, [1], [{}], {"a": 1}, 1e308, ...]
+ESCAPE = "\x1b]0;x\x07\u202e"
+
+
+@pytest.fixture
+def at_home(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundle whose runner is the common part, in this process: all but its model."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    monkeypatch.setattr(runner, "ROOT", copy)
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    return copy
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Its exit code, and what it says in a line that steers no terminal."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(runner.main())
+    said = capsys.readouterr()
+    assert isinstance(ended.value.code, int) and "\x1b" not in said.out + said.err
+    return ended.value.code, said.err
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("points", "target", "target.threads", "tools", "files", "files.0", "files.0.path", "files.0.bytes", "model"),
+        *("labels", "bound", "bound.bound_bytes", "golden", "golden.0", "golden.0.image", "backend", "outputs"),
+    ],
+)
+def test_a_manifest_of_odd_values_is_refused_in_a_line(
+    place: str, at_home: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or runs, where the value is not needed."""
+    stated = json.loads((at_home / "manifest.json").read_text())
+    for value in ODD:
+        rewrite(at_home, put({"points": [], **stated}, place, value))
+        for arguments in ((str(photo), "--effort", "fast"), (str(photo),), ("--check",)):
+            code, said = ends(monkeypatch, capsys, *arguments)
+            assert code in (2, 19), (value, code, said)
+    (at_home / "manifest.json").write_text("[" * 100_000)
+    assert ends(monkeypatch, capsys, str(photo))[0] == 19
+
+
+@pytest.mark.parametrize("place", ["model", "labels", "golden.0.logits"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.json", "runner/../labels.json", f"a{ESCAPE}"])
+def test_what_the_manifest_does_not_list_is_not_read(
+    place: str, name: str, at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (at_home.parent / "outside.json").write_text("[]")
+    rewrite(at_home, put(json.loads((at_home / "manifest.json").read_text()), place, name))
+    code, said = ends(monkeypatch, capsys, "--check")
+    assert code == 19 and "manifest.json does not list " in said
+
+
+def test_names_of_a_manifest_do_not_steer_the_terminal(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = json.loads((at_home / "manifest.json").read_text())
+    rewrite(at_home, {**stated, "points": [{"name": ESCAPE, "effort": 0}]})
+    assert ends(monkeypatch, capsys, "x.jpg", "--effort", "fast")[0] == 2
+    rewrite(at_home, put(stated, "golden.0.path", ESCAPE))
+    monkeypatch.setattr(runner, "load_model", lambda *_: lambda image, effort: (np.zeros((1, 10)), np.zeros(4)))
+    assert ends(monkeypatch, capsys, "--check")[0] == 1
+
+    def missing(*_: object) -> None:
+        raise ImportError("no module")
+
+    rewrite(at_home, put(stated, "backend", ESCAPE))
+    monkeypatch.setattr(runner, "load_model", missing)
+    assert ends(monkeypatch, capsys, "--check")[0] == 18
+
+
+def test_no_name_stands_for_another_number(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = json.loads((at_home / "manifest.json").read_text())
+    for name in ("0", "0.5", "inf"):
+        points = [{"name": name, "effort": 9.0}]
+        assert runner.effort_of(name, {**stated, "points": points}, argparse.ArgumentParser()) == float(name)

@@ -6,6 +6,8 @@ started goes on; SIGTERM and SIGINT let it clean up, so that nothing may be left
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -25,6 +27,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # By a signal before the command listens to it, as asked for, or done before the signal came.
 CODES = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (-15, 143, 0), signal.SIGINT: (130, 0)}
 MOST = 500
+RANDOM, RENAMES = "random", "every rename"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +49,10 @@ class Victim:
         self.command, self.root = command, root
         self._kept = root / "kept"
         if command.old:
-            self._must(self.run(1))
+            self.must(self.run(1))
             shutil.copytree(root / commands.OUT, self._kept, symlinks=True)
         begun = time.monotonic()
-        self._must(self.run(2))
+        self.must(self.run(2))
         self.seconds = time.monotonic() - begun
         if command.name == "compress":
             shutil.copytree(root / commands.OUT / "run", root / commands.GIVEN / "trained")
@@ -67,8 +70,7 @@ class Victim:
     def try_at(self, number: signal.Signals, /, **how: Any) -> tuple[bool, str]:
         """Whether it was ended before it was done, and what was wrong then or after another start."""
         commands.empty(self.root)
-        if self.command.old:
-            shutil.copytree(self._kept, self.root / commands.OUT, symlinks=True, dirs_exist_ok=True)
+        self.restore()
         ended = self.run(**how)
         try:
             self._check(number, ended)
@@ -76,54 +78,68 @@ class Victim:
             return ended.code != 0, f"{type(error).__name__}: {error}"
         return ended.code != 0, ""
 
+    def restore(self) -> None:
+        """Put what is to be replaced there, if anything is."""
+        if self.command.old:
+            shutil.copytree(self._kept, self.root / commands.OUT, symlinks=True, dirs_exist_ok=True)
+
     def _check(self, number: signal.Signals, ended: Ended) -> None:
         assert ended.code in CODES[number] and not ended.crashed, f"{ended.code}: {ended.said[-500:]}"
         before = self.command.versions(self.root)  # each whole
         if number != signal.SIGKILL:
             assert all(len(together) == 1 for together in before), f"versions {before}"
             assert not strays(self.root, self.command.left), f"left {strays(self.root, self.command.left)}"
-        self._must(self.run())
+        self.must(self.run())
         assert self._all() == {2}, f"versions {self._all()} after another start"
         assert not strays(self.root, self.command.left), f"left {strays(self.root, self.command.left)} after a start"
 
     def _all(self) -> set[int | None]:
         return set[int | None]().union(*self.command.versions(self.root))
 
-    def _must(self, ended: Ended) -> None:
+    def must(self, ended: Ended) -> None:
+        """Raise AssertionError unless a start without a signal succeeded."""
         assert ended.code == 0, f"another start ended with {ended.code}: {ended.said[-500:]}"
 
 
-def at_random(victim: Victim, number: signal.Signals, moments: int, seed: int = 0) -> Killed:
-    """End it at random moments of the time that it takes."""
+def at_random(
+    victim: Victim, number: signal.Signals, moments: int, *, seed: int = 0, begun: Killed | None = None
+) -> Iterator[Killed]:
+    """End it at random moments of the time that it takes; yields the count so far, after those of `begun`."""
     rng = random.Random(f"{seed} {victim.command.name} {number}")
-    tried = (victim.try_at(number, after_s=rng.uniform(0, victim.seconds), number=number) for _ in range(moments))
-    return _killed(victim, number, "random", tried)
+    shares = [rng.random() for _ in range(moments)]
+    row = begun or _none(victim, number, RANDOM)
+    for share in shares[row.tried :]:
+        row = _with(row, *victim.try_at(number, after_s=share * victim.seconds, number=number))
+        yield row
 
 
-def at_renames(victim: Victim, number: signal.Signals, most: int = MOST) -> Killed:
+def at_renames(
+    victim: Victim, number: signal.Signals, most: int = MOST, *, begun: Killed | None = None
+) -> Iterator[Killed]:
     """End it before each of its renames, and after each exchange; with `most` at evenly chosen ones."""
     count = victim.root / "count"
 
-    def within(moment: int) -> Callable[[], object]:
+    def within(moment: int) -> Callable[[], contextlib.AbstractContextManager[object]]:
         return lambda: ended_at_rename(moment, number, count)
 
     commands.empty(victim.root)
-    victim.run(within=within(1 << 30))
+    victim.restore()
+    victim.must(victim.run(within=within(1 << 30)))
     renames = json.loads(count.read_text())
-    chosen = range(renames) if renames <= most else sorted({i * renames // most for i in range(most)})
-    return _killed(victim, number, "every rename", (victim.try_at(number, within=within(i)) for i in chosen))
+    chosen = list(range(renames)) if renames <= most else sorted({i * renames // most for i in range(most)})
+    row = begun or _none(victim, number, RENAMES)
+    for moment in chosen[row.tried :]:
+        row = _with(row, *victim.try_at(number, within=within(moment)))
+        yield row
 
 
-def _killed(victim: Victim, number: signal.Signals, moments: str, tried: Iterator[tuple[bool, str]]) -> Killed:
-    results = list(tried)
-    return Killed(
-        command=victim.command.name,
-        signal=number.name,
-        moments=moments,
-        tried=len(results),
-        ended=sum(ended for ended, _ in results),
-        faults=tuple(dict.fromkeys(fault for _, fault in results if fault)),
-    )
+def _none(victim: Victim, number: signal.Signals, moments: str) -> Killed:
+    return Killed(command=victim.command.name, signal=number.name, moments=moments, tried=0, ended=0, faults=())
+
+
+def _with(row: Killed, ended: bool, fault: str) -> Killed:
+    faults = tuple(dict.fromkeys([*row.faults, *([fault] if fault else [])]))
+    return dataclasses.replace(row, tried=row.tried + 1, ended=row.ended + ended, faults=faults)
 
 
 def victims(names: tuple[str, ...], root: Path) -> Iterator[Victim]:

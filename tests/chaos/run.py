@@ -21,7 +21,7 @@ from pathlib import Path
 from edgevit.cli import main
 from edgevit.util import atomic
 
-PATIENCE_S = 120
+PATIENCE_S = 600
 BEGUN = b"!"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of what was killed become children of this process
 # Imported before anything is forked, so that a run takes a second; the rest of the package imports them on demand.

@@ -16,13 +16,18 @@ def killed(root: Path) -> Iterator[kills.Killed]:
     """Device setup often, as it takes no time; a build and a training at a few moments."""
     (device,) = kills.victims(("device",), root)
     for number in kills.SIGNALS:
-        yield kills.at_random(device, number, 2)
-    yield kills.at_renames(device, signal.SIGKILL)
+        yield from _last(kills.at_random(device, number, 2))
+    yield from _last(kills.at_renames(device, signal.SIGKILL))
     build, compress = kills.victims(("build", "compress"), root)
-    yield kills.at_renames(build, signal.SIGKILL, 2)
-    yield kills.at_random(build, signal.SIGTERM, 1)
-    yield kills.at_random(compress, signal.SIGINT, 1)
-    yield kills.at_random(compress, signal.SIGKILL, 1)
+    yield from _last(kills.at_renames(build, signal.SIGKILL, 2))
+    yield from _last(kills.at_random(build, signal.SIGTERM, 1))
+    yield from _last(kills.at_random(compress, signal.SIGINT, 1))
+    yield from _last(kills.at_random(compress, signal.SIGKILL, 1))
+
+
+def _last(counts: Iterator[kills.Killed]) -> list[kills.Killed]:
+    """Of counts that grow, the whole."""
+    return list(counts)[-1:]
 
 
 def faulted(root: Path) -> Iterator[faults.Tried]:
