@@ -94,8 +94,9 @@ def sample_bundle(
         image = tiny_images(program.spec, 1)
         golden = []
         for path, effort in PATHS:
-            logits, gates = runner.run(image, effort=effort)
-            golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
+            logits, gates, left = runner.answer(image, effort=effort)
+            tokens = left if program.spec.adaptive else None
+            golden.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates, tokens=tokens))
         runner.close()
         manifest = sample_manifest(program, runtime, sum(f.stat().st_size for f in model.iterdir()))
         settings = onnx_backend(runtime).settings(model, weight_bits=manifest.target.weight_bits)
@@ -132,10 +133,11 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
         tools={"edgevit": "0.1.0", **onnx_backend(runtime).versions()},
         origin={"source": "generated", "licence": "Apache-2.0"},
         input=InputContract(shape=(1, spec.image.height, spec.image.width, 3), preprocessing=spec.image),
-        effort=EffortContract() if spec.gated else None,
+        effort=EffortContract() if spec.steered else None,
         outputs=(
             OutputContract(name="logits", dtype="float32", shape=(1, spec.head.classes), meaning="class scores"),
             OutputContract(name="gates", dtype="uint8", shape=(len(spec.branches),), meaning="1 = the branch ran"),
+            *([_tokens_output(spec)] if spec.adaptive else []),
         ),
         model=MODEL[runtime],
         models={"onnx" if runtime == "onnxruntime" else "ir": MODEL[runtime]},
@@ -171,6 +173,11 @@ def sample_manifest(program: Program, runtime: str = "onnxruntime", model_bytes:
         ),
         golden_tolerance=1e-3,
     )
+
+
+def _tokens_output(spec: ProgramSpec) -> OutputContract:
+    shape = (len(spec.merges),)
+    return OutputContract(name="tokens", dtype="int32", shape=shape, meaning="patch tokens left", kind="tokens")
 
 
 def sample_branches(spec: ProgramSpec) -> tuple[BranchFacts, ...]:

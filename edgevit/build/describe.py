@@ -216,21 +216,24 @@ def golden_runs(runner: Runner, spec: ProgramSpec, images: np.ndarray, *, choose
 
     `chooser`, which is the same model and may be a faster one, looks for the image.
     """
-    image = _real_image(chooser, images, spec) if spec.steered else images[:1]
+    image, steady = _real_image(chooser, images, spec) if spec.steered else (images[:1], True)
     paths: list[tuple[PathName, float]] = [("real", 0.0)]
     if spec.steered:
         paths = [("all_open", EFFORT_ALL_OPEN), ("all_skipped", EFFORT_ALL_SKIPPED), *paths]
     runs = []
     for path, effort in paths:
-        logits, gates = runner.run(image, effort)
-        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates))
+        answer = runner.answer(image, effort) if spec.adaptive else (*runner.run(image, effort), None)
+        logits, gates, tokens = answer
+        if path == "real" and not steady:
+            tokens = None
+        runs.append(GoldenRun(path=path, effort=effort, image=image, logits=logits, gates=gates, tokens=tokens))
     return runs
 
 
-def _real_image(runner: Runner, images: np.ndarray, spec: ProgramSpec) -> np.ndarray:
+def _real_image(runner: Runner, images: np.ndarray, spec: ProgramSpec) -> tuple[np.ndarray, bool]:
     """An image whose gates are mixed and not near their limits, so that it takes the same path on every device.
 
-    Nor are its numbers of tokens near the next ones.
+    Nor are its numbers of tokens near the next ones. Of no such image the first is taken, and False.
     """
     for index in range(min(GOLDEN_CANDIDATES, len(images))):
         image = images[index : index + 1]
@@ -238,5 +241,5 @@ def _real_image(runner: Runner, images: np.ndarray, spec: ProgramSpec) -> np.nda
         states = [np.concatenate(answer[1:]) for answer in answers]
         mixed = not spec.gated or 0 < answers[1][1].sum() < len(answers[1][1])
         if mixed and all(np.array_equal(s, states[1]) for s in states):
-            return image
-    return images[:1]
+            return image, True
+    return images[:1], False

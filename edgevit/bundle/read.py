@@ -48,20 +48,37 @@ class Runner(Protocol):
         """Return image uint8 `[1, height, width, 3]` to logits `[1, classes]` and gates `[branches]`."""
         ...
 
+    def answer(
+        self, image: NDArray[np.uint8], effort: float = 0.0
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32]]:  # pragma: no cover
+        """Return logits, gates and the tokens `[points]` that are left after each point where they merge."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenResult:
-    """One golden input run again: the largest absolute logit difference, and the branches whose gate changed."""
+    """One golden input run again: the largest absolute logit difference, and what else changed.
+
+    `changed_gates` are branches that ran and should not, or the other way round, `changed_tokens` points where another
+    number of tokens was left, in words.
+    """
 
     path: PathName
     held: bool
     logit_error: float
     changed_gates: tuple[str, ...]
+    changed_tokens: tuple[str, ...] = ()
 
     def parity(self, allowed: float) -> GoldenParity:
         """Return it as a Measurement tells it: JSON knows no nan, so that is as far off as can be."""
         error = float(np.nan_to_num(self.logit_error, nan=WORST_ERROR, posinf=WORST_ERROR))
-        return GoldenParity(path=self.path, logit_error=error, allowed=allowed, gates_equal=not self.changed_gates)
+        return GoldenParity(
+            path=self.path,
+            logit_error=error,
+            allowed=allowed,
+            gates_equal=not self.changed_gates,
+            tokens_equal=not self.changed_tokens,
+        )
 
 
 @contextmanager
@@ -83,7 +100,7 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
 
 
 def verify_bundle(bundle: Bundle, runner: Runner) -> tuple[GoldenResult, ...]:
-    """Run every golden input on `runner` again: gates must be equal, logits within the manifest's tolerance.
+    """Run every golden input on `runner` again: gates and tokens must be equal, logits within the tolerance.
 
     Raises:
         BundleError: a golden file is not the array it should be.
@@ -117,15 +134,35 @@ def load_golden(bundle: Bundle, case: GoldenCase) -> tuple[NDArray[np.uint8], ND
     )
 
 
+def load_golden_tokens(bundle: Bundle, case: GoldenCase) -> NDArray[np.int32] | None:
+    """Return the tokens of a golden case, int32 `[points]`; None where they are not compared."""
+    if case.tokens is None:
+        return None
+    shape = next(output.shape for output in bundle.manifest.outputs if output.name == "tokens")
+    return _array(bundle, case.tokens, np.int32, shape)
+
+
 def _rerun(bundle: Bundle, case: GoldenCase, runner: Runner) -> GoldenResult:
     image, _, _ = load_golden(bundle, case)
-    return compare_golden(bundle, case, *runner.run(image, effort=case.effort))
+    run = runner.run if case.tokens is None else runner.answer
+    return compare_golden(bundle, case, *run(image, effort=case.effort))
 
 
 def compare_golden(
-    bundle: Bundle, case: GoldenCase, got_logits: NDArray[np.float32], got_gates: NDArray[np.uint8]
+    bundle: Bundle,
+    case: GoldenCase,
+    got_logits: NDArray[np.float32],
+    got_gates: NDArray[np.uint8],
+    got_tokens: NDArray[np.int32] | None = None,
 ) -> GoldenResult:
-    """Compare what came of a golden input, logits `[1, classes]` and gates `[branches]`, with what is expected.
+    """Compare what came of a golden input with what is expected.
+
+    Args:
+        bundle: whose golden input it is.
+        case: the golden input.
+        got_logits: `[1, classes]`.
+        got_gates: `[branches]`.
+        got_tokens: `[points]`; needed where the case has such.
 
     Raises:
         BundleError: a golden file is not the array it should be, or the outputs are of another shape.
@@ -138,14 +175,31 @@ def compare_golden(
             f"golden ones are {list(logits.shape)} and {list(gates.shape)}; build the bundle again"
         )
     changed = tuple(n for n, a, b in zip(names, gates, got_gates, strict=True) if a != b)
+    merged = _changed_tokens(bundle, case, got_tokens)
     error = float(np.abs(got_logits - logits).max())
-    held = error <= bundle.manifest.golden_tolerance and not changed
-    return GoldenResult(path=case.path, held=held, logit_error=error, changed_gates=changed)
+    held = error <= bundle.manifest.golden_tolerance and not changed and not merged
+    return GoldenResult(path=case.path, held=held, logit_error=error, changed_gates=changed, changed_tokens=merged)
+
+
+def _changed_tokens(bundle: Bundle, case: GoldenCase, got: NDArray[np.int32] | None) -> tuple[str, ...]:
+    """Return the points where another number of tokens was left than a golden case says, in words."""
+    tokens = load_golden_tokens(bundle, case)
+    if tokens is None:
+        return ()
+    if got is None or got.shape != tokens.shape:
+        told = "none" if got is None else f"{list(got.shape)}"
+        raise BundleError(
+            f"{case.path}: the model gives tokens {told}, the golden ones are {list(tokens.shape)}; build the bundle "
+            "again"
+        )
+    pairs = enumerate(zip(tokens.tolist(), got.tolist(), strict=True), 1)
+    return tuple(f"{b} instead of {a} at point {index}" for index, (a, b) in pairs if a != b)
 
 
 def _golden_fault(result: GoldenResult, tolerance: float) -> str:
     gates = f"; gates that changed: {', '.join(result.changed_gates)}" if result.changed_gates else ""
-    return f"{result.path}: logits differ by up to {result.logit_error:.3g}, allowed: {tolerance:.3g}{gates}"
+    tokens = f"; tokens left: {', '.join(result.changed_tokens)}" if result.changed_tokens else ""
+    return f"{result.path}: logits differ by up to {result.logit_error:.3g}, allowed: {tolerance:.3g}{gates}{tokens}"
 
 
 def _array(bundle: Bundle, name: str, dtype: type[G], shape: tuple[int, ...]) -> NDArray[G]:

@@ -45,6 +45,7 @@ class GoldenRun:
         image: uint8 RGB `[1, height, width, 3]`.
         logits: float32 `[1, classes]`.
         gates: uint8 `[branches]`, 1 = the branch ran.
+        tokens: int32 `[points]`, patch tokens left after each point where they merge (None: not to be compared).
     """
 
     path: PathName
@@ -52,6 +53,7 @@ class GoldenRun:
     image: NDArray[np.uint8]
     logits: NDArray[np.float32]
     gates: NDArray[np.uint8]
+    tokens: NDArray[np.int32] | None = None
 
 
 def write_bundle(
@@ -127,8 +129,11 @@ def _fill(
             image=f"golden/{run.path}.image.npy",
             logits=f"golden/{run.path}.logits.npy",
             gates=f"golden/{run.path}.gates.npy",
+            tokens=None if run.tokens is None else f"golden/{run.path}.tokens.npy",
         )
         every |= {case.image: _npy(run.image), case.logits: _npy(run.logits), case.gates: _npy(run.gates)}
+        if run.tokens is not None and case.tokens is not None:
+            every[case.tokens] = _npy(run.tokens)
         cases.append(case)
     if labels:
         every["labels.json"] = strict_json.dumps(list(labels))

@@ -83,9 +83,11 @@ def command(
         click.echo(f"edgevit: note: {verified.other_runtime}", err=True)
     click.echo(f"{manifest.name}: {len(manifest.files)} files intact, sha256 {verified.sha256}")
     click.echo(f"  {SIGNATURES[verified.signature]}")
+    counted = {case.path for case in manifest.golden if case.tokens is not None}
     for result in verified.golden:
+        equal = "gates and numbers of tokens equal" if result.path in counted else "gates equal"
         click.echo(
-            f"  {result.path:<12} gates equal, logits within {result.logit_error:.3g} "
+            f"  {result.path:<12} {equal}, logits within {result.logit_error:.3g} "
             f"(allowed {manifest.golden_tolerance:.3g})"
         )
     if not run:

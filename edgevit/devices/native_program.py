@@ -273,7 +273,12 @@ def _gates(case: _Case, lines: Lines) -> NDArray[np.uint8]:
 
 def _golden(case: _Case, lines: Lines) -> tuple[GoldenParity, ...]:
     bundle = case.request.bundle
-    return tuple(
-        compare_golden(bundle, each, native_outputs(line, case.classes), gates).parity(bundle.manifest.golden_tolerance)
+    results = (
+        compare_golden(bundle, each, native_outputs(line, case.classes), gates, _tokens(line))
         for each, line, gates in zip(bundle.manifest.golden, lines, _gates(case, lines), strict=True)
     )
+    return tuple(result.parity(bundle.manifest.golden_tolerance) for result in results)
+
+
+def _tokens(line: Mapping[str, Any]) -> NDArray[np.int32] | None:
+    return np.array(line["tokens"], np.int32) if "tokens" in line else None

@@ -15,7 +15,7 @@ IDLE_LOAD = 0.5  # CPUs: so much may others take, or the load average be where a
 
 def golden_fault(case: GoldenParity, where: str) -> str:
     """Return what is wrong with a golden output that is not reproduced."""
-    what = "other gates" if not case.gates_equal else f"logits off by {case.logit_error:.3g}"
+    what = case.other or f"logits off by {case.logit_error:.3g}"
     return f"golden path {case.path} gives {what} {where} (allowed: equal gates, {case.allowed:.3g})"
 
 

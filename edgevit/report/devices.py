@@ -25,8 +25,8 @@ class DeviceRow:
     """One measurement. Times in ms and instructions by path, as far as they are known there.
 
     `cycles` is an estimate, (at least, at most) on real images. `peak_bytes` is to be held against `limit_bytes`.
-    `logit_error` and `gates_equal` are of the golden inputs, None where they were not run. `bundle` names the bundle
-    where there are several.
+    `logit_error`, `gates_equal` and `tokens_equal` are of the golden inputs, None where they were not run. `bundle`
+    names the bundle where there are several.
     """
 
     device: str
@@ -42,6 +42,7 @@ class DeviceRow:
     limit_bytes: int | None
     logit_error: float | None
     gates_equal: bool | None
+    tokens_equal: bool | None = None
 
 
 def device_rows(
@@ -110,7 +111,9 @@ def _cost(row: DeviceRow, path: PathName) -> str:
 def _parity(row: DeviceRow) -> str:
     if row.logit_error is None:
         return say.UNKNOWN
-    return f"within {row.logit_error:.2g}" if row.gates_equal else "other gates"
+    if not row.gates_equal:
+        return "other gates"
+    return "other numbers of tokens" if row.tokens_equal is False else f"within {row.logit_error:.2g}"
 
 
 def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
@@ -139,6 +142,7 @@ def _row(manifest: Manifest, measurement: Measurement, name: str) -> DeviceRow:
         limit_bytes=limit,
         logit_error=max((case.logit_error for case in golden), default=None),
         gates_equal=all(case.gates_equal for case in golden) if golden else None,
+        tokens_equal=all(case.tokens_equal for case in golden) if golden else None,
     )
 
 

@@ -79,6 +79,6 @@ def _parity(emulation: Emulation) -> str:
         return "no golden outputs to hold it against"
     largest = max(emulation.golden, key=lambda case: case.logit_error)
     return (
-        f"golden outputs of {len(emulation.golden)} paths reproduced, gates equal, logits within "
+        f"golden outputs of {len(emulation.golden)} paths reproduced, logits within "
         f"{largest.logit_error:.3g} ({largest.allowed:.3g} allowed)"
     )

@@ -32,7 +32,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
     yield from _beside(measurement)
     if measurement.golden and all(case.held for case in measurement.golden):
         worst = max(measurement.golden, key=lambda case: case.logit_error)
-        yield f"golden outputs: gates equal, logits within {worst.logit_error:.3g} ({worst.allowed:.3g} allowed)"
+        yield f"golden outputs: reproduced, logits within {worst.logit_error:.3g} ({worst.allowed:.3g} allowed)"
     if measurement.expected_wall_ms is not None:
         yield f"{'expected':<12} {measurement.expected_wall_ms:8.2f} ms wall  {measurement.expected_cpu_ms:8.2f} ms CPU"
     else:
@@ -64,7 +64,7 @@ def _emulated(measurement: Measurement, emulation: Emulation) -> Iterator[str]:
     )
     for case in emulation.golden:
         within = f"{case.logit_error:.3g} ({case.allowed:.3g} allowed)"
-        yield f"{case.path:<12} golden output: gates equal, logits within {within}"
+        yield f"{case.path:<12} golden output: reproduced, logits within {within}"
     for path in emulation.instructions:
         largest = sorted(path.classes.items(), key=lambda item: -item[1])
         told = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in largest if count and name != "other")

@@ -169,13 +169,23 @@ class AccuracyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenCase:
-    """An input with the outputs it must give: files in the bundle. Gates must be equal, logits within tolerance."""
+    """An input with the outputs it must give: files in the bundle. Gates must be equal, logits within tolerance.
+
+    `tokens` too must be equal: patch tokens left after each point where they merge (None: not compared, because their
+    number does not follow the image or lies near the next one, or an older edgevit kept none).
+    """
 
     path: PathName
     effort: float
     image: str
     logits: str
     gates: str
+    tokens: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return the files of the case."""
+        return (self.image, self.logits, self.gates, *([self.tokens] if self.tokens is not None else []))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,10 +67,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     names = [file.path for file in manifest.files]
     yield from (f"{name!r} leads out of the bundle" for name in names if not is_plain(name))
     used = {manifest.model, *manifest.models.values(), *([manifest.labels] if manifest.labels else [])}
-    used |= {name for case in manifest.golden for name in (case.image, case.logits, case.gates)}
+    used |= {name for case in manifest.golden for name in case.files}
     yield from (f"{name!r} is used but not among the files" for name in sorted(used - set(names)))
     outputs = {output.name for output in manifest.outputs}
-    yield from (f"no output {name!r}" for name in ("logits", "gates") if name not in outputs)
+    needed = ("logits", "gates", *(["tokens"] if any(case.tokens for case in manifest.golden) else []))
+    yield from (f"no output {name!r}" for name in needed if name not in outputs)
     called = [point.name for point in manifest.points if point.name is not None]
     if len(set(called)) != len(called):
         yield "points: a name is there twice"

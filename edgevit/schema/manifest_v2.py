@@ -13,6 +13,7 @@ SCHEMA = 2
 ADDED: dict[str, tuple[str, ...]] = {
     "": ("points", "tokens"),
     "target": ("ram_mb", "flash_mb", "latency_ms", "drop_points", "cc", "sysroot", "libc"),
+    "golden": ("tokens",),
 }
 
 
@@ -26,7 +27,8 @@ def upgraded(data: Mapping[str, Any], schema: int, faults: list[str]) -> dict[st
     """
     for table, keys in ADDED.items():
         inside = data.get(table) if table else data
-        found = [key for key in keys if isinstance(inside, Mapping) and key in inside]
+        rows = inside if isinstance(inside, list) else [inside]
+        found = [key for key in keys if any(isinstance(row, Mapping) and key in row for row in rows)]
         where = f"manifest.{table}" if table else "manifest"
         faults += [f"{where}: {key!r} is not a key of schema {SCHEMA}" for key in found]
     return {**data, "schema": schema}

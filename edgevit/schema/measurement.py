@@ -143,16 +143,22 @@ class ImagesUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenParity:
-    """A golden input run again: the largest absolute logit difference, what the manifest allows, and the gates."""
+    """A golden input run again: the largest absolute logit difference, what the manifest allows, gates and tokens."""
 
     path: PathName
     logit_error: float
     allowed: float
     gates_equal: bool = True
+    tokens_equal: bool = True
+
+    @property
+    def other(self) -> str:
+        """Return what is not the same beside logits, in words; nothing where it is."""
+        return "other gates" if not self.gates_equal else "" if self.tokens_equal else "other numbers of tokens"
 
     @property
     def held(self) -> bool:
-        return self.gates_equal and self.logit_error <= self.allowed
+        return not self.other and self.logit_error <= self.allowed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from edgevit.program.spec import ImageSpec
 from edgevit.schema.manifest import OutputContract
 from edgevit.schema.points import OperatingPoint
 from edgevit.util import limits
-from tests.bundles import rewrite, sample_bundle
+from tests.bundles import rehash, rewrite, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
 
 SPEC = ImageSpec(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation="bicubic")
@@ -250,6 +250,16 @@ def test_check_fails_when_an_output_is_not_the_expected_one(folder: Path, tmp_pa
     done = run(broken, "--check")
     assert done.returncode == 1
     assert "FAILED all_open" in done.stdout and "2 golden outputs as expected" in done.stdout
+
+
+def test_check_compares_numbers_of_tokens(tmp_path: Path) -> None:
+    merging = sample_bundle(tmp_path / "merging", gated=False, image=(64, 64), tokens="1:0-24@0.2")
+    assert "3 golden outputs as expected" in run(merging, "--check").stdout
+    path = merging / "golden" / "all_open.tokens.npy"
+    np.save(path, np.load(path) - np.int32(8))
+    rehash(merging)
+    done = run(merging, "--check")
+    assert done.returncode == 1 and "FAILED all_open" in done.stdout and ", other tokens" in done.stdout
 
 
 def test_a_damaged_model_is_not_loaded(folder: Path, tmp_path: Path, photo: Path) -> None:

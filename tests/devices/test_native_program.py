@@ -85,7 +85,7 @@ def test_profile_on_a_board(bundle: Path, board: Board, tmp_path: Path, capsys: 
     assert main(["profile", str(bundle), *asked, "--python", "none-here"]) == 0
     captured = capsys.readouterr()
     assert "1 thread, pinned to CPUs 0" in captured.out and "all_skipped" in captured.out
-    assert "golden outputs: gates equal" in captured.out
+    assert "golden outputs: reproduced" in captured.out
     assert not list(board.folder.rglob("pwned"))
     measured = read_measurement(out)
     with open_bundle(bundle) as opened:

@@ -58,7 +58,9 @@ def before_schema_3() -> dict[str, Any]:
     data: dict[str, Any] = to_data(today())
     for table, keys in ADDED.items():
         for key in keys:
-            del (data[table] if table else data)[key]
+            inside = data[table] if table else data
+            for row in inside if isinstance(inside, list) else [inside]:
+                del row[key]
     return data
 
 

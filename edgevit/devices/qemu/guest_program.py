@@ -33,8 +33,9 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
     The request: {"bundle": folder, "runs": [[image, effort]], "between": runs to add, "threads"}. The answer:
-    {"golden": [{"path", "logits", "gates"}], "gates": one list per run, "heap": see `_held`, "environment"}. The
-    first run warms up and is counted like the others; those that are added look for gates that no run had yet.
+    {"golden": [{"path", "logits", "gates", "tokens"}], "gates": one list per run, "heap": see `_held`,
+    "environment"}. The first run warms up and is counted like the others; those that are added look for gates that no
+    run had yet.
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -72,10 +73,11 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def _golden(bundle: Path, case: dict[str, Any], run: Callable[[Any, float], Any]) -> dict[str, Any]:
     """Run a golden input again; the desk compares what comes of it."""
-    logits, gates, *_ = run(np.load(bundle / case["image"], allow_pickle=False), case["effort"])
+    logits, gates, *tokens = run(np.load(bundle / case["image"], allow_pickle=False), case["effort"])
     # JSON knows no nan: as far off as can be.
     finite = np.nan_to_num(logits[0], nan=WORST, posinf=WORST, neginf=-WORST)
-    return {"path": case["path"], "logits": finite.tolist(), "gates": [int(gate) for gate in gates]}
+    told = {"path": case["path"], "logits": finite.tolist(), "gates": [int(gate) for gate in gates]}
+    return {**told, "tokens": [int(left) for left in tokens[0]] if tokens else None}
 
 
 def _heap(what: int) -> int:

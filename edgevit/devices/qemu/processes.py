@@ -36,6 +36,7 @@ class GoldenOutputs:
     path: PathName
     logits: tuple[float, ...]
     gates: tuple[int, ...]
+    tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,13 @@ def _python(
         )
     answer = read_answer(here.folder / guest_program.ANSWER, bundle.manifest, len(requested))
     results = (
-        compare_golden(bundle, case, np.array([got.logits], np.float32), np.array(got.gates, np.uint8))
+        compare_golden(
+            bundle,
+            case,
+            np.array([got.logits], np.float32),
+            np.array(got.gates, np.uint8),
+            None if got.tokens is None else np.array(got.tokens, np.int64).astype(np.int32),
+        )
         for case, got in zip(bundle.manifest.golden, answer.golden, strict=True)
     )
     return GuestRuns(
