@@ -18,9 +18,12 @@ KINDS: dict[str, Any] = {
 }
 
 
-def write_key(path: Path, kind: str = "P-256", password: bytes | None = None) -> Path:
-    """Write a private key to `path` and its public one beside it as `.pub`; return the public one's path."""
-    key = KINDS[kind]()
+def write_key(path: Path, kind: str = "P-256", password: bytes | None = None, seed: int | None = None) -> Path:
+    """Write a private key to `path` and its public one beside it as `.pub`; return the public one's path.
+
+    With `seed` it is the same P-256 key each time.
+    """
+    key = KINDS[kind]() if seed is None else ec.derive_private_key(seed, ec.SECP256R1())
     how = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     pem, format_ = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     path.write_bytes(key.private_bytes(pem, format_, how))

@@ -22,24 +22,29 @@ from safetensors.torch import save as save_safetensors
 from benchmarks.checkpoint_forms import FORMS, Subject
 from edgevit.backends.tvm.run.runner import SCHEMA as MODEL_SCHEMA
 from edgevit.backends.tvm.run.runner import Manifest, Parameter
+from edgevit.bundle.read import open_bundle
+from edgevit.bundle.signature import sign
 from edgevit.compress.training.recipe import TrainRecipe, to_toml
 from edgevit.devices.qemu import packages
 from edgevit.devices.qemu.userland import Record
 from edgevit.frontends.timm_import import timm
 from edgevit.program.program import save_program
 from edgevit.schema.manifest import BundleFile
+from edgevit.schema.points import OperatingPoint
 from edgevit.schema.target import list_targets
 from edgevit.util import strict_json
 from edgevit.util.resources import shipped
 from tests.bundles import sample_bundle
 from tests.frontends.real import enliven
 from tests.fuzz.targets import IMAGE, TARGET_NAME, digest
+from tests.keys import KINDS, write_key
 from tests.pictures import class_folders, npz, packed, picture_bytes
 from tests.report.sample import manifest, measurement
 from tests.tiny import tiny_program
 
 SMALL: Mapping[str, Any] = {"depth": 1, "dim": 8, "heads": 2, "hidden": 8, "classes": 3, "image": (16, 16), "patch": 8}
 SIZE = (8, 9)  # of pictures, pixels
+OLD = Path(__file__).parents[1] / "bundle"  # bundles of older schemas
 
 
 def write_seeds(name: str, folder: Path) -> None:
@@ -137,32 +142,54 @@ def _program(folder: Path) -> Iterator[bytes]:
         yield _zipped_folder(place)
 
 
-def _sample(folder: Path) -> Path:
+def sample(folder: Path) -> Path:
     """A bundle whose manifest is not sealed: what is changed in it is read on."""
-    place = sample_bundle(folder / "bundle", labels=("a", "b", "c"), **SMALL)
+    point = OperatingPoint(effort=0.0, name="balanced", macs=2e5, worst_macs=300_000, branches=2.0, images=4)
+    fast = dataclasses.replace(point, effort=-1.0, name="fast")
+    points = (fast, point, dataclasses.replace(point, effort=0.5, name=None))
+    changes = {"points": points}
+    place = sample_bundle(folder / "bundle", labels=("a", "b", "c"), changes=changes, **SMALL)
     stated = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(strict_json.dumps({**stated, "sha256": ""}))
     return place
 
 
+def signed_bundle(folder: Path) -> None:
+    """Put `bundle`, its signature `bundle.sig`, and the key `my.pub` into a folder; the same key each time."""
+    place = sample_bundle(folder / "bundle", **SMALL)
+    write_key(folder / "my.key", seed=1)
+    with open_bundle(place) as bundle:
+        (folder / "bundle.sig").write_bytes(sign(bundle, folder / "my.key"))
+
+
 def _manifest(folder: Path) -> Iterator[bytes]:
-    yield (_sample(folder) / "manifest.json").read_bytes()
+    """Of today's schema, and of those before it."""
+    yield (sample(folder) / "manifest.json").read_bytes()
+    for name in ("schema1", "schema2"):
+        with zipfile.ZipFile(OLD / name / "tiny.zip") as archive:
+            (found,) = [each for each in archive.namelist() if each.endswith("manifest.json")]
+            yield strict_json.dumps({**json.loads(archive.read(found)), "sha256": ""}).encode()
 
 
 def _bundle(folder: Path) -> Iterator[bytes]:
     """With little in the place of its model, which reading does not look into."""
-    place = _sample(folder)
+    place = sample(folder)
     stated = json.loads((place / "manifest.json").read_text())
     kept = [f for f in stated["files"] if not f["path"].startswith(("model/", "runner/"))]
     stated |= {"model": "labels.json", "models": {}, "files": kept}
     members = {name: (place / name).read_bytes() for name in sorted(f["path"] for f in kept)}
-    yield _zipped({"manifest.json": strict_json.dumps(stated).encode(), **members})
+    every = {"manifest.json": strict_json.dumps(stated).encode(), **members}
+    yield _zipped(every)
+    yield _zipped({f"tiny/{name}": raw for name, raw in every.items()})
 
 
 def _target(_: Path) -> Iterator[bytes]:
     for name in list_targets()[::3]:
         text = (shipped("targets") / f"{name}.toml").read_text()
-        yield text.replace(f'name = "{name}"', f'name = "{TARGET_NAME}"').encode()
+        text = text.replace(f'name = "{name}"', f'name = "{TARGET_NAME}"')
+        yield text.encode()
+    budgets = "ram_mb = 8.0\nflash_mb = 6\nlatency_ms = 30.5\ndrop_points = 0\n"
+    yield text.replace("[reasons]", f"{budgets}[reasons]").encode()
 
 
 def _recipe(_: Path) -> Iterator[bytes]:
@@ -268,7 +295,32 @@ def _model_json(_: Path) -> Iterator[bytes]:
         files=(BundleFile(path="model.so", bytes=9, sha256="0" * 64),),
     )
     yield strict_json.seal(one).encode()
-    yield strict_json.seal(dataclasses.replace(one, weights=(), files=(), threads=4)).encode()
+    yield strict_json.seal(dataclasses.replace(one, weights=(), files=(), threads=4, points=2)).encode()
+
+
+def _signature(folder: Path) -> Iterator[bytes]:
+    signed_bundle(folder)
+    yield (folder / "bundle.sig").read_bytes()
+    for kind in KINDS:
+        yield write_key(folder / "other.key", kind).read_bytes()
+    yield (folder / "other.key").read_bytes()
+
+
+def _options(_: Path) -> Iterator[bytes]:
+    yield from (b"limit latency>+5%", b"limit size <= 8.5MB", b"limit top1<-1pt", b"limit parameters>10k")
+    yield from (b"tokens 1:4,2:4", b"tokens 2:0-20@0.8,3:4-8@-1e-2", b"budget ram=8,flash=6,latency=30.5,drop=0")
+    yield from (b"effort 0.5", b"effort -inf", b"effort fast")
+
+
+def _runner_inputs(_: Path) -> Iterator[bytes]:
+    """The first byte says what the rest is: see runner_inputs.cc."""
+    yield b"pP6\n# a comment\n4 4\n255\n" + bytes(48)
+    yield b"r" + bytes(48)
+    yield b"l0 0\n1 -inf\n 0\t1e-3"
+    words = ("folder", "-", "--top", "3", "--trace", "--threads", "2", "--cpus", "0,1")
+    yield b"o" + "\0".join(words).encode()
+    yield b"o" + "\0".join(("folder", "a.ppm", "--effort", "-inf", "--runs", "2")).encode()
+    yield b"o" + "\0".join(("folder", "images", "--plan", "file", "--help")).encode()
 
 
 def _zipped_folder(folder: Path) -> bytes:
@@ -302,4 +354,9 @@ SEEDS: Mapping[str, Callable[[Path], Iterator[bytes]]] = {
     "report": _report,
     "device-file": _device,
     "model-json": _model_json,
+    "signature": _signature,
+    "options": _options,
+    "run-py": lambda folder: iter([(sample(folder) / "manifest.json").read_bytes()]),
+    "model-json-native": _model_json,
+    "runner-native": _runner_inputs,
 }

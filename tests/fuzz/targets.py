@@ -6,6 +6,7 @@ A reader takes whatever bytes and returns, or raises an EdgevitError: no other e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -24,6 +25,7 @@ MOST_SECONDS = 5.0
 MOST_BYTES = 1 << 30
 IMAGE = "a.png"  # what an image list may name
 TARGET_NAME = "fuzzed"  # a target's own name must be its file's
+ENDS = (2, 15, 18, 19)  # exit codes of `run.py` where nothing ran
 
 
 class TooMuchError(Exception):
@@ -176,6 +178,77 @@ def _model_json(folder: Path) -> Read:
     return _from_file(folder / "model.json", read_manifest)
 
 
+def _signature(folder: Path) -> Read:
+    """The signature of a bundle, and the public key that it is checked with: the one that is no JSON."""
+    from edgevit.bundle import signature
+    from edgevit.bundle.read import open_bundle
+    from edgevit.schema.manifest import Bundle
+    from tests.fuzz.seeds import signed_bundle
+
+    signed_bundle(folder)
+    with open_bundle(folder / "bundle") as opened:
+        bundle: Bundle = opened
+
+    def read(path: Path) -> None:
+        pair = folder / "my.pub", folder / "bundle.sig"
+        key, made = (pair[0], path) if path.read_bytes()[:1] in (b"{", b"[") else (path, pair[1])
+        signature.check(bundle, key, made)
+
+    return _from_file(folder / "fuzzed", read)
+
+
+def _options(folder: Path) -> Read:
+    """Texts of the command line that have a grammar of their own: a word that says which, and the text."""
+    from edgevit.program.tokens import read_plan, with_merges
+    from edgevit.report.limits import read_limit
+    from edgevit.schema.budget import read_budget
+    from edgevit.schema.points import effort_of
+    from tests.tiny import tiny_spec
+
+    spec = tiny_spec(depth=4, image=(64, 64))
+    readers: dict[str, Callable[[str], object]] = {
+        "limit": read_limit,
+        "tokens": lambda text: with_merges(spec, read_plan(text, spec)),
+        "budget": read_budget,
+        "effort": lambda text: effort_of(text, (), "a bundle"),
+    }
+
+    def one(data: bytes) -> None:
+        word, _, text = data.decode(errors="surrogateescape").partition(" ")
+        if word in readers:
+            readers[word](text)
+
+    return one
+
+
+def _run_py(folder: Path) -> Read:
+    """The manifest as a bundle's own runner reads it, all but the model; odd inputs run images, even ones --check."""
+    import sys
+
+    from edgevit.bundle import runner
+    from tests.fuzz.seeds import sample
+
+    place = sample(folder)
+    (folder / IMAGE).write_bytes((place / "golden" / "real.image.npy").read_bytes())
+    words = (["--check"], [str(folder / IMAGE), "--effort", "fast"])
+
+    def read(path: Path) -> None:
+        with (
+            patch.object(runner, "ROOT", place),
+            patch.object(sys, "argv", ["run.py", *words[path.stat().st_size % 2]]),
+            patch.object(runner, "load_model", lambda *_: lambda image, effort: ([], [])),
+            patch("resource.setrlimit"),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            try:
+                runner.main()
+            except SystemExit as ended:
+                if ended.code not in ENDS or "\x1b" in said.getvalue():
+                    raise ValueError(f"ended with {ended.code}: {said.getvalue()}") from None
+
+    return _from_file(place / "manifest.json", read)
+
+
 def _from_file(path: Path, read: Callable[[Path], object]) -> Read:
     times = itertools.count(1)
 
@@ -241,4 +314,7 @@ TARGETS: Mapping[str, Prepare] = {
     "report": _report,
     "device-file": _device,
     "model-json": _model_json,
+    "signature": _signature,
+    "options": _options,
+    "run-py": _run_py,
 }
