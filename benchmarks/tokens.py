@@ -1,20 +1,23 @@
-"""What merging tokens loses and saves, without training: accuracy against MACs, and int8 time at 0.7 of them.
+"""What merging tokens loses and saves, without training: accuracy against MACs in float and int8, and time at 0.7.
 
-Fixed numbers of pairs stand beside numbers that follow the image at the same mean cost.
+Fixed numbers of pairs stand beside numbers that follow the image at the same mean cost; which of both the search would
+choose is said, with its drift on the calibration images and the CPU time of one thread that it took.
 
     EDGEVIT_DATA=DIR python benchmarks/tokens.py --model deit_tiny --model vit_tiny -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
 imagenet-val-1000.tar (evaluation). Programs are kept in --work and rows in tokens.json, each as soon as it is there; a
-second run goes on from them. Times are process CPU times of one thread, dense and merged int8 in turns.
+second run goes on from them. Times are process CPU times of one thread, dense and merged int8 in turns; --no-timing
+leaves them out, and int8 is then of the first target only.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import click
@@ -25,8 +28,7 @@ from benchmarks.compression_curve import MODELS
 from benchmarks.timing import interleave, ratio
 from edgevit import pipeline
 from edgevit.backends import Runner, onnx_backend
-from edgevit.compress.budgets import Budgets
-from edgevit.compress.tokens.per_image import follow_images
+from edgevit.compress.tokens.search import candidates
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import ImageSet, load_images
 from edgevit.onnx_form.assemble import assemble
@@ -38,7 +40,7 @@ from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
 from edgevit.util.strict_json import dumps, write_atomic
 
-SHARES = (1.0, 0.7, 0.6, 0.8, 0.5)
+SHARES = (0.7, 0.6, 0.8, 0.5)
 TIMED = 0.7
 TARGETS = ("x86-64-onnxruntime", "x86-64-openvino")
 PRECISE = re.compile(r"@(-?[0-9.e-]+)")
@@ -49,7 +51,9 @@ CALIBRATION, ROUNDS, TIMED_IMAGES = 300, 60, 20
 class Row:
     """One Program as one runtime computes it (`torch`: float). `time` is CPU time over the dense int8 build's.
 
-    `macs` is the mean of the images; `macs_low` and `macs_high` are its 10th and 90th percentile over them.
+    `macs` is the mean of the images; `macs_low` and `macs_high` are its 10th and 90th percentile over them. `drift` is
+    on the calibration images, `chosen` whether the search prefers it to the other of its share, `seconds` the CPU time
+    of the search for both.
     """
 
     model: str
@@ -57,16 +61,33 @@ class Row:
     share: float
     macs: float
     plan: str
-    pruned: bool
     top1: float
     agreement: float
     images: int
     follows: bool = False
     macs_low: float | None = None
     macs_high: float | None = None
+    drift: float | None = None
+    chosen: bool | None = None
+    seconds: float | None = None
     time: float | None = None
     time_low: float | None = None
     time_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all rows of a model share: the dense Program, its classes in float, and where things are kept."""
+
+    name: str
+    dense: Program
+    calibration: np.ndarray
+    held: ImageSet
+    expected: np.ndarray
+    work: Path
+
+    def folder(self, share: float, follows: bool) -> Path:
+        return self.work / f"{self.name}-{share:g}{'-image' if follows else ''}"
 
 
 @torch.no_grad()
@@ -78,98 +99,99 @@ def answers(program: Program, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.concatenate([a.logits.argmax(1).numpy() for a in found]), np.array(macs)
 
 
-def made(name: str, dense: Program, share: float, calibration: np.ndarray, work: Path, follows: bool) -> Program:
-    """The Program with merged tokens, searched for once and kept."""
-    if share == 1.0:
-        return dense
-    folder = work / f"{name}-{share:g}{'-image' if follows else ''}"
-    if not folder.exists():
-        if follows:  # what the search does too, after the same fixed plan
-            fixed = made(name, dense, share, calibration, work, follows=False)
-            spec = follow_images(fixed, batches(fixed.spec, calibration), share * total_macs(dense.spec))
-            assert spec is not None
-            found = fixed.with_weights({}, spec)
-        else:
-            found = pipeline.compress(
-                dense,
-                calibration,
-                Budgets(merged=share, per_image=False),
-                say=lambda line: click.echo(f"{name} {share}: {line}", err=True),
-            )
-        save_program(found, folder)
-    return load_program(folder)
+def searched(case: Case, share: float) -> dict[str, dict[str, float | bool]]:
+    """Search for the fixed plan of a share and for its variant that follows the image, once; keep both Programs."""
+    file = case.work / f"{case.name}-{share:g}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text()))
+    dense, told = case.dense, dict[str, dict[str, float | bool]]()
+    begin = time.process_time()
+    found = candidates(
+        dense,
+        case.calibration,
+        int(share * total_macs(dense.spec)),
+        reference=dense,
+        say=lambda line: click.echo(f"{case.name} {share}: {line}", err=True),
+    )
+    seconds = time.process_time() - begin
+    for kind, plan in (("fixed", found.fixed), ("follows", found.follows)):
+        if plan is not None:
+            program = dense.with_weights(plan.shifts, plan.spec)
+            save_program(program, case.folder(share, kind == "follows"), force=True)
+            told[kind] = {"drift": plan.drift, "chosen": plan is found.chosen, "seconds": seconds}
+    write_atomic(file, dumps(told))
+    return told
 
 
-def int8(program: Program, target_name: str, calibration: np.ndarray, folder: Path) -> Runner:
+def made(case: Case, share: float, follows: bool) -> Program:
+    """The Program with merged tokens, the dense one for 1."""
+    return case.dense if share == 1.0 else load_program(case.folder(share, follows))
+
+
+def int8(case: Case, target_name: str, share: float, follows: bool) -> Runner:
     target, runtime = load_target(target_name), onnx_backend(load_target(target_name).backend)
-    lowered, plan = pipeline.quantize(program, target, calibration)
-    folder.mkdir(parents=True, exist_ok=True)
-    runtime.compile(assemble(lowered, plan), folder)
+    folder = case.folder(share, follows).with_name(f"{case.folder(share, follows).name}-{target_name}")
+    if not folder.exists():
+        lowered, plan = pipeline.quantize(made(case, share, follows), target, case.calibration)
+        folder.mkdir(parents=True)
+        runtime.compile(assemble(lowered, plan), folder)
     return runtime.load(folder, threads=1, precision=target.inference_precision, weight_bits=target.weight_bits)
 
 
-def row(
-    name: str,
-    runtime: str,
-    share: float,
-    programs: tuple[Program, Program],
-    said: np.ndarray,
-    held: ImageSet,
-    expected: np.ndarray,
-    time: tuple[float, float, float] | None = None,
-    macs: np.ndarray | None = None,
-) -> Row:
-    dense, program = programs
-    assert held.labels is not None
-    whole = total_macs(dense.spec)
-    spent = np.array([total_macs(program.spec)] if macs is None else macs) / whole
+def row(case: Case, runtime: str, share: float, program: Program, said: np.ndarray, macs: np.ndarray) -> Row:
+    assert case.held.labels is not None
+    spent = macs / total_macs(case.dense.spec)
     follows = program.spec.adaptive
     return Row(
-        model=name,
+        model=case.name,
         runtime=runtime,
         share=share,
         macs=float(spent.mean()),
         plan=write_plan(program.spec),
-        pruned=any(b.units < b.units_total for b in program.spec.branches),
-        top1=float((said == held.labels).mean()),
-        agreement=float((said == expected).mean()),
+        top1=float((said == case.held.labels).mean()),
+        agreement=float((said == case.expected).mean()),
         images=len(said),
         follows=follows,
         macs_low=float(np.quantile(spent, 0.1)) if follows else None,
         macs_high=float(np.quantile(spent, 0.9)) if follows else None,
-        time=time[0] if time else None,
-        time_low=time[1] if time else None,
-        time_high=time[2] if time else None,
     )
 
 
-def timed(
-    name: str,
-    dense: Program,
-    program: Program,
-    calibration: np.ndarray,
-    held: ImageSet,
-    expected: np.ndarray,
-    target: str,
-    work: Path,
-) -> list[Row]:
-    """Int8 of the dense and of the merged Program on one runtime: accuracy of both, and their times in turns."""
-    runners = {"dense": dense, "merged": program}
-    loaded = {k: int8(p, target, calibration, work / f"{name}-{target}-{k}") for k, p in runners.items()}
-    images = held.images
-    said = {k: np.array([int(r.run(image[None])[0].argmax()) for image in images]) for k, r in loaded.items()}
+def float_rows(case: Case, share: float) -> list[Row]:
+    """The fixed plan and the one that follows the image, in float."""
+    found = []
+    for kind, told in searched(case, share).items():
+        program = made(case, share, kind == "follows")
+        said, macs = answers(program, case.held.images)
+        plain = row(case, "torch", share, program, said, macs)
+        found.append(
+            replace(plain, drift=told["drift"], chosen=bool(told["chosen"]), seconds=round(told["seconds"], 1))
+        )
+    return found
+
+
+def int8_row(case: Case, target: str, share: float, follows: bool) -> Row:
+    """Accuracy of an int8 build; its MACs are those of the tokens that it has left itself."""
+    program, runner = made(case, share, follows), int8(case, target, share, follows)
+    runs = [
+        runner.answer(image[None]) if program.spec.adaptive else runner.run(image[None]) for image in case.held.images
+    ]
+    said = np.array([int(run[0].argmax()) for run in runs])
+    macs = np.array([run_macs(program.spec, run[1], *run[2:]) for run in runs])
+    return row(case, target, share, program, said, macs)
+
+
+def timed(case: Case, target: str, rows: list[Row]) -> list[Row]:
+    """Time int8 of the dense and of the merged Program of `TIMED` in turns: their rows, with times."""
+    loaded = {share: int8(case, target, share, False) for share in (1.0, TIMED)}
 
     def once(runner: Runner) -> Callable[[int], object]:
-        return lambda index: runner.run(images[index][None])
+        return lambda index: runner.run(case.held.images[index][None])
 
-    times = interleave({key: once(runner) for key, runner in loaded.items()}, TIMED_IMAGES, ROUNDS)
-    found = ratio(times["merged"], times["dense"])
-    return [
-        row(name, target, 1.0, (dense, dense), said["dense"], held, expected, (1.0, 1.0, 1.0)),
-        row(
-            name, target, TIMED, (dense, program), said["merged"], held, expected, (found.value, found.low, found.high)
-        ),
-    ]
+    times = interleave({str(share): once(runner) for share, runner in loaded.items()}, TIMED_IMAGES, ROUNDS)
+    found = {1.0: (1.0, 1.0, 1.0), TIMED: astuple(ratio(times[str(TIMED)], times["1.0"]))}
+    of = {r.share: r for r in rows if (r.model, r.runtime, r.follows) == (case.name, target, False)}
+    return [replace(of[s], time=v, time_low=low, time_high=high) for s, (v, low, high) in found.items()]
 
 
 def rounded(threshold: re.Match[str]) -> str:
@@ -188,19 +210,26 @@ def table(rows: list[Row]) -> str:
         "thread over the dense int8 build's on the same runtime, median of rounds in turns, with its 95 % interval. "
         "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1; 4:0-98@0.8 those "
         "whose likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the "
-        "images and, in brackets, the 10th and 90th percentile.",
+        "images and, in brackets, the 10th and 90th percentile. Drift: mean KL divergence from the dense model on the "
+        "calibration images; of a fixed plan and one that follows the image the search chooses the one in bold.",
     ]
     for model in dict.fromkeys(r.model for r in rows):
-        lines += ["", f"## {model}", "", "| computed by | MACs | plan | top-1 | agreement | time |"]
-        lines += ["| --- | ---: | --- | ---: | ---: | ---: |"]
-        for r in sorted(
-            (r for r in rows if r.model == model), key=lambda r: (r.runtime != "torch", r.runtime, -r.macs)
-        ):
+        lines += ["", f"## {model}", "", "| computed by | MACs | plan | drift | top-1 | agreement | time |"]
+        lines += ["| --- | ---: | --- | ---: | ---: | ---: | ---: |"]
+        own = [r for r in rows if r.model == model]
+        for r in sorted(own, key=lambda r: (r.runtime != "torch", r.runtime, -r.share, r.follows)):
             time = "" if r.time is None else f"{r.time:.3f} ({r.time_low:.3f} to {r.time_high:.3f})"
             how = "float" if r.runtime == "torch" else f"int8, {r.runtime}"
-            plan = f"{PRECISE.sub(rounded, r.plan) or 'dense'}{', pruned too' if r.pruned else ''}"
+            plan = PRECISE.sub(rounded, r.plan) or "dense"
             spread = "" if r.macs_low is None else f" ({r.macs_low:.3f} to {r.macs_high:.3f})"
-            lines.append(f"| {how} | {r.macs:.3f}{spread} | {plan} | {r.top1:.1%} | {r.agreement:.1%} | {time} |")
+            drift = "" if r.drift is None else f"**{r.drift:.4f}**" if r.chosen else f"{r.drift:.4f}"
+            lines.append(
+                f"| {how} | {r.macs:.3f}{spread} | {plan} | {drift} | {r.top1:.1%} | {r.agreement:.1%} | {time} |"
+            )
+        spent = {r.share: r.seconds for r in own if r.seconds is not None}
+        if spent:
+            said = ", ".join(f"{seconds:.0f} s for {share:g}" for share, seconds in spent.items())
+            lines += ["", f"CPU time of the search, one thread: {said}."]
     return "\n".join(lines) + "\n"
 
 
@@ -208,36 +237,58 @@ def table(rows: list[Row]) -> str:
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), required=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), envvar="EDGEVIT_DATA", required=True)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/tokens"), show_default=True)
-@click.option("--timing/--no-timing", default=True, help="Build and time int8 too.")
+@click.option("--share", "shares", multiple=True, type=float, default=SHARES, show_default=True, help="Of the MACs.")
+@click.option("--timing/--no-timing", default=True, help="Time int8 too.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reports/reference"))
-def main(models: tuple[str, ...], data: Path, work: Path, timing: bool, output: Path) -> None:
+def main(
+    models: tuple[str, ...], data: Path, work: Path, shares: tuple[float, ...], timing: bool, output: Path
+) -> None:
     """Measure, write tokens.json and tokens.md."""
+    output.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     file = output / "tokens.json"
     rows = [Row(**r) for r in json.loads(file.read_text())["rows"]] if file.exists() else []
 
     def keep(*found: Row) -> None:
-        rows.extend(found)
+        key = {(r.model, r.runtime, r.share, r.follows) for r in found}
+        rows[:] = [r for r in rows if (r.model, r.runtime, r.share, r.follows) not in key] + list(found)
         write_atomic(file, dumps({"rows": [asdict(r) for r in rows]}))
         write_atomic(output / "tokens.md", table(rows))
 
-    for name in models:
-        timm_name = MODELS[name]
-        dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
-        calibration = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=CALIBRATION).images
-        held = load_images(data / "imagenet-val-1000.tar", dense.spec.image, labelled=True)
-        expected = answers(dense, held.images)[0]
-        for share in SHARES:
-            for follows in (False, True) if share < 1.0 else (False,):
-                if not any((r.model, r.runtime, r.share, r.follows) == (name, "torch", share, follows) for r in rows):
-                    program = made(name, dense, share, calibration, work, follows)
-                    said, macs = answers(program, held.images)
-                    keep(row(name, "torch", share, (dense, program), said, held, expected, macs=macs))
-            if share != TIMED or not timing:
-                continue
-            for target in TARGETS:
-                if not any((r.model, r.runtime) == (name, target) for r in rows):
-                    program = made(name, dense, TIMED, calibration, work, follows=False)
-                    keep(*timed(name, dense, program, calibration, held, expected, target, work))
+    def there(*key: object) -> bool:
+        return any((r.model, r.runtime, r.share, r.follows) == key for r in rows)
+
+    cases = [read_case(name, data, work) for name in models]
+    for case in cases:
+        if not there(case.name, "torch", 1.0, False):
+            macs = np.full(len(case.expected), total_macs(case.dense.spec))
+            keep(row(case, "torch", 1.0, case.dense, case.expected, macs))
+    targets = TARGETS if timing else TARGETS[:1]
+    for share in (1.0, *shares):
+        for case in cases:
+            if not there(case.name, "torch", share, False):
+                keep(*float_rows(case, share))
+            for target in targets:
+                for follows in (False, True):
+                    if there(case.name, "torch", share, follows) and not there(case.name, target, share, follows):
+                        keep(int8_row(case, target, share, follows))
+    for case in cases if timing else ():
+        for target in targets:
+            keep(*timed(case, target, rows))
+
+
+def read_case(name: str, data: Path, work: Path) -> Case:
+    timm_name = MODELS[name]
+    dense = from_timm(timm_name, weights=data / f"{timm_name}.safetensors")
+    held = load_images(data / "imagenet-val-1000.tar", dense.spec.image, labelled=True)
+    return Case(
+        name=name,
+        dense=dense,
+        calibration=load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=CALIBRATION).images,
+        held=held,
+        expected=answers(dense, held.images)[0],
+        work=work,
+    )
 
 
 if __name__ == "__main__":

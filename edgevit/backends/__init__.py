@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgevit.program.program import Program
     from edgevit.schema.quant_plan import QuantPlan
     from edgevit.schema.target import Target
+    from edgevit.verify.pairs import Pairs
 
 # The one place that lists them, from the most common; a line here and a folder is all that a runtime is.
 MODULES: dict[str, str] = {
@@ -55,6 +56,10 @@ Executed = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.nda
 
 # (image, effort) to (MACs of every matrix kernel after the stem by name, gates `[branches]`, tokens `[points]`).
 KernelMacs = Callable[[np.ndarray, float], tuple[Mapping[str, int], np.ndarray, np.ndarray]]
+
+
+# (image, effort) to (the answer, the pairs of tokens that were merged at every point).
+Merged = Callable[[np.ndarray, float], "tuple[Answer, tuple[Pairs, ...]]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +332,13 @@ class Desk(Protocol):
 
     def kernel_macs(self, build: Build) -> KernelMacs | None:
         """Return a function that runs an image and tells the MACs of its kernels; None: the runtime does not tell."""
+        ...
+
+    def merged(self, build: Build) -> Merged | None:
+        """Return the build as a function that tells which tokens it merges; None: the runtime does not tell.
+
+        It answers what the build answers, bit for bit, or what it tells does not count.
+        """
         ...
 
     def memory(self, build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:

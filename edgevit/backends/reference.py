@@ -9,14 +9,16 @@ where they are, and holds no more than what it packs for its kernels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgevit.backends import feed
+from edgevit.backends.given_pairs import accept_pairs, given, point_names
 from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
+from edgevit.verify.pairs import Pairs
 from edgevit.verify.tokens import PointMargins
 
 Told = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[PointMargins, ...]]
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     import onnx
 
     Weights = Mapping[str, np.ndarray]
+
+
+class Margins(Protocol):
+    """What `reference_with_margins` returns."""
+
+    def __call__(self, image: np.ndarray, effort: float, pairs: Sequence[Pairs] | None = None) -> Told: ...
 
 
 def taps(
@@ -50,13 +58,13 @@ def reference(model: onnx.ModelProto, weights: Weights | None = None, *, exact: 
 
 def reference_with_margins(
     model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True
-) -> Callable[[np.ndarray, float], Told]:
-    """Return a lowered model as a function (image, effort) -> (logits, gates, margins, points).
+) -> Margins:
+    """Return a lowered model as a function (image, effort, pairs) -> (logits, gates, margins, points).
 
     `margins` float32 `[branches]` is how far every gate's logit is above (open) or below (closed) its limit, inf for a
-    branch without a gate. `points` are those where tokens merge, if their number follows the image. With `optimised`
-    false a quantized model is computed as it is written: rounded values in
-    float arithmetic, no int8 kernel.
+    branch without a gate. `points` are those where tokens merge; with `pairs`, one each, they merge these, and tell
+    what they would have chosen from. With `optimised` false a quantized model is computed as it is written: rounded
+    values in float arithmetic, no int8 kernel.
     """
     watched = type(model)()
     watched.CopyFrom(model)
@@ -64,74 +72,79 @@ def reference_with_margins(
     limits = {t.name: np.frombuffer(t.raw_data, np.float32) for t in model.graph.initializer if len(t.raw_data) == 4}
     opened = nodes["gates/open"].input
     gates = {index: nodes[name].input for index, name in enumerate(opened) if name in nodes}
-    told = [output.name for output in model.graph.output][:3]
-    points = {name: _thresholds(name, nodes, model) for name in _points(model)} if "tokens" in told else {}
+    told = [output.name for output in model.graph.output if output.name in ("logits", "gates", "tokens")]
+    points = {name: _thresholds(name, nodes, model) for name in point_names(model)}
     asked = [*(logit for logit, _ in gates.values()), *(name for p in points.values() for name in p.outputs)]
     for output in dict.fromkeys(asked):
         watched.graph.output.add(name=output)
+    accept_pairs(watched)
+    accepted = {value.name for value in watched.graph.input}
     session = _session(watched, weights, optimised=optimised)
     shape = tuple(next(i.shape for i in session.get_inputs() if i.name == "image"))
     gated = any(value.name == "effort" for value in model.graph.input)
     branches = [name.partition(".")[0] for name in opened]
 
-    def run(image: np.ndarray, effort: float) -> Told:
-        names = list(dict.fromkeys([*told, *asked]))
-        values = dict(zip(names, session.run(names, feed(image, effort, shape=shape, gated=gated)), strict=True))
+    def run(image: np.ndarray, effort: float, pairs: Sequence[Pairs] | None = None) -> Told:
+        names, inputs = list(dict.fromkeys([*told, *asked])), feed(image, effort, shape=shape, gated=gated)
+        if pairs is not None:
+            inputs |= given(list(points), pairs, accepted)
+        values = dict(zip(names, session.run(names, inputs), strict=True))
         margins = np.full(values["gates"].shape, np.inf, dtype=np.float32)
         for index, (logit, limit) in gates.items():
             margins[index] = values[logit].item() - limits[limit][0]
-        found = tuple(
-            PointMargins(
-                branch=branches.index(name.removeprefix("merge.")),
-                counts=point.counts,
-                margins=point.margins(values),
-                left=int(left),
+        found, left = list[PointMargins](), values.get("tokens")
+        for index, (name, point) in enumerate(points.items()):
+            scores = values[point.scores] / point.width
+            found.append(
+                PointMargins(
+                    branch=branches.index(name.removeprefix("merge.")),
+                    counts=point.counts,
+                    margins=point.margins(values),
+                    left=sum(scores.shape) - point.counts[0] if left is None else int(left[index]),
+                    scores=scores,
+                )
             )
-            for (name, point), left in zip(points.items(), values.get("tokens", ()), strict=True)
-        )
-        return values["logits"], values["gates"], margins, found
+        return values["logits"], values["gates"], margins, tuple(found)
 
     return run
 
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Where a point's values and limit are among a run's outputs; none where the number of pairs is fixed."""
+    """Where a point's scores are among a run's outputs, with its values and limit where they decide the number."""
 
     counts: tuple[int, ...]
-    outputs: tuple[str, ...]
+    scores: str
+    decided: tuple[str, ...]
     width: int
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.scores, *self.decided)
+
     def margins(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        if not self.outputs:
+        if not self.decided:
             return np.zeros(0, np.float32)
-        last, limit = (values[name] for name in self.outputs)
+        last, limit = (values[name] for name in self.decided)
         margins: np.ndarray = (last - limit) / self.width
         return margins
-
-
-def _points(model: onnx.ModelProto) -> list[str]:
-    return [
-        node.name.removesuffix("/scores")
-        for node in model.graph.node
-        if node.name.startswith("merge.") and node.name.endswith("/scores")
-    ]
 
 
 def _thresholds(name: str, nodes: Mapping[str, onnx.NodeProto], model: onnx.ModelProto) -> _Thresholds:
     from onnx import numpy_helper
 
     held = {t.name: t for t in model.graph.initializer}
+    scores, width = f"{name}/scores", int(held["ones"].dims[0])
     if f"{name}/above" not in nodes:
         split = f"{name}/split" if f"{name}/split" in held else f"{name}/least"
         count = (
             numpy_helper.to_array(held[split])[0] if split in held else numpy_helper.to_array(held[f"{name}/all"])[0]
         )
-        return _Thresholds((int(count),), (), 1)
+        return _Thresholds((int(count),), scores, (), width)
     steps = numpy_helper.to_array(held[f"{name}/steps"])
     least = int(numpy_helper.to_array(held[f"{name}/least"])[0]) if f"{name}/pairs" in nodes else 0
     counts = (least, *(least + int(n) for n in np.cumsum(steps)))
-    return _Thresholds(counts, tuple(nodes[f"{name}/above"].input), int(held["ones"].dims[0]))
+    return _Thresholds(counts, scores, tuple(nodes[f"{name}/above"].input), width)
 
 
 def _session(

@@ -180,6 +180,8 @@ def _parity(case: Case, runner: Runner, say: Say) -> Found:
     exact = case.plan is None and case.target.inference_precision == "f32"
     patches = case.program.spec.patches
     how: dict[str, Any] = {"efforts": efforts, "lengths": lengths, "least_deviation": least, "patches": patches}
+    # What runs elsewhere runs slowly, and tells no more than its answers.
+    how["merged"] = desk(case.target.backend).merged(case) if case.program.spec.merges and not case.elsewhere else None
     result = check_parity(floats, runner, images, FLOAT if exact else INT8, **how)
     if exact or case.target.inference_precision != "f32":
         return Found(claim=claim(result.summary, ParityFigures(against_float=result)))

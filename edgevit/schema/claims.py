@@ -34,6 +34,8 @@ class Tolerance:
         max_flips: fraction of all runs in which a gate may differ in this way.
         token_margin: a number of merged tokens may differ where the cosines that decide are this near to the threshold.
         max_moved: fraction of all runs in which it may.
+        pair_margin: a pair of tokens may be merged instead of the reference's where its cosine is this near to it.
+        max_other_pairs: fraction of all merged pairs that may be others in this way.
     """
 
     max_error: float
@@ -42,6 +44,8 @@ class Tolerance:
     max_flips: float
     token_margin: float = 0.0
     max_moved: float = 0.0
+    pair_margin: float = 0.0
+    max_other_pairs: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,9 @@ class PathParity:
 
     `error` is relative to `deviation`, that of the reference's logits; it and `max_abs_error` are in logits. `flips`
     counts images on which a gate differed within the margin, `moved` those on which a number of tokens did; `open` is
-    the mean number of branches that ran in the reference.
+    the mean number of branches that ran in the reference. Of `pairs` tokens that were merged before a gate differed
+    `other_pairs` are not those that the reference would have merged, and give away at most `pair_loss` of their cosine;
+    0 pairs: none were told, and runs whose numbers of tokens `moved` are not among the `compared`.
     """
 
     path: str
@@ -64,6 +70,9 @@ class PathParity:
     cosine: float
     deviation: float = 0.0
     moved: int = 0
+    pairs: int = 0
+    other_pairs: int = 0
+    pair_loss: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,12 @@ class ParityResult:
     def summary(self) -> str:
         error, cosine = max(p.error for p in self.paths), min(p.cosine for p in self.paths)
         count = len(self.paths)
-        return f"{count} path{'s' * (count != 1)}, max error {error:.2g} x logit std, min cosine {cosine:.5f}"
+        text = f"{count} path{'s' * (count != 1)}, max error {error:.2g} x logit std, min cosine {cosine:.5f}"
+        if pairs := sum(p.pairs for p in self.paths):
+            other, loss = sum(p.other_pairs for p in self.paths), max(p.pair_loss for p in self.paths)
+            others = f"{other} of {pairs} are not the reference's, by at most {loss:.2g}"
+            text += f", under the same pairs of tokens ({others})"
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 Gates are compared first: where they differ, two models compute different functions from there on. A gate may differ
 only when its reference logit lies within a stated margin of its limit, and only the first such gate of a run is judged.
+Where tokens merge, a build that tells its pairs is compared with the reference under the same pairs, and every choice
+of its own is judged by what it gives away (`verify.pairs`); one that does not tell is compared as it is.
 
 Logits are compared in units of their own deviation (`deviation`), which no number of classes and no single image makes
 vanish. Between few logits an angle says nothing: two classes that lie close together point anywhere, one class up or
@@ -10,19 +12,23 @@ down. There the cosine is taken over all images at once, from each class's mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from edgevit.errors import ParityError
 from edgevit.program.tokens import MERGE_EFFORT
 from edgevit.schema.claims import ParityResult, PathParity, Tolerance
-from edgevit.verify.tokens import Counting, PointMargins, first_moved
+from edgevit.verify.pairs import Choices, Pairs, compare_pairs
+from edgevit.verify.tokens import Counting, PointMargins, first_moved, moved_by
 
-# Gives logits, gates, margins and, where the number of tokens follows the image, the `PointMargins` of every point.
-Reference = Callable[[np.ndarray, float], tuple[Any, ...]]
+# Takes an image and an effort, and the pairs of every point where it is to merge those (else it chooses itself); gives
+# logits, gates, margins and, where tokens merge, the `PointMargins` of every point.
+Reference = Callable[..., tuple[Any, ...]]
+# (image, effort) to (all outputs of a run of the build, the pairs that it merged at every point).
+Merged = Callable[[np.ndarray, float], tuple[Any, tuple[Pairs, ...]]]
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
 DRAWN = 9
 TOKEN_PATHS = 3
@@ -38,14 +44,39 @@ class Runner(Protocol):
 
 # float32 sums in another order.
 FLOAT = Tolerance(
-    max_error=1e-3, min_cosine=0.99999, gate_margin=1e-3, max_flips=0.05, token_margin=1e-4, max_moved=0.1
+    max_error=1e-3,
+    min_cosine=0.99999,
+    gate_margin=1e-3,
+    max_flips=0.05,
+    token_margin=1e-4,
+    max_moved=0.1,
+    pair_margin=1e-4,
+    max_other_pairs=0.01,
 )
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
 # 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984).
-QUANTIZED = Tolerance(max_error=1.5, min_cosine=0.95, gate_margin=0.15, max_flips=0.3, token_margin=0.03, max_moved=0.5)
+QUANTIZED = Tolerance(
+    max_error=1.5,
+    min_cosine=0.95,
+    gate_margin=0.15,
+    max_flips=0.3,
+    token_margin=0.03,
+    max_moved=0.5,
+    pair_margin=0.2,
+    max_other_pairs=0.15,
+)
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
 # verify/accuracy.py to say. Numbers of tokens move in 8 to 21 % of the runs of a DeiT-Ti, by at most 0.0063.
-INT8 = Tolerance(max_error=2.0, min_cosine=0.9, gate_margin=0.3, max_flips=0.3, token_margin=0.05, max_moved=0.5)
+INT8 = Tolerance(
+    max_error=2.0,
+    min_cosine=0.9,
+    gate_margin=0.3,
+    max_flips=0.3,
+    token_margin=0.05,
+    max_moved=0.5,
+    pair_margin=0.4,
+    max_other_pairs=0.3,
+)
 
 
 def check_parity(
@@ -58,12 +89,13 @@ def check_parity(
     lengths: np.ndarray | None = None,
     least_deviation: float = 0.0,
     patches: int = 0,
+    merged: Merged | None = None,
 ) -> ParityResult:
     """Hold a runner against its reference.
 
     Args:
-        reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`) and, where the
-            number of tokens follows the image, the points (`verify.tokens.PointMargins`).
+        reference: (image, effort) to (logits `[1, classes]`, gates `[branches]`, margins `[branches]`) and, where
+            tokens merge, the points (`verify.tokens.PointMargins`); given pairs as well, it merges these.
         runner: the build.
         images: uint8 `[n, height, width, 3]`.
         tolerance: `FLOAT` for the same arithmetic, `INT8` for int8 against float, `QUANTIZED` for int8 against the
@@ -72,6 +104,8 @@ def check_parity(
         lengths: of every branch's gate's weights, float `[branches]`; default: 1.
         least_deviation: what the logits deviate by at least, whatever the images; see `deviation`.
         patches: patch tokens of the model before any merge.
+        merged: the build once more, telling the pairs that it merges; what it answers counts only where that is bit for
+            bit what `runner` does (None: nobody tells).
 
     Raises:
         ParityError: names the path, what differed, by how much, and what is allowed.
@@ -80,7 +114,8 @@ def check_parity(
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
     allowed = _Allowed(tolerance=tolerance, lengths=lengths, least_deviation=least_deviation, patches=patches)
-    results = tuple(_path(name, effort, reference, runner, images, allowed) for name, effort in efforts.items())
+    build = _Build(runner=runner, merged=merged)
+    results = tuple(_path(name, effort, reference, build, images, allowed) for name, effort in efforts.items())
     flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
     if flips > tolerance.max_flips * runs:
         raise ParityError(
@@ -92,6 +127,12 @@ def check_parity(
         raise ParityError(
             f"in {moved} of {runs} runs the number of tokens differs from the reference, each within "
             f"{tolerance.token_margin} of a threshold; allowed: {tolerance.max_moved:.0%} of the runs"
+        )
+    pairs, other = sum(p.pairs for p in results), sum(p.other_pairs for p in results)
+    if other > tolerance.max_other_pairs * pairs:
+        raise ParityError(
+            f"{other} of {pairs} pairs of tokens that were merged are not those of the reference, each within "
+            f"{tolerance.pair_margin} of the cosine of its own; allowed: {tolerance.max_other_pairs:.0%} of the pairs"
         )
     return ParityResult(paths=results, tolerance=tolerance)
 
@@ -185,71 +226,138 @@ class _Allowed:
         return found
 
 
+class _Run(NamedTuple):
+    """A run of the build, and what it is held against: its reference, under the same pairs where they are known."""
+
+    logits: np.ndarray
+    gates: np.ndarray
+    tokens: np.ndarray
+    pairs: tuple[Pairs, ...] | None
+    expected: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Build:
+    """The build, and what tells its pairs."""
+
+    runner: Runner
+    merged: Merged | None
+
+    def run(self, reference: Reference, image: np.ndarray, effort: float, told: tuple[Any, ...]) -> _Run:
+        """Run one image; `told` is what the reference says of it with pairs of its own."""
+        points = _points(told)
+        if not points:
+            return _Run(*self.runner.run(image, effort), np.zeros(0, np.int32), None, told)
+        answer = cast(Counting, self.runner).answer(image, effort)
+        if self.merged is None:
+            return _Run(*answer, None, told)
+        again, pairs = self.merged(image, effort)
+        if not all(np.array_equal(one, other) for one, other in zip(answer, again, strict=True)):
+            return _Run(*answer, None, told)
+        return _Run(*answer, pairs, told if _same(points, pairs) else reference(image, effort, pairs))
+
+
+def _same(points: Sequence[PointMargins], pairs: Sequence[Pairs]) -> bool:
+    """Return whether a reference merged these pairs by itself."""
+    for point, each in zip(points, pairs, strict=True):
+        assert point.scores is not None
+        if sum(point.scores.shape) - point.left != len(each.merged) or compare_pairs(point.scores, each).other:
+            return False
+    return True
+
+
 def _path(
-    name: str, effort: float, reference: Reference, runner: Runner, images: np.ndarray, allowed: _Allowed
+    name: str, effort: float, reference: Reference, build: _Build, images: np.ndarray, allowed: _Allowed
 ) -> PathParity:
     told = [reference(image[None], effort) for image in images]
     logits = np.concatenate([expected for expected, *_ in told])
     unit, many = deviation(logits, allowed.least_deviation), logits.shape[1] >= MANY_CLASSES
     path = f"path {name!r} (effort {effort:g})"
-    errors, cosines = [0.0], [1.0]
-    compared: list[int] = []
-    got: list[np.ndarray] = []
-    moved = 0
+    errors, cosines, got, wanted = [0.0], [1.0], list[np.ndarray](), list[np.ndarray]()
+    moved, flips, choices = 0, 0, Choices()
     for index, (image, one) in enumerate(zip(images, told, strict=True)):
-        expected, gates, margins = one[:3]
-        where = f"{path}, image {index}"
-        if points := _points(one):
-            found, states, tokens = cast(Counting, runner).answer(image[None], effort)
-            if (other := first_moved(points, allowed.patches, tokens)) is not None:
-                differ = np.flatnonzero(gates != states)
-                if not differ.size or differ[0] > other[0]:
-                    _check_moved(other[1], allowed.tolerance, tokens, points, where)
-                    moved += 1
-                    continue
-        else:
-            found, states = runner.run(image[None], effort)
-        if _first_flip(gates, states, margins, allowed.near(margins), where):
+        run, where = build.run(reference, image[None], effort, one), f"{path}, image {index}"
+        expected, gates, margins = run.expected[:3]
+        if gates.shape != run.gates.shape:
+            raise ParityError(f"{where}: gates have shape {list(run.gates.shape)}, expected {list(gates.shape)}")
+        differs, chosen = _judge_merges(run, allowed, where)
+        moved, choices = moved + differs, choices + chosen
+        if differs and run.pairs is None:
+            continue  # from here on two models compute different functions
+        if _first_flip(gates, run.gates, margins, allowed.near(margins), where):
+            flips += 1
             continue
-        error, cosine = _distance(expected, found, unit, many, allowed.tolerance, where)
+        error, cosine = _distance(expected, run.logits, unit, many, allowed.tolerance, where)
         errors.append(error)
         cosines.append(cosine)
-        compared.append(index)
-        got.append(found)
-    if compared and not many:
+        wanted.append(expected)
+        got.append(run.logits)
+    if got and not many:
         least = allowed.least_deviation
-        together = centred_cosine(logits[compared], np.concatenate(got), logits.mean(axis=0, dtype=np.float64), least)
-        _check_direction(together, max(errors), len(compared), allowed.tolerance, path)
+        mean = logits.mean(axis=0, dtype=np.float64)
+        together = centred_cosine(np.concatenate(wanted), np.concatenate(got), mean, least)
+        _check_direction(together, max(errors), len(got), allowed.tolerance, path)
         cosines.append(together)
     return PathParity(
         path=name,
         effort=effort,
         images=len(images),
-        compared=len(compared),
+        compared=len(got),
         open=float(np.mean([gates.sum() for _, gates, *_ in told])),
-        flips=len(images) - len(compared) - moved,
+        flips=flips,
         moved=moved,
         max_abs_error=max(errors),
         error=max(errors) / unit,
         cosine=min(cosines),
         deviation=unit,
+        pairs=choices.pairs,
+        other_pairs=choices.other,
+        pair_loss=choices.loss,
     )
 
 
-def _check_moved(
-    margin: float, tolerance: Tolerance, tokens: np.ndarray, points: tuple[PointMargins, ...], where: str
-) -> None:
+def _judge_merges(run: _Run, allowed: _Allowed, where: str) -> tuple[bool, Choices]:
+    """Return whether a number of pairs differs from the reference's, and how its pairs do, both within the tolerance.
+
+    What comes after a gate that differs is not judged.
+    """
+    tolerance, points = allowed.tolerance, _points(run.expected)
+    flipped = np.flatnonzero(run.expected[1] != run.gates)
+    end = int(flipped[0]) if flipped.size else len(run.gates)
+    if run.pairs is None:
+        other = first_moved(points, allowed.patches, run.tokens) if run.tokens.size else None
+        if other is None or other[0] >= end:
+            return False, Choices()
+        _check_moved(other[1], tolerance, run.tokens, [point.left for point in points], where)
+        return True, Choices()
+    moved, choices = False, Choices()
+    for point, pairs in zip(points, run.pairs, strict=True):
+        if point.branch >= end:
+            break
+        if (margin := moved_by(point, len(pairs.merged))) is not None:
+            _check_moved(margin, tolerance, run.tokens, [point.chosen_left], where)
+            moved = True
+        assert point.scores is not None
+        chosen = compare_pairs(point.scores, pairs)
+        if chosen.loss > tolerance.pair_margin:
+            raise ParityError(
+                f"{where}: the {len(pairs.merged)} pairs merged after branch {point.branch} give away a cosine of up "
+                f"to {chosen.loss:.4g} against the reference's own; only pairs within {tolerance.pair_margin:.3g} of "
+                "them may be merged instead"
+            )
+        choices += chosen
+    return moved, choices
+
+
+def _check_moved(margin: float, tolerance: Tolerance, tokens: np.ndarray, expected: Sequence[int], where: str) -> None:
     if margin > tolerance.token_margin:
-        expected = [point.left for point in points]
         raise ParityError(
-            f"{where}: tokens left are {[int(n) for n in tokens]}, the reference has {expected} with a cosine "
+            f"{where}: tokens left are {[int(n) for n in tokens]}, the reference has {list(expected)} with a cosine "
             f"{margin:.4g} from the threshold; only numbers within {tolerance.token_margin:.3g} of it may differ"
         )
 
 
 def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, near: np.ndarray, where: str) -> bool:
-    if expected.shape != got.shape:
-        raise ParityError(f"{where}: gates have shape {list(got.shape)}, expected {list(expected.shape)}")
     different = np.flatnonzero(expected != got)
     if not different.size:
         return False

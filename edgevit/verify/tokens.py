@@ -42,12 +42,32 @@ class PointMargins:
         counts: pairs that it may merge (`tokens.pair_counts`).
         margins: how far the last pair of each number but the first is above the threshold, in cosines.
         left: patch tokens that were left.
+        scores: cosines of the first set with the second, float `[F, S]` (None: not told).
     """
 
     branch: int
     counts: tuple[int, ...]
     margins: np.ndarray
     left: int
+    scores: np.ndarray | None = None
+
+    @property
+    def chosen(self) -> int:
+        """Return how many pairs the reference merges, or would if it were not given others."""
+        return self.counts[int((self.margins > 0).sum())]
+
+    @property
+    def chosen_left(self) -> int:
+        """Return how many patch tokens that leaves, of those that come to the point."""
+        assert self.scores is not None
+        return sum(self.scores.shape) - self.chosen
+
+    def margin(self, pairs: int, other: int) -> float:
+        """Return the largest margin of all numbers between two; inf where the point does not allow one of them."""
+        if not {pairs, other} <= set(self.counts):
+            return np.inf
+        low, high = sorted((self.counts.index(pairs), self.counts.index(other)))
+        return float(np.abs(self.margins[low:high]).max(initial=0.0))
 
 
 def first_moved(points: Sequence[PointMargins], patches: int, got: np.ndarray) -> tuple[int, float] | None:
@@ -59,13 +79,14 @@ def first_moved(points: Sequence[PointMargins], patches: int, got: np.ndarray) -
         raise ParityError(f"{len(got)} numbers of tokens were given, expected {len(points)}")
     for point, found in zip(points, got, strict=True):
         if point.left != found:
-            pairs, expected = patches - int(found), patches - point.left
-            if pairs not in point.counts:
-                return point.branch, np.inf
-            low, high = sorted((point.counts.index(pairs), point.counts.index(expected)))
-            return point.branch, float(np.abs(point.margins[low:high]).max())
+            return point.branch, point.margin(patches - int(found), patches - point.left)
         patches = point.left
     return None
+
+
+def moved_by(point: PointMargins, pairs: int) -> float | None:
+    """Return how far a cosine that decides lies from the threshold, where a run merged another number of pairs."""
+    return None if pairs == point.chosen else point.margin(pairs, point.chosen)
 
 
 def check_token_macs(

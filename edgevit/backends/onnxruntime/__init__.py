@@ -145,7 +145,7 @@ def load(
     configured = options(threads, weight_bits)
     # What the memory bound is proven for.
     memory.configure(configured)
-    return OnnxRuntimeRunner(_session(_model_file(folder, file), configured))
+    return OnnxRuntimeRunner(session(_model_file(folder, file), configured))
 
 
 def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
@@ -232,9 +232,9 @@ def _profiled(folder: Path, image: np.ndarray, effort: float, threads: int) -> t
         configured = options(threads)
         configured.enable_profiling = True
         configured.profile_file_prefix = str(temporary / "run")
-        session = _session(_model_file(folder, None), configured)
-        answer = OnnxRuntimeRunner(session).answer(image, effort)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        profiled = session(_model_file(folder, None), configured)
+        answer = OnnxRuntimeRunner(profiled).answer(image, effort)
+        events = json.loads(Path(profiled.end_profiling()).read_text())
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
     return sorted(nodes, key=lambda e: float(e["ts"])), answer
 
@@ -328,7 +328,12 @@ def entries(weight_bits: int) -> dict[str, str]:
     return settings() | exact
 
 
-def _session(source: str | bytes, configured: Any) -> Any:
+def session(source: str | bytes, configured: Any) -> Any:
+    """Return a session of a model, in a file or in memory.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
     runtime = _runtime()
     if isinstance(source, str) and source.endswith(".ort"):
         # The file is mapped and the weights stay in it: no second copy in memory.
@@ -346,7 +351,7 @@ def _optimise(model: onnx.ModelProto, path: Path, kind: str) -> None:
     configured.graph_optimization_level = _runtime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     configured.optimized_model_filepath = str(path)
     configured.add_session_config_entry("session.save_model_format", kind)
-    _session(model.SerializeToString(), configured)
+    session(model.SerializeToString(), configured)
 
 
 def _model_file(folder: Path, file: str | None) -> str:

@@ -11,6 +11,7 @@ from edgevit.backends import Build, Executed, Forecast, KernelMacs, MemoryEviden
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.onnxruntime import arena, memory_bound
 from edgevit.backends.onnxruntime.heads import fuse
+from edgevit.backends.onnxruntime.merged import merged as merged
 from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.onnx_form.assemble import detached

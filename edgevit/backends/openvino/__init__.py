@@ -162,6 +162,13 @@ def counting(path: Path, *, threads: int = 1, precision: str = "f32", weight_bit
     return _compiled(_core().read_model(path), threads, precision, **more).create_infer_request()
 
 
+def infer_request(
+    model: onnx.ModelProto, *, arch: str, threads: int = 1, precision: str = "f32", weight_bits: int = 8
+) -> Any:
+    """Return an infer request of what `compile` makes of a model, set up as `load` does."""
+    return _compiled(_read(model, arch), threads, precision, **_exact(weight_bits)).create_infer_request()
+
+
 def trace_branches(
     model: Path, images: np.ndarray, *, branches: Sequence[str], gated: Sequence[str], **settings: Any
 ) -> Trace:

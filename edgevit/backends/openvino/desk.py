@@ -11,6 +11,7 @@ from edgevit.backends import Build, Forecast, MemoryEvidence
 from edgevit.backends import openvino as runtime
 from edgevit.backends.onnxruntime import written_bytes
 from edgevit.backends.openvino import memory_bound
+from edgevit.backends.openvino.merged import merged as merged
 from edgevit.backends.openvino.rewrite import rewrite
 from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined

@@ -61,7 +61,7 @@ NATIVE = True
 READS_ONNX = False
 MERGES = True
 FOLLOWING_COSTS = ""
-KERNELS = "kernels.json"  # for the verifier, not for the bundle
+KERNELS, PAIRS = "kernels.json", "pairs.json"  # for verifiers, not for the bundle
 PROGRAM, SOURCES, LICENCES = "runner/native", "runner/source", "licences"
 RUNNER = f"{PROGRAM}/runner"
 CPU_NAME = "[A-Za-z0-9._+-]{1,64}"  # it becomes a part of what the compiler is told
@@ -158,6 +158,7 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         name = library.name_of(source.program.spec.name)
         names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
         write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
+        write_atomic(folder / PAIRS, dumps(library.pair_places(lowered, executable, name)))
         runner.result()
     for path in native.SOURCES:
         write_atomic(folder / SOURCES / path.name, path.read_bytes())

@@ -10,6 +10,7 @@ import numpy as np
 from edgevit.backends import Build, Executed, Forecast, MemoryEvidence
 from edgevit.backends import tvm as runtime
 from edgevit.backends.tvm import memory_bound
+from edgevit.backends.tvm.merged import merged as merged
 from edgevit.bundle.guide import Guide
 from edgevit.bundle.runner_source import joined
 from edgevit.program.program import Program

@@ -64,6 +64,15 @@ class Found:
         return f"tokens merged at {write_plan(self.spec)}: drift {self.drift:.3g} on {self.images} images{same}{mean}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The best fixed plan, its variant that follows the image (None: not asked for, or impossible), and the choice."""
+
+    fixed: Found
+    follows: Found | None
+    chosen: Found
+
+
 def search(
     program: Program,
     images: np.ndarray,
@@ -86,24 +95,34 @@ def search(
     Raises:
         BudgetError: no plan of a few points reaches the budget.
     """
+    return candidates(program, images, budget_macs, reference=reference, say=say, per_image=per_image).chosen
+
+
+def candidates(
+    program: Program,
+    images: np.ndarray,
+    budget_macs: int,
+    *,
+    reference: Program,
+    say: Say,
+    per_image: bool | None = None,
+) -> Candidates:
+    """Return what `search` chooses from, and its choice; arguments and errors are the same."""
     judge = _Judge(program, images, reference)
     best = [_climb(judge, start, budget_macs) for start in starts(program.spec, budget_macs)]
     if not best:
         raise unreachable(program.spec, budget_macs)
     if len(images) > SCREENED_IMAGES:
         best = [judge.judge(found.spec, len(images)) for found in best]
-    chosen = best[0]
+    fixed = best[0]
     for found in best[1:]:
-        if found.drift < WORTH_A_POINT * chosen.drift:
-            chosen = found
-    followed = judge.following(chosen, budget_macs) if per_image is not False else None
-    if followed is not None:
-        best.append(followed)
-        if per_image or followed.drift <= chosen.drift:
-            chosen = followed
-    for found in best:
+        if found.drift < WORTH_A_POINT * fixed.drift:
+            fixed = found
+    follows = judge.following(fixed, budget_macs) if per_image is not False else None
+    chosen = follows if follows is not None and (per_image or follows.drift <= fixed.drift) else fixed
+    for found in best if follows is None else [*best, follows]:
         say(("chosen: " if found is chosen else "not chosen: ") + found.summary)
-    return chosen
+    return Candidates(fixed=fixed, follows=follows, chosen=chosen)
 
 
 def _climb(judge: _Judge, start: ProgramSpec, budget_macs: int) -> Found:

@@ -55,6 +55,10 @@ def kernel_macs(build: Build) -> None:
     return None
 
 
+def merged(build: Build) -> None:
+    return None
+
+
 def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, runs: bool) -> MemoryEvidence:
     """Every value has a buffer of its own, on the way that a run takes: no path has more than all of them."""
     model = Interpreter(build.folder / MODEL)

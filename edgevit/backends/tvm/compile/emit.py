@@ -9,7 +9,7 @@ image, kernels read it from `tokens` as they run: places and calls are those of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import tvm
 from tvm import relax
 
 from edgevit.backends.tvm.codegen.schedules import Isa, default_tile
+from edgevit.backends.tvm.kernels.merge import Choice
 from edgevit.backends.tvm.parts import tokens
 from edgevit.backends.tvm.parts.stage import Choose, Counted, Kernel, Stage
 from edgevit.backends.tvm.parts.stages import Stages
@@ -38,6 +39,7 @@ class Lowered:
         arena: float32 elements of the activation arena, to be aligned to 64 bytes.
         weights: name and flat float32 array of every weight parameter, in order, to be aligned to 64 bytes.
         int8: every int8 Linear's kernels by name, with what must be in their code.
+        choices: where in the arena every point leaves which pairs it has merged.
     """
 
     module: Any = field(repr=False)
@@ -46,6 +48,7 @@ class Lowered:
     arena: int
     weights: tuple[tuple[str, np.ndarray], ...] = field(repr=False)
     int8: tuple[tuple[str, Counted], ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,8 @@ def lower(
     """
     stages = Stages(program, isa, choose, plan)
     steps = chain(stages, gating=gating)
-    return _Writer(program.spec, isa, stages.arena.size).write(steps)
+    lowered = _Writer(program.spec, isa, stages.arena.size).write(steps)
+    return replace(lowered, choices=tuple(stages.choices.values()))
 
 
 def chain(stages: Stages, *, gating: bool = True) -> list[Step]:

@@ -135,6 +135,16 @@ def write(
     return LIBRARY, WEIGHTS, MANIFEST, *names
 
 
+def pair_places(lowered: Lowered, executable: Any, name: str = NAME) -> list[tuple[int, int]]:
+    """Return where a model's memory has, after a run, what every point chose.
+
+    These are the offsets in bytes of the first set's partners and of its ranks (`kernels.merge.Choice`), float32 each.
+    """
+    arena = c_library(lowered, executable, name).buffer("arena")
+    assert arena is not None and arena.offset is not None
+    return [(arena.offset + 4 * found.into.offset, arena.offset + 4 * found.order.offset) for found in lowered.choices]
+
+
 def listed(name: str, content: bytes) -> BundleFile:
     """Return a file as `model.json` lists it."""
     return BundleFile(path=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -85,6 +85,23 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a point chose, `[1, F]` each: of every token of the first set with whom, and how many have a better score.
+
+    It may stay until the run is over, so that a verifier can read which pairs were merged.
+    """
+
+    into: Place
+    order: Place
+
+
+def choice(arena: Arena, patches: int) -> Choice:
+    """Return places for what a point chooses that so many patch tokens come to."""
+    first = halves(patches)[0]
+    return Choice(into=arena.place(1, first), order=arena.place(1, first))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scratch:
     """Where a point works.
 
@@ -109,10 +126,11 @@ class Scratch:
     sizes: Place
 
 
-def scratch(arena: Arena, patches: int, dim: int, lanes: int) -> Scratch:
-    """Return places for a point that so many patch tokens come to."""
+def scratch(arena: Arena, patches: int, dim: int, lanes: int, chosen: Choice | None = None) -> Scratch:
+    """Return places for a point that so many patch tokens come to; what it chooses goes where `chosen` says."""
     first, second = halves(patches)
-    rows = {name: arena.place(1, first) for name in ("best", "into", "order", "goes")}
+    chosen = chosen or choice(arena, patches)
+    rows = {name: arena.place(1, first) for name in ("best", "goes")}
     padded = -(-second // lanes) * lanes
     return Scratch(
         first=arena.place(first, dim),
@@ -120,6 +138,8 @@ def scratch(arena: Arena, patches: int, dim: int, lanes: int) -> Scratch:
         keys=arena.place(dim, padded),
         scores=arena.place(first, padded),
         sizes=arena.place(1, patches),
+        into=chosen.into,
+        order=chosen.order,
         **rows,
     )
 

@@ -15,8 +15,9 @@ from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack,
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
 from edgevit.backends.tvm.kernels import common, int8
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
-from edgevit.backends.tvm.kernels.merge import Sizes
+from edgevit.backends.tvm.kernels.merge import Choice, Sizes, choice
 from edgevit.program.program import Program
+from edgevit.program.tokens import patches_before
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
 Choose = Callable[[Isa, Product], Tile]
@@ -57,7 +58,7 @@ class Stage:
 class Shared:
     """What all stages of one Program share: it and its plan, the instruction set, the arena and the stream in there.
 
-    `sizes` of the stream's tokens are beside it where tokens are merged.
+    `sizes` of the stream's tokens are beside it where tokens are merged, and what every point has chosen.
     """
 
     def __init__(self, program: Program, isa: Isa, choose: Choose, plan: QuantPlan | None = None) -> None:
@@ -70,6 +71,10 @@ class Shared:
         if self.spec.merges:
             patches, bias = self.arena.place(1, self.spec.patches), self.arena.place(2, self.spec.tokens)
             self.sizes = Sizes(patches=patches, bias=bias)
+        self.choices: dict[str, Choice] = {
+            point.after: choice(self.arena, patches)
+            for point, patches in zip(self.spec.merges, patches_before(self.spec), strict=True)
+        }
 
     def entry(self, linear: str) -> LinearPlan | None:
         """Return the plan of a Linear that is int8."""

@@ -22,7 +22,7 @@ def merge(shared: Shared, stage: StageWriter, point: MergeSpec, rows: int, sizes
     bias = shared.sizes.bias
     patches, dim, stride = rows - spec.stem.prefix, spec.dim, shared.stream.stride
     first, second = halves(patches)
-    work = kernels.scratch(shared.arena, patches, dim, isa.lanes)
+    work = kernels.scratch(shared.arena, patches, dim, isa.lanes, shared.choices[point.after])
     tile = shared.choose(isa, Product(rows=first, columns=second, depth=dim))
     logs = np.array([log(np.arange(1, spec.patches + 1)) for log in (np.log, np.log2)])
     stage.call(

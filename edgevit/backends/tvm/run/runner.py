@@ -167,6 +167,11 @@ class LibraryRunner:
         self._plugin.run(self._model, *given)
         return Answer(self._logits.copy(), self._gates.copy(), self._plugin.tokens(self._model))
 
+    @property
+    def memory(self) -> np.ndarray:
+        """Bytes of the model's memory, as the last run left them; read only."""
+        return self._memory
+
     def close(self) -> None:
         if self._threads > 1:
             self._plugin.start(self._model, 1)
