@@ -8,10 +8,13 @@ import numpy as np
 import tvm
 import tvm_ffi
 
-from edgevit.backends.tvm.codegen.schedules import Isa, isa
+from edgevit.backends.tvm.codegen.schedules import ISAS, Isa, isa
 from edgevit.backends.tvm.run.runner import aligned
+from edgevit.measure.environment import cpu_flags
 
 AVX2 = isa("avx2")
+# Instruction sets that run here.
+HERE = tuple(name for name, one in ISAS.items() if cpu_flags().issuperset(one.flags))
 
 
 def call(function: Any, *arrays: np.ndarray, isa: Isa = AVX2) -> Any:

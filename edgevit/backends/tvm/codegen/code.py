@@ -274,6 +274,15 @@ def lane_min(code: Code, vector: Any, lanes: int) -> Any:
     return _fold(code, vector, lanes, tirx.min)
 
 
+def pairwise(code: Code, combine: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
+    """Return all values combined, neighbours first, so that few wait for each other."""
+    values = list(values)
+    while len(values) > 1:
+        rest = [values[-1]] if len(values) % 2 else []
+        values = [code.let(combine(a, b)) for a, b in zip(values[::2], values[1::2], strict=False)] + rest
+    return values[0]
+
+
 def _fold(code: Code, vector: Any, lanes: int, combine: Callable[[Any, Any], Any]) -> Any:
     while lanes > 1:
         lanes //= 2

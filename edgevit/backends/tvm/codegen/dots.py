@@ -65,6 +65,7 @@ class Dot(ABC):
         stored: type of the left side in memory.
         depth: values per step; rows are padded to whole steps.
         unit: of depth that lie together per column in the packed weights.
+        waits: sums that are to be in flight so that none is waited for; 0 where any tile has enough.
     """
 
     lanes: int
@@ -72,6 +73,7 @@ class Dot(ABC):
     stored: ClassVar[Stored] = "uint8"
     depth: ClassVar[int] = 4
     unit: ClassVar[int] = 4
+    waits: ClassVar[int] = 0
 
     def pack(self, weight: np.ndarray, tile: Tile, lanes: int) -> np.ndarray:
         """Return int8 `[depth, columns]` as the inner loop reads it, bits of float32; both are whole already."""
@@ -86,6 +88,11 @@ class Dot(ABC):
     @abstractmethod
     def registers(self, tile: Tile) -> int:
         """Return vector registers that the inner loop of a tile needs."""
+
+    @property
+    def chains(self) -> int:
+        """Return sums that are to be in flight at least."""
+        return self.waits
 
     def loads(self, tile: Tile) -> float:
         """Return loads and moves per multiplication, relative to another tile's."""
@@ -167,6 +174,7 @@ class Vpdpbusd(_Spread):
     """VNNI: 4 products per column and their sum in one instruction."""
 
     mnemonic: ClassVar[str] = "vpdpbusd"
+    waits: ClassVar[int] = 10
 
     def registers(self, tile: Tile) -> int:
         return tile.rows * tile.vectors + tile.vectors + 1

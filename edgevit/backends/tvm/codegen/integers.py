@@ -81,7 +81,7 @@ def place_integers(
 ) -> Integers:
     """A place for a Linear's input `[rows, width]`, with its plan's quantizer; rows are whole steps of `depth`."""
     zero = zero_point(plan, entry, stored)
-    grid = [1 / entry.scale, zero if stored == "int8" else WHOLE + zero]
+    grid = [1 / entry.scale, zero if stored == "int8" else WHOLE + zero, zero]
     return Integers(
         place=arena.place(rows, pad(width, depth) * BYTES[stored] // WORD),
         stored=stored,
@@ -97,17 +97,22 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
         code.store_vector(memory, target.offset + row * target.stride + column, value, lanes)
         return
     value = code.let(value)
-    for index, kept in enumerate(target.kept):
-        assert target.exact is not None
-        with code.when(integer(column) == integer(kept // lanes * lanes)):
-            place = target.exact.offset + row * target.exact.stride + index
-            code.store(memory, place, lanes_of(value, kept % lanes))
+    keep(code, memory, target, row, column, value, lanes)
     count, place = lanes * BYTES[target.stored] // WORD, target.place
     index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
     if target.stored == "int8":
         _store_words(code, memory, index, _saturated(code, values, target, value, lanes), count)
     else:
         store_integers(code, memory, index, _quantized(values, target, value, lanes), target.stored, lanes)
+
+
+def keep(code: Code, memory: Any, target: Integers, row: Any, column: Any, value: Any, lanes: int) -> None:
+    """Store what a vector has of the columns that are kept in float32."""
+    for index, kept in enumerate(target.kept):
+        assert target.exact is not None
+        with code.when(integer(column) == integer(kept // lanes * lanes)):
+            place = target.exact.offset + row * target.exact.stride + index
+            code.store(memory, place, lanes_of(value, kept % lanes))
 
 
 def store_integers(code: Code, memory: Any, index: Any, values: Any, stored: Stored, lanes: int) -> None:

@@ -43,6 +43,9 @@ class Tile:
 class Instructions(Protocol):
     """How integers are multiplied; see `dots.Dot`."""
 
+    @property
+    def chains(self) -> int: ...
+
     def registers(self, tile: Tile) -> int: ...
 
     def loads(self, tile: Tile) -> float: ...
@@ -60,6 +63,10 @@ class Product:
 
 # Lanes of NEON and SSE: there a product multiplies by one lane of a register, elsewhere by a broadcast from memory.
 BY_LANE = 4
+# Sums that are to be in flight so that none is waited for: two a cycle, each done four cycles later.
+FMA_CHAINS = 8
+# What a load costs beside a multiplication: both start together, twice a cycle, unless the load comes from afar.
+LOAD = 0.2
 # What the kernels and LLVM take for granted in x86-64-v2: whatever has these has the rest of it.
 V2 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
 # What LLVM takes for granted in x86-64-v3 beyond the kernels' own instructions.
@@ -189,6 +196,7 @@ class _Float:
 
     def __init__(self, by_lane: bool) -> None:
         self.by_lane = by_lane
+        self.chains = 0 if by_lane else FMA_CHAINS
 
     def registers(self, tile: Tile) -> int:
         return tile.rows * tile.vectors + tile.vectors + (tile.rows if self.by_lane else 1)
@@ -207,7 +215,22 @@ def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
     )
     fitting = [tile for tile in candidates if how.registers(tile) <= isa.registers]
     # In ViT shapes on Zen 3: 4 x 3 and 6 x 2 reach 87 GFLOP/s (the core's peak is 89), 3 x 3 and 5 x 2 83, 12 x 1 74.
-    return iter(sorted(fitting, key=lambda t: (how.loads(t), -t.rows * t.vectors, t.vectors)))
+    time = (lambda t: _slots(t, product, isa.lanes, how.chains)) if how.chains else how.loads
+    return iter(sorted(fitting, key=lambda t: (time(t), -t.rows * t.vectors, t.vectors)))
+
+
+def _slots(tile: Tile, product: Product, lanes: int, chains: int) -> float:
+    """Return multiplications of a step of the depth, those that a narrow or short tile leaves out included."""
+
+    def extents(size: int, part: int) -> list[tuple[int, int]]:
+        return [(part, size // part), (size % part, int(size % part > 0))]
+
+    down, across = extents(product.rows, tile.rows), extents(-(-product.columns // lanes), tile.vectors)
+    return sum(
+        times * count * (max(rows * vectors, chains) + LOAD * (rows + vectors))
+        for rows, times in down
+        for vectors, count in across
+    )
 
 
 def default_tile(isa: Isa, product: Product) -> Tile:

@@ -40,10 +40,10 @@ from edgevit.backends.tvm.codegen.integers import (
     STEPS,
     WORD,
     Matrix,
-    put,
     store_integers,
 )
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
+from edgevit.backends.tvm.codegen.narrow import put_vectors, rounded
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
@@ -155,7 +155,7 @@ def attention(
     given, keys = alive_rows(code, alive, heads.key.rows)
     queries = keys if rows == heads.key.rows else None
     with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
+        kernel = Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
         kernel.keys, kernel.queries = keys, queries
         with phase():
             kernel.pack_keys()
@@ -171,7 +171,7 @@ def instructions(dot: Dot) -> int:
     return 2 * dot.count(Tile(rows=1, vectors=1))
 
 
-class _Attention:
+class Attention:
     """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all)."""
 
     keys: Any = None
@@ -225,7 +225,7 @@ class _Attention:
         total = code.register(tirx.Broadcast(integer(0), lanes))
         with code.loop(vectors) as v:
             x = load_vector(self.memory, source + v * lanes, lanes) * splat(inverse, lanes)
-            steps = code.let(_rounded(x, lanes))
+            steps = code.let(self._rounded(x))
             total.set(total.value + steps)
             packed = code.let(bits(_words(words), tirx.Cast(f"int8x{lanes}", steps)))
             for i in range(words):
@@ -262,7 +262,7 @@ class _Attention:
             packed = None
             for i in range(count):
                 x = load_vector(self.memory, source + (first + i) * value.stride, lanes)
-                steps = code.let(_rounded(x * inverse, lanes))
+                steps = code.let(self._rounded(x * inverse))
                 total.set(total.value + steps)
                 byte = tirx.bitwise_and(steps, tirx.Broadcast(integer(255), lanes)) if i < WORD - 1 else steps
                 byte = byte * tirx.Broadcast(integer(1 << (8 * i)), lanes) if i else byte
@@ -289,12 +289,15 @@ class _Attention:
 
     def rows(self, row: Any, block: Tile) -> None:
         """Scores, softmax and values of the query rows from `row` on."""
-        there = rows_of(self.code, self.queries, row, block.rows)
+        there = self._there(row, block.rows)
         rows = block.rows if there is None else there
         self._queries(row, rows)
         self._scores(block.rows, there)
         self._softmax(rows)
         self._values(row, block.rows, there)
+
+    def _there(self, row: Any, rows: int) -> Any:
+        return rows_of(self.code, self.queries, row, rows)
 
     def _queries(self, row: Any, rows: Any) -> None:
         code, query, work, lanes = self.code, self.heads.query, self.work, self.lanes
@@ -310,13 +313,16 @@ class _Attention:
             with code.loop(vectors) as v:
                 x = load_vector(self.memory, source + v * lanes, lanes) * splat(inverse, lanes)
                 place = work.query.offset + r * work.query.stride + v * words
-                store_integers(code, self.memory, place, _rounded(x, lanes) + zero, self.dot.stored, lanes)
+                store_integers(code, self.memory, place, self._rounded(x) + zero, self.dot.stored, lanes)
 
     def _scores(self, rows: int, there: Any) -> None:
         keys, work, lanes = self.work.keys, self.work, self.lanes
 
-        def store(panel: Panel, r: Any, first: Any, v: int, total: Any) -> None:
-            column = first + v * lanes
+        def store(panel: Panel, r: Any, first: Any, totals: list[Any]) -> None:
+            for v, total in enumerate(totals):
+                one(panel, r, first + v * lanes, v, total)
+
+        def one(panel: Panel, r: Any, column: Any, v: int, total: Any) -> None:
             scale = splat(load(self.memory, work.scale.offset + r), lanes)
             scale = scale * load_vector(self.memory, keys.scale.offset + column, lanes)
             score = to_float(total, lanes) * scale
@@ -354,11 +360,13 @@ class _Attention:
     def _values(self, row: Any, rows: int, there: Any) -> None:
         values, work, lanes = self.work.values, self.work, self.lanes
 
-        def store(_: Panel, r: Any, first: Any, v: int, total: Any) -> None:
-            column = first + v * lanes
-            value = to_float(total, lanes) * load_vector(self.memory, values.scale.offset + column, lanes)
-            value = value * splat(load(self.memory, work.inverse.offset + r), lanes)
-            put(self.code, self.memory, self.values, self.target, row + r, self.column + column, value, lanes)
+        def store(_: Panel, r: Any, first: Any, totals: list[Any]) -> None:
+            inverse = self.code.let(splat(load(self.memory, work.inverse.offset + r), lanes))
+            scales = [
+                load_vector(self.memory, values.scale.offset + first + v * lanes, lanes) for v in range(len(totals))
+            ]
+            found = [to_float(total, lanes) * scale * inverse for total, scale in zip(totals, scales, strict=True)]
+            put_vectors(self.code, self.memory, self.values, self.target, row + r, self.column + first, found, lanes)
 
         self._product(rows, self.heads.stride, work.shares, values, store, (there, None))
 
@@ -368,10 +376,10 @@ class _Attention:
         columns: int,
         source: Place,
         right: Packed,
-        store: Callable[[Panel, Any, Any, int, Any], None],
+        store: Callable[[Panel, Any, Any, list[Any]], None],
         there: tuple[Any, Any],
     ) -> None:
-        """`[rows, depth]` integers times a packed matrix; `store` takes panel, row, its first column, vector, sums.
+        """`[rows, depth]` integers times a packed matrix; `store` takes panel, row, first column, its sums.
 
         Of rows and columns, `there` exist (None: all).
         """
@@ -395,9 +403,8 @@ class _Attention:
                             f"int32x{lanes}", load_vector(self.memory, right.start.offset + first + v * lanes, lanes)
                         ),
                     )
-                    for r, vectors in enumerate(dot.sums(inner)):
-                        for v, total in enumerate(vectors):
-                            store(panel, row + r, first, v, total)
+                    for r, totals in enumerate(dot.sums(inner)):
+                        store(panel, row + r, first, totals)
 
                 down = Part(end=row_units(rows, self.tile) if there[0] is None else units_of(there[0], self.tile.rows))
                 row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile, down)
@@ -416,9 +423,14 @@ class _Attention:
         code, lanes = self.code, self.lanes
         largest = code.register(splat(0.0, lanes))
         with code.loop(count) as i:
-            x = code.let(load_vector(self.memory, place(i), lanes))
-            largest.set(tirx.max(largest.value, tirx.max(x, splat(0.0, lanes) - x)))
+            x = load_vector(self.memory, place(i), lanes)
+            largest.set(tirx.max(largest.value, tirx.abs(x)))
         return code.let(largest.value)
+
+    def _rounded(self, value: Any) -> Any:
+        if self.unsigned:
+            return rounded(value, self.lanes)
+        return tirx.Cast(f"int32x{self.lanes}", tirx.nearbyint(value))
 
     def _word(self, base: Any, column: Any, index: Any, columns: int) -> Any:
         """Return where a word of the depth lies in a packed panel."""
@@ -458,10 +470,6 @@ def _power(code: Code, x: Any, lanes: int) -> Any:
         value = value * f + splat(STEPS * coefficient, lanes)
     exponent = tirx.Cast(f"int32x{lanes}", whole) * tirx.Broadcast(integer(1 << 23), lanes)
     return bits(f"float32x{lanes}", bits(f"int32x{lanes}", value) + exponent)
-
-
-def _rounded(value: Any, lanes: int) -> Any:
-    return tirx.Cast(f"int32x{lanes}", tirx.nearbyint(value))
 
 
 def _words(count: int) -> str:

@@ -6,7 +6,8 @@ array of weights. Shapes: M rows, K depth, N columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgevit.backends.tvm.codegen.code import (
     load_lanes,
     load_vector,
     number,
+    pairwise,
     rsqrt,
     smaller,
     splat,
@@ -32,6 +34,7 @@ from edgevit.backends.tvm.codegen.code import (
 )
 from edgevit.backends.tvm.codegen.integers import Integers, Matrix, put
 from edgevit.backends.tvm.codegen.layout import Alive, Place
+from edgevit.backends.tvm.codegen.narrow import put_vectors
 from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
     NORM_STEPS,
@@ -43,6 +46,9 @@ from edgevit.backends.tvm.codegen.threads import (
     threads_for,
 )
 from edgevit.program.spec import Activation
+
+OTHERS = 8  # registers that LayerNorm needs beside a row
+SQUARES = 4  # sums of squares beside each other, so that none waits for the one before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +186,12 @@ def multiply_rows(
                 ),
             )
             for r in range(part.rows):
-                for v in range(part.vectors):
-                    store(sums[r * part.vectors + v].value, row + r, first + v * lanes)
+                store([cell.value for cell in sums[r * part.vectors : (r + 1) * part.vectors]], row + r, first)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, part)
 
-    def store(value: Any, row: Any, column: Any) -> None:
-        finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+    def store(found: list[Any], row: Any, column: Any) -> None:
+        finish(code, memory, values, target, weights.columns, epilogue, row, column, found, lanes)
 
     over_panels(code, isa, tile, (source.rows, weights.columns, depth), panel, there)
 
@@ -200,18 +205,23 @@ def finish(
     epilogue: Epilogue,
     row: Any,
     column: Any,
-    value: Any,
+    found: Sequence[Any],
     lanes: int,
 ) -> None:
-    """The end of an epilogue: activation, additions, and one vector of the target."""
-    if epilogue.activation is not None:
-        value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
-    if epilogue.onto:
-        assert isinstance(target, Place)
-        value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
-    if epilogue.table is not None:
-        value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
-    put(code, memory, values, target, row, column, value, lanes)
+    """The end of an epilogue: activation, additions, and vectors of a row of the target from `column` on."""
+
+    def end(value: Any, column: Any) -> Any:
+        if epilogue.activation is not None:
+            value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
+        if epilogue.onto:
+            assert isinstance(target, Place)
+            value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
+        if epilogue.table is not None:
+            value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
+        return value
+
+    ended = [end(value, column + index * lanes) for index, value in enumerate(found)]
+    put_vectors(code, memory, values, target, row, column, ended, lanes)
 
 
 def layer_norm(
@@ -261,12 +271,38 @@ def norm_rows(
     with each(code, threads, source.rows, there) as row, code.loop(groups) as group:
         start = group * (vectors * lanes)
         base = source.offset + row * source.stride + start
-        mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
-        with code.loop(vectors) as v:
-            x = load_vector(memory, base + v * lanes, lanes)
-            y = (x - splat(mean, lanes)) * splat(scaled, lanes) * load_vector(values, scale + v * lanes, lanes)
-            y = y + load_vector(values, shift + v * lanes, lanes)
-            put(code, memory, values, target, row, start + v * lanes, y, lanes)
+
+        def normed(centred: Any, scaled: Any, column: Any) -> Any:
+            y = centred * splat(scaled, lanes) * load_vector(values, scale + column, lanes)
+            return y + load_vector(values, shift + column, lanes)
+
+        if lanes > BY_LANE and runs == 1 and vectors <= isa.registers - OTHERS:
+            centred, scaled = centred_row(code, memory, base, vectors, width, eps, lanes)
+            whole_row = [normed(x, scaled, v * lanes) for v, x in enumerate(centred)]
+            put_vectors(code, memory, values, target, row, start, whole_row, lanes)
+        else:
+            mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
+            with code.loop(vectors) as v:
+                x = load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)
+                put(code, memory, values, target, row, start + v * lanes, normed(x, scaled, v * lanes), lanes)
+
+
+def centred_row(
+    code: Code, memory: Any, base: Any, vectors: int, width: int, eps: float, lanes: int
+) -> tuple[list[Any], Any]:
+    """Return a row minus its mean, in registers, and 1 / sqrt(variance + eps); see `moments`."""
+    row = [code.let(load_vector(memory, base + v * lanes, lanes)) for v in range(vectors)]
+    mean = code.let(splat(lane_sum(code, pairwise(code, operator.add, row), lanes) * number(1 / width), lanes))
+    centred = [code.let(x - mean) for x in row]
+    if rest := width % lanes:
+        used = literal([float(lane < rest) for lane in range(lanes)])
+        centred[width // lanes] = code.let(centred[width // lanes] * used)
+    squares = [code.register(splat(0.0, lanes)) for _ in range(min(SQUARES, vectors))]
+    for index, x in enumerate(centred[: -(-width // lanes)]):
+        cell = squares[index % len(squares)]
+        cell.set(cell.value + x * x)
+    total = lane_sum(code, pairwise(code, operator.add, [cell.value for cell in squares]), lanes)
+    return centred, code.let(rsqrt(total * number(1 / width) + number(eps)))
 
 
 def moments(

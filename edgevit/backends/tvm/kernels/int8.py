@@ -133,13 +133,13 @@ def product(
                     ),
                 )
             )
-            for r, vectors_of_row in enumerate(sums):
-                for v, total in enumerate(vectors_of_row):
-                    store(total, row + r, first + v * lanes)
+            for r, totals in enumerate(sums):
+                found = [scaled(total, row + r, first + v * lanes) for v, total in enumerate(totals)]
+                finish(code, memory, values, target, weights.columns, epilogue, row + r, first, found, lanes)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, tiles)
 
-    def store(total: Any, row: Any, column: Any) -> None:
+    def scaled(total: Any, row: Any, column: Any) -> Any:
         value = to_float(total, lanes) * row_of(weights.scale, column)
         if weights.bias is not None:
             value = value + row_of(weights.bias, column)
@@ -148,7 +148,7 @@ def product(
             place = index if source.kept else outlier
             x = load(memory, source.exact.offset + row * source.exact.stride + place)
             value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
-        finish(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+        return value
 
     over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel, there)
     return code.function([memory, values, *given])

@@ -10,7 +10,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Place, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
-from edgevit.backends.tvm.kernels import attention_int8
+from edgevit.backends.tvm.kernels import attention_int8, attention_registers
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
 from edgevit.backends.tvm.kernels.merge import Sizes
@@ -71,12 +71,15 @@ def _attention(
         stage.call("attention", attention, heads, context, work, tile, *natural, alive=alive)
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
+    form = attention_registers if attention_registers.fits(isa, heads, how) else attention_int8
+    if form is attention_registers:  # the tile of its second product
+        shape = Product(rows=heads.query.rows, columns=heads.stride, depth=heads.key.rows)
     tile = shared.choose(isa, replace(shape, dot=how))
-    places = attention_int8.scratch(shared.arena, heads, how, tile, isa)
+    places = form.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)
     counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
     arguments = (heads, context, places, how, tile, *binary)
-    stage.call("attention", attention_int8.attention, *arguments, counted=counted, alive=alive)
+    stage.call("attention", form.attention, *arguments, counted=counted, alive=alive)
 
 
 def _qkv(shared: Shared, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:

@@ -145,7 +145,7 @@ def test_threads_have_scratch_of_their_own_in_the_arena() -> None:
         assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False))
         assert places[-1][1] <= arena.size and work.scores.rows == rows
     needed = [lower(PROGRAM, replace(AVX2, threads=count)).arena for count in (1, 2, 3)]
-    assert needed[0] < needed[1] < needed[2]
+    assert needed[0] < needed[1] <= needed[2]
 
 
 def test_what_is_for_one_thread_is_done_once_in_a_team() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from edgevit.backends.tvm.codegen.schedules import (  # noqa: E402
     pad,
 )
 from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
+from edgevit.backends.tvm.kernels import attention_int8  # noqa: E402
 from edgevit.backends.tvm.kernels.attention import Heads  # noqa: E402
-from edgevit.backends.tvm.kernels.attention_int8 import POWER, attention, instructions, scratch, thresholds  # noqa: E402
+from edgevit.backends.tvm.kernels.attention_int8 import POWER, instructions, thresholds  # noqa: E402
 from tests.backends.tvm import crossed  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 from tests.backends.tvm.kernels.test_int8 import assembly  # noqa: E402
@@ -35,27 +37,38 @@ SHAPES = [(197, 197, 1, 64), (30, 30, 3, 12), (1, 50, 2, 16), (7, 9, 2, 20)]
 class Case:
     """Heads side by side, some tokens' keys and values far larger than others', memory full of what is no number."""
 
-    def __init__(self, isa: Isa, rows: int, keys: int, heads: int, width: int, shift: float = 0.0) -> None:
-        arena, stride = Arena(isa.lanes), pad(width, isa.lanes)
+    def __init__(
+        self,
+        isa: Isa,
+        rows: int,
+        keys: int,
+        heads: int,
+        width: int,
+        shift: float = 0.0,
+        form: Any = attention_int8,
+        seed: int | None = None,
+    ) -> None:
+        rng = RNG if seed is None else np.random.default_rng(seed)
+        arena, stride = Arena(isa.lanes), pad(width, 64 if form is not attention_int8 else isa.lanes)
         inner = heads * stride
         qkv, self.context = arena.place(keys, 3 * inner), arena.place(rows, inner)
-        query, key, value = (qkv.columns(part * inner, inner) for part in range(3))
-        split = Heads(count=heads, width=width, stride=stride, query=query.first(rows), key=key, value=value)
+        self.query, self.key, value = (qkv.columns(part * inner, inner) for part in range(3))
+        split = Heads(count=heads, width=width, stride=stride, query=self.query.first(rows), key=self.key, value=value)
         self.how, self.lanes = dot(isa, 7), isa.lanes
         tile = default_tile(isa, Product(rows=rows, columns=keys, depth=width, dot=self.how))
-        work = scratch(arena, split, self.how, tile, isa)
+        work = form.scratch(arena, split, self.how, tile, isa)
         self.shape, self.limit = (rows, heads, stride), 63 if isinstance(self.how, Maddubs) else 127
         self.memory = np.full(arena.size, np.nan, np.float32)
-        parts = [matrix(self.memory, place).reshape(-1, heads, stride) for place in (split.query, key, value)]
+        parts = [matrix(self.memory, place).reshape(-1, heads, stride) for place in (split.query, self.key, value)]
         matrix(self.memory, qkv)[...] = 0
         for part in parts:
-            part[..., :width] = RNG.standard_normal((*part.shape[:2], width))
-            part *= np.float32(2) ** RNG.integers(-3, 2, (part.shape[0], 1, 1))
+            part[..., :width] = rng.standard_normal((*part.shape[:2], width))
+            part *= np.float32(2) ** rng.integers(-3, 2, (part.shape[0], 1, 1))
         parts[0][...] *= 2 * width**-0.5
         # Scores far below 0 show whether the columns of padding take part in the softmax.
         parts[0][..., 0], parts[1][..., 0] = 1.0, shift
         self.q, self.k, self.v = (part[..., :width].astype(np.float64).transpose(1, 0, 2) for part in parts)
-        self.function = attention(isa, arena.size, 16, split, self.context, work, self.how, tile)
+        self.function = form.attention(isa, arena.size, 16, split, self.context, work, self.how, tile)
 
     @property
     def exact(self) -> np.ndarray:
