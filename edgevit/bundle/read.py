@@ -27,6 +27,7 @@ from edgevit.schema.manifest_file import MANIFEST, is_plain, parse_manifest, wit
 from edgevit.schema.measurement import GoldenParity
 from edgevit.util import limits
 from edgevit.util.atomic import scratch
+from edgevit.util.bounded import open_zip
 from edgevit.util.limits import LimitError
 from edgevit.util.ownership import zip_root
 from edgevit.util.paths import is_file, is_folder, is_there
@@ -259,7 +260,7 @@ def _file_fault(folder: Path, file: BundleFile) -> str | None:
 def _unpack(path: Path, folder: Path) -> Path:
     """Unpack a zip to `folder` and return where the bundle lies: there, or in the one folder that all of it is in."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = archive.infolist()
             faults = _member_faults(members, path.stat().st_size)
             if faults:

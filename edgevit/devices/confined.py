@@ -21,7 +21,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +85,11 @@ def hold(allowed: Mapping[str, Any]) -> None:
 def _end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def held_command(command: Sequence[str], memory_bytes: int) -> list[str]:
+    """Return a command of a program that is no Python, which is held to so much memory from its first instruction."""
+    return ["/bin/sh", "-c", 'ulimit -d "$0" 2>/dev/null; exec "$@"', str(memory_bytes >> 10), *command]
 
 
 def call(module: str, request: Mapping[str, Any], folder: Path, allowed: Allowance, subject: str) -> dict[str, Any]:

@@ -70,12 +70,14 @@ class Step:
         program: its path in that folder, below PROGRAMS; None: the machine's own Python, which finds modules there.
         arguments: passed as they are, through no shell.
         timed: what the machine is like is told of the moments just before and after.
+        memory_bytes: the most that the program may hold, where the machine can hold it to that (None: no limit).
     """
 
     name: str
     program: str | None
     arguments: tuple[str, ...] = ()
     timed: bool = False
+    memory_bytes: int | None = None
 
 
 PROGRAMS = "bin"  # the folder of those files that are to be executable

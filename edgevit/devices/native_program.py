@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgevit.bundle.read import compare_golden, load_golden
 from edgevit.devices.board_environment import emulator_of, environment_of, require_fit
+from edgevit.devices.confined import allowance
 from edgevit.devices.machine import PROGRAMS, BoardAnswers, Content, RemoteMachine, Step, StepResult
 from edgevit.devices.request import ProfileRequest
 from edgevit.devices.runtimes import (
@@ -148,13 +149,17 @@ def _steps(case: _Case, names: Sequence[str]) -> list[Step]:
     options = [] if cpus is None else ["--cpus", ",".join(map(str, cpus))]
     if case.request.target.threads > 1:  # asked for by number, a board with fewer CPUs refuses
         options += ["--threads", str(case.threads)]
+    memory_bytes = allowance(case.request.bundle.manifest, seconds=0, threads=case.threads).memory_bytes
     steps = []
     for name in names:
         arguments = [".", "images", "--plan", f"{name}.plan", *options]
         arguments += ["--top", str(case.classes) if name == "golden" else "1"]
         arguments += ["--trace"] if name == "traced" else []
         timed = name in ("timed", "watched")
-        steps.append(Step(name=name, program=f"{PROGRAMS}/runner", arguments=tuple(arguments), timed=timed))
+        program = f"{PROGRAMS}/runner"
+        steps.append(
+            Step(name=name, program=program, arguments=tuple(arguments), timed=timed, memory_bytes=memory_bytes)
+        )
     return steps
 
 

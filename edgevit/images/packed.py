@@ -22,7 +22,7 @@ from edgevit.util.limits import (
     PACKED_BYTES,
     PACKED_EXPANSION,
     PACKED_IMAGES,
-    SOURCE_DIRECTORY_BYTES,
+    ZIP_DIRECTORY_BYTES,
     LimitError,
     open_regular,
 )
@@ -93,7 +93,7 @@ def _read_npz(source: Path) -> dict[str, NDArray[Any]]:
     try:
         with open_regular(source, PACKED_BYTES) as raw:
             most = max(SMALL_BYTES, PACKED_EXPANSION.value * source.stat().st_size)
-            with zipfile.ZipFile(Bounded(raw, SOURCE_DIRECTORY_BYTES)) as archive:
+            with zipfile.ZipFile(Bounded(raw, ZIP_DIRECTORY_BYTES)) as archive:
                 there = {name: archive.getinfo(name) for name in archive.namelist()}
                 kept = {key: there[f"{key}.npy"] for key in KEYS if f"{key}.npy" in there}
                 if len(there) != len(archive.infolist()) or not kept.keys() >= {"jpeg", "offset"}:

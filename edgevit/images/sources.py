@@ -26,11 +26,11 @@ from edgevit.util.bounded import Bounded
 from edgevit.util.limits import (
     IMAGE_BYTES,
     SOURCE_BYTES,
-    SOURCE_DIRECTORY_BYTES,
     SOURCE_HEADER_BYTES,
     SOURCE_MEMBERS,
     SOURCE_NAME,
     TABLE_COLUMNS,
+    ZIP_DIRECTORY_BYTES,
     Limit,
     LimitError,
     check_regular,
@@ -305,7 +305,7 @@ def _read_range(source: Path, offset: int, size_bytes: int) -> bytes:
 
 def _zip(source: Path) -> dict[str, Callable[[], bytes]]:
     files: dict[str, Callable[[], bytes]] = {}
-    with _archive(source, "a zip", SOURCE_DIRECTORY_BYTES) as raw, zipfile.ZipFile(raw) as archive:
+    with _archive(source, "a zip", ZIP_DIRECTORY_BYTES) as raw, zipfile.ZipFile(raw) as archive:
         for count, member in enumerate(archive.infolist(), start=1):
             odd = ""
             if stat.S_ISLNK(member.external_attr >> 16):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgevit.util import limits, strict_json
+from edgevit.util.bounded import open_zip
 from edgevit.util.limits import LimitError
 
 # Sizes of the types whose meaning is known, in bytes; of 8 and 4 bits wide floats the scale is not in the file.
@@ -61,10 +62,10 @@ def check_zip(path: Path) -> None:
     """Hold the table of contents of a zip (torch, NumPy) against the limits, before anything is unpacked."""
     allowed = unpacked_allowed(check_file(path))
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = archive.infolist()
     except ZIP_ERRORS as error:
-        raise LimitError(f"its zip is damaged: {error}") from error
+        raise error if isinstance(error, LimitError) else LimitError(f"its zip is damaged: {error}") from error
     if len(members) > limits.WEIGHTS_TENSORS.value:
         raise LimitError(f"it has {len(members)} members, allowed for {limits.WEIGHTS_TENSORS.said}")
     unpacked = sum(m.file_size for m in members)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import BinaryIO
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
 
-from edgevit.util.limits import Limit, LimitError
+from edgevit.util.limits import ZIP_DIRECTORY_BYTES, Limit, LimitError
 
 
 class Bounded(io.RawIOBase):
@@ -40,3 +44,15 @@ class Bounded(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip to read; every entry of its directory takes ten times its bytes, so one beyond the limit is refused.
+
+    Raises:
+        LimitError: see above.
+        OSError, zipfile.BadZipFile: it cannot be read.
+    """
+    with path.open("rb") as raw, zipfile.ZipFile(cast(BinaryIO, Bounded(raw, ZIP_DIRECTORY_BYTES))) as archive:
+        yield archive

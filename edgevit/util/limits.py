@@ -156,7 +156,7 @@ IMAGE_SCANS = Limit(of="scans of a JPEG", value=32, unit="scans")  # each passes
 SOURCE_BYTES = Limit(of="an archive of images", value=1 << 40, unit="bytes")
 SOURCE_MEMBERS = Limit(of="members of an archive of images", value=200_000, unit="members")
 SOURCE_HEADER_BYTES = Limit(of="a header of a tar", value=_MIB, unit="bytes")
-SOURCE_DIRECTORY_BYTES = Limit(of="the directory of a zip of images", value=16 * _MIB, unit="bytes")
+ZIP_DIRECTORY_BYTES = Limit(of="the directory of a zip", value=16 * _MIB, unit="bytes")
 SOURCE_NAME = Limit(of="the name of a member", value=4096, unit="characters")
 PACKED_BYTES = Limit(of="an array in an .npz of images", value=8 * 1024 * _MIB, unit="bytes")
 PACKED_EXPANSION = Limit(of="an array in an .npz of images, beyond 64 MiB", value=4, unit="times the size of the file")

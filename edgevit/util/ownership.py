@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from edgevit.util.bounded import open_zip
+
 Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result", "signature"]
 
 WORDS: dict[Kind, str] = {
@@ -71,7 +73,7 @@ def _in_folder(path: Path, kind: Kind) -> Iterator[str]:
 
 def _in_archive(path: Path) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             names = archive.namelist()
             root = zip_root(names)
             if root + MANIFEST not in names or archive.getinfo(root + MANIFEST).file_size > LIMIT_BYTES:

@@ -40,9 +40,19 @@ Done = Mapping[tuple[str, ...], Row]
 @click.option("--runs", default=20_000, show_default=True, type=click.IntRange(1), help="Images per runner.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Repeatable; the other reports are kept.")
 @click.option("--command", "names", multiple=True, type=click.Choice(FAULTED), help="Kill or starve these alone.")
+@click.option("--runner", "runners", multiple=True, type=click.Choice(soak.RUNNERS), help="Soak these alone.")
 @click.option("--resume", is_flag=True, help="Keep what held, and go on with what is begun.")
 @click.option("-o", "--out", default="out/chaos", show_default=True, type=click.Path(path_type=Path, file_okay=False))
-def main(moments: int, runs: int, only: tuple[str, ...], names: tuple[str, ...], *, resume: bool, out: Path) -> None:
+def main(
+    moments: int,
+    runs: int,
+    only: tuple[str, ...],
+    names: tuple[str, ...],
+    runners: tuple[str, ...],
+    *,
+    resume: bool,
+    out: Path,
+) -> None:
     """Try to break edgevit; exits with 1 if something broke."""
     run.prepare()
     out.mkdir(parents=True, exist_ok=True)
@@ -50,9 +60,11 @@ def main(moments: int, runs: int, only: tuple[str, ...], names: tuple[str, ...],
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         for part in only or PARTS:
             done = _done(kept, part) if resume else {}
-            if not resume and not names:
+            if not resume and not names and not runners:
                 forget(kept, part)
-            for row in _rows(part, Path(folder), done, names, moments=moments, runs=runs):
+            for row in _rows(
+                part, Path(folder), done, runners if part == "soak" else names, moments=moments, runs=runs
+            ):
                 record(kept, part, row)
                 click.echo(json.dumps(row))
     rows = json.loads(kept.read_bytes())
@@ -102,7 +114,7 @@ def _rows(
     elif part == "faults":
         yield from map(dataclasses.asdict, _faults(root, done, names or FAULTED))
     else:
-        yield from _soak(root, done, runs)
+        yield from _soak(root, done, names or soak.RUNNERS, runs)
 
 
 def _kills(root: Path, done: Done, names: tuple[str, ...], moments: int) -> Iterator[kills.Killed]:
@@ -130,11 +142,11 @@ def _faults(root: Path, done: Done, names: tuple[str, ...]) -> Iterator[faults.T
         yield faults.stdout_full(victim.command, victim.root, prints)
 
 
-def _soak(root: Path, done: Done, runs: int) -> Iterator[dict[str, Any]]:
+def _soak(root: Path, done: Done, runners: tuple[str, ...], runs: int) -> Iterator[dict[str, Any]]:
     named = os.environ.get("EDGEVIT_DATA")
     for model, share in SOAKED.items():
         images = root / f"{model}.npy"
-        for runner in soak.RUNNERS:
+        for runner in runners:
             if (model, runner) in done:
                 continue
             bundle = soak.build(model, runner.split(",")[0], root / model)

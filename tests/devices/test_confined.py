@@ -121,6 +121,15 @@ def test_the_kernel_holds_it(tmp_path: Path) -> None:
     assert 512 << 20 < found["RLIMIT_DATA"] < 4 << 30
 
 
+def test_another_program_is_held_from_its_first_instruction() -> None:
+    code = "import resource; print(*resource.getrlimit(resource.RLIMIT_DATA))"
+    for most, outer in ((512 << 20, ""), (1 << 40, "ulimit -d 600000 && ")):  # a lower one from outside stays
+        held = confined.held_command([sys.executable, "-c", code], most)
+        command = ["sh", "-c", outer + 'exec "$@"', "sh", *held]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [str(600_000 << 10 if outer else most)] * 2
+
+
 def test_a_lower_limit_stays(tmp_path: Path) -> None:
     code = (
         "import resource; from edgevit.devices import confined\n"

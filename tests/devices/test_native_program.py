@@ -20,6 +20,7 @@ from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
 from edgevit.devices import native_program
 from edgevit.devices.board_environment import _root, environment_of, glibc, needed_glibc, require_fit
+from edgevit.devices.confined import allowance
 from edgevit.devices.machine import StepResult, find
 from edgevit.devices.profile import profile
 from edgevit.devices.qemu.emulator import Userland
@@ -128,6 +129,7 @@ def test_a_board_is_told_how_many_threads_a_run_has(bundle: Path) -> None:
             case = native_program._Case(request=request, threads=threads)
             for step in native_program._steps(case, ["golden", "timed"]):
                 assert step.arguments[step.arguments.index("--threads") + 1] == str(threads)
+                assert step.memory_bytes == allowance(manifest, seconds=1, threads=threads).memory_bytes
 
 
 def test_what_the_board_cannot_do_is_one_message(bundle: Path, arm: Path, board: Board, tmp_path: Path) -> None:  # noqa: F811

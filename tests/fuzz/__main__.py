@@ -1,10 +1,11 @@
 """Fuzz the readers: `python -m tests.fuzz all --seconds 3600` for an hour each, `--report FILE` for a table of it.
 
-Where the report is there already, the rows of the targets that ran are replaced.
+Where the report is there already, the rows of the targets that ran are replaced; with `--add` what ran counts on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,20 @@ def merged(file: Path, done: Sequence[Campaign]) -> list[Campaign]:
     kept = [Campaign(**{**row, "faults": tuple(row["faults"])}) for row in rows]
     by_name = {campaign.target: campaign for campaign in (*kept, *done)}
     return [by_name[name] for name in NAMES if name in by_name]
+
+
+def added(file: Path, new: Campaign) -> Campaign:
+    """Return a campaign with what the report counts of its target before; faults are those of today."""
+    for old in merged(file, []):
+        if old.target == new.target:
+            return dataclasses.replace(
+                new,
+                seconds=round(old.seconds + new.seconds, 1),
+                executions=old.executions + new.executions,
+                edges=max(old.edges, new.edges),
+                inputs=max(old.inputs, new.inputs),
+            )
+    return new
 
 
 def table(done: Sequence[Campaign]) -> str:
@@ -68,13 +83,14 @@ def table(done: Sequence[Campaign]) -> str:
     "--kept", default="out/fuzz", show_default=True, type=click.Path(path_type=Path), help="For found inputs."
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write FILE.json and FILE.md.")
-def main(names: tuple[str, ...], seconds: int, seed: int, kept: Path, report: Path | None) -> None:
+@click.option("--add", is_flag=True, help="Count on from the report, whose readers have not changed.")
+def main(names: tuple[str, ...], seconds: int, seed: int, kept: Path, report: Path | None, add: bool) -> None:
     """Fuzz targets one after the other; exits with 1 where a fault was found."""
     kept.mkdir(parents=True, exist_ok=True)
     done = []
     for name in NAMES if "all" in names else names:
         campaign = fuzz(name, seconds, kept.resolve(), seed=seed)
-        done.append(campaign)
+        done.append(added(report.with_suffix(".json"), campaign) if add and report is not None else campaign)
         click.echo(f"{name}: {campaign.executions} executions, {len(campaign.faults)} faults")
         for fault in campaign.faults:
             click.echo(f"  {fault}")

@@ -14,7 +14,7 @@ from edgevit.errors import EdgevitError
 from edgevit.util.strict_json import dumps
 from tests.absent import unavailable
 from tests.fuzz import targets
-from tests.fuzz.__main__ import NAMES, merged, table
+from tests.fuzz.__main__ import NAMES, added, merged, table
 from tests.fuzz.campaign import COMPILER, FOUND, NATIVE, Campaign, fault_of, fuzz, native_available
 from tests.fuzz.seeds import SEEDS, write_seeds
 from tests.fuzz.targets import MOST_BYTES, TARGETS, TooMuchError, held
@@ -118,3 +118,11 @@ def test_a_report_keeps_the_targets_that_did_not_run_again(tmp_path: Path) -> No
     (tmp_path / "fuzzing.json").write_text(dumps(old))
     new = Campaign(target=NAMES[0], seconds=2.0, executions=2, edges=2, inputs=2, faults=())
     assert merged(tmp_path / "fuzzing.json", [new]) == [new, old[1]]
+
+
+def test_executions_add_up_where_that_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "fuzzing.json"
+    new = Campaign(target=NAMES[0], seconds=2.0, executions=2, edges=2, inputs=9, faults=())
+    assert added(file, new) == new
+    file.write_text(dumps([Campaign(target=NAMES[0], seconds=1.0, executions=1, edges=7, inputs=1, faults=("a",))]))
+    assert added(file, new) == Campaign(target=NAMES[0], seconds=3.0, executions=3, edges=7, inputs=9, faults=())

@@ -20,7 +20,7 @@ from edgevit.errors import ImagesError
 from edgevit.images import sources
 from edgevit.images.image_set import UnreadableImage, decode, load_images
 from edgevit.images.sources import list_images
-from edgevit.util.limits import IMAGE_BYTES, IMAGE_SCANS, SOURCE_DIRECTORY_BYTES, TEXT_BYTES, Limit
+from edgevit.util.limits import IMAGE_BYTES, IMAGE_SCANS, TEXT_BYTES, ZIP_DIRECTORY_BYTES, Limit
 from tests.pictures import SPEC, npz, picture_bytes
 
 pytestmark = pytest.mark.usefixtures("little_memory")
@@ -85,7 +85,7 @@ def crowded_zip(path: Path) -> Path:
     """A directory of many empty entries that are all the same local file."""
     name = b"0.png"
     entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
-    count = SOURCE_DIRECTORY_BYTES.value // len(entry) + 1
+    count = ZIP_DIRECTORY_BYTES.value // len(entry) + 1
     size = count * len(entry)
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, size, 0, 0)
     path.write_bytes(entry * count + end)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgevit.backends.native import NativeRunner
 from edgevit.bundle.read import rerun_golden
+from edgevit.devices import confined
 from edgevit.devices.qemu import emulator
 from edgevit.devices.qemu.emulator import Counter, Userland
 from edgevit.devices.qemu.guest_program import between
@@ -66,13 +67,18 @@ def run(
     counter: Counter | None,
     heap: bool,
     timeout_s: float,
+    memory_bytes: int | None,
 ) -> NativeRun:
     """Run (image, effort) after (image, effort) in one process, then up to `more` that look for other gates.
+
+    The emulator, its guest's memory included, may hold `memory_bytes` at most.
 
     Raises:
         DeviceError: the runner fails there, or time is up.
     """
-    with _started(userland, cpu, bundle, counter=counter, heap=heap, timeout_s=timeout_s) as runner:
+    with _started(
+        userland, cpu, bundle, counter=counter, heap=heap, timeout_s=timeout_s, memory_bytes=memory_bytes
+    ) as runner:
         tokens: list[tuple[int, ...]] = []
 
         def taken(index: int, effort: float) -> list[int]:
@@ -85,13 +91,17 @@ def run(
         return NativeRun(gates=tuple(map(tuple, gates)), tokens=tuple(tokens), heap=_heap(runner.told))
 
 
-def golden(userland: Userland, cpu: ArmCpu, bundle: Bundle, *, timeout_s: float) -> tuple[GoldenParity, ...]:
+def golden(
+    userland: Userland, cpu: ArmCpu, bundle: Bundle, *, timeout_s: float, memory_bytes: int | None
+) -> tuple[GoldenParity, ...]:
     """Run the bundle's golden inputs, in a process of their own, so that they are not counted.
 
     Raises:
         DeviceError: the runner fails there, or time is up.
     """
-    with _started(userland, cpu, bundle, counter=None, heap=False, timeout_s=timeout_s) as runner:
+    with _started(
+        userland, cpu, bundle, counter=None, heap=False, timeout_s=timeout_s, memory_bytes=memory_bytes
+    ) as runner:
         return tuple(result.parity(bundle.manifest.golden_tolerance) for result in rerun_golden(bundle, runner))
 
 
@@ -115,11 +125,20 @@ def machine(cpu: ArmCpu, manifest: Manifest) -> Environment:
 
 @contextmanager
 def _started(
-    userland: Userland, cpu: ArmCpu, bundle: Bundle, *, counter: Counter | None, heap: bool, timeout_s: float
+    userland: Userland,
+    cpu: ArmCpu,
+    bundle: Bundle,
+    *,
+    counter: Counter | None,
+    heap: bool,
+    timeout_s: float,
+    memory_bytes: int | None,
 ) -> Iterator[NativeRunner]:
     """Start the bundle's runner in the emulator; the counter has written its counts when the context ends."""
     expired = threading.Event()
     with emulator.started(userland, cpu, counter, heap=heap) as command:
+        if memory_bytes is not None:  # of the emulator itself: it ignores the limits of a guest
+            command = confined.held_command(command, memory_bytes)
         runner = start_runner(command, bundle, emulator.environment(userland))
 
         def give_up() -> None:

@@ -190,11 +190,20 @@ def _native(
     counter: Counter | None,
 ) -> GuestRuns:
     """Run with the bundle's C++ runner."""
-    userland, cpu, timeout_s = here.userland, here.cpu, here.timeout_s
-    golden = native_run.golden(userland, cpu, bundle, timeout_s=timeout_s)
+    userland, cpu, timeout_s, memory_bytes = here.userland, here.cpu, here.timeout_s, here.memory_bytes
+    golden = native_run.golden(userland, cpu, bundle, timeout_s=timeout_s, memory_bytes=memory_bytes)
     runs = [(index, effort) for _, index, effort in requested]
     ran = native_run.run(
-        userland, cpu, bundle, pixels, runs, more=more, counter=counter, heap=True, timeout_s=timeout_s
+        userland,
+        cpu,
+        bundle,
+        pixels,
+        runs,
+        more=more,
+        counter=counter,
+        heap=True,
+        timeout_s=timeout_s,
+        memory_bytes=memory_bytes,
     )
     return GuestRuns(
         golden=golden,

@@ -105,6 +105,13 @@ python() {
   exec "$program" "$@"
 }
 
+# KIB PROGRAM ARGUMENTS...: one that may hold so much memory and no more, where the system has such a limit.
+held() {
+  ulimit -d "$1" 2>/dev/null || :
+  shift
+  exec "$@"
+}
+
 # STEP PROGRAM ARGUMENTS...: asleep until it ends or nobody is listening, for a measurement must not be disturbed.
 run() {
   step=$1

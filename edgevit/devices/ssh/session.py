@@ -140,6 +140,7 @@ class BoardSession(Lines):
         if step.program is None:
             command += ["python", self._python]
         else:
+            command += [] if step.memory_bytes is None else ["held", str(step.memory_bytes >> 10)]
             command.append(step.program)
         call = shlex.join([*command, *step.arguments])
         before, after = (f"moment {step.name}.{when}: >{step.name}.{when}.told" for when in ("before", "after"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from edgevit.backends.tvm.run.process import ProcessRunner
 from edgevit.backends.tvm.run.runner import read_manifest
 from edgevit.bundle.read import open_bundle
 from edgevit.cli import main
+from edgevit.devices import confined
 from edgevit.devices.machine import find
 from edgevit.devices.profile import profile
-from edgevit.devices.qemu import emulate, userland
+from edgevit.devices.qemu import emulate, emulator, native_run, userland
 from edgevit.devices.qemu.emulator import Userland
 from edgevit.devices.qemu.native_run import require_fit
-from edgevit.errors import DeviceError, RuntimeMissingError, SkipError
+from edgevit.devices.qemu.processes import EmulatedMachine, work
+from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, SkipError
 from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
@@ -29,7 +32,7 @@ from edgevit.schema.target import load_target
 from edgevit.util.resources import shipped
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
-from tests.bundles import rehash
+from tests.bundles import rehash, sample_bundle
 from tests.devices.qemu.test_emulate import products, profile_emulated
 from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
@@ -134,3 +137,44 @@ def test_what_cannot_run_there_is_one_error(device: Userland, bundle: Path, tmp_
     rehash(broken)
     with pytest.raises(DeviceError, match="does not run on the emulated cortex-a72: .* has 5 bytes, model.json says"):
         run(broken)
+
+
+def test_the_emulator_holds_no_more_memory_than_the_bundle_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], *_: object) -> None:
+        started.append(command)
+        raise BundleError("enough")
+
+    monkeypatch.setattr(native_run, "start_runner", start)
+    monkeypatch.setattr(emulator, "started", lambda *_, **__: nullcontext(["qemu"]))
+    here = EmulatedMachine(
+        userland=Userland(
+            folder=tmp_path,
+            emulator=tmp_path,
+            emulator_version="",
+            libraries=None,
+            python="none",
+            plugin=None,
+            uncounted="",
+            accountant=None,
+            unaccounted="",
+            runtimes=(),
+            packages={},
+        ),
+        cpu=ARM_CPUS[CPU],
+        folder=tmp_path,
+        timeout_s=60,
+        memory_bytes=900 << 20,
+    )
+    pixels = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    with open_bundle(sample_bundle(tmp_path / "bundle")) as found:
+        opened = dataclasses.replace(found, manifest=dataclasses.replace(found.manifest, backend="tvm"))
+        for golden in (True, False):
+            if not golden:
+                monkeypatch.setattr(native_run, "golden", lambda *_, **__: ())
+            with pytest.raises(BundleError, match="enough"):
+                work(here, opened, pixels, [(None, 0, 0.0)], more=0, caches="")
+    assert started == [confined.held_command(["qemu"], 900 << 20)] * 2

@@ -84,6 +84,13 @@ def test_a_session_runs_steps_one_after_the_other_and_more_than_once(board: Boar
         assert opened.run({}, [late], timeout_s=60).keys() == {"late"}
 
 
+def test_a_program_holds_no_more_memory_than_its_step_says(board: Board) -> None:
+    script = b"#!/bin/sh\nulimit -d\nulimit -H -d\nexit 3\n"
+    step = Step(name="held", program="bin/held", memory_bytes=300 << 20)
+    result = run_steps(board, {"bin/held": script}, step)["held"]
+    assert result.out.split() == [str(300 << 10)] * 2 and result.status == 3
+
+
 def test_a_python_step_finds_modules_in_the_folder_and_leaves_nothing(board: Board) -> None:
     module = b"import os, sys, tempfile\nprint(os.getcwd() == tempfile.gettempdir(), sys.argv[1:])\n"
     step = Step(name="python", program=None, arguments=("-m", "room.there", "it's", "$(a) b"))
