@@ -23,7 +23,7 @@ A page needs no network. Its pictures are saved as PNG, SVG or CSV by buttons be
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what a bundle is and costs: text, page, JSON, Markdown.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("more", metavar="[BUNDLE]... [MEASUREMENT]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page here.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.cli import main
+from edgevit.cli import COMMANDS, main
 from edgevit.cli.build import STAGES
 from edgevit.cli.messages import shown
 from edgevit.cli.terminal import WIDTH, fitted
@@ -116,6 +116,13 @@ def test_a_command_without_its_part_shows_help(arguments: list[str], capsys: pyt
     assert main(arguments) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Usage: edgevit") and told.err == ""
+
+
+def test_the_list_of_commands_says_each_in_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == len(COMMANDS)
+    assert all(line.endswith(".") and "..." not in line for line in listed)
 
 
 def test_the_version_has_a_short_option(capsys: pytest.CaptureFixture[str]) -> None:
