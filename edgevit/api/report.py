@@ -200,7 +200,7 @@ def _with_images(made: Report, bundle: schema.Bundle, images: Images | None) -> 
             f"the images ({taken.digest[:12]}) are not those that were measured ({first.images.digest[:12]}); "
             "give what edgevit profile was given"
         )
-    return dataclasses.replace(made, thumbs=thumbs(taken.images, first.gates))
+    return dataclasses.replace(made, thumbs=thumbs(taken.images, first))
 
 
 def _require_empty(folder: Path) -> None:
