@@ -174,10 +174,12 @@ def _points(built: Built) -> Iterator[str]:
         if point.name is None:
             continue
         model = "original" if point.against == "original" else "float model"
-        agrees = "" if point.agreement is None else f", agrees with the {model} on {point.agreement.value:.1%}"
+        agrees = "" if point.agreement is None else f", {point.agreement.value:.1%} as the {model}"
         here = times.get(point.effort)
-        takes = f", {here.mean_ms:.2f} ms, at most {here.most_ms:.2f} ms here" if here else ""
+        takes = f", {here.mean_ms:.2f} ms (at most {here.most_ms:.2f})" if here else ""
         yield f"{point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{takes}{agrees}"
+    if times:
+        yield "ms: CPU time on this machine, every image run once; edgevit profile measures a device"
     if same := alike(effort_points(built.manifest)):
         yield same
 

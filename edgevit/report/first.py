@@ -122,7 +122,7 @@ def fit_card(report: Report) -> Section | None:
 def _fit(report: Report) -> Tile:
     name, checks = "Does it fit", report.budgets
     if not checks:
-        note = "no limits given: edgevit report --budget ram_mb=64, or in the target"
+        note = "no limits given: edgevit report --budget ram=64,latency=20, or in the target"
         return Tile(name=name, value=say.UNKNOWN, note=note, state="unknown", whole=True)
     words = {True: "met", False: "not met", None: "unknown"}
     by_state = [(state, [c for c in checks if c.held is state]) for state in (False, None, True)]

@@ -127,7 +127,7 @@ def memory_parts(bound: MemoryBound, runtime: str, wide: float = WIDE) -> str:
 
 def latency_by_path(paths: Sequence[PathLatency], wide: float = WIDE, *, gated: bool = True) -> str:
     """Return every run as a dot, one lane per path, with its median and what percentile n supports."""
-    left, right, lane = (116.0 if wide >= PHONE else 98.0), wide - 8, 74.0
+    left, right, lane = (128.0 if wide >= PHONE else 112.0), wide - 8, 74.0
     bottom = 8 + lane * len(paths)
     # A few runs that something else held up would squeeze all others; they are counted in the lane's caption.
     slowest = max(sorted(path.wall.samples_ms)[int(0.95 * (path.wall.runs - 1))] for path in paths)

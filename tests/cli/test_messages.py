@@ -107,8 +107,9 @@ def test_a_bug_is_an_object_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("edgevit.doctor.diagnose", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["doctor"]) == 130
-    assert capsys.readouterr().err == "edgevit: interrupted; no partial output was left.\n"
+    for how in ((), ("--verbose",)):
+        assert main(["doctor", *how]) == 130
+        assert capsys.readouterr().err == "edgevit: interrupted; no partial output was left.\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["device"]])
