@@ -1,10 +1,12 @@
 /* Run a model on a sequence of images three times each: dense, at the least effort, and with the loop of deadline.h.
  *
- *   ./deadline model.weights images.raw DEADLINE_MS LEAST MOST
+ *   ./deadline model.weights images.raw SHARE FIRST LEAST MOST
  *
- * images.raw holds images of MODEL_IMAGE_BYTES one after another. A line for each of them: the milliseconds of the three
- * runs, the effort of the loop, patch tokens after the last point of the three runs (branches that ran, where no tokens
- * are merged), and whether the loop's class is that of the dense run. A millisecond is one of this thread's CPU time.
+ * images.raw holds images of MODEL_IMAGE_BYTES one after another. The first FIRST of them are run densely, and SHARE of
+ * the median of their times is the deadline, which is the first line; they are not of the sequence. Then a line for each
+ * image: the milliseconds of the three runs, the effort of the loop, patch tokens after the last point of the three runs
+ * (branches that ran, where no tokens are merged), and whether the loop's class is that of the dense run. A millisecond
+ * is one of this thread's CPU time.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -18,6 +20,8 @@
 
 #include "MODEL.h"
 #include "deadline.h"
+
+#define MOST_FIRST 1024
 
 typedef struct {
   double ms;
@@ -64,23 +68,43 @@ static answer run(model_state *model, float effort) {
   return made;
 }
 
+static int order(const void *one, const void *other) {
+  const double a = *(const double *)one, b = *(const double *)other;
+  return (a > b) - (a < b);
+}
+
+/* Return the median time of dense runs of the next images; before them the model is run a few times to warm up. */
+static double dense_ms(model_state *model, FILE *images, int first) {
+  static double took[MOST_FIRST];
+  int warm, i;
+  for (i = 0; i < first; ++i) {
+    if (fread(image, 1, sizeof image, images) != sizeof image) stop("too few images");
+    for (warm = i ? 5 : 0; warm < 5; ++warm) run(model, INFINITY); /* pages of the weights are read once */
+    took[i] = run(model, INFINITY).ms;
+  }
+  qsort(took, (size_t)first, sizeof took[0], order);
+  return first % 2 ? took[first / 2] : (took[first / 2 - 1] + took[first / 2]) / 2;
+}
+
 int main(int count, char **words) {
   model_state *model;
   const void *weights;
   deadline control;
   FILE *images;
-  int status, warm = 0;
-  if (count != 6) stop("usage: deadline model.weights images.raw DEADLINE_MS LEAST MOST");
+  int status, first;
+  if (count != 7) stop("usage: deadline model.weights images.raw SHARE FIRST LEAST MOST");
+  first = atoi(words[4]);
+  if (first < 1 || first > MOST_FIRST) stop("FIRST is 1 to 1024");
   weights = mapped(words[1]);
   images = fopen(words[2], "rb");
   if (images == NULL) stop(words[2]);
   status = model_init(&model, memory, sizeof memory, weights, MODEL_WEIGHTS_BYTES);
   if (status != MODEL_OK) stop(model_message(status));
-  control = deadline_of(atof(words[3]), strtof(words[4], NULL), strtof(words[5], NULL));
+  control = deadline_of(atof(words[3]) * dense_ms(model, images, first), strtof(words[5], NULL), strtof(words[6], NULL));
+  printf("%.4f\n", control.deadline_ms);
   while (fread(image, 1, sizeof image, images) == sizeof image) {
     answer dense, least, loop;
     const float effort = control.effort;
-    for (; warm < 5; ++warm) run(model, INFINITY); /* pages of the weights are read once */
     dense = run(model, INFINITY);
     least = run(model, control.least);
     loop = run(model, effort);

@@ -24,7 +24,7 @@ from edgevit.backends.targets import accept_program
 from edgevit.build.branch_errors import branch_errors
 from edgevit.build.case import Case, Place
 from edgevit.build.describe import Facts, describe, golden_runs
-from edgevit.build.points import measure_points
+from edgevit.build.points import PointTime, measure_points
 from edgevit.build.preflight import require_target
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
@@ -65,11 +65,12 @@ PEAK_PER_FLOAT, PEAK_BESIDE_BYTES = 6.5, 500_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What `build` made: the bundle's folder and zip, and its manifest."""
+    """What `build` made: the bundle's folder and zip, its manifest, and what its operating points take here."""
 
     folder: Path
     archive: Path
     manifest: Manifest
+    times: tuple[PointTime, ...] = ()
 
 
 def compress(
@@ -395,9 +396,10 @@ def build(
             evidence=evidence,
             golden=golden,
             errors=errors,
-            points=points,
+            points=points.measured,
         )
-        return _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+        built = _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
+        return replace(built, times=points.times)
 
 
 def _warn_of_memory(program: Program, say: Say) -> None:

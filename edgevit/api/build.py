@@ -30,6 +30,7 @@ from edgevit.program.program import Program, is_program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
 from edgevit.program.spec import ProgramSpec
 from edgevit.program.tokens import read_plan, with_merges
+from edgevit.report.efforts import alike, effort_points
 from edgevit.schema.budget import BUDGETS, check_budgets, read_budget
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
@@ -37,7 +38,8 @@ from edgevit.tasks.counterpart import fitting
 from edgevit.util.progress import say, warn
 from edgevit.util.resources import shipped
 
-__all__ = ["BUDGETS", "Built", "Job", "Prediction", "build", "check_budgets", "predict", "predict_build", "run_build"]
+__all__ = ["BUDGETS", "Built", "Job", "Prediction", "alike", "build", "check_budgets", "effort_points"]
+__all__ += ["predict", "predict_build", "run_build"]
 
 MANY_IMAGES = 100
 HOST = "host"  # a target's name: this machine

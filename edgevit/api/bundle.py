@@ -21,7 +21,7 @@ from edgevit.images.image_set import UnreadableImage, load_images, prepare
 from edgevit.program.spec import ImageSpec
 from edgevit.report import notebook
 from edgevit.report.view import make_report
-from edgevit.schema.manifest import Manifest
+from edgevit.schema.manifest import Manifest, counts_tokens
 from edgevit.schema.points import effort_of
 from edgevit.util.limits import DOCUMENT_BYTES, read_regular
 from edgevit.util.notebook import Shown, draws
@@ -118,8 +118,7 @@ class Bundle(Shown):
             raise BundleError(f"{self.path} was closed; open it again to run it")
         if self._runner is None:
             self._runner = self._stack.enter_context(loaded(self._opened, self._threads))
-        counts = any(output.kind == "tokens" for output in self.manifest.outputs)
-        run = self._runner.answer if counts else self._runner.run
+        run = self._runner.answer if counts_tokens(self.manifest) else self._runner.run
         logits, gates, *left = run(pixels, effort=value)
         kind = next(output.kind for output in self.manifest.outputs if output.name == "logits")
         return Answer(

@@ -19,6 +19,7 @@ from edgevit.report.limits import read_limit
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.util import atomic, strict_json
+from edgevit.util.progress import warn
 
 __all__ = ["Comparison", "as_markdown", "compare", "show", "to_json"]
 
@@ -91,8 +92,18 @@ def _subjects(given: Sequence[Bundle | Measurement | str | Path]) -> list[Subjec
                 mine = [m for m in measured.values() if m.bundle_sha256 == bundles[path].sha256]
                 found += _columns(names[path], Subject(name=names[path], manifest=bundles[path].manifest), mine)
             elif measured[str(index)].bundle_sha256 not in seen:
+                _note_other_build(measured[str(index)], [bundle.manifest.name for bundle in bundles.values()])
                 found.append(Subject(name=_file_name(each, measured[str(index)]), measurement=measured[str(index)]))
         return found
+
+
+def _note_other_build(measured: Measurement, given: Sequence[str]) -> None:
+    """Say so where a measurement has a column of its own that looks like one of a given bundle's."""
+    if measured.bundle in given:
+        warn(
+            f"a measurement is of another build of {measured.bundle} ({measured.bundle_sha256[:12]}) than the one "
+            "given, so it has a column of its own; run `edgevit profile` on this one"
+        )
 
 
 def _columns(name: str, bundle: Subject, measured: Sequence[Measurement]) -> list[Subject]:

@@ -38,6 +38,7 @@ def profile(
     cpus: Sequence[int] | None = None,
     against: Program | str | Path | None = None,
     against_weights: str | Path | None = None,
+    effort: str | float | None = None,
     python: str = "python3",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     output: str | Path | None = None,
@@ -60,6 +61,8 @@ def profile(
             quantizes it by itself: a Program, or what `load` takes; "none" times the bundle alone. Default: on this
             machine the original that the bundle names, with random weights, which take as long.
         against_weights: checkpoint of `against`, where that is a name.
+        effort: the operating point that real images are run at, a name such as "fast" or a number (default: as
+            calibrated, and the times of every named point are measured too).
         python: Python on a board, 3.11 or newer with numpy and the bundle's runtime; machine code needs none.
         timeout_s: seconds that the measuring may take, here too.
         output: file to write the measurement to, which `report` reads (default: none).
@@ -70,6 +73,7 @@ def profile(
         BundleError: not a bundle, damaged, or without golden inputs when there are no images; or its model crashes
             here, does not end, or takes too much memory.
         ImagesError: no usable image.
+        OperatingPointError: the bundle has no operating point of that name, or every image runs the same.
         OutputError: the output is there already, or cannot be written.
         RuntimeMissingError: the bundle's runtime is not installed.
 
@@ -98,6 +102,7 @@ def profile(
         cpus=cpus,
         timeout_s=timeout_s,
         baselines=beside if machine.kind == "local" else None,
+        effort=effort,
     )
     if output is not None:
         write_measurement(measured, Path(output), force=force)

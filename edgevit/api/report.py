@@ -28,7 +28,7 @@ from edgevit.report.table import show
 from edgevit.report.thumbs import thumbs
 from edgevit.report.view import Report, make_report
 from edgevit.schema import manifest as schema
-from edgevit.schema.budget import BUDGETS
+from edgevit.schema.budget import BUDGETS, read_budget
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement
 from edgevit.util import atomic, strict_json
@@ -45,7 +45,7 @@ def report(
     html: str | Path | None = None,
     figures_to: str | Path | None = None,
     images: Images | None = None,
-    budgets: Mapping[str, float] | None = None,
+    budgets: Mapping[str, float] | str | None = None,
     force: bool = False,
 ) -> Report:
     """Put a bundle and measurements of it together, or several bundles of one model.
@@ -56,7 +56,8 @@ def report(
         html: file to write one self-contained page to (default: none).
         figures_to: new or empty folder for every picture as SVG and its figures as CSV (default: none).
         images: those that were measured, to show the easiest and the hardest of them (default: none are shown).
-        budgets: limits instead of the target's: "ram_mb", "flash_mb", "latency_ms", "drop_points" -> the most allowed.
+        budgets: limits instead of the target's: "ram_mb", "flash_mb", "latency_ms", "drop_points" -> the most allowed;
+            or the same as text, "ram=64,latency=20".
         force: replace a page that is there.
 
     Raises:
@@ -76,10 +77,11 @@ def report(
         atomic.refuse_existing(page, "page", force=force)
     if folder is not None:
         _require_empty(folder)
+    limited = read_budget(budgets) if isinstance(budgets, str) else budgets or {}
     paths, measured = _given((bundle, *others))
     with ExitStack() as stack:
         bundles = [stack.enter_context(open_bundle(path)) for path in paths]
-        bundles[0] = _limited(bundles[0], budgets or {})
+        bundles[0] = _limited(bundles[0], limited)
         made = _with_images(_made(bundles, bundle_names(paths), measured), bundles[0], images)
     if page is not None:
         write_page(page, render(made), force=force)
@@ -201,7 +203,7 @@ def _with_images(made: Report, bundle: schema.Bundle, images: Images | None) -> 
             f"the images ({taken.digest[:12]}) are not those that were measured ({first.images.digest[:12]}); "
             "give what edgevit profile was given"
         )
-    return dataclasses.replace(made, thumbs=thumbs(taken.images, first.gates))
+    return dataclasses.replace(made, thumbs=thumbs(taken.images, first))
 
 
 def _require_empty(folder: Path) -> None:

@@ -1,6 +1,11 @@
-"""Where a build departs from float: the error of the stream after every branch, on a few images, all branches open."""
+"""Where a build departs from float: the error of the stream after every branch, on a few images, all branches open.
+
+No token is merged: int8 may merge other pairs than float, and the streams would differ by what that mixes.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +25,7 @@ def branch_errors(program: Program, lowered: Program, plan: QuantPlan | None, im
     """Return the length of the difference over that of the float stream, after every branch, the mean over images.
 
     The quantized graph is computed as it is written, so that it is the rounding alone, whatever this CPU's kernels do.
-    None: nothing is quantized, the model is too large, or float and int8 merged another number of tokens before.
+    None: nothing is quantized, or the model is too large.
 
     Args:
         program: the float model.
@@ -32,9 +37,13 @@ def branch_errors(program: Program, lowered: Program, plan: QuantPlan | None, im
     if plan is None or sum(array.nbytes for array in program.weights.values()) > MOST_BYTES:
         return (None,) * len(branches)
     few, names = images[:IMAGES], [f"stream:{branch.name}" for branch in branches]
-    before = _streams(program, None, few)
-    after = _streams(lowered, plan, few)
+    before = _streams(_unmerged(program), None, few)
+    after = _streams(_unmerged(lowered), plan, few)
     return tuple(_error([one[name] for one in before], [one[name] for one in after]) for name in names)
+
+
+def _unmerged(program: Program) -> Program:
+    return program.with_weights({}, replace(program.spec, merges=())) if program.spec.merges else program
 
 
 def _streams(program: Program, plan: QuantPlan | None, images: NDArray[np.uint8]) -> list[dict[str, np.ndarray]]:
@@ -42,9 +51,7 @@ def _streams(program: Program, plan: QuantPlan | None, images: NDArray[np.uint8]
     return [run(image[None]) for image in images]
 
 
-def _error(before: list[np.ndarray], after: list[np.ndarray]) -> float | None:
-    if any(one.shape != other.shape for one, other in zip(before, after, strict=True)):
-        return None
+def _error(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     pairs = zip(before, after, strict=True)
     return float(np.mean([_length(other - one) / max(_length(one), SMALLEST) for one, other in pairs]))
 

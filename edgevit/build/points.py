@@ -1,14 +1,17 @@
 """Measure the operating points of a build: efforts from all skipped to all open, what they cost and what they answer.
 
-`fast` and `fastest` are as little effort as leaves most answers what they are as calibrated; `accurate` is half of the
-way from there to all open, by MACs. Calibration images tell where that is, others what it is worth.
+`fast` and `fastest` are as little effort as leaves most answers what they are as calibrated; where that is one effort,
+`fast` is half of the way to it, by MACs. `accurate` is half of the way from as calibrated to all open. Calibration
+images tell where that is, others what it is worth. What that takes here is told too, but kept apart: a bundle says
+nothing of the machine that it was built on.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,6 +35,40 @@ GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 TRIED_IMAGES, MEASURED_IMAGES = 32, 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class PointTime:
+    """CPU time of an image at one operating point on this machine, each image run once: the mean, and the most."""
+
+    effort: float
+    mean_ms: float
+    most_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """The operating points of a build, from the cheapest, and their times here (none: it does not run here)."""
+
+    measured: tuple[OperatingPoint, ...] = ()
+    times: tuple[PointTime, ...] = ()
+
+
+class _Run(NamedTuple):
+    """A run of one image: logits `[1, classes]`, MACs, branches that ran, and CPU time in ms."""
+
+    logits: np.ndarray
+    macs: int
+    branches: int
+    cpu_ms: float
+
+
+class _Tried(NamedTuple):
+    """An effort, the share of answers that are as calibrated, and the mean MACs."""
+
+    effort: float
+    same: float
+    macs: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Judge:
     """Images to measure on, and what answers are held against, each `[n]` (None: not known).
@@ -45,43 +82,67 @@ class _Judge:
     against: Literal["original", "float"]
 
 
-def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> tuple[OperatingPoint, ...]:
-    """Return the operating points of a build, from the cheapest; none where effort moves nothing.
+def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> Points:
+    """Return the operating points of a build and their times; none where effort moves nothing.
 
     What does not run here is measured as its lowered graph computes it, whose gates parity has compared.
     """
     spec = case.program.spec
     if not spec.steered:
-        return ()
+        return Points()
     say("Measuring operating points")
-    watched = reference(case.model) if case.elsewhere or not case.runnable else runner
+    elsewhere = case.elsewhere or not case.runnable
+    watched = reference(case.model) if elsewhere else runner
     efforts, judge = _efforts(case, watched), _judge(case)
     named = {effort for effort, name in efforts if name is not None}
     wanted = [(effort, name) for effort, name in efforts if name is not None or effort not in named]
     apart = track(list(dict.fromkeys(effort for effort, _ in wanted)), "Measuring points")
-    measured = {effort: _measure(case, watched, judge, effort) for effort in apart}
-    return tuple(replace(measured[effort], name=name) for effort, name in wanted)
+    runs = {effort: [_run(case, watched, image, effort) for image in judge.images] for effort in apart}
+    measured = {effort: _judged(judge, effort, taken) for effort, taken in runs.items()}
+    return Points(
+        measured=tuple(replace(measured[effort], name=name) for effort, name in wanted),
+        times=() if elsewhere else tuple(_time(effort, taken) for effort, taken in runs.items()),
+    )
 
 
 def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]:
-    """Return the efforts to measure, with their names, from the least: two of them mark the ends of the curve."""
+    """Return the efforts to measure, with their names, from the least: those without one mark the end of the curve."""
     images = case.calibration.images[:TRIED_IMAGES]
     before, macs = _answers(case, runner, images, 0.0)
-    lowest: dict[PointName, float] = dict.fromkeys(KEPT, 0.0)
+    tried = [_Tried(0.0, 1.0, float(macs.mean()))]
     for effort in (-effort for effort in GRID):
-        share = float(_same(case, _answers(case, runner, images, effort)[0], before).mean())
-        lowest |= {name: effort for name, least in KEPT.items() if share >= least and lowest[name] > effort}
-        if share < min(KEPT.values()):
+        logits, cost = _answers(case, runner, images, effort)
+        tried.append(_Tried(effort, float(_same(case, logits, before).mean()), float(cost.mean())))
+        if tried[-1].same < min(KEPT.values()):
             break
-    ends: list[tuple[float, PointName | None]] = [(EFFORT_ALL_SKIPPED, None), (effort, None)]
+    fastest, fast = _cheap(tried)
+    ends: list[tuple[float, PointName | None]] = [(EFFORT_ALL_SKIPPED, None)]
+    if tried[-1].same < min(KEPT.values()):
+        ends.append((tried[-1].effort, None))
     named: list[tuple[float, PointName | None]] = [
-        (lowest["fastest"], "fastest"),
-        (lowest["fast"], "fast"),
+        (fastest, "fastest"),
+        (fast, "fast"),
         (0.0, "balanced"),
         (_accurate(case, runner, images, macs.mean()), "accurate"),
         (EFFORT_ALL_OPEN, "full"),
     ]
     return [*ends, *named]
+
+
+def _cheap(tried: Sequence[_Tried]) -> tuple[float, float]:
+    """Return the efforts of `fastest` and `fast`: fewest MACs that keep enough answers, and of equal ones the nearest.
+
+    Args:
+        tried: from as calibrated to less and less effort.
+    """
+    fastest, fast = (
+        min((t for t in tried if t.same >= KEPT[name]), key=lambda t: t.macs) for name in ("fastest", "fast")
+    )
+    if fast.macs > fastest.macs or fast is tried[0]:
+        return fastest.effort, fast.effort
+    rising = [t for t in reversed(tried) if fastest.effort <= t.effort]
+    macs = np.maximum.accumulate([t.macs for t in rising])
+    return fastest.effort, _between([t.effort for t in rising], macs, (fastest.macs + tried[0].macs) / 2)
 
 
 def _accurate(case: Case, runner: Runner, images: np.ndarray, least: float) -> float:
@@ -101,7 +162,7 @@ def _accurate(case: Case, runner: Runner, images: np.ndarray, least: float) -> f
 def _answers(case: Case, runner: Runner, images: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray]:
     """Return logits float32 `[n, classes]` and MACs `[n]` of images at an effort."""
     runs = [_run(case, runner, image, effort) for image in images]
-    return np.concatenate([logits for logits, _, _ in runs]), np.array([macs for _, macs, _ in runs])
+    return np.concatenate([run.logits for run in runs]), np.array([run.macs for run in runs])
 
 
 def _same(case: Case, logits: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -122,14 +183,18 @@ def _between(efforts: Sequence[float], macs: np.ndarray, wanted: float) -> float
     return float(f"{ends[index - 1] + share * (ends[index] - ends[index - 1]):.3g}")
 
 
-def _run(case: Case, runner: Runner, image: np.ndarray, effort: float) -> tuple[np.ndarray, int, int]:
-    """Return logits of an image uint8 `[height, width, 3]`, its MACs, and how many branches ran."""
+def _run(case: Case, runner: Runner, image: np.ndarray, effort: float) -> _Run:
+    """Run an image uint8 `[height, width, 3]`."""
     spec = case.program.spec
-    if spec.adaptive:
-        logits, gates, tokens = runner.answer(image[None], effort)
-        return logits, run_macs(spec, gates, tokens), int(gates.sum())
-    logits, gates = runner.run(image[None], effort)
-    return logits, run_macs(spec, gates), int(gates.sum())
+    begin = time.process_time()
+    logits, gates, *tokens = (runner.answer if spec.adaptive else runner.run)(image[None], effort)
+    cpu_ms = 1000 * (time.process_time() - begin)
+    return _Run(logits, run_macs(spec, gates, tokens[0] if tokens else None), int(gates.sum()), cpu_ms)
+
+
+def _time(effort: float, runs: Sequence[_Run]) -> PointTime:
+    times = [run.cpu_ms for run in runs]
+    return PointTime(effort=effort, mean_ms=float(np.mean(times)), most_ms=max(times))
 
 
 def _judge(case: Case) -> _Judge:
@@ -148,10 +213,10 @@ def _judge(case: Case) -> _Judge:
     return _Judge(images=images, expected=expected, labels=labels, against="float")
 
 
-def _measure(case: Case, runner: Runner, judge: _Judge, effort: float) -> OperatingPoint:
-    runs = [_run(case, runner, image, effort) for image in judge.images]
-    macs, branches = (np.array(column) for column in list(zip(*runs, strict=True))[1:])
-    classes = np.array([logits.argmax() for logits, _, _ in runs])
+def _judged(judge: _Judge, effort: float, runs: Sequence[_Run]) -> OperatingPoint:
+    """Return what the runs of the judge's images cost, and which of their answers are right."""
+    macs = np.array([run.macs for run in runs])
+    classes = np.array([run.logits.argmax() for run in runs])
 
     def share(right: np.ndarray | None) -> Fraction | None:
         return None if right is None else fraction(classes == right)
@@ -161,7 +226,7 @@ def _measure(case: Case, runner: Runner, judge: _Judge, effort: float) -> Operat
         name=None,
         macs=float(macs.mean()),
         worst_macs=int(macs.max()),
-        branches=float(branches.mean()),
+        branches=float(np.mean([run.branches for run in runs])),
         images=len(runs),
         agreement=share(judge.expected),
         top1=share(judge.labels),

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from edgevit.program.original import when_compressed
 from edgevit.schema.budget import BUDGETS, BudgetCheck, check_budgets
 from edgevit.schema.manifest import AccuracyRow, Manifest
 from edgevit.schema.points import OperatingPoint
@@ -78,6 +79,7 @@ def readme(manifest: Manifest, guide: Guide) -> str:
             licence=licence_of(manifest.origin),
             runtime=guide.packages,
             logits=next(output for output in manifest.outputs if output.name == "logits"),
+            compressed=_compressed(manifest),
         )
     )
 
@@ -123,6 +125,15 @@ def _accuracy(row: AccuracyRow) -> tuple[str, ...]:
     if row.metric == "agreement":
         what += " with the original" if row.against == "original" else " with the float model it was quantized from"
     return whose[row.model], what, f"{row.value:.1%}", f"{row.low:.1%} to {row.high:.1%}", str(row.images)
+
+
+def _compressed(manifest: Manifest) -> str:
+    """Return what compression cost on labelled images, as a sentence; nothing where top-1 here or nobody tells."""
+    if any((row.model, row.metric) == ("original", "top1") for row in manifest.accuracy):
+        return ""
+    classes = next(output.shape[-1] for output in manifest.outputs if output.name == "logits")
+    said = when_compressed(manifest.original, classes, labelled=True)
+    return f"{said[0].upper()}{said[1:]} (original, then compressed, both in float)." if said else ""
 
 
 def _point(point: OperatingPoint) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ STAGES = {
 }
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Compile a model into a verified bundle for one device.")
 @click.argument("model", required=False)
 @click.option(
     "--target",
@@ -137,6 +138,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
             "bundle": str(built.folder),
             "archive": str(built.archive),
             "manifest": built.manifest,
+            "point_times": built.times,
         }
         click.echo(strict_json.dumps(answer), nl=False)
         return
@@ -163,6 +165,25 @@ def _told(row: AccuracyRow) -> str:
     return f"{row.model} with the {'original' if row.against == 'original' else 'compressed float model'}"
 
 
+def _points(built: Built) -> Iterator[str]:
+    """Yield a line per named operating point: what it costs, takes here, and answers; then which are one."""
+    from edgevit.api.build import alike, effort_points
+
+    times = {time.effort: time for time in built.times}
+    for point in built.manifest.points:
+        if point.name is None:
+            continue
+        model = "original" if point.against == "original" else "float model"
+        agrees = "" if point.agreement is None else f", {point.agreement.value:.1%} as the {model}"
+        here = times.get(point.effort)
+        takes = f", {here.mean_ms:.2f} ms (at most {here.most_ms:.2f})" if here else ""
+        yield f"{point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{takes}{agrees}"
+    if times:
+        yield "ms: CPU time on this machine, every image run once; edgevit profile measures a device"
+    if same := alike(effort_points(built.manifest)):
+        yield same
+
+
 def _show(built: Built) -> None:
     from edgevit.api.build import BUDGETS, check_budgets
 
@@ -173,11 +194,8 @@ def _show(built: Built) -> None:
     for row in manifest.accuracy:
         interval = f"{row.low:.1%} to {row.high:.1%}, n = {row.images}"
         click.echo(f"  {row.metric:<9} {_told(row)}: {row.value:.1%} ({interval})")
-    for point in manifest.points:
-        if point.name is not None:
-            model = "original" if point.against == "original" else "float model"
-            agrees = "" if point.agreement is None else f", agrees with the {model} on {point.agreement.value:.1%}"
-            click.echo(f"  point     {point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{agrees}")
+    for line in _points(built):
+        click.echo(fitted(f"  point     {line}", 12))
     sizes, macs = manifest.sizes, manifest.macs
     click.echo(f"  size      {sizes.model_bytes / 1e6:.2f} MB (dense float {sizes.float_bytes / 1e6:.2f} MB)")
     click.echo(f"  MACs      {macs.expected / 1e6:.0f} M expected, {macs.all_open / 1e6:.0f} M all open")

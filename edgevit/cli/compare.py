@@ -24,7 +24,7 @@ images), is no figure to hold against a limit, and ends with exit code 40 and wi
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Set builds and measurements side by side, with limits for CI.")
 @click.argument("first", metavar="BUNDLE|MEASUREMENT", type=click.Path(path_type=Path))
 @click.argument("others", metavar="BUNDLE|MEASUREMENT...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(

@@ -25,7 +25,7 @@ SHARE = Number(0, 1, min_open=True)
 DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Prune and gate a model by training it on a data set.")
 @click.argument("model")
 @click.option("--data", required=True, help=f"Training images. {DATA}.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")

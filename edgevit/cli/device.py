@@ -31,7 +31,7 @@ def _runtime_names() -> list[str]:
     return list(RUNTIMES)
 
 
-@click.group(epilog=EPILOG)
+@click.group(epilog=EPILOG, short_help="Set up, list and remove emulated processors.")
 def command() -> None:
     """Set up, list and remove devices that edgevit emulates on this machine."""
 

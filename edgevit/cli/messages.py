@@ -110,7 +110,7 @@ class Messages:
     def failed(self, message: str, error: BaseException) -> None:
         """Keep an error in the file; show where it comes from too, if asked to be verbose."""
         where = "".join(traceback.format_exception(error)).rstrip()
-        if self.verbose:
+        if self.verbose and not isinstance(error, click.Abort):  # whoever interrupted knows where it comes from
             click.echo(terminal.escaped(where), err=True)
         if self._file is None:
             return

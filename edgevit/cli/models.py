@@ -12,7 +12,7 @@ Examples:
 """
 
 
-@click.command("models", epilog=EXAMPLE)
+@click.command("models", epilog=EXAMPLE, short_help="List the models that can be built from.")
 @click.argument("part", default="")
 @click.option("--all", "refused", is_flag=True, help="Also show the models that do not fit, with the reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")

@@ -14,6 +14,7 @@ Example:
   edgevit profile out/deit --images photos/ --runs 700
   edgevit report out/deit out/deit.measurement.json
   edgevit profile out/deit --images photos/ --against deit_tiny_patch16_224 --against-weights deit.safetensors
+  edgevit profile out/deit --images photos/ --effort fast -o fast.json
   edgevit profile out/deit --images photos/ --device ssh://pi@raspberrypi.local --cpus 2-3 -o pi.json
   edgevit profile out/deit --device qemu:cortex-a76 -o a76.json
 
@@ -31,7 +32,7 @@ own runner, so only profile bundles that you trust so; set it up with: edgevit d
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Measure latency, gates and memory of a bundle on real images.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--images",
@@ -44,6 +45,11 @@ own runner, so only profile bundles that you trust so; set it up with: edgevit d
     help="Model to time beside it, in float and int8: what `build` takes, or none (default: the original).",
 )
 @click.option("--against-weights", type=click.Path(path_type=Path), help="Checkpoint of --against.")
+@click.option(
+    "--effort",
+    metavar="NAME|NUMBER",
+    help="Operating point of the real images (default: balanced, and every named point is timed too).",
+)
 @run_options
 @board_options
 @click.option("--json", "as_json", is_flag=True, help="Print the measurement as JSON.")

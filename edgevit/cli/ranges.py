@@ -39,21 +39,6 @@ class Listed(click.ParamType):  # type: ignore[type-arg]
         return f"[{'|'.join(self._names())}]"
 
 
-class Pair(click.ParamType):  # type: ignore[type-arg]
-    """KEY=NUMBER, the number finite."""
-
-    name = "pair"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """Return the key and the number."""
-        if isinstance(value, tuple):
-            return value
-        key, equals, number = str(value).partition("=")
-        if not equals:
-            self.fail(f"{value!r} is not KEY=NUMBER.", param, ctx)
-        return key.strip(), Number().convert(number.strip(), param, ctx)
-
-
 THREADS = click.IntRange(1, limits.THREADS.value)
 RUNS = click.IntRange(1, limits.RUNS.value)
 SEED = click.IntRange(0, limits.SEED.value)

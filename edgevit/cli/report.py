@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from edgevit.cli.ranges import Pair
-
 EPILOG = """\b
 Example:
   edgevit report out/deit out/deit.measurement.json --html report.html
-  edgevit report out/deit deit.json --budget ram_mb=64 --budget latency_ms=20 --html report.html
+  edgevit report out/deit deit.json --budget ram=64,latency=20 --html report.html
   edgevit report out/rpi4 out/rpi5 rpi4.json rpi5.json
   edgevit report out/deit out/deit-pruned
   edgevit report out/deit out/vit deit.json vit.json --folder pages     (a page each, and an index)
@@ -23,7 +21,7 @@ A page needs no network. Its pictures are saved as PNG, SVG or CSV by buttons be
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Show what a bundle is and costs: text, page, JSON, Markdown.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("more", metavar="[BUNDLE]... [MEASUREMENT]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write one self-contained page here.")
@@ -34,10 +32,9 @@ A page needs no network. Its pictures are saved as PNG, SVG or CSV by buttons be
 @click.option(
     "--budget",
     "budgets",
-    metavar="KEY=NUMBER",
-    type=Pair(),
+    metavar="LIMITS",
     multiple=True,
-    help="Limit instead of the target's: ram_mb, flash_mb, latency_ms or drop_points; repeatable.",
+    help="Limits instead of the target's, as for `build`: ram=64,flash=8,latency=20,drop=1 (MB, MB, ms, points).",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="The measured images, to show the easiest and hardest.")
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
@@ -50,7 +47,7 @@ def command(
     folder: Path | None,
     figures: Path | None,
     images: Path | None,
-    budgets: tuple[tuple[str, float], ...],
+    budgets: tuple[str, ...],
     markdown: bool,
     as_json: bool,
     force: bool,
@@ -65,7 +62,9 @@ def command(
         return
     if markdown and as_json:
         raise click.UsageError("--markdown and --json are two forms of one answer; give one of them.")
-    made = report(bundle, *more, html=html, figures_to=figures, images=images, budgets=dict(budgets), force=force)
+    made = report(
+        bundle, *more, html=html, figures_to=figures, images=images, budgets=",".join(budgets) or None, force=force
+    )
     if as_json:
         click.echo(to_json(made), nl=False)
     elif markdown:

@@ -20,7 +20,7 @@ Needs: pip install 'edgevit[sign]'
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Sign a bundle with your private key.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="Your private key: P-256, 384, 521 in PEM.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The signature (default: BUNDLE.sig beside it).")

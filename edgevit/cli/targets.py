@@ -26,7 +26,7 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [name for name in ("host", *list_targets()) if name.startswith(incomplete)]
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="List the devices that can be built for; explain or export one.")
 @click.argument("name", required=False, shell_complete=complete_target)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--export", metavar="NAME", help="Write the file of a target, to make your own of it.")

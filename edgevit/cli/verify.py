@@ -22,7 +22,7 @@ SIGNATURES = {
 }
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Check that a bundle is intact, signed, and computes what it did.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--run", is_flag=True, help="Run its golden inputs too; only for bundles whose makers you trust.")
 @click.option("--threads", type=THREADS, help="Threads of a run, with --run (default: the target's).")

@@ -31,7 +31,7 @@ def main(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Do what is asked for: {"measurement": data} or {"golden": data}, or {"error": message, "code": exit code}.
 
     The request: "bundle" (its folder), "backend" (the module), "threads", and to measure it how the images were "used",
-    "runs" and "cpus"; without "used" the golden inputs are run.
+    "runs", "cpus" and "effort"; without "used" the golden inputs are run.
     """
     try:
         with open_bundle(folder / request["bundle"]) as bundle:
@@ -59,6 +59,7 @@ def _measured(bundle: Bundle, request: dict[str, Any], folder: Path) -> dict[str
         threads=request["threads"],
         cpus=None if request["cpus"] is None else tuple(request["cpus"]),
         baselines=tuple(request.get("baselines", ())),
+        effort=request["effort"],
     )
     return {"measurement": strict_json.to_data(measure_here(asked))}
 

@@ -30,9 +30,8 @@ from edgevit.devices.runtimes import (
 from edgevit.errors import BundleError, DeviceError
 from edgevit.measure.branch_times import traced
 from edgevit.measure.fresh_process import Probe
-from edgevit.measure.measurement import TimedRun, Times, make_measurement, path_efforts, timing
+from edgevit.measure.measurement import TimedRun, Times, make_measurement, timed_efforts, timing
 from edgevit.measure.run import TRACED_IMAGES, timed_images, timed_order
-from edgevit.schema.manifest import PathName
 from edgevit.schema.measurement import GoldenParity, Measurement, ProcessMemory
 from edgevit.util import strict_json
 from edgevit.util.text import printable
@@ -51,8 +50,8 @@ class _Case:
     threads: int
 
     @property
-    def efforts(self) -> dict[PathName, float]:
-        return path_efforts(self.request.bundle.manifest)
+    def efforts(self) -> dict[str, float]:
+        return timed_efforts(self.request.bundle.manifest, self.request.effort)
 
     @property
     def timed(self) -> NDArray[np.int64]:
@@ -61,7 +60,7 @@ class _Case:
         return np.arange(images)[timed_images(images, self.request.runs)]
 
     @property
-    def order(self) -> list[tuple[PathName, int, bool]]:
+    def order(self) -> list[tuple[str, int, bool]]:
         return timed_order(len(self.timed), tuple(self.efforts), self.request.runs)
 
     @property
@@ -130,7 +129,7 @@ def _plans(case: _Case) -> dict[str, RunPlan]:
     """Return what each step runs: golden inputs in a fresh process, the runs that are timed, those traced."""
     first = len(case.request.images)
     timed = [(int(case.timed[index]), case.efforts[path]) for path, index, _ in case.order]
-    watched = [(index, 0.0) for index in range(first)]
+    watched = [(index, case.request.effort or 0.0) for index in range(first)]
     golden = case.request.bundle.manifest.golden
     return {
         "golden": [(first + index, each.effort) for index, each in enumerate(golden)],
@@ -220,6 +219,8 @@ def _measurement(case: _Case, described: BoardAnswers, results: Mapping[str, Ste
         _gates(case, lines[-len(request.images) :]),
         device=device,
         golden=_golden(case, fresh[1:]),
+        tokens=_tokens_of(lines[-len(request.images) :]),
+        effort=request.effort,
         times=None if emulated else _times(case, lines, _lines(results["traced"]), fresh),
     )
 
@@ -227,7 +228,7 @@ def _measurement(case: _Case, described: BoardAnswers, results: Mapping[str, Ste
 def _times(case: _Case, lines: Lines, told: Lines, fresh: Lines) -> Times:
     """Read the times, and what a fresh process held."""
     gates = _gates(case, lines[1:])
-    rows: Mapping[PathName, list[TimedRun]] = defaultdict(list)
+    rows: Mapping[str, list[TimedRun]] = defaultdict(list)
     for (path, index, counts), line, taken in zip(case.order, lines[1:], gates, strict=False):
         if counts:
             rows[path].append((_ms(line["wall_ms"]), _ms(line["cpu_ms"]), index, taken))
@@ -283,6 +284,11 @@ def _golden(case: _Case, lines: Lines) -> tuple[GoldenParity, ...]:
         for each, line, gates in zip(bundle.manifest.golden, lines, _gates(case, lines), strict=True)
     )
     return tuple(result.parity(bundle.manifest.golden_tolerance) for result in results)
+
+
+def _tokens_of(lines: Lines) -> list[list[int]]:
+    """Return the tokens of every run; none where their number is fixed."""
+    return [_tokens(line).tolist() for line in lines if "tokens" in line]  # type: ignore[union-attr]
 
 
 def _tokens(line: Mapping[str, Any]) -> NDArray[np.int32] | None:

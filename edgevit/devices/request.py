@@ -40,6 +40,7 @@ class ProfileRequest:
         cpus: CPUs of the machine to hold the run to (None: all).
         timeout_s: how long it may take.
         baselines: models to time beside it, as `edgevit.build.baselines` prepared them on this machine.
+        effort: of the real path (None: as calibrated, and the named operating points are timed too).
     """
 
     bundle: Bundle
@@ -50,6 +51,7 @@ class ProfileRequest:
     cpus: tuple[int, ...] | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     baselines: tuple[dict[str, Any], ...] = ()
+    effort: float | None = None
 
     @property
     def target(self) -> Target:
@@ -61,7 +63,7 @@ class ProfileRequest:
         cpus = None if self.cpus is None else list(self.cpus)
         used = strict_json.to_data(self.used)
         asked = {"used": used, "runs": self.runs, "cpus": cpus, "baselines": list(self.baselines)}
-        return {**run_data(self.bundle.manifest, self.threads), **asked}
+        return {**run_data(self.bundle.manifest, self.threads), **asked, "effort": self.effort}
 
 
 def run_data(manifest: Manifest, threads: int | None) -> dict[str, Any]:

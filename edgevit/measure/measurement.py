@@ -26,8 +26,10 @@ from edgevit.schema.measurement import (
     ImagesUsed,
     Measurement,
     PathLatency,
+    PointLatency,
     not_the_device,
 )
+from edgevit.schema.points import PointName
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,14 +51,14 @@ class Times:
 
     Attributes:
         images: how many were timed.
-        paths: the timed runs of each path, `real` among them.
+        paths: the timed runs of each path, `real` among them, and of each named operating point that is none of them.
         trace: inside a run, branch by branch.
         probe: a fresh process with the model.
         baselines: other forms of the model, timed in the same run.
     """
 
     images: int
-    paths: Mapping[PathName, Timing]
+    paths: Mapping[str, Timing]
     trace: Trace
     probe: Probe
     baselines: tuple[Baseline, ...] = ()
@@ -73,6 +75,8 @@ def make_measurement(
     times: Times | None = None,
     emulation: Emulation | None = None,
     warnings: Sequence[str] = (),
+    tokens: Sequence[Sequence[int]] = (),
+    effort: float | None = None,
 ) -> Measurement:
     """Return the Measurement of a bundle.
 
@@ -86,6 +90,8 @@ def make_measurement(
         times: None: the machine has none of its own, and they are withheld.
         emulation: what an emulated processor tells instead; its warnings are all in `warnings`.
         warnings: those to tell beside what the machine itself gives reason for.
+        tokens: of every image on the real path, where their number follows the image.
+        effort: of the real path (None: as calibrated, and the named points were timed too).
     """
     manifest = bundle.manifest
     seen = measurement_warnings(machine) if emulation is None else ()
@@ -109,13 +115,20 @@ def make_measurement(
         golden=golden,
         emulation=emulation,
         gates=tuple("".join(map(str, row)) for row in gates.astype(int)),
+        tokens=tuple(tuple(map(int, row)) for row in tokens),
+        effort=effort or 0.0,
     )
     if times is None:
         return untimed
-    efforts, real = path_efforts(manifest), times.paths["real"]
+    real = times.paths["real"]
     return dataclasses.replace(
         untimed,
-        paths=tuple(path_latency(name, efforts[name], timing) for name, timing in times.paths.items()),
+        paths=tuple(
+            path_latency(name, at, times.paths[name])
+            for name, at in path_efforts(manifest, effort).items()
+            if name in times.paths
+        ),
+        points=point_times(manifest, times.paths) if effort is None else (),
         expected_wall_ms=mean_of_image_medians(real.wall_ms, real.image),
         expected_cpu_ms=mean_of_image_medians(real.cpu_ms, real.image),
         unattributed_time_ms=times.trace.other_ms,
@@ -128,11 +141,47 @@ def make_measurement(
     )
 
 
-def path_efforts(manifest: Manifest) -> dict[PathName, float]:
+def path_efforts(manifest: Manifest, effort: float | None = None) -> dict[PathName, float]:
     """Return the paths that can be asked for, with their effort; a bundle without gates has only one."""
+    real = effort or 0.0
     if manifest.effort is None:
-        return {"real": 0.0}
-    return {"all_open": manifest.effort.all_open, "all_skipped": manifest.effort.all_skipped, "real": 0.0}
+        return {"real": real}
+    return {"all_open": manifest.effort.all_open, "all_skipped": manifest.effort.all_skipped, "real": real}
+
+
+def timed_efforts(manifest: Manifest, effort: float | None = None) -> dict[str, float]:
+    """Return what is timed, with its effort: the paths and, unless an effort is asked for, points that are no path."""
+    found: dict[str, float] = dict(path_efforts(manifest, effort))  # type: ignore[arg-type]
+    for point in manifest.points if effort is None else ():
+        if point.name is not None and point.effort not in found.values():
+            found[point.name] = point.effort
+    return found
+
+
+def point_times(manifest: Manifest, timings: Mapping[str, Timing]) -> tuple[PointLatency, ...]:
+    """Return the times of the named operating points, of runs with their effort, whatever these are called."""
+    asked = {effort: name for name, effort in reversed(timed_efforts(manifest).items())}
+    return tuple(
+        point_latency(point.name, point.effort, timings[asked[point.effort]])
+        for point in manifest.points
+        if point.name is not None
+    )
+
+
+def point_latency(name: PointName, effort: float, timing: Timing) -> PointLatency:
+    """Return the time of an image at one point."""
+    medians = {clock: image_medians(getattr(timing, f"{clock}_ms"), timing.image) for clock in ("wall", "cpu")}
+    return PointLatency(
+        name=name,
+        effort=effort,
+        branches_open=float(np.mean([gates.sum() for gates in timing.gates])),
+        expected_wall_ms=statistics.fmean(medians["wall"]),
+        expected_cpu_ms=statistics.fmean(medians["cpu"]),
+        worst_wall_ms=max(medians["wall"]),
+        worst_cpu_ms=max(medians["cpu"]),
+        p95_wall_ms=latency(timing.wall_ms).p95_ms,
+        p95_cpu_ms=latency(timing.cpu_ms).p95_ms,
+    )
 
 
 def timing(runs: Sequence[TimedRun]) -> Timing:
@@ -147,10 +196,15 @@ def timing(runs: Sequence[TimedRun]) -> Timing:
 
 def mean_of_image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> float:
     """Return the expected time of an image drawn from those measured: the mean of each image's median."""
+    return statistics.fmean(image_medians(samples_ms, image))
+
+
+def image_medians(samples_ms: tuple[float, ...], image: tuple[int, ...]) -> list[float]:
+    """Return the median time of each image."""
     by_image: dict[int, list[float]] = defaultdict(list)
     for sample, index in zip(samples_ms, image, strict=True):
         by_image[index].append(sample)
-    return statistics.fmean(statistics.median(samples) for samples in by_image.values())
+    return [statistics.median(samples) for samples in by_image.values()]
 
 
 def path_latency(name: PathName, effort: float, timing: Timing) -> PathLatency:

@@ -23,9 +23,10 @@ from edgevit.measure.measurement import (
     make_measurement,
     path_efforts,
     timed_baseline,
+    timed_efforts,
     timing,
 )
-from edgevit.schema.manifest import Bundle, PathName
+from edgevit.schema.manifest import Bundle, Manifest, counts_tokens
 from edgevit.schema.measurement import Baseline, GoldenParity, ImagesUsed, Measurement
 from edgevit.util.progress import track
 
@@ -44,6 +45,12 @@ class Runner(Protocol):
         """Return image uint8 `[1, height, width, 3]` to logits float32 `[1, classes]` and gates uint8 `[branches]`."""
         ...
 
+    def answer(
+        self, image: NDArray[np.uint8], effort: float = 0.0
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32]]:
+        """Return logits, gates, and the tokens `[points]` that are left after each point where they merge."""
+        ...
+
 
 def profile_bundle(
     bundle: Bundle,
@@ -59,6 +66,7 @@ def profile_bundle(
     golden: tuple[GoldenParity, ...] = (),
     beside: Mapping[str, Runner] | None = None,
     baselines: Sequence[Baseline] = (),
+    effort: float | None = None,
 ) -> Measurement:
     """Measure an opened bundle on this machine.
 
@@ -76,6 +84,7 @@ def profile_bundle(
         golden: the bundle's golden inputs as they came out of `runner`.
         beside: other forms of the model by name, loaded with as many threads, whose runs take turns with the bundle's.
         baselines: what is said of each; those that are not in `beside` say why.
+        effort: of the real path (None: as calibrated, and the named operating points are timed too).
     """
     manifest, target = bundle.manifest, bundle.manifest.target
     described = partial(
@@ -88,21 +97,22 @@ def profile_bundle(
     )
     if emulator() is not None:  # it has neither the times nor the memory of a device
         before = snapshot()
-        gates = _watch_gates(runner, images)
-        return make_measurement(bundle, described(before, snapshot()), used, gates, golden=golden)
+        gates, tokens = _watch(manifest, runner, images, effort)
+        machine = described(before, snapshot())
+        return make_measurement(bundle, machine, used, gates, golden=golden, tokens=tokens, effort=effort)
     settings: dict[str, Any] = {
         "threads": threads,
         "precision": target.inference_precision,
         "weight_bits": target.weight_bits,
     }
-    model, efforts = bundle.folder / manifest.model, path_efforts(manifest)
+    model, efforts = bundle.folder / manifest.model, timed_efforts(manifest, effort)
     few = images[:TRACED_IMAGES]
-    probe = _probe(backend, model, few, list(efforts.values()), **settings)
+    probe = _probe(backend, model, few, list(path_efforts(manifest, effort).values()), **settings)
     before = snapshot()
     timed = images[timed_images(len(images), runs)]
     timings = time_paths(runner, timed, efforts, runs, beside=beside)
     after = snapshot(since=before)
-    gates = _watch_gates(runner, images)
+    gates, tokens = _watch(manifest, runner, images, effort)
     branches = [branch.name for branch in manifest.branches]
     gated = [branch.name for branch in manifest.branches if branch.gated]
     trace = trace_local(backend, model, few, branches=branches, gated=gated, **settings)
@@ -113,12 +123,24 @@ def profile_bundle(
         probe=probe,
         baselines=tuple(timed_baseline(each, timings.get(each.name)) for each in baselines),
     )
-    return make_measurement(bundle, described(before, after), used, gates, golden=golden, times=times)
+    machine = described(before, after)
+    return make_measurement(bundle, machine, used, gates, golden=golden, times=times, tokens=tokens, effort=effort)
 
 
-def _watch_gates(runner: Runner, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the gates of every image on the real path, uint8 `[images, branches]`."""
-    return np.stack([runner.run(image[None])[1] for image in track(images, "Watching the gates")])
+def _watch(
+    manifest: Manifest, runner: Runner, images: NDArray[np.uint8], effort: float | None
+) -> tuple[NDArray[np.uint8], list[list[int]]]:
+    """Return of every image on the real path the gates, uint8 `[images, branches]`, and the tokens where it has some.
+
+    Those are patch tokens left after each point where they merge.
+    """
+    run = runner.answer if counts_tokens(manifest) else runner.run
+    gates, tokens = [], []
+    for image in track(images, "Watching the gates"):
+        answer = run(image[None], effort or 0.0)
+        gates.append(answer[1])
+        tokens += [left.tolist() for left in answer[2:]]
+    return np.stack(gates), tokens
 
 
 def _probe(backend: str, model: Path, images: NDArray[np.uint8], efforts: list[float], **settings: Any) -> Probe:
@@ -136,7 +158,7 @@ def timed_images(images: int, runs: int) -> slice:
 def time_paths(
     runner: Runner,
     images: NDArray[np.uint8],
-    efforts: Mapping[PathName, float],
+    efforts: Mapping[str, float],
     runs: int,
     *,
     beside: Mapping[str, Runner] | None = None,
@@ -148,9 +170,8 @@ def time_paths(
     rows: dict[str, list[TimedRun]] = defaultdict(list)
     others = beside or {}
     order = taking_turns(timed_order(len(images), tuple(efforts), runs), len(efforts), tuple(others))
-    asked: dict[str, float] = dict(efforts)  # type: ignore[arg-type]
-    for path, index, counts in track(order, f"Timing {len(asked) + len(others)} paths, {runs} rounds"):
-        image, model, effort = images[index : index + 1], others.get(path, runner), asked.get(path, 0.0)
+    for path, index, counts in track(order, f"Timing {len(efforts) + len(others)} paths, {runs} rounds"):
+        image, model, effort = images[index : index + 1], others.get(path, runner), efforts.get(path, 0.0)
         cpu, wall = time.process_time(), time.perf_counter()
         _, gates = model.run(image, effort=effort)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgevit.report import text as say
+from edgevit.report.efforts import EffortPoint, timed
 from edgevit.report.pictures import NARROW, PHONE, WIDE, y_axis
 from edgevit.report.speed import SpeedRow
 from edgevit.report.svg import Scale, dot, element, line, picture, rect, text
 from edgevit.report.tree import Branch
 from edgevit.report.view import BranchRow, Report
+from edgevit.schema.manifest import TokenUse
 
-__all__ = ["NARROW", "WIDE", "cost_per_image", "effort", "size_tree", "speed"]
+__all__ = ["NARROW", "WIDE", "cost_per_image", "effort", "size_tree", "speed", "tokens_per_image"]
 MOST_COLUMNS = 240  # of images: more are thinned, evenly
 
 
 def speed(rows: Sequence[SpeedRow], wide: float = WIDE) -> str:
     """Return time of an image per model, from the slowest: what there was, and this build."""
-    timed = [row for row in rows if row.time_ms is not None]
+    known = [row for row in rows if row.time_ms is not None]
     small = wide < PHONE
     left, lane = (0.0, 46.0) if small else (250.0, 34.0)
-    x = Scale(top=max(row.time_ms or 0.0 for row in timed), begin=left, end=wide - (110 if small else 170))
+    x = Scale(top=max(row.time_ms or 0.0 for row in known), begin=left, end=wide - (110 if small else 170))
     parts = []
-    for index, row in enumerate(timed):
+    for index, row in enumerate(known):
         y = 4 + lane * index
         value = row.time_ms or 0.0
         shown = say.ms(value) + (f", {row.ratio:.2f}×" if row.ratio is not None and not row.ours else "")
@@ -35,35 +37,95 @@ def speed(rows: Sequence[SpeedRow], wide: float = WIDE) -> str:
         width = max(x(value) - left, 1.5)
         parts.append(rect(left, top, width, 21, "after" if row.ours else "before", title=title, radius=3))
         parts.append(text(x(value) + 8, top + 15, shown, class_="label strong" if row.ours else "label"))
-    return picture(wide, 8 + lane * len(timed), "Time of an image, this build and what it is held against", parts)
+    return picture(wide, 8 + lane * len(known), "Time of an image, this build and what it is held against", parts)
 
 
 def effort(report: Report, wide: float = WIDE) -> str:
-    """Return accuracy over MACs of an image, a point per measured effort; the worst image's MACs beside the mean."""
-    points = report.efforts
+    """Return accuracy over the time of an image, or over its MACs where that is not known; the dearest image's too.
+
+    A point per effort: of the times only those that were measured.
+    """
+    by_time = timed(report.efforts)
+    unit, scale = ("ms an image takes", 1.0) if by_time else ("million MACs of an image", 1e-6)
+    points = [
+        (p, p.accuracy, cost * scale, worst * scale)
+        for p in report.efforts
+        for cost, worst in [(p.time_ms, p.worst_ms) if by_time else (p.macs, p.worst_macs)]
+        if p.accuracy is not None and cost is not None and worst is not None
+    ]
     height, left, right, top, bottom = 270.0, 56.0, wide - 14, 28.0, 214.0
-    shares = [p.accuracy for p in points if p.accuracy is not None]
+    shares = [share for _, share, _, _ in points]
     low = max(0.0, (int(min(shares) * 20) - 1) / 20)
-    x = Scale(top=1.05 * max(p.worst_macs for p in points) / 1e6, begin=left, end=right)
+    x = Scale(top=1.05 * max(worst for _, _, _, worst in points), begin=left, end=right)
     y = Scale(low=100 * low, top=100 * min(1.0, max(shares) + 0.03), begin=bottom, end=top)
     parts = [*y_axis(y, left, right, "%")]
     for tick in x.ticks:
         parts.append(text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", class_="tick"))
-    parts.append(text(right, bottom + 33, "million MACs of an image", anchor="end", class_="note"))
-    known = [(p, p.accuracy) for p in points if p.accuracy is not None]
-    path = " ".join(f"{'L' if i else 'M'}{x(p.macs / 1e6):.1f} {y(100 * a):.1f}" for i, (p, a) in enumerate(known))
-    parts.append(element("path", d=path, class_="curve mean"))
-    for point, share in known:
-        px, py, worst = x(point.macs / 1e6), y(100 * share), x(point.worst_macs / 1e6)
-        parts.append(line(px, py, worst, py, "whisker before"))
-        title = (
-            f"{point.name or 'between'}: effort {point.effort:g}, {say.percent(share)}, "
-            f"{say.count(point.macs)} MACs on average, at most {say.count(point.worst_macs)}"
-        )
-        parts.append(dot(px, py, 6 if point.name else 4, "mark" if point.name else "mark plain", title))
+    parts.append(text(right, bottom + 33, unit, anchor="end", class_="note"))
+    moves = (f"{'L' if i else 'M'}{x(cost):.1f} {y(100 * a):.1f}" for i, (_, a, cost, _) in enumerate(points))
+    parts.append(element("path", d=" ".join(moves), class_="curve mean"))
+    labels: list[tuple[float, float, str]] = []
+    for point, share, cost, worst in points:
+        px, py = x(cost), y(100 * share)
+        parts.append(line(px, py, x(worst), py, "whisker before"))
+        parts.append(dot(px, py, 6 if point.name else 4, "mark" if point.name else "mark plain", _effort_tip(point)))
         if point.name:
-            parts.append(text(px, py - 11, point.name, anchor="middle", class_="label halo"))
-    return picture(wide, height, f"{report.effort_metric} over the cost of an image, per effort", parts)
+            labels.append((px, py, point.name))
+    return picture(
+        wide, height, f"{report.effort_metric} over the cost of an image, per effort", [*parts, *_named(labels, wide)]
+    )
+
+
+def _effort_tip(point: EffortPoint) -> str:
+    """Return all that is known of a point, in words."""
+    times = f", {say.ms(point.time_ms)} expected, at most {say.ms(point.worst_ms)}" if point.time_ms else ""
+    return (
+        f"{point.name or 'between'}: effort {point.effort:g}, {say.percent(point.accuracy)}, "
+        f"{say.count(point.macs)} MACs on average, at most {say.count(point.worst_macs)}{times}"
+    )
+
+
+def _named(labels: Sequence[tuple[float, float, str]], wide: float) -> list[str]:
+    """Return names of points, above them; those that would cover another one's stand below it, one under the other."""
+    parts: list[str] = []
+    taken: list[tuple[float, float, float]] = []  # begin, end, height of what was written
+    for px, py, name in labels:
+        half = 3.8 * len(name)
+        at = min(max(px, half), wide - half)
+        levels = (py - 11, *(py + 20 + 14 * step for step in range(len(labels))))
+        free = (
+            each
+            for each in levels
+            if all(at + half < begin or at - half > end or abs(each - other) > 12 for begin, end, other in taken)
+        )
+        level = next(free, levels[-1])
+        taken.append((at - half, at + half, level))
+        parts.append(text(at, level, name, anchor="middle", class_="label halo"))
+    return parts
+
+
+def tokens_per_image(use: TokenUse, tokens: Sequence[Sequence[int]], wide: float = WIDE) -> str:
+    """Return how many patch tokens each image keeps: a row per point, a bar per image, from the cheapest image."""
+    order = sorted(tokens, key=sum)
+    step = max(1, -(-len(order) // MOST_COLUMNS))
+    shown = order[::step]
+    left, lane, room = 112.0, 54.0, 40.0
+    slot = (wide - 8 - left) / len(shown)
+    most = max(max(point.most for point in use.points), *(max(row) for row in order), 1)
+    parts = []
+    for row, point in enumerate(use.points):
+        foot = 8 + lane * row + room
+        parts.append(text(left - 8, foot - 16, f"after {point.after}", anchor="end", class_="tick"))
+        parts.append(text(left - 8, foot - 2, f"{point.fewest} to {point.most}", anchor="end", class_="tick"))
+        parts.append(line(left, foot, left + slot * len(shown), foot, "grid"))
+        for column, kept in enumerate(shown):
+            height = room * min(max(kept[row], 0), most) / most
+            gap = 1.0 if slot > 4 else 0.0
+            title = f"{kept[row]} tokens left after {point.after}"
+            parts.append(rect(left + column * slot, foot - height, slot - gap, height, "mhsa", title=title))
+    bottom = 8 + lane * len(use.points)
+    parts.append(text(left, bottom + 12, "images, the cheapest first", class_="note"))
+    return picture(wide, bottom + 20, f"Patch tokens left of each of {len(tokens)} images", parts)
 
 
 def cost_per_image(branches: Sequence[BranchRow], gates: Sequence[str], wide: float = WIDE) -> str:

@@ -11,6 +11,7 @@ from edgevit.report.cards import Picture, picture, table
 from edgevit.report.pictures import NARROW, WIDE
 from edgevit.report.tree import tree
 from edgevit.report.view import Report
+from edgevit.schema.manifest import TokenUse
 from edgevit.schema.measurement import Measurement
 
 Rows = Iterable[Sequence[object]]
@@ -29,9 +30,11 @@ def figures(report: Report) -> dict[str, Picture]:
             ((point.time_ms, point.bytes, point.where) for point in report.memory.points),
         )
     if timed:
-        found["latency"] = _latency(timed)
+        found["latency"] = _latency(timed, report.gated_branches > 0)
     if first and first.gates and report.gated_branches and len(set(first.gates)) > 1:
         found["cost-per-image"] = _cost(report, first)
+    if first and report.tokens is not None and len(set(first.tokens)) > 1:
+        found["tokens-per-image"] = _tokens(report.tokens, first)
     if any(row.time_ms is not None and not row.ours for row in report.speed):
         found["speed"] = _drawn(
             "speed",
@@ -83,22 +86,25 @@ def _built(report: Report) -> Iterable[tuple[str, Picture]]:
         ),
     )
     if len([point for point in report.efforts if point.accuracy is not None]) > 1:
-        head = ("point", "effort", "mean MACs", "most MACs", "branches", report.effort_metric, "images")
-        rows = ((p.name, p.effort, p.macs, p.worst_macs, p.branches, p.accuracy, p.images) for p in report.efforts)
-        yield "effort", _drawn("effort", partial(charts.effort, report), head, rows)
+        built = ("point", "effort", "mean MACs", "most MACs", "branches", report.effort_metric, "images")
+        rows = (
+            (p.name, p.effort, p.macs, p.worst_macs, p.branches, p.accuracy, p.images, p.time_ms, p.worst_ms)
+            for p in report.efforts
+        )
+        yield "effort", _drawn("effort", partial(charts.effort, report), (*built, "expected ms", "most ms"), rows)
     if report.files:
         root = tree("bundle", [(file.path, file.bytes) for file in report.files])
         rows = ((node.path, node.bytes) for node in root.walk())
         yield "size-tree", _drawn("size-tree", partial(charts.size_tree, root), ("path", "bytes"), rows)
 
 
-def _latency(timed: Measurement) -> Picture:
+def _latency(timed: Measurement, gated: bool) -> Picture:
     rows = (
-        (say.PATH_NAMES[path.path], index + 1, wall, cpu)
+        (say.path(path.path, gated), index + 1, wall, cpu)
         for path in timed.paths
         for index, (wall, cpu) in enumerate(zip(path.wall.samples_ms, path.cpu.samples_ms, strict=True))
     )
-    draw = partial(pictures.latency_by_path, timed.paths)
+    draw = partial(pictures.latency_by_path, timed.paths, gated=gated)
     return _drawn("latency", draw, ("path", "run", "wall ms", "CPU ms"), rows)
 
 
@@ -107,6 +113,12 @@ def _cost(report: Report, first: Measurement) -> Picture:
     order = f"ran, {report.branches[0].name} to {report.branches[-1].name}"
     rows = ((index, gates.count("1"), _ran(gates)) for index, gates in enumerate(first.gates))
     return _drawn("cost-per-image", draw, ("image", "branches", order), rows)
+
+
+def _tokens(use: TokenUse, first: Measurement) -> Picture:
+    draw = partial(charts.tokens_per_image, use, first.tokens)
+    rows = ((index, *left) for index, left in enumerate(first.tokens))
+    return _drawn("tokens-per-image", draw, ("image", *(f"after {point.after}" for point in use.points)), rows)
 
 
 def _drawn(name: str, draw: Callable[[float], str], head: Sequence[str], rows: Rows) -> Picture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgevit.report import original
+from edgevit.report import efforts, original
 from edgevit.report import text as say
 from edgevit.report.cards import STATES, Section, State, Tile, Tiles, section, status, table
 from edgevit.report.sections import Drawn
@@ -62,35 +62,34 @@ def speed_card(report: Report, drawn: Drawn) -> Section | None:
 
 
 def effort_card(report: Report, drawn: Drawn) -> Section | None:
-    """Return accuracy and cost at each effort."""
+    """Return accuracy, cost and time at each effort."""
     if "effort" not in drawn:
         return None
-    head = ["point", "effort", "MACs, mean", "MACs, at most", "branches", report.effort_metric]
-    rows = [
-        [
-            point.name or say.UNKNOWN,
-            f"{point.effort:g}",
-            say.count(point.macs),
-            say.count(point.worst_macs),
-            f"{point.branches:.1f}",
-            say.percent(point.accuracy),
-        ]
-        for point in report.efforts
-    ]
-    intro = (
-        f"Measured when it was built, on {report.efforts[0].images} images. A runner takes a point by its name; a line "
-        "to the right is what the most expensive image costs."
-    )
-    return section(
-        "Accuracy against cost, over effort",
-        intro,
-        drawn["effort"],
-        table(head, rows, numbers=range(1, 6), less=(1, 4)),
-    )
+    points, timed = report.efforts, efforts.timed(report.efforts)
+    intro = f"Measured when it was built, on {points[0].images} images. A runner takes a point by its name. "
+    if timed:
+        machine = report.measurements[0].environment
+        clock = "CPU time" if machine.threads == 1 else "wall time"
+        intro += f"Times are {clock} on {machine.cpu}; a line to the right ends at the dearest image's. "
+    else:
+        intro += "A line to the right is what the dearest image costs; edgevit profile measures the time of each. "
+    less = (1, 2, 3, 4, 7) if timed else (1, 3, 4)
+    shown = table(efforts.head(points, report.effort_metric), efforts.rows(points), numbers=range(1, 8), less=less)
+    title = "Accuracy against time, over effort" if timed else "Accuracy against cost, over effort"
+    return section(title, intro + efforts.alike(points), drawn["effort"], shown)
 
 
 def images_card(report: Report, drawn: Drawn) -> Section | None:
-    """Return which branches ran for which image, and the easiest and hardest of them where pictures were given."""
+    """Return what ran for which image, and the easiest and hardest of them where pictures were given."""
+    if "tokens-per-image" in drawn:
+        tokens = report.measurements[0].tokens
+        kept = [row[-1] for row in tokens]
+        intro = (
+            f"Of {len(tokens)} images the easiest keeps {min(kept)} patch tokens to the end, the hardest {max(kept)}; "
+            "a bar is what is left after a point where tokens merge."
+        )
+        pictures = [drawn[name] for name in ("tokens-per-image", "cost-per-image") if name in drawn]
+        return section("Cost per image", intro, *pictures, *report.thumbs)
     if "cost-per-image" not in drawn:
         return None
     gates = report.measurements[0].gates
@@ -123,7 +122,7 @@ def fit_card(report: Report) -> Section | None:
 def _fit(report: Report) -> Tile:
     name, checks = "Does it fit", report.budgets
     if not checks:
-        note = "no limits given: edgevit report --budget ram_mb=64, or in the target"
+        note = "no limits given: edgevit report --budget ram=64,latency=20, or in the target"
         return Tile(name=name, value=say.UNKNOWN, note=note, state="unknown", whole=True)
     words = {True: "met", False: "not met", None: "unknown"}
     by_state = [(state, [c for c in checks if c.held is state]) for state in (False, None, True)]
@@ -161,6 +160,9 @@ def _time(report: Report) -> Tile:
     parts = [f"on {first.environment.cpu}", f"{first.images.timed} images"]
     if change is not None and report.gated_branches:
         parts.append(f"{say.percent(change.ratio, 0)} of all open")
+    if first.effort:
+        named = [point.name for point in report.efforts if point.name and point.effort == first.effort]
+        parts.append(f"at effort {first.effort:g}" + (f" ({named[0]})" if named else ""))
     if report.disturbed:
         parts.append("other programs were busy")
     return Tile(name=f"{'CPU time' if alone else 'Time'} of an image, expected", value=shown, note=", ".join(parts))

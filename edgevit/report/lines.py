@@ -29,6 +29,7 @@ def lines(measurement: Measurement) -> Iterator[str]:
             f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
             f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
         )
+    yield from _points(measurement)
     yield from _beside(measurement)
     if measurement.golden and all(case.held for case in measurement.golden):
         worst = max(measurement.golden, key=lambda case: case.logit_error)
@@ -38,6 +39,15 @@ def lines(measurement: Measurement) -> Iterator[str]:
     else:
         mean = sum(branch.open_rate for branch in measurement.branches)
         yield f"times withheld; on average {mean:.1f} of {len(measurement.branches)} branches ran"
+
+
+def _points(measurement: Measurement) -> Iterator[str]:
+    """Yield what an image takes at every operating point, and the one that takes most."""
+    for point in measurement.points:
+        yield (
+            f"{point.name:<12} {point.expected_wall_ms:8.2f} ms wall  {point.expected_cpu_ms:8.2f} ms CPU  expected at "
+            f"effort {point.effort:g}; at most {point.worst_wall_ms:.2f} and {point.worst_cpu_ms:.2f} ms"
+        )
 
 
 def _beside(measurement: Measurement) -> Iterator[str]:

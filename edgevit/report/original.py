@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from edgevit.program.original import best_known
 from edgevit.report import text as say
 from edgevit.report.view import Report
+from edgevit.schema.manifest import AccuracyRow
 
 
 def tile(report: Report) -> tuple[str, str, str]:
@@ -15,20 +16,31 @@ def tile(report: Report) -> tuple[str, str, str]:
     unknown = "; original not known on these images" if report.original_unknown else ""
     if change:
         before = "compressed float model" if report.accuracy_before == "compressed" else "original"
-        note = f"{before} {say.percent(change.before)}, {say.points(change.after - change.before)}"
+        note = f"{before} {say.percent(change.before)}, {say.points(change.after - change.before)}{_judged(report)}"
         if report.compression_points is not None and report.quantization_points is not None:
             shares = [100 * points for points in (report.compression_points, report.quantization_points)]
             note += f": {shares[0]:+.1f} by compression, {shares[1]:+.1f} by quantization"
         return ("Top-1", say.percent(change.after), note + unknown + (_before(report) if unknown else ""))
     if agreement and agreement.against == "original":
-        note = f"on {agreement.images} images"
+        note = _interval(agreement)
         if quantized:
             note += f", with the compressed float model {say.percent(quantized.value)}"
         return ("Agreement with the original", say.percent(agreement.value), note + _before(report))
     if agreement:
         name = "Agreement with compressed float" if unknown else "Agreement with float"
-        return (name, say.percent(agreement.value), f"on {agreement.images} images{unknown}{_before(report)}")
+        return (name, say.percent(agreement.value), f"{_interval(agreement)}{unknown}{_before(report)}")
     return ("Accuracy", say.UNKNOWN, "not measured")
+
+
+def _interval(row: AccuracyRow) -> str:
+    """Return on how many images, and how far off the figure may be for that."""
+    return f"n = {row.images}, {100 * row.low:.0f} to {100 * row.high:.0f} % with 95 % confidence"
+
+
+def _judged(report: Report) -> str:
+    """Return on how many labelled images top-1 was judged."""
+    judged = next((row for row in report.accuracy if (row.model, row.metric) == ("bundle", "top1")), None)
+    return f" (n = {judged.images})" if judged else ""
 
 
 def _before(report: Report) -> str:
@@ -36,7 +48,8 @@ def _before(report: Report) -> str:
     said = best_known(report.original, labelled=True)
     if said is None or said.original_top1 is None or said.top1 is None:
         return ""
-    return f"; when compressed, top-1 {100 * said.original_top1:.1f} → {100 * said.top1:.1f} %"
+    change = f"{100 * said.original_top1:.1f} → {100 * said.top1:.1f} %"
+    return f"; when compressed, top-1 {change} (n = {said.images})"
 
 
 def remark(report: Report) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgevit.report import text as say
+from edgevit.report.memory_view import MemoryView
 from edgevit.report.svg import Scale, dot, element, line, picture, rect, text
-from edgevit.report.view import BranchRow, MemoryView, Report
+from edgevit.report.view import BranchRow, Report
 from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.measurement import MemoryPoint, PathLatency
 from edgevit.schema.memory_bound import MemoryBound
@@ -124,9 +125,9 @@ def memory_parts(bound: MemoryBound, runtime: str, wide: float = WIDE) -> str:
     return picture(wide, height, f"Parts of the memory bound of {say.size(bound.bound_bytes)}", parts)
 
 
-def latency_by_path(paths: Sequence[PathLatency], wide: float = WIDE) -> str:
+def latency_by_path(paths: Sequence[PathLatency], wide: float = WIDE, *, gated: bool = True) -> str:
     """Return every run as a dot, one lane per path, with its median and what percentile n supports."""
-    left, right, lane = (110.0 if wide >= PHONE else 92.0), wide - 8, 74.0
+    left, right, lane = (128.0 if wide >= PHONE else 112.0), wide - 8, 74.0
     bottom = 8 + lane * len(paths)
     # A few runs that something else held up would squeeze all others; they are counted in the lane's caption.
     slowest = max(sorted(path.wall.samples_ms)[int(0.95 * (path.wall.runs - 1))] for path in paths)
@@ -135,18 +136,19 @@ def latency_by_path(paths: Sequence[PathLatency], wide: float = WIDE) -> str:
     parts += [text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", class_="tick") for tick in x.ticks]
     parts.append(text(right, bottom + 34, "ms wall time per image", anchor="end", class_="note"))
     for index, path in enumerate(paths):
-        parts += _lane(path, x, 8 + lane * index, lane, left, right)
-    label = "; ".join(f"{say.PATH_NAMES[p.path]}: median {say.ms(p.wall.median_ms)}" for p in paths)
+        parts += _lane(path, x, 8 + lane * index, lane, left, right, gated)
+    label = "; ".join(f"{say.path(p.path, gated)}: median {say.ms(p.wall.median_ms)}" for p in paths)
     return picture(wide, bottom + 42, f"Latency per path. {label}", parts)
 
 
-def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, right: float) -> list[str]:
+def _lane(path: PathLatency, x: Scale, top: float, height: float, left: float, right: float, gated: bool) -> list[str]:
     middle = top + height / 2 + 8
     parts = [
         line(left, top + height, right, top + height, "grid"),
-        text(left - 12, middle, say.PATH_NAMES[path.path], anchor="end", class_="label strong"),
-        text(left - 12, middle + 15, f"{path.branches_open:.1f} open", anchor="end", class_="note"),
+        text(left - 12, middle, say.path(path.path, gated), anchor="end", class_="label strong"),
     ]
+    if gated:
+        parts.append(text(left - 12, middle + 15, f"{path.branches_open:.1f} open", anchor="end", class_="note"))
     beyond = 0
     step = max(1, len(path.wall.samples_ms) // MOST_DOTS)
     for index, sample in enumerate(path.wall.samples_ms):
@@ -268,6 +270,12 @@ def size_and_macs(report: Report, wide: float = WIDE) -> str:
         macs += [
             ("expected", expected.after, _with_ratio(say.count, expected.after, expected.ratio), "after"),
             ("all skipped", float(report.macs.all_skipped), say.count(report.macs.all_skipped), "after"),
+        ]
+    elif report.tokens is not None:
+        macs[-1] = ("most tokens", *macs[-1][1:])
+        macs += [
+            ("expected", expected.after, _with_ratio(say.count, expected.after, expected.ratio), "after"),
+            ("fewest tokens", float(report.macs.all_skipped), say.count(report.macs.all_skipped), "after"),
         ]
     if wide < PHONE:  # one below the other
         below = 40.0 + 30 * len(sizes)

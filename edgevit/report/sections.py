@@ -16,7 +16,8 @@ from edgevit.util import strict_json
 
 Drawn = Mapping[str, Picture]
 LATENCY_TIPS = (
-    "all open: every branch runs; all skipped: none does; real images: as the gates decide",
+    "all open: every branch runs, all skipped: none does; most and fewest tokens: as few merge as may be, as many; "
+    "real images: as each decides",
     "mean number of branches that ran",
     "half of the runs took less, by the clock on the wall",
     "half of the runs took less of the processor's time",
@@ -119,10 +120,11 @@ def latency_card(report: Report, drawn: Drawn) -> Section:
     if first.warnings:
         doubts = "; ".join(first.warnings)
         intro += Markup(" <strong>{}.</strong>").format(doubts[:1].upper() + doubts[1:])
+    gated = report.gated_branches > 0
     head = ["path", "branches open", "wall median", "CPU median", "CPU p90", "CPU p95", "CPU p99", "runs"]
     rows = [
         [
-            f"{_device(m)}{say.PATH_NAMES[p.path]}" if len(report.measurements) > 1 else say.PATH_NAMES[p.path],
+            f"{_device(m) if len(report.measurements) > 1 else ''}{say.path(p.path, gated)}",
             f"{p.branches_open:.1f} of {len(m.branches)}",
             say.ms(p.wall.median_ms),
             *_percentiles(p.cpu),
@@ -201,7 +203,8 @@ def branches_card(report: Report, drawn: Drawn) -> Section:
     rates = [drawn["open-rates"]] if report.gated_branches else []
     errors: list[Part] = []
     if "branch-errors" in drawn:
-        told = "Error of the stream after each branch, int8 against float, every branch open:"
+        unmerged = "" if report.tokens is None else ", no token merged"
+        told = f"Error of the stream after each branch, int8 against float, every branch open{unmerged}:"
         errors = [Note(lines=(told,), kind="lead"), drawn["branch-errors"]]
     return section("Branches", intro, *rates, *errors, rows, class_="long")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevit.report import first, markdown
+from edgevit.report import efforts, first, markdown
 from edgevit.report import text as say
 from edgevit.report.view import Report
 
@@ -21,6 +21,9 @@ def as_markdown(report: Report) -> str:
         rows = [[r.name, r.runtime, say.ms(r.time_ms), first.times(r.ratio), r.why] for r in report.speed]
         head = ["model", "runtime", "time of an image", "times this build", ""]
         parts.append(_folded("How much faster than before", markdown.table(head, rows, numbers=(2, 3))))
+    if report.efforts:
+        head, rows = efforts.head(report.efforts, report.effort_metric), efforts.rows(report.efforts)
+        parts.append(_folded("Operating points", markdown.table(head, rows, numbers=range(1, len(head)))))
     if report.bundle_sha256:
         parts.append(f"sha256 `{report.bundle_sha256}`")
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevit.report import devices, differences, emulation, first, original
+from edgevit.report import devices, differences, efforts, emulation, first, original
 from edgevit.report import text as say
 from edgevit.report.view import BranchRow, Report
 
@@ -24,6 +24,8 @@ def show(report: Report, console: Console) -> None:
     if report.claims:
         console.print(_claims(report))
     console.print(_branches(report))
+    if report.efforts:
+        console.print(_efforts(report))
     if len(report.devices) > 1:
         console.print(_devices(report))
     for table in _paths(report):
@@ -84,8 +86,8 @@ def _claims(report: Report) -> Table:
     for name in ("", "claim", "details"):
         table.add_column(name)
     for claim in report.claims:
-        mark = {True: "[green]held[/green]", False: "[red]FAILED[/red]", None: "[yellow]open[/yellow]"}[claim.held]
-        table.add_row(mark, say.CLAIM_NAMES[claim.name], Text(claim.summary))
+        mark = {True: ("passed", "green"), False: ("FAILED", "red"), None: ("not verified", "yellow")}[claim.held]
+        table.add_row(Text(*mark), say.CLAIM_NAMES[claim.name], Text(claim.summary))
     return table
 
 
@@ -116,6 +118,16 @@ def _branch(row: BranchRow) -> list[str | Text]:
     ]
 
 
+def _efforts(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Operating points", title_justify="left")
+    for index, name in enumerate(efforts.head(report.efforts, report.effort_metric)):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in efforts.rows(report.efforts):
+        table.add_row(*map(Text, row))
+    table.caption, table.caption_justify = Text(efforts.alike(report.efforts)), "left"
+    return table
+
+
 def _devices(report: Report) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title="Devices of this model", title_justify="left")
     for index, name in enumerate(devices.HEAD):
@@ -140,7 +152,7 @@ def _paths(report: Report) -> list[Table]:
             table.add_column(name, justify="left" if name == "path" else "right", no_wrap=True)
         for p in m.paths:
             table.add_row(
-                say.PATH_NAMES[p.path],
+                say.path(p.path, report.gated_branches > 0),
                 f"{p.branches_open:.1f}",
                 say.ms(p.wall.median_ms),
                 say.ms(p.cpu.median_ms),

@@ -8,6 +8,8 @@ from edgevit.schema.target import Target
 
 UNKNOWN = "–"
 PATH_NAMES = {"all_open": "all open", "all_skipped": "all skipped", "real": "real images"}
+# Where no branch has a gate, and effort moves how many tokens are merged alone.
+TOKEN_PATH_NAMES = {"all_open": "most tokens", "all_skipped": "fewest tokens", "real": "real images"}
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "agreement": "agreement with float"}
 CLAIM_NAMES = {
     "parity": "same function",
@@ -43,6 +45,11 @@ def percent(value: float | None, digits: int = 1) -> str:
 def points(value: float) -> str:
     """Express a difference of two fractions in points, with its sign."""
     return f"{100 * value:+.1f} points"
+
+
+def path(name: str, gated: bool) -> str:
+    """Return what a path is called in a build with gates, or with numbers of tokens alone."""
+    return (PATH_NAMES if gated else TOKEN_PATH_NAMES)[name]
 
 
 def metric(row: AccuracyRow) -> str:

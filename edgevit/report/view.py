@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal, TypeVar
 
 from edgevit.errors import BundleError
@@ -17,11 +15,12 @@ from edgevit.report.cards import Thumbs
 from edgevit.report.devices import DeviceRow, device_rows
 from edgevit.report.differences import Difference, differences
 from edgevit.report.efforts import EffortPoint, effort_metric, effort_points
+from edgevit.report.memory_view import MemoryView, memory_view
 from edgevit.report.speed import SpeedRow, speed_rows
 from edgevit.schema.budget import BudgetCheck, check_budgets
 from edgevit.schema.claims import Claim
 from edgevit.schema.manifest import AccuracyRow, BranchFacts, BundleFile, Macs, Manifest, Sizes, TokenUse
-from edgevit.schema.measurement import BranchMeasurement, Latency, Measurement, MemoryPoint, MemoryTrace, not_the_device
+from edgevit.schema.measurement import BranchMeasurement, Latency, Measurement, not_the_device
 from edgevit.schema.memory_bound import MemoryBound
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
@@ -63,26 +62,6 @@ class Before:
     before: float
     after: float
     ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorySpan:
-    """Part of a traced run that belongs to one block of the model ('stem', '0', '1', ..., 'head')."""
-
-    label: str
-    begin_ms: float
-    end_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryView:
-    """Memory over one all-open run. `limit_bytes`: the bound in the same terms, None if they are not comparable."""
-
-    of: str
-    points: tuple[MemoryPoint, ...]
-    spans: tuple[MemorySpan, ...]
-    peak_bytes: int
-    limit_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +149,7 @@ def make_report(
         BundleError: a measurement is of another bundle, or another bundle of another model.
     """
     for measurement in measurements:
-        if measurement.bundle_sha256 != bundle_sha256:
-            raise BundleError(
-                f"the measurement of {measurement.bundle!r} is of bundle {measurement.bundle_sha256[:12]}, this is "
-                f"{(bundle_sha256 or '')[:12]} ({manifest.name}); run `edgevit profile` on this bundle"
-            )
-        for gates in measurement.gates:
-            if len(gates) != len(manifest.branches) or gates.strip("01"):
-                raise BundleError(
-                    f"the measurement of {measurement.bundle!r} has gates that are not a 1 or a 0 for each of the "
-                    f"{len(manifest.branches)} branches; run `edgevit profile` again"
-                )
+        _require_fit(measurement, manifest, bundle_sha256)
     first = measurements[0] if measurements else None
     rows = _branch_rows(manifest, first)
     several = [(manifest, measurements), *others]
@@ -213,7 +182,7 @@ def make_report(
         unattributed_time_ms=first.unattributed_time_ms if first else None,
         disturbed=_disturbed(first),
         measured_peak_bytes=_peak(manifest.bound, first),
-        memory=_memory(manifest.bound, first.memory) if first and first.memory else None,
+        memory=memory_view(manifest.bound, first.memory) if first and first.memory else None,
         measurements=tuple(measurements),
         original=manifest.original,
         original_unknown=_original_unknown(manifest),
@@ -229,11 +198,36 @@ def make_report(
         not_the_device=not_the_device(manifest.target, first.environment) if first and first.paths else "",
         budgets=check_budgets(manifest, first),
         speed=speed_rows(manifest, first) if first else (),
-        efforts=effort_points(manifest),
+        efforts=effort_points(manifest, first if first and first.paths else None),
         tokens=manifest.tokens,
         effort_metric=effort_metric(manifest),
         files=manifest.files,
     )
+
+
+def _require_fit(measurement: Measurement, manifest: Manifest, bundle_sha256: str | None) -> None:
+    """Refuse a measurement of another bundle, or one whose images do not have what the bundle's have.
+
+    Raises:
+        BundleError: it is one.
+    """
+    told = f"the measurement of {measurement.bundle!r}"
+    if measurement.bundle_sha256 != bundle_sha256:
+        raise BundleError(
+            f"{told} is of bundle {measurement.bundle_sha256[:12]}, this is {(bundle_sha256 or '')[:12]} "
+            f"({manifest.name}); run `edgevit profile` on this bundle"
+        )
+    branches = len(manifest.branches)
+    if any(len(gates) != branches or gates.strip("01") for gates in measurement.gates):
+        raise BundleError(
+            f"{told} has gates that are not a 1 or a 0 for each of the {branches} branches; run `edgevit profile` again"
+        )
+    points = len(manifest.tokens.points) if manifest.tokens else 0
+    if any(len(left) != points for left in measurement.tokens):
+        raise BundleError(
+            f"{told} has numbers of tokens that are not one for each of the {points} points where they merge; run "
+            "`edgevit profile` again"
+        )
 
 
 def _branch_rows(manifest: Manifest, measurement: Measurement | None) -> tuple[BranchRow, ...]:
@@ -335,39 +329,6 @@ def _peak(bound: MemoryBound, measurement: Measurement | None) -> int | None:
     here = measurement.memory if measurement and measurement.memory else None
     seen = [bound.measured_peak_bytes, here.peak_bytes if here and here.of == "runtime" else None]
     return max((peak for peak in seen if peak is not None), default=None)
-
-
-def _memory(bound: MemoryBound, trace: MemoryTrace) -> MemoryView:
-    comparable = trace.of == "runtime" and bound.proven
-    return MemoryView(
-        of=trace.of,
-        points=trace.points,
-        spans=_spans(trace.points) if trace.of == "runtime" else (),
-        peak_bytes=trace.peak_bytes,
-        limit_bytes=(bound.arena_bytes or bound.bound_bytes) if comparable else None,
-    )
-
-
-def _spans(points: Sequence[MemoryPoint]) -> tuple[MemorySpan, ...]:
-    """Return consecutive points of one block.
-
-    A node that the runtime renamed stays in the block before it, and so do the gates' states, which are gathered late.
-    """
-    labelled: list[tuple[str, MemoryPoint]] = []
-    label, reached = "stem", -1.0
-    for point in points:
-        found = re.match(r"b(\d+)_", point.where)
-        head = point.where.startswith(("head", "logits", "gates"))
-        rank = math.inf if head else float(found[1]) if found else reached
-        if rank > reached:
-            label, reached = ("head" if head else str(int(rank))), rank
-        labelled.append((label, point))
-    spans, begin = [], 0.0
-    for name, group in groupby(labelled, key=lambda pair: pair[0]):
-        end = max(point.time_ms for _, point in group)
-        spans.append(MemorySpan(label=name, begin_ms=begin, end_ms=end))
-        begin = end
-    return tuple(spans)
 
 
 def without_samples(report: Report) -> Report:

@@ -240,6 +240,11 @@ class Manifest:
     sha256: str = ""
 
 
+def counts_tokens(manifest: Manifest) -> bool:
+    """Return whether a run tells how many tokens were left, because that follows the image."""
+    return any(output.kind == "tokens" for output in manifest.outputs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle whose hashes held: its folder, its manifest and the sha256 of `manifest.json`."""

@@ -52,7 +52,9 @@ def _of_today(data: Any, shown: Path, faults: list[str]) -> dict[str, Any]:
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(data, dict) or isinstance(schema, bool) or not isinstance(schema, int) or schema not in READ:
         known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
-        raise BundleError(f"{shown} has schema {strict_json.shown(schema)}; this edgevit reads schema {known}")
+        newer = isinstance(schema, int) and schema > MANIFEST_SCHEMA
+        how = "a newer edgevit wrote it, so update edgevit" if newer else "build it again"
+        raise BundleError(f"{shown} has schema {strict_json.shown(schema)}; this edgevit reads schema {known}; {how}")
     if schema == MANIFEST_SCHEMA:
         return data
     if schema == manifest_v1.SCHEMA:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgevit.schema.manifest import PathName
+from edgevit.schema.points import PointName
 from edgevit.schema.target import Target
 from edgevit.util.notebook import Shown
 
@@ -80,6 +81,25 @@ class PathLatency:
     branches_open: float
     wall: Latency
     cpu: Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointLatency:
+    """Time of an image at one of the bundle's operating points.
+
+    `expected_*` is the mean over the images of each image's median time, `worst_*` the median of the image that took
+    longest; `p95_*` is of the runs (None: too few). `branches_open` is the mean number of branches that ran.
+    """
+
+    name: PointName
+    effort: float
+    branches_open: float
+    expected_wall_ms: float
+    expected_cpu_ms: float
+    worst_wall_ms: float
+    worst_cpu_ms: float
+    p95_wall_ms: float | None = None
+    p95_cpu_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,9 +283,11 @@ class Measurement(Shown):
     all-open run spends outside the branches: stem, gates, head and the runtime itself (None: not told). `warnings` say
     what spoils the figures, `golden` how the bundle's golden inputs came out there. An emulated machine has no times:
     they are None and `paths` is empty; what edgevit's own emulated device tells instead is in `emulation`.
-    `gates` says for every image which branches ran: a 1 or a 0 per branch, in order. `baselines` were timed beside it.
-    `device` is how the machine was reached. `not_the_device` says so where this machine is another than the bundle was
-    built for (see the function below).
+    `gates` says for every image which branches ran: a 1 or a 0 per branch, in order; `tokens` how many patch tokens
+    were left after each point where they merge (none where their number is fixed). `baselines` were timed beside it.
+    `effort` is that of the real path, `points` are the times of the bundle's named operating points (none: another
+    effort than the calibrated one was asked for, or the bundle has none). `device` is how the machine was reached.
+    `not_the_device` says so where this machine is another than the bundle was built for (see the function below).
     """
 
     schema: int = MEASUREMENT_SCHEMA
@@ -289,7 +311,10 @@ class Measurement(Shown):
     emulation: Emulation | None = None
     not_the_device: str = ""
     gates: tuple[str, ...] = ()
+    tokens: tuple[tuple[int, ...], ...] = ()
     baselines: tuple[Baseline, ...] = ()
+    effort: float = 0.0
+    points: tuple[PointLatency, ...] = ()
 
 
 def not_the_device(target: Target, machine: Environment) -> str:

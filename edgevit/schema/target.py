@@ -102,6 +102,7 @@ def load_target(name_or_path: str | Path, refused: Callable[[Target], Sequence[s
     name, known = str(name_or_path), list_targets()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        near = near or [each for each in known if difflib.get_close_matches(name, each.split("-"), n=1)]
         offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
         raise TargetError(
             f"unknown target {name!r}; {offer}. `edgevit targets` lists all; a path ending in .toml is read"

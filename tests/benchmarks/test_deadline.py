@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 
-from benchmarks.deadline import Report, Run, deadline_between, ends, parsed, plot, render
+from benchmarks.deadline import Report, Run, ends, parsed, plot, render, sequence
 from edgevit.backends.tvm.compile.clib.source import TEMPLATES
 from edgevit.measure.environment import environment, snapshot
 from tests.absent import unavailable
@@ -58,6 +59,7 @@ def report(loop: tuple[float, ...]) -> Report:
         least=-1,
         most=8,
         deadline_ms=9.0,
+        first=100,
         runs=tuple(runs),
     )
 
@@ -67,7 +69,16 @@ def test_the_report_says_whether_the_deadline_held() -> None:
     assert "| loop | 8.00 | 8.00 | 10.00 | 4.0% | 100.0 | held |" in text.splitlines()
     assert "| dense | 12.00 | 12.00 | 12.00 | 100.0% | 196.0 | missed |" in text.splitlines()
     assert "\nMet. The loop names the class of the dense run for 75.0% of the images." in text and "50.0% of" in text
+    assert "9.00 ms an image, 0.9 of the median of dense runs of the 100 images before the sequence" in text
     assert "\n**Missed**." in render(report((*[8.0] * 90, *[10.0] * 10)))
+
+
+def test_the_spread_of_dense_runs_tells_whether_the_machine_was_quiet() -> None:
+    quiet = report((8.0,) * 20)
+    assert quiet.spread == 1.0 and "That is below 1.12, at which a machine is taken to be quiet." in render(quiet)
+    assert "quiet; 2 tries before it were noisier." in render(replace(quiet, tried=3))
+    noisy = replace(quiet, runs=(*quiet.runs, *[replace(quiet.runs[0], dense_ms=16.0)] * 4), tried=2)
+    assert noisy.spread > 1.12 and "in 2 tries: to be repeated on one." in render(noisy)
 
 
 def test_a_deadline_that_dense_meets_shows_nothing() -> None:
@@ -80,7 +91,22 @@ def test_a_line_of_the_program_is_read_as_it_is_written() -> None:
     run = parsed("9.1000 5.2000 7.3000 1.5000 196 40 99 0")
     assert (run.dense_ms, run.least_ms, run.loop_ms, run.effort) == (9.1, 5.2, 7.3, 1.5)
     assert (run.dense_work, run.least_work, run.loop_work, run.same) == (196, 40, 99, False)
-    assert deadline_between([run]) == 7.15
+
+
+PROGRAM = """#!/bin/sh
+echo "$3 $4" > asked
+printf '7.2000\n9.1000 5.2000 7.3000 1.5000 196 40 99 0\n'
+"""
+
+
+def test_the_deadline_is_a_share_of_dense_runs_that_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "deadline"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    deadline_ms, runs = sequence(program, Path("w"), Path("i"), 100, -1.0, 8.0)
+    assert (deadline_ms, len(runs), runs[0].loop_ms) == (7.2, 1, 7.3)
+    assert Path("asked").read_text().split() == ["0.9", "100"]
 
 
 def test_efforts_are_taken_where_they_change_the_work() -> None:

@@ -34,6 +34,14 @@ def test_what_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert branch_errors(program, lowered, plan, images) == (None,) * 4
 
 
-def test_streams_of_other_lengths_are_not_compared() -> None:
-    assert module._error([np.ones((3, 2))], [np.ones((2, 2))]) is None
+@pytest.mark.parametrize("tokens", ["1:24", "1:0-24@0.2"])
+def test_merged_tokens_are_no_rounding(tokens: str) -> None:
+    program = tiny_program(image=(64, 64), tokens=tokens)
+    images = tiny_images(program.spec, 6)
+    lowered, plan = quantize(program, load_target("x86-64-onnxruntime"), images)
+    plain = [each.with_weights({}, dataclasses.replace(each.spec, merges=())) for each in (program, lowered)]
+    assert branch_errors(program, lowered, plan, images) == branch_errors(*plain, plan, images)
+
+
+def test_an_error_is_a_share_of_the_stream() -> None:
     assert module._error([np.full((2, 2), 2.0)], [np.full((2, 2), 2.2)]) == pytest.approx(0.1)

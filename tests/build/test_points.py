@@ -13,7 +13,7 @@ from edgevit.backends import backend
 from edgevit.backends.reference import reference
 from edgevit.backends.targets import load_target
 from edgevit.build.case import Case
-from edgevit.build.points import GRID, _between, measure_points
+from edgevit.build.points import GRID, Points, _between, measure_points
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
@@ -42,7 +42,7 @@ def case(program: Program = PROGRAM, **changes: Any) -> Case:
 
 def points(program: Program = PROGRAM, **changes: Any) -> tuple[OperatingPoint, ...]:
     asked = case(program, **changes)
-    return measure_points(asked, reference(asked.model))
+    return measure_points(asked, reference(asked.model)).measured
 
 
 @pytest.fixture(scope="module")
@@ -113,29 +113,72 @@ def test_infinite_efforts_are_not_taken_for_numbers() -> None:
 
 
 class Gradual:
-    """A model whose answers change one after the other as effort falls, and whose branches open as it rises."""
+    """A model whose answers change one after the other as effort falls, and whose branches open as it rises.
 
-    def __init__(self) -> None:
+    `changes` answers are others per unit of effort; branches open at the efforts `opens`.
+    """
+
+    def __init__(self, *, changes: float = 10.0, opens: tuple[float, ...] = (-0.25, -0.05, 0.3, 3.0)) -> None:
         self.index = {image.tobytes(): number for number, image in enumerate(image_set(PROGRAM, 20).images)}
+        self.changes, self.opens = changes, np.array(opens)
 
     def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        changed = self.index[image[0].tobytes()] < min(20, -effort * 10)
-        gates = np.array([effort > -1, effort > -0.4, effort > 0.3, effort > 3], dtype=np.uint8)
-        return np.eye(1, 10, int(changed), dtype=np.float32), gates
+        changed = self.index[image[0].tobytes()] < min(20, -effort * self.changes)
+        return np.eye(1, 10, int(changed), dtype=np.float32), (effort > self.opens).astype(np.uint8)
+
+
+def gradual(runner: Gradual) -> Points:
+    return measure_points(case(calibration=image_set(PROGRAM, 20)), runner)  # type: ignore[arg-type]
+
+
+def named(found: Points) -> dict[str, OperatingPoint]:
+    return {point.name: point for point in found.measured if point.name is not None}
 
 
 def test_the_cheap_points_keep_most_answers() -> None:
     """At -0.1 one of 20 answers is another, at -0.2 two, at -0.3 three, at -0.5 five."""
-    asked = case(calibration=image_set(PROGRAM, 20))
-    found = measure_points(asked, Gradual())  # type: ignore[arg-type]
-    efforts = {point.name: point.effort for point in found if point.name is not None}
+    found = gradual(Gradual())
+    efforts = {name: point.effort for name, point in named(found).items()}
     assert (efforts["fastest"], efforts["fast"], efforts["balanced"]) == (-0.3, -0.1, 0.0)
-    assert [point.effort for point in found if point.name is None] == [EFFORT_ALL_SKIPPED, -0.5]
+    assert [point.effort for point in found.measured if point.name is None] == [EFFORT_ALL_SKIPPED, -0.5]
     assert 0.2 < efforts["accurate"] <= 3
+
+
+def test_where_both_limits_allow_the_same_effort_fast_is_half_of_the_way_to_it() -> None:
+    """No answer ever changes, and below -2 nothing runs any more: -3 is as cheap as -16, and nearer."""
+    found = named(gradual(Gradual(changes=0.0, opens=(-2.5, -0.4, 0.3, 3.0))))
+    costs = [found[name].macs for name in NAMES]
+    assert costs == sorted(set(costs)), "five points, five costs"
+    assert found["fastest"].effort == -3.0 and -3.0 < found["fast"].effort < 0.0
+
+
+def test_without_a_cheaper_effort_the_cheap_points_are_the_balanced_one() -> None:
+    found = named(gradual(Gradual(changes=0.0, opens=(-1e9, -1e9, 0.3, 3.0))))
+    assert {found[name].effort for name in ("fastest", "fast", "balanced")} == {0.0}
 
 
 def test_where_any_less_effort_changes_answers_the_cheap_points_are_the_balanced_one() -> None:
     runner = Gradual()
     runner.index = dict.fromkeys(runner.index, 0)
-    found = measure_points(case(calibration=image_set(PROGRAM, 20)), runner)  # type: ignore[arg-type]
-    assert {point.effort for point in found if point.name in ("fastest", "fast", "balanced")} == {0.0}
+    found = named(gradual(runner))
+    assert {found[name].effort for name in ("fastest", "fast", "balanced")} == {0.0}
+
+
+def test_times_are_told_where_it_runs_and_stay_out_of_the_points() -> None:
+    found = gradual(Gradual())
+    assert {time.effort for time in found.times} == {point.effort for point in found.measured}
+    assert all(0 <= time.mean_ms <= time.most_ms for time in found.times)
+    assert gradual(Gradual()).measured == found.measured
+
+
+class Elsewhere(Case):
+    """A build for another machine."""
+
+    elsewhere = True
+
+
+def test_a_build_for_another_machine_has_points_and_no_times() -> None:
+    asked = case()
+    there = Elsewhere(**{name: getattr(asked, name) for name in asked.__dataclass_fields__})
+    found = measure_points(there, reference(asked.model))
+    assert found.measured == points() and found.times == ()

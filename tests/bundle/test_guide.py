@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgevit.bundle.guide import Guide, plain, readme, requirements
+from edgevit.program.spec import OriginalEvaluation, OriginalSpec
 from edgevit.schema.claims import Claim, Fraction
 from edgevit.schema.manifest import Manifest
 from edgevit.schema.points import OperatingPoint
@@ -92,6 +93,16 @@ def test_budgets_and_open_claims_are_said() -> None:
     assert "| memory of the process in MB | 0.1 | 0.42 | not met |" in text
     assert "| time of an image in ms | 30 | - | not known |" in text
     assert "Not verified yet: skip (no device ran it)" in text
+
+
+def test_what_compression_cost_is_said_where_top1_is_not_measured_here() -> None:
+    said = OriginalEvaluation(source="a|b.tar", images=1000, classes=10, original_top1=0.751, top1=0.749)
+    original = OriginalSpec(name="x", weights_sha256="", macs=5, parameters=7, evaluations=(said,))
+    facts = dataclasses.replace(manifest(), original=original)
+    assert "When it was compressed" not in readme(facts, Guide())
+    unlabelled = dataclasses.replace(facts, accuracy=facts.accuracy[2:])
+    told = "When it was compressed: top-1 75.1 -> 74.9 % on 1000 images of a\\|b.tar (original, then compressed"
+    assert told in readme(unlabelled, Guide()).replace("\\>", ">")
 
 
 def test_a_licence_that_is_not_stated_is_not_made_up() -> None:

@@ -40,6 +40,16 @@ def test_builds_of_several_models_with_their_measurements(folder: Path, capsys: 
     assert latency["values"] == [4.0, 5.0] and latency["changes"][1] == pytest.approx(0.25)
 
 
+def test_a_measurement_of_an_earlier_build_has_a_column_and_a_word(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_measurement(measurement(bundle_sha256="cd" * 32), tmp_path / "old.json")
+    assert run(folder, "one", str(tmp_path / "old.json")) == 0
+    out, err = capsys.readouterr()
+    assert "old against one" in " ".join(out.split())
+    assert "warning: a measurement is of another build of tiny (cdcdcdcdcdcd) than the one given" in err
+
+
 def test_measurements_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "one.json", "two.json") == 0
     assert "two against one: latency +25.0 %" in " ".join(capsys.readouterr().out.split())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevit.cli import main
+from edgevit.cli import COMMANDS, main
 from edgevit.cli.build import STAGES
 from edgevit.cli.messages import shown
 from edgevit.cli.terminal import WIDTH, fitted
@@ -107,8 +107,9 @@ def test_a_bug_is_an_object_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("edgevit.doctor.diagnose", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["doctor"]) == 130
-    assert capsys.readouterr().err == "edgevit: interrupted; no partial output was left.\n"
+    for how in ((), ("--verbose",)):
+        assert main(["doctor", *how]) == 130
+        assert capsys.readouterr().err == "edgevit: interrupted; no partial output was left.\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["device"]])
@@ -116,6 +117,13 @@ def test_a_command_without_its_part_shows_help(arguments: list[str], capsys: pyt
     assert main(arguments) == 0
     told = capsys.readouterr()
     assert told.out.startswith("Usage: edgevit") and told.err == ""
+
+
+def test_the_list_of_commands_says_each_in_a_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == len(COMMANDS)
+    assert all(line.endswith(".") and "..." not in line for line in listed)
 
 
 def test_the_version_has_a_short_option(capsys: pytest.CaptureFixture[str]) -> None:

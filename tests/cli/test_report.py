@@ -103,12 +103,12 @@ def test_markdown_for_a_pull_request(place: Path, capsys: pytest.CaptureFixture[
 
 def test_budgets_are_met_not_met_or_unknown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["report", str(place / "one"), str(place / "one.json"), "--json"]
-    budgets = ["ram_mb=0.5", "latency_ms=10000", "flash_mb=5", "drop_points=1"]
+    budgets = ["ram=0.5,latency=10000", "flash_mb=5", "drop=1"]
     assert main([*given, *(word for budget in budgets for word in ("--budget", budget))]) == 0
     told = {check["key"]: check["held"] for check in json.loads(capsys.readouterr().out)["budgets"]}
     assert told == {"ram_mb": False, "flash_mb": True, "latency_ms": True, "drop_points": None}
-    for wrong, code in (("ram=8", TargetError.exit_code), ("ram_mb=-1", 14), ("ram_mb=nan", 2), ("ram_mb", 2)):
-        assert main([*given, "--budget", wrong]) == code
+    for wrong in ("rom=8", "ram=-1", "ram_mb=nan", "ram"):
+        assert main([*given, "--budget", wrong]) == TargetError.exit_code
 
 
 def test_the_easiest_and_the_hardest_images_are_those_that_were_measured(place: Path, tmp_path: Path) -> None:

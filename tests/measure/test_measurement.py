@@ -11,9 +11,17 @@ import numpy as np
 import edgevit
 from edgevit.measure.branch_times import Trace
 from edgevit.measure.fresh_process import Probe
-from edgevit.measure.measurement import Times, make_measurement, mean_of_image_medians, path_efforts, timing
-from edgevit.schema.manifest import Bundle
+from edgevit.measure.measurement import (
+    Times,
+    make_measurement,
+    mean_of_image_medians,
+    path_efforts,
+    timed_efforts,
+    timing,
+)
+from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED, Bundle
 from edgevit.schema.measurement import Emulation, GoldenParity, ImagesUsed
+from edgevit.schema.points import OperatingPoint, PointName
 from tests.bundles import sample_manifest
 from tests.report.sample import ENVIRONMENT, SHA
 from tests.tiny import tiny_program
@@ -39,8 +47,8 @@ def test_a_machine_with_times_tells_them_all() -> None:
     made = make_measurement(BUNDLE, NOISY, USED, GATES, device="loop", golden=(OFF,), times=times(), warnings=("and",))
     assert (made.bundle_sha256, made.device, made.images.timed) == (SHA, "loop", 2)
     assert [(path.path, path.wall.runs, path.wall.median_ms) for path in made.paths] == [
-        ("real", 4, 11.5),
         ("all_open", 4, 11.5),
+        ("real", 4, 11.5),
     ]
     assert (made.expected_wall_ms, made.expected_cpu_ms, made.unattributed_time_ms) == (11.5, 6.5, 0.5)
     assert (made.load_ms, made.first_run_ms) == (3.0, 4.0)
@@ -49,6 +57,46 @@ def test_a_machine_with_times_tells_them_all() -> None:
     first, second, last = made.warnings
     assert first.startswith("golden path real gives logits off by 2 here (allowed: equal gates, 0.5)")
     assert "load average 9" in second and last == "and"
+
+
+def point(name: PointName, effort: float) -> OperatingPoint:
+    return OperatingPoint(effort=effort, name=name, macs=1.0, worst_macs=1, branches=1.0, images=1)
+
+
+STEERED = dataclasses.replace(
+    BUNDLE,
+    manifest=dataclasses.replace(
+        BUNDLE.manifest, points=(point("fast", -2.0), point("balanced", 0.0), point("full", EFFORT_ALL_OPEN))
+    ),
+)
+
+
+def test_points_that_are_a_path_are_not_timed_twice() -> None:
+    assert timed_efforts(STEERED.manifest) == {
+        "all_open": EFFORT_ALL_OPEN,
+        "all_skipped": EFFORT_ALL_SKIPPED,
+        "real": 0.0,
+        "fast": -2.0,
+    }
+    assert timed_efforts(STEERED.manifest, -2.0)["real"] == -2.0 and "fast" not in timed_efforts(STEERED.manifest, 1.0)
+
+
+def test_a_point_tells_the_expected_and_the_worst_image() -> None:
+    quick = timing([(2.0 + 4 * (index % 2), 1.0 + index % 2, index % 2, GATES[index % 2]) for index in range(4)])
+    known = dataclasses.replace(times(), paths={**times().paths, "fast": quick})
+    made = make_measurement(STEERED, NOISY, USED, GATES, times=known, tokens=[[3], [4]])
+    assert [each.name for each in made.points] == ["fast", "balanced", "full"]
+    fast, balanced, _ = made.points
+    assert (fast.effort, fast.expected_wall_ms, fast.worst_wall_ms) == (-2.0, 4.0, 6.0)
+    assert (fast.expected_cpu_ms, fast.worst_cpu_ms, fast.branches_open, fast.p95_cpu_ms) == (1.5, 2.0, 2.5, None)
+    assert balanced.expected_wall_ms == made.expected_wall_ms == 11.5
+    assert made.effort == 0.0 and made.tokens == ((3,), (4,))
+
+
+def test_another_effort_is_that_of_the_real_path_and_times_no_point() -> None:
+    made = make_measurement(STEERED, NOISY, USED, GATES, times=times(), effort=-2.0)
+    assert made.effort == -2.0 and made.points == ()
+    assert {path.path: path.effort for path in made.paths} == {"all_open": EFFORT_ALL_OPEN, "real": -2.0}
 
 
 def test_one_without_has_none_of_them_and_an_emulated_processor_warns_for_itself() -> None:

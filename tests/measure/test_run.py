@@ -12,10 +12,12 @@ from edgevit.bundle.read import open_bundle
 from edgevit.devices.local import measure_here
 from edgevit.devices.profile import profile
 from edgevit.devices.request import ProfileRequest, prepare_images
+from edgevit.errors import OperatingPointError
 from edgevit.measure.run import TURN, WARM_UP_ROUNDS, taking_turns, time_paths, timed_order
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.measurement import Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
+from edgevit.schema.points import OperatingPoint
 from edgevit.util import strict_json
 from tests.bundles import FixedRunner, sample_bundle
 from tests.tiny import tiny_images, tiny_spec
@@ -85,6 +87,29 @@ def test_a_measurement_names_the_bundle_and_survives_its_file(
     write_measurement(m, tmp_path / "m.json")
     assert read_measurement(tmp_path / "m.json") == m
     assert json.loads((tmp_path / "m.json").read_text())["schema"] == 1
+
+
+def test_tokens_of_every_image_and_the_times_of_points_are_told(tmp_path: Path, photos: Path) -> None:
+    cost: dict[str, Any] = {"macs": 1.0, "worst_macs": 1, "branches": 4.0, "images": 1}
+    points = (
+        OperatingPoint(effort=-16.0, name="fastest", **cost),
+        OperatingPoint(effort=0.0, name="balanced", **cost),
+    )
+    merging: dict[str, Any] = {"gated": False, "image": (64, 64), "tokens": "1:0-24@0.2"}
+    folder = sample_bundle(tmp_path / "tiny", changes={"points": points}, **merging)
+    m = profile(folder, photos, runs=4)
+    assert len(m.tokens) == m.images.count and all(40 <= left <= 64 for (left,) in m.tokens)
+    assert [(point.name, point.effort) for point in m.points] == [("fastest", -16.0), ("balanced", 0.0)]
+    assert all(0 < point.expected_wall_ms <= point.worst_wall_ms for point in m.points)
+    asked = profile(folder, photos, runs=2, effort="fastest")
+    assert (asked.effort, asked.points) == (-16.0, ()) and set(asked.tokens) == {(40,)}
+    for wrong, said in (("warp", "no operating point 'warp': it has fastest, balanced"), ("nan", "must be a number")):
+        with pytest.raises(OperatingPointError, match=said):
+            profile(folder, photos, effort=wrong)
+    still = sample_bundle(tmp_path / "still", gated=False)
+    for effort in ("fast", 1.0):
+        with pytest.raises(OperatingPointError, match="it runs the same for every image; omit the effort"):
+            profile(still, photos, effort=effort)
 
 
 def test_golden_inputs_stand_in_for_images(tmp_path: Path) -> None:

@@ -19,14 +19,15 @@ from edgevit.report.limits import read_limit
 from edgevit.report.thumbs import thumbs
 from edgevit.report.view import make_report
 from edgevit.schema.claims import Fraction
+from edgevit.schema.measurement import PointLatency
 from edgevit.schema.points import OperatingPoint
 from tests.absent import unavailable
 from tests.browser import MISSING, PROGRAM, Browser, browser
 from tests.report.sample import SHA, manifest, measurement
-from tests.report.test_html import BASELINES, FILES, GATES, with_errors
+from tests.report.test_html import BASELINES, FILES, GATES, merging, with_errors
 
 DESK, PHONE = (1440, 900), (390, 844)
-NAMES = ("report", "plain", "compare", "index")
+NAMES = ("report", "plain", "merging", "compare", "index")
 LONG = "a_model_with_a_name_of_no_end_" * 4
 POINTS = tuple(
     OperatingPoint(
@@ -46,12 +47,26 @@ POINTS = tuple(
 )
 
 
+TIMES = tuple(
+    PointLatency(
+        name=name,  # type: ignore[arg-type]
+        effort=effort,
+        branches_open=2.0,
+        expected_wall_ms=1.1 * ms,
+        expected_cpu_ms=ms,
+        worst_wall_ms=1.3 * ms,
+        worst_cpu_ms=1.2 * ms,
+    )
+    for name, effort, ms in (("fastest", -2.0, 2.0), ("balanced", 0.0, 4.0), ("full", 9.0, 4.1))
+)
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     facts = dataclasses.replace(with_errors(manifest()), files=FILES, points=POINTS)
     limited = dataclasses.replace(facts, target=dataclasses.replace(facts.target, ram_mb=1.0, latency_ms=900.0))
-    measured = measurement(gates=GATES, baselines=BASELINES, bundle=LONG)
+    measured = measurement(gates=GATES, baselines=BASELINES, bundle=LONG, points=TIMES)
     report = make_report(dataclasses.replace(limited, name=LONG), [measured], bundle_sha256=SHA)
     images = np.random.default_rng(0).integers(0, 256, (len(GATES), 32, 32, 3), dtype=np.uint8)
     one, two = Subject(name="one", manifest=facts, measurement=measured), Subject(name=LONG, manifest=limited)
@@ -59,8 +74,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     limits = [read_limit(text) for text in ("latency>+5%", "size>+1kB")]
     entries = [index.Entry(name=n, file=f"{n}.html", manifest=facts, measurement=measured) for n in ("one", "two")]
     content = {
-        "report": render(dataclasses.replace(report, thumbs=thumbs(images, GATES))),
+        "report": render(dataclasses.replace(report, thumbs=thumbs(images, measured))),
         "plain": render(make_report(manifest(gated=False))),
+        "merging": render(merging()),
         "compare": comparison_forms.render(compare([one, slower], limits)),
         "index": index.render(entries, "compare.html"),
     }
@@ -93,11 +109,12 @@ def test_nothing_is_said_cut_off_or_scrolled_sideways(
     assert pages[name].stat().st_size < 2_000_000
 
 
+@pytest.mark.parametrize(("name", "pictures"), [("report", 11), ("merging", 6)])
 @pytest.mark.parametrize("size", [DESK, PHONE])
 def test_every_picture_is_drawn_and_its_words_stay_inside(
-    chromium: Browser, pages: dict[str, Path], size: tuple[int, int]
+    chromium: Browser, pages: dict[str, Path], size: tuple[int, int], name: str, pictures: int
 ) -> None:
-    chromium.open(pages["report"], *size)
+    chromium.open(pages[name], *size)
     drawn = chromium.run(
         """[...document.querySelectorAll('figure svg')].filter((s) => s.clientWidth > 0).map((svg) => {
              const box = svg.getBoundingClientRect();
@@ -109,7 +126,7 @@ def test_every_picture_is_drawn_and_its_words_stay_inside(
                      svg.querySelectorAll('rect, circle, path, line').length, box.width, out];
            })"""
     )
-    assert len(drawn) == 11
+    assert len(drawn) == pictures
     for name, marks, width, outside in drawn:
         assert marks >= 2 and width > 250, name
         assert outside == [], (name, outside)
@@ -141,7 +158,8 @@ def test_marks_and_heads_tell_what_they_are(chromium: Browser, pages: dict[str, 
     chromium.open(pages["report"])
     for selector, told in (
         ("figure[data-name=speed] .wide rect", "this build: 4.00 ms"),
-        ("figure[data-name=effort] .wide circle", "fastest: effort -2"),
+        ("figure[data-name=effort] .wide circle", "fastest: effort -2, 70.0 %, 100 k MACs on average, at most 120 k"),
+        ("figure[data-name=effort] .wide circle", "2.00 ms expected, at most 2.40 ms"),
         ("figure[data-name=memory-over-run] .wide .hit", "stem/y: 300 kB"),
         ("table.branches th[data-tip]", "attention (mhsa)"),
     ):

@@ -63,6 +63,13 @@ def test_shares_change_in_points() -> None:
     assert rows["top1"] == "-4.0 points" and rows["lost"] == "+4.0 points" and rows["size"] == "same"
 
 
+def test_another_effort_is_another_condition() -> None:
+    one, two = Subject(name="one", measurement=measurement()), Subject(name="two", measurement=measurement(effort=-2.0))
+    rows = {row.name: row for row in compared(one, two).rows}
+    assert rows["latency"].unlike[1] == "effort: 0, and -2" and rows["latency"].changes[1] is None
+    assert rows["latency_all_open"].unlike[1] == ""
+
+
 def test_other_conditions_are_said_and_not_compared() -> None:
     made = compared(BEFORE, ELSEWHERE)
     rows = {row.name: row for row in made.rows}

@@ -5,8 +5,10 @@ import dataclasses
 import hashlib
 import re
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from edgevit.errors import BundleError
@@ -14,15 +16,21 @@ from edgevit.measure.percentiles import latency
 from edgevit.report.drawn import figures
 from edgevit.report.html import render
 from edgevit.report.page import STYLE
+from edgevit.report.thumbs import thumbs
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim, Fraction
 from edgevit.schema.manifest import BundleFile, Manifest, PointUse, Spread, TokenUse
-from edgevit.schema.measurement import Baseline
-from edgevit.schema.points import OperatingPoint
+from edgevit.schema.measurement import Baseline, PointLatency
+from edgevit.schema.points import OperatingPoint, PointName
 from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
 from tests.report.test_table import EMULATED
 
+NAMED: tuple[tuple[float, PointName, float], ...] = (
+    (-2.0, "fastest", 100.0),
+    (-2.0, "fast", 100.0),
+    (0.0, "balanced", 200.0),
+)
 VOID = {"meta", "br", "img"}
 FILES = tuple(
     BundleFile(path=path, bytes=size, sha256="0" * 64)
@@ -278,6 +286,71 @@ def test_what_a_stranger_wrote_breaks_no_page() -> None:
     for expected in (0.0, -1.0):
         measured = measurement(baselines=BASELINES, expected_cpu_ms=expected)
         assert "<main>" in render(make_report(strange, [measured], bundle_sha256=SHA))
+
+
+def merging(**changes: Any) -> Report:
+    facts = dataclasses.replace(manifest(gated=False), tokens=TOKENS)
+    return make_report(facts, [measurement(tokens=((64,), (40,), (56,)), **changes)], bundle_sha256=SHA)
+
+
+def test_cost_per_image_is_shown_of_tokens() -> None:
+    page = render(merging())
+    assert "Of 3 images the easiest keeps 40 patch tokens to the end, the hardest 64" in page
+    picture = figures(merging())["tokens-per-image"]
+    assert list(picture.data.head) == ["image", "after b00_mhsa"] and picture.data.rows[1] == ["1", "40"]
+    assert picture.wide.count("tokens left after b00_mhsa") == 3
+    assert "fewest tokens" in figures(merging())["latency"].wide and ">all skipped<" not in page
+    alike = dataclasses.replace(merging(), measurements=(measurement(tokens=((40,), (40,))),))
+    assert "tokens-per-image" not in figures(alike)
+
+
+def test_images_are_ordered_by_the_tokens_that_they_keep() -> None:
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    shown = thumbs(images, measurement(tokens=((64,), (40,), (56,)), gates=GATES[:3]))
+    assert [[each.caption for each in row.pictures] for row in shown] == [["40 tokens kept"], ["64 tokens kept"]]
+
+
+@pytest.mark.parametrize("tokens", [((64, 40),), ((),)])
+def test_tokens_that_are_none_are_refused(tokens: tuple[tuple[int, ...], ...]) -> None:
+    facts = dataclasses.replace(manifest(gated=False), tokens=TOKENS)
+    with pytest.raises(BundleError, match="not one for each of the 1 points where they merge"):
+        make_report(facts, [measurement(tokens=tokens)], bundle_sha256=SHA)
+
+
+POINTS = tuple(
+    OperatingPoint(effort=effort, name=name, macs=macs, worst_macs=int(macs), branches=4.0, images=64)
+    for effort, name, macs in NAMED
+)
+
+
+def test_points_show_times_where_they_were_measured_and_which_are_one() -> None:
+    share = Fraction(hits=9, images=10, value=0.9, low=0.6, high=1.0)
+    points = tuple(dataclasses.replace(point, agreement=share) for point in POINTS)
+    facts = dataclasses.replace(manifest(), points=points)
+    before = render(make_report(facts))
+    assert "Accuracy against cost, over effort" in before and "dearest image</" not in before
+    assert "fastest and fast are one point" in before
+    timed = PointLatency(
+        name="balanced",
+        effort=0.0,
+        branches_open=4.0,
+        expected_wall_ms=9.0,
+        expected_cpu_ms=3.0,
+        worst_wall_ms=9.5,
+        worst_cpu_ms=3.5,
+    )
+    report = make_report(facts, [measurement(points=(timed,))], bundle_sha256=SHA)
+    page = render(report)
+    assert "Accuracy against time, over effort" in page and "Times are CPU time on Great CPU 9000" in page
+    assert [(point.time_ms, point.worst_ms) for point in report.efforts] == [(None, None)] * 2 + [(3.0, 3.5)]
+    assert "ms an image takes" in figures(report)["effort"].wide
+
+
+def test_the_time_says_at_which_effort_it_was_measured() -> None:
+    facts = dataclasses.replace(manifest(), points=POINTS)
+    page = render(make_report(facts, [measurement(effort=-2.0)], bundle_sha256=SHA))
+    assert "at effort -2 (fastest)" in page
+    assert "at effort" not in render(make_report(facts, [measurement()], bundle_sha256=SHA))
 
 
 @pytest.mark.parametrize("gates", [("111",), ("1110", "11102"), ("111x",), ("1110", "")])

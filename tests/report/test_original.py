@@ -17,7 +17,8 @@ from tests.bundles import RECIPE
 from tests.report.sample import manifest
 from tests.report.test_view import AGREED, TOP1, kept
 
-SHORT = "when compressed, top-1 75.1 → 68.1 %"
+SHORT = "when compressed, top-1 75.1 → 68.1 % (n = 1000)"
+N = "n = 8, 0 to 100 % with 95 % confidence"
 WHEN = "hen it was compressed: top-1 75.1 -> 68.1 %, agreement 78.2 % on 1000 images of val.tar"
 
 
@@ -30,18 +31,18 @@ def facts(*rows: Any, **changes: Any) -> Any:
     [
         (
             facts(*TOP1, *AGREED),
-            ("Top-1", "67.5 %", "original 75.1 %, -7.6 points: -7.0 by compression, -0.6 by quantization"),
+            ("Top-1", "67.5 %", "original 75.1 %, -7.6 points (n = 8): -7.0 by compression, -0.6 by quantization"),
         ),
         (
             facts(TOP1[0], TOP1[2], AGREED[1], original=None),
-            ("Top-1", "67.5 %", "original 75.1 %, -7.6 points"),
+            ("Top-1", "67.5 %", "original 75.1 %, -7.6 points (n = 8)"),
         ),
         (
             facts(*TOP1[1:], AGREED[2]),
             (
                 "Top-1",
                 "67.5 %",
-                f"compressed float model 68.1 %, -0.6 points; original not known on these images; {SHORT}",
+                f"compressed float model 68.1 %, -0.6 points (n = 8); original not known on these images; {SHORT}",
             ),
         ),
         (
@@ -49,7 +50,7 @@ def facts(*rows: Any, **changes: Any) -> Any:
             (
                 "Agreement with the original",
                 "75.0 %",
-                f"on 8 images, with the compressed float model 90.0 %; {SHORT}",
+                f"{N}, with the compressed float model 90.0 %; {SHORT}",
             ),
         ),
         (
@@ -57,7 +58,7 @@ def facts(*rows: Any, **changes: Any) -> Any:
             (
                 "Agreement with compressed float",
                 "90.0 %",
-                f"on 8 images; original not known on these images; {SHORT}",
+                f"{N}; original not known on these images; {SHORT}",
             ),
         ),
         (facts(), ("Accuracy", "–", "not measured")),

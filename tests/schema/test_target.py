@@ -41,6 +41,11 @@ def test_a_saturating_cpu_gets_seven_bit_weights() -> None:
             assert target.weight_bits == 7
 
 
+def test_a_part_of_a_name_is_enough_to_offer_the_nearest() -> None:
+    with pytest.raises(TargetError, match="unknown target 'rpi6'; nearest: rpi4-onnxruntime, .*, rpi5-openvino[.]"):
+        load_target("rpi6")
+
+
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(TargetError, match="nearest: x86-64-openvino"):
         load_target("x86-64-opnvino")

@@ -113,6 +113,7 @@ def measure_here(request: ProfileRequest) -> Measurement:
             golden=tuple(result.parity(allowed) for result in rerun_golden(bundle, runner)),
             beside=beside,
             baselines=baselines,
+            effort=request.effort,
         )
 
 

@@ -29,7 +29,7 @@ from edgevit.measure.measurement import make_measurement, path_efforts
 from edgevit.measure.warnings import golden_fault
 from edgevit.schema.arm_cpus import ARM_CPUS, ArmCpu
 from edgevit.schema.claims import CoverageFigures, figures_of
-from edgevit.schema.manifest import BranchFacts, Manifest
+from edgevit.schema.manifest import BranchFacts, Manifest, counts_tokens
 from edgevit.schema.measurement import (
     CycleEstimate,
     Emulation,
@@ -99,7 +99,7 @@ class QemuMachine:
                 memory_bytes=allowed.memory_bytes,
             )
             copy_program(here.folder / "program", manifest.backend)
-            requested = _runs(manifest, len(pixels))
+            requested = _runs(manifest, len(pixels), request.effort)
             shapes = {_shape(manifest, branch) for branch in manifest.branches if branch.gated}
             more = min(len(shapes) + MORE_PATTERNS, MOST_MORE) if shapes else 0
             say(f"Running up to {len(requested) + more} inferences on the emulated {cpu.name}")
@@ -115,6 +115,8 @@ class QemuMachine:
                 _real_gates(requested, counted.guest.gates),
                 device=self.kind,
                 emulation=emulation,
+                tokens=_real(requested, counted.guest.tokens) if counts_tokens(manifest) else (),
+                effort=request.effort,
                 warnings=(*warnings, *more_warnings),
             )
 
@@ -154,12 +156,12 @@ def _fit(manifest: Manifest, cpu: ArmCpu, place: Userland) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _runs(manifest: Manifest, images: int) -> list[RequestedRun]:
+def _runs(manifest: Manifest, images: int, effort: float | None = None) -> list[RequestedRun]:
     """Return (path, image, effort) of every inference; the first one warms up, and has no path."""
     requested: list[RequestedRun] = []
-    for path, effort in path_efforts(manifest).items():
+    for path, asked in path_efforts(manifest, effort).items():
         count = images if path == "real" else min(images, FIXED_IMAGES)
-        requested += [(path, index, effort) for index in range(count)]
+        requested += [(path, index, asked) for index in range(count)]
     return [(None, *requested[0][1:]), *requested]
 
 
@@ -281,9 +283,12 @@ def _instructions(requested: Sequence[RequestedRun], runs: Sequence[CountedRun])
 
 def _real_gates(requested: Sequence[RequestedRun], gates: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
     """Return the gates of every image on the real path, uint8 `[images, branches]`."""
-    return np.array(
-        [taken for (path, _, _), taken in zip(requested, gates, strict=False) if path == "real"], dtype=np.uint8
-    )
+    return np.array(_real(requested, gates), dtype=np.uint8)
+
+
+def _real(requested: Sequence[RequestedRun], told: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return what was told of the runs on the real path."""
+    return [each for (path, _, _), each in zip(requested, told, strict=False) if path == "real"]
 
 
 def _environment(machine: Environment, here: EmulatedMachine) -> Environment:
