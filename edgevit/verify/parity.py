@@ -63,7 +63,7 @@ QUANTIZED = Tolerance(
     token_margin=0.03,
     max_moved=0.5,
     pair_margin=0.2,
-    max_other_pairs=0.15,
+    max_other_pairs=0.25,
 )
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
 # verify/accuracy.py to say. Numbers of tokens move in 8 to 21 % of the runs of a DeiT-Ti, by at most 0.0063.
