@@ -212,6 +212,8 @@ def table(rows: list[Row]) -> str:
         "whose likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the "
         "images and, in brackets, the 10th and 90th percentile. Drift: mean KL divergence from the dense model on the "
         "calibration images; of a fixed plan and one that follows the image the search chooses the one in bold.",
+        "",
+        "![Top-1 against MACs](tokens.png)",
     ]
     for model in dict.fromkeys(r.model for r in rows):
         lines += ["", f"## {model}", "", "| computed by | MACs | plan | drift | top-1 | agreement | time |"]
@@ -233,6 +235,42 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot(rows: list[Row], others: Path, path: Path) -> None:
+    """Top-1 against MACs, a panel per model; beside merging, what pruning and gates lose (compression.json)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    models = list(dict.fromkeys(r.model for r in rows))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.5), sharey=True, squeeze=False)
+    beside = json.loads(others.read_text())["rows"] if others.exists() else []
+    for axis, model in zip(axes[0], models, strict=True):
+        for runtime, style in {r.runtime: "-" if r.runtime == "torch" else "--" for r in rows}.items():
+            own = [r for r in rows if (r.model, r.runtime) == (model, runtime)]
+            for follows, colour in ((False, "tab:blue"), (True, "tab:orange")):
+                points = [r for r in own if r.follows == follows or r.share == 1.0]
+                points.sort(key=lambda r: -r.macs)
+                name = f"{'per image' if follows else 'fixed'}, {'float' if runtime == 'torch' else f'int8, {runtime}'}"
+                values = [100 * r.macs for r in points], [100 * r.top1 for r in points]
+                axis.plot(*values, style, marker="o", markersize=4, color=colour, label=name)
+        for method, colour in (("prune, repaired", "tab:gray"), ("gates", "tab:olive")):
+            found = [r for r in beside if r["model"] == model and r["method"] in ("dense", method)]
+            found.sort(key=lambda r: -r["macs"])
+            values = [100 * r["macs"] for r in found], [100 * r["top1"] for r in found]
+            axis.plot(*values, ":", marker="s", markersize=3, color=colour, label=f"{method}, float")
+        axis.set_title(model)
+        axis.set_xlabel("MACs, % of dense")
+        axis.set_ylim(50, 80)
+        axis.grid(alpha=0.3)
+        axis.invert_xaxis()
+    axes[0][0].set_ylabel("top-1, %")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), required=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), envvar="EDGEVIT_DATA", required=True)
@@ -243,7 +281,7 @@ def table(rows: list[Row]) -> str:
 def main(
     models: tuple[str, ...], data: Path, work: Path, shares: tuple[float, ...], timing: bool, output: Path
 ) -> None:
-    """Measure, write tokens.json and tokens.md."""
+    """Measure, write tokens.json, tokens.md and tokens.png."""
     output.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     file = output / "tokens.json"
@@ -275,6 +313,7 @@ def main(
     for case in cases if timing else ():
         for target in targets:
             keep(*timed(case, target, rows))
+    plot(rows, output / "compression.json", output / "tokens.png")
 
 
 def read_case(name: str, data: Path, work: Path) -> Case:

@@ -37,6 +37,7 @@ from edgevit.program.macs import total_macs
 from edgevit.program.original import weights_digest
 from edgevit.program.program import Program
 from edgevit.program.tokens import read_plan, with_merges
+from edgevit.schema.claims import ParityFigures, figures_of
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target, load_target
 from edgevit.verify.accuracy import Named
@@ -85,6 +86,11 @@ def test_merged_tokens_are_built_and_every_claim_holds(tmp_path: Path, target: s
     assert all(claim.held for claim in built.manifest.claims if (target, claim.name) != ("x86-64-openvino", "bound"))
     macs = built.manifest.macs
     assert macs.all_open == total_macs(program.spec) < 0.9 * macs.dense
+    # Every runtime tells its pairs, of every run that no gate ends.
+    parity = figures_of(built.manifest.claims, ParityFigures)
+    assert parity is not None
+    first = (parity.against_lowered or parity.against_float).paths[0]  # OpenVINO's target is bf16
+    assert first.pairs >= 4 * first.images and first.other_pairs <= 0.3 * first.pairs
     assert built.manifest.original is not None and "tokens merged at 1:4,2:3" in built.manifest.original.steps[0]
 
 

@@ -36,8 +36,10 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends import tvm as backend  # noqa: E402
+from edgevit.backends.tvm.codegen import code as codegen  # noqa: E402
 from edgevit.backends.tvm.compile import emit, library, native, toolchain  # noqa: E402
 from edgevit.backends.tvm.inspect import counts  # noqa: E402
+from edgevit.backends.tvm.kernels import merge as merge_kernel  # noqa: E402
 from edgevit.backends.tvm.parts import attention, patch_stem  # noqa: E402
 from edgevit.backends.tvm.parts.stage import Shared  # noqa: E402
 from edgevit.backends.tvm.run import canary  # noqa: E402
@@ -226,6 +228,35 @@ def test_a_hoisted_branch_fails_the_build(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(verify_build, "VERIFIERS", rest)
     with pytest.raises(SkipError, match="b00_mhsa is closed .* still runs 4 nodes: b00_mhsa/norm, b00_mhsa/qkv"):
         build(tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def worst_score(code: Any, vector: Any, lanes: int) -> Any:
+    """The best of each lane is compared, and the least of them taken: a partner, but not the most alike."""
+    return codegen.lane_min(code, vector, lanes)
+
+
+def one_each(self: Any, index: Any) -> Any:
+    """Every token counts as one patch, however many it stands for."""
+    return codegen.number(1.0)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "wrong", "message"),
+    [
+        (merge_kernel, "lane_max", worst_score, "give away a cosine of up to"),
+        (merge_kernel._Merge, "_size", one_each, "logits differ by up to"),
+    ],
+    ids=["pair", "weight"],
+)
+def test_a_wrong_merge_kernel_fails_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, wrong: Any, message: str
+) -> None:
+    monkeypatch.setattr(where, name, wrong)
+    program = tiny_program(depth=4, tokens="1:4,2:3")
+    target = replace(lenient(HERE), **FLOAT)
+    with pytest.raises(ParityError, match=message):
+        pipeline.build(program, target, image_set(program), tmp_path / "bundle", recipe=RECIPE)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from edgevit.backends import Runner
-from edgevit.backends.reference import reference
+from edgevit.backends import Runner, desk
+from edgevit.backends.reference import reference, reference_with_margins
 from edgevit.build.case import LEAST_PART, Case, claim, head_deviation
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.original import kept_answers, told, when_compressed
 from edgevit.program.spec import ProgramSpec
 from edgevit.schema.claims import AccuracyFigures, Claim, OriginalResult
 from edgevit.schema.manifest import AccuracyRow
-from edgevit.verify.accuracy import Named, judge, name_classes
+from edgevit.verify.accuracy import Named, Run, judge, name_classes
 from edgevit.verify.original import accuracy_rows, compare_original
+from edgevit.verify.parity import INT8, under_same_pairs
 
 EMULATED_IMAGES = 4  # each takes seconds
 
@@ -24,14 +27,10 @@ def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...]
     Raises:
         AccuracyError: more is lost than the target, or the limit against the original, allows.
     """
-    floats = reference(*detached(case.program))
     limits: dict[str, float] = {"min_agreement": case.target.min_agreement, "max_top1_drop": case.target.max_top1_drop}
 
     def bundle(image: np.ndarray) -> np.ndarray:
         return runner.run(image)[0]
-
-    def compressed(image: np.ndarray) -> np.ndarray:
-        return floats.run(image)[0]
 
     judged = case.evaluation or case.calibration
     # In an emulator an image takes seconds, and top-1 of a few says nothing, unless a limit asks for it.
@@ -41,8 +40,7 @@ def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...]
     if case.elsewhere and case.max_drop is None:
         labels = None
     spec = case.program.spec
-    least = LEAST_PART * head_deviation(case.program)
-    named = name_classes(bundle, compressed, images, features=not spec.head.linear, least_deviation=least)
+    named = _explain(case, _compare(case, bundle, images), images)
     result = judge(named, labels, **limits)
     answers = answers_of(spec, named, judged.images)
     against: OriginalResult | None = None
@@ -55,6 +53,28 @@ def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...]
         summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
     figures = AccuracyFigures(against_float=result, against_original=against)
     return accuracy_rows(result, against), claim(summary, figures)
+
+
+def _compare(case: Case, bundle: Run, images: np.ndarray) -> Named:
+    """Return what the bundle and the float model name; the float weights are held no longer than this takes."""
+    floats = reference(*detached(case.program))
+    least = LEAST_PART * head_deviation(case.program)
+    features = not case.program.spec.head.linear
+    return name_classes(bundle, lambda image: floats.run(image)[0], images, features=features, least_deviation=least)
+
+
+def _explain(case: Case, named: Named, images: np.ndarray) -> Named:
+    """Return the same, with where both differ only because they merge other tokens."""
+    if case.elsewhere or not case.program.spec.merges or named.decides != "class":
+        return named
+    merged = desk(case.target.backend).merged(case)
+    if merged is None:
+        return named
+    floats, explained = reference_with_margins(*detached(case.program)), np.zeros(len(images), bool)
+    for index in np.flatnonzero(named.build != named.floats):
+        logits = under_same_pairs(floats, merged, images[index][None], 0.0, INT8)
+        explained[index] = logits is not None and logits.argmax() == named.build[index]
+    return replace(named, explained=explained)
 
 
 def answers_of(spec: ProgramSpec, named: Named, images: np.ndarray) -> np.ndarray | None:

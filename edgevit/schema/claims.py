@@ -234,7 +234,8 @@ class Drop:
 class AccuracyResult:
     """What was measured; the top-1 fields are None without labels. `cosine` is of the logits with the float model's.
 
-    `decides` says what agreement is about.
+    `decides` says what agreement is about. On `explained` images more both would agree if the float model merged the
+    tokens that the build merges, which are all but as alike as its own: that is held against `min_agreement` too.
     """
 
     agreement: Fraction
@@ -246,10 +247,14 @@ class AccuracyResult:
     min_agreement: float
     max_top1_drop: float
     decides: Decides = "class"
+    explained: int = 0
 
     @property
     def summary(self) -> str:
         text = f"{AGREES[self.decides]} {self.agreement}"
+        if self.explained:
+            same = (self.agreement.hits + self.explained) / self.agreement.images
+            text += f", {same:.1%} where it merges the same tokens"
         if self.top1 and self.float_top1:
             text += f"; top-1 {self.top1}, float {self.float_top1.value:.1%}"
         return text

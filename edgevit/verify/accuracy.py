@@ -32,12 +32,15 @@ class Named:
     """What a build and the float model decide for every image, int64 `[n]`; `cosines` of their logits.
 
     Decisions are classes where `decides` says so, otherwise numbers that tell only whether both models agree.
+    `explained` is where they do not, but would if the float model merged the tokens that the build merges, which are
+    all but as alike as its own (None: not looked at); bool `[n]`.
     """
 
     build: np.ndarray
     floats: np.ndarray
     cosines: np.ndarray
     decides: Decides = "class"
+    explained: np.ndarray | None = None
 
 
 def name_classes(
@@ -111,9 +114,12 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
     if labels is not None and named.decides != "class":
         what = "features" if named.decides == "features" else "one score"
         raise AccuracyError(f"a model with {what} has no top-1: give no labels")
+    agrees = named.build == named.floats
+    explained = np.zeros(count, bool) if named.explained is None else named.explained & ~agrees
     right, float_right = (None, None) if labels is None else (named.build == labels, named.floats == labels)
     result = AccuracyResult(
-        agreement=fraction(named.build == named.floats),
+        agreement=fraction(agrees),
+        explained=int(explained.sum()),
         cosine_mean=float(named.cosines.mean()),
         cosine_min=float(named.cosines.min()),
         top1=None if right is None else fraction(right),
@@ -123,7 +129,7 @@ def judge(named: Named, labels: np.ndarray | None, *, min_agreement: float, max_
         max_top1_drop=max_top1_drop,
         decides=named.decides,
     )
-    _check_limits(result)
+    _check_limits(result, fraction(agrees | explained))
     return result
 
 
@@ -148,11 +154,13 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> Drop:
     return Drop(value=value, low=value - half, high=value + half, images=n)
 
 
-def _check_limits(result: AccuracyResult) -> None:
+def _check_limits(result: AccuracyResult, explained: Fraction) -> None:
+    """`explained` is the agreement where the float model merges the same tokens: the rest is what quantization cost."""
     faults = []
-    if result.agreement.high < result.min_agreement:
+    if explained.high < result.min_agreement:
+        same = f" ({explained.value:.1%} with the same tokens merged)" if result.explained else ""
         faults.append(
-            f"agreement with the float model that was quantized is {result.agreement}, at least "
+            f"agreement with the float model that was quantized is {result.agreement}{same}, at least "
             f"{result.min_agreement:.1%} asked"
         )
     if result.drop is not None and result.drop.low > result.max_top1_drop:

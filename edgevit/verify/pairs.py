@@ -9,7 +9,6 @@ often.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +33,6 @@ class Pairs:
         """Return places in the first set of those that stay, in order."""
         return np.setdiff1d(np.arange(len(self.into)), self.merged)
 
-    def same(self, other: Pairs) -> bool:
-        """Return whether both merge the same tokens into the same; partners of those that stay do not matter."""
-        return np.array_equal(self.merged, other.merged) and np.array_equal(
-            self.into[self.merged], other.into[other.merged]
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
@@ -59,13 +52,12 @@ class Choices:
         return Choices(pairs=self.pairs + more.pairs, other=self.other + more.other, loss=max(self.loss, more.loss))
 
 
-def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
-    """Hold the pairs of a run against the cosines float `[F, S]` that its reference has, given the pairs before.
+def check_pairs(pairs: Pairs, first: int, second: int) -> None:
+    """Refuse what are no pairs of `first` tokens with `second` others.
 
     Raises:
-        ParityError: these are no pairs of so many tokens.
+        ParityError: a place outside of them, or one that is merged twice.
     """
-    first, second = scores.shape
     merged, into = pairs.merged, pairs.into
     if (
         into.shape != (first,)
@@ -74,6 +66,17 @@ def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
         or not (np.diff(merged) > 0).all()
     ):
         raise ParityError(f"the build tells {len(merged)} pairs that are none of {first} tokens with {second} others")
+
+
+def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
+    """Hold the pairs of a run against the cosines float `[F, S]` that its reference has, given the pairs before.
+
+    Raises:
+        ParityError: these are no pairs of so many tokens.
+    """
+    first, second = scores.shape
+    check_pairs(pairs, first, second)
+    merged, into = pairs.merged, pairs.into
     if not len(merged):
         return Choices()
     best = scores.max(axis=1)
@@ -83,8 +86,3 @@ def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
     rather = best[left].max() - best[merged].min() if len(left) else 0.0
     other = ~own[merged] | (partner > 0)
     return Choices(pairs=len(merged), other=int(other.sum()), loss=float(max(partner.max(), rather, 0.0)))
-
-
-def all_same(pairs: Sequence[Pairs], others: Sequence[Pairs]) -> bool:
-    """Return whether two runs merged the same at every point."""
-    return all(one.same(other) for one, other in zip(pairs, others, strict=True))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgevit.errors import AccuracyError
 from edgevit.util.strict_json import to_data
-from edgevit.verify.accuracy import Run, check_accuracy, fraction, paired_drop
+from edgevit.verify.accuracy import Named, Run, check_accuracy, fraction, judge, paired_drop
 
 CLASSES = 5
 
@@ -60,6 +61,21 @@ def test_low_agreement_fails() -> None:
     said = r"float model that was quantized is 80\.0% \(73\.\d% to 85\.\d%, n = 200\), at least 95\.0%"
     with pytest.raises(AccuracyError, match=said):
         check_accuracy(model(wrong(40)), model(TRUTH), images(200), min_agreement=0.95, max_top1_drop=1.0)
+
+
+def test_what_other_pairs_explain_does_not_count_against_quantization() -> None:
+    floats, build = np.arange(100), np.where(np.arange(100) < 90, np.arange(100), 0)
+    named = Named(build=build, floats=floats, cosines=np.ones(100), explained=np.arange(100) >= 92)
+    with pytest.raises(AccuracyError, match=r"is 90\.0% .*, at least 97\.0% asked"):
+        judge(replace(named, explained=None), None, min_agreement=0.97, max_top1_drop=1.0)
+    found = judge(named, None, min_agreement=0.97, max_top1_drop=1.0)
+    assert (found.agreement.hits, found.explained) == (90, 8)
+    assert ", 98.0% where it merges the same tokens" in found.summary
+    with pytest.raises(AccuracyError, match=r"is 90\.0% .* \(91\.0% with the same tokens merged\), at least 97\.0%"):
+        judge(replace(named, explained=np.arange(100) == 99), None, min_agreement=0.97, max_top1_drop=1.0)
+    # Lost top-1 is lost, whatever explains it.
+    with pytest.raises(AccuracyError, match="drops top-1"):
+        judge(named, floats, min_agreement=0.0, max_top1_drop=0.02)
 
 
 def test_lost_top1_fails_although_agreement_is_not_asked() -> None:
