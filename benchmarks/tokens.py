@@ -28,7 +28,8 @@ from benchmarks.compression_curve import MODELS
 from benchmarks.timing import interleave, ratio
 from edgevit import pipeline
 from edgevit.backends import Runner, onnx_backend
-from edgevit.compress.tokens.search import candidates
+from edgevit.compress.tokens.repair import repair
+from edgevit.compress.tokens.search import follow, search
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import ImageSet, load_images
 from edgevit.onnx_form.assemble import assemble
@@ -105,20 +106,23 @@ def searched(case: Case, share: float) -> dict[str, dict[str, float | bool]]:
     if file.exists():
         return dict(json.loads(file.read_text()))
     dense, told = case.dense, dict[str, dict[str, float | bool]]()
+    budget = int(share * total_macs(dense.spec))
+
+    def say(line: str) -> None:
+        click.echo(f"{case.name} {share}: {line}", err=True)
+
     begin = time.process_time()
-    found = candidates(
-        dense,
-        case.calibration,
-        int(share * total_macs(dense.spec)),
-        reference=dense,
-        say=lambda line: click.echo(f"{case.name} {share}: {line}", err=True),
-    )
+    plan = search(dense, case.calibration, budget, reference=dense, say=say)
+    repaired = repair(dense.with_weights(plan.shifts, plan.spec), dense, case.calibration)
+    say(repaired.summary)
+    found = follow(repaired.program, case.calibration, budget, reference=dense, say=say)
     seconds = time.process_time() - begin
-    for kind, plan in (("fixed", found.fixed), ("follows", found.follows)):
-        if plan is not None:
-            program = dense.with_weights(plan.shifts, plan.spec)
-            save_program(program, case.folder(share, kind == "follows"), force=True)
-            told[kind] = {"drift": plan.drift, "chosen": plan is found.chosen, "seconds": seconds}
+    for kind, each in (("fixed", found.fixed), ("follows", found.follows)):
+        if each is not None:
+            save_program(
+                repaired.program.with_weights({}, each.spec), case.folder(share, kind == "follows"), force=True
+            )
+            told[kind] = {"drift": each.drift, "chosen": each is found.chosen, "seconds": seconds}
     write_atomic(file, dumps(told))
     return told
 

@@ -134,7 +134,8 @@ def _prune(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, 
 
 def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, say: Say) -> Program:
     """Merge tokens down to `budgets.merged` of the MACs, and prune first what merging cannot reach."""
-    from edgevit.compress.tokens.search import search
+    from edgevit.compress.tokens.repair import repair
+    from edgevit.compress.tokens.search import follow, search
 
     budget, program, steps = int(budgets.merged * total_macs(dense.spec)), dense, []
     reach = max(budgets.merged, least_share(dense.spec))
@@ -148,9 +149,15 @@ def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, 
                 break
         steps = _steps(pruned, len(images))
     if total_macs(program.spec) > budget:
-        found = search(program, images, budget, reference=dense, say=say, per_image=budgets.per_image)
-        program = program.with_weights(found.shifts, found.spec)
-        steps.append(f"{found.summary} (edgevit {__version__})")
+        found = search(program, images, budget, reference=dense, say=say)
+        repaired = repair(program.with_weights(found.shifts, found.spec), dense, images)
+        program = repaired.program
+        say(repaired.summary)
+        if budgets.per_image is not False:
+            always = budgets.per_image is True
+            found = follow(program, images, budget, reference=dense, say=say, always=always).chosen
+            program = program.with_weights({}, found.spec)
+        steps += [f"{found.summary} (edgevit {__version__})", f"{repaired.summary} (edgevit {__version__})"]
     return with_original(program, original_of(dense, *steps))
 
 

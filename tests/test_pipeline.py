@@ -103,9 +103,9 @@ def test_tokens_are_merged_first_and_what_is_missing_is_pruned(share: float) -> 
     assert any(line.startswith("chosen: tokens merged at") for line in said)
     original = found.spec.original
     assert original is not None and original.macs == total_macs(program.spec)
-    assert "tokens merged at" in original.steps[-1]
+    assert "tokens merged at" in original.steps[-2] and "output linears" in original.steps[-1]
     pruned = any(b.units < b.units_total for b in found.spec.branches)
-    assert pruned == (len(original.steps) == 2) == (share == 0.6)
+    assert pruned == (len(original.steps) == 3) == (share == 0.6)
 
 
 def test_what_merges_tokens_is_not_compressed_again() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from edgevit.errors import ImagesError
 from edgevit.program.spec import BranchSpec, ProgramSpec
 from edgevit.torch_form.layers import Tap
+from edgevit.torch_form.tokens import Sizes
 from edgevit.torch_form.vit import Vit, normalise
 
 BATCH = 16
@@ -29,9 +30,9 @@ def batches(spec: ProgramSpec, images: np.ndarray, size: int = BATCH) -> list[Te
     return [normalise(spec, images[i : i + size]) for i in range(0, len(images), size)]
 
 
-def step_branch(model: Vit, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
-    """Return the stream `[B, N, D]` after one branch, its gate open."""
-    return x + (model.skip_rows(branch) if branch.removed else model.branch(branch, x, tap))
+def step_branch(model: Vit, branch: BranchSpec, x: Tensor, tap: Tap | None = None, sizes: Sizes = None) -> Tensor:
+    """Return the stream `[B, N, D]` after one branch, its gate open; no token is merged."""
+    return x + (model.skip_rows(branch)[: x.shape[1]] if branch.removed else model.branch(branch, x, tap, sizes))
 
 
 def row_means(model: Vit, y: Tensor) -> Tensor:

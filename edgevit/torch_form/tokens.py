@@ -34,7 +34,8 @@ def merge(
 ) -> tuple[Tensor, Tensor]:
     """Return the stream `[B, N, D]` and its sizes after a point: prefix, what is left of the first set, the second.
 
-    `shift` `[D]` is what the point takes from the normalised rows before it compares them.
+    `shift` `[D]` is what the point takes from the normalised rows before it compares them. Columns of `x` beyond D take
+    no part in the comparison: they are averaged with the rows that they belong to.
     """
     prefix = spec.stem.prefix
     weights = x.new_ones(*x.shape[:2], 1) if sizes is None else sizes
@@ -61,7 +62,7 @@ def merge(
 
 def rows_to_compare(x: Tensor, spec: ProgramSpec, shift: Tensor | None = None) -> Tensor:
     """Return the normalised patch rows of a stream `[B, N, D]`, less the `shift` `[D]` of a point that has one."""
-    normed = F.layer_norm(x[:, spec.stem.prefix :], (x.shape[-1],), eps=spec.norm_eps)
+    normed = F.layer_norm(x[:, spec.stem.prefix :, : spec.dim], (spec.dim,), eps=spec.norm_eps)
     return normed if shift is None else normed - shift
 
 

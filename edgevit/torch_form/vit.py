@@ -69,11 +69,13 @@ class Vit(Layers):
         x = torch.cat([self.array("stem.prefix").expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm("stem.norm", x) if self.spec.stem.norm else x
 
-    def branch(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None) -> Tensor:
+    def branch(self, branch: BranchSpec, x: Tensor, tap: Tap | None = None, sizes: tokens.Sizes = None) -> Tensor:
         """Return f(norm(x)) of one branch, `[B, N, D]`; zeros where nothing is left of it."""
         if branch.removed:
             return torch.zeros_like(x)
-        return attention.mhsa(self, branch, x, tap) if branch.kind == "mhsa" else ffn.ffn(self, branch, x, tap)
+        if branch.kind == "ffn":
+            return ffn.ffn(self, branch, x, tap)
+        return attention.mhsa(self, branch, x, tap, None, sizes)
 
     def skip_rows(self, branch: BranchSpec) -> Tensor:
         """Return what is added when the branch does not run: `[N, D]`, zeros without skip rows."""

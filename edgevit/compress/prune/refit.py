@@ -1,13 +1,15 @@
-"""Sequential least-squares repair: every branch's output linear is fitted again inside the pruned model.
+"""Sequential least-squares repair: every branch's output linear is fitted again inside the reduced model.
 
-`shrink` compensates each branch on the inputs it had in the dense model. Once earlier branches have changed, those
-inputs have changed too; here the branches are visited in order with the inputs they really get, and each is fitted to
-bring the stream back to where the dense model has it, errors of the branches before it included.
+Units that are pruned change what a branch adds, merged tokens what attention reads, and later branches get other inputs
+than they had in the dense model. Here the branches are visited in order with the inputs they really get, and each is
+fitted to bring the stream back to where the dense model has it, errors of the branches before it included. A merged
+token is to be where the dense model has the tokens that it stands for, on average. Nothing of it costs a device time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from edgevit.compress.prune.observe import PREFIX_WEIGHT, keep_input, output_linear, row_weights
 from edgevit.program.program import Program
-from edgevit.program.spec import BranchSpec
-from edgevit.torch_form.stream import batches, row_means, step_branch
+from edgevit.program.spec import BranchSpec, MergeSpec, shift_name
+from edgevit.program.tokens import merge_at
+from edgevit.torch_form import tokens
+from edgevit.torch_form.stream import BATCH, batches, step_branch
 from edgevit.torch_form.vit import Vit
 from edgevit.util.progress import track
 
@@ -24,34 +28,96 @@ RIDGES = (10.0, 1.0, 0.1, 0.01, 0.3, 3.0, 100.0)  # of the mean variance of an i
 HELD_OUT = 5
 
 
-@torch.no_grad()
-def refit(pruned: Program, dense: Program, images: np.ndarray, *, prefix_weight: float = PREFIX_WEIGHT) -> Program:
-    """Fit `proj`, `fc2` and the skip rows of `pruned` to the stream of `dense` on uint8 images `[n, height, width, 3]`.
+@dataclass(kw_only=True)
+class _Streams:
+    """What one batch is in both models: N tokens in the dense one, n of them left in the reduced one.
 
-    The target of a branch's output is `dense stream after it - pruned stream before it`; the ridge pulls weights to
+    Attributes:
+        dense: `[B, N, D]`.
+        x: `[B, n, D]`.
+        sizes: how many patches each of the n stands for, `[B, n, 1]`; None: one each.
+        means: over which of the N each of the n is the mean, `[B, n, N]`; None: they are the same.
+    """
+
+    dense: Tensor
+    x: Tensor
+    sizes: tokens.Sizes = None
+    means: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """Return where the dense model has the tokens that are left, `[B, n, D]`."""
+        return self.dense if self.means is None else self.means @ self.dense
+
+    @property
+    def there(self) -> Tensor:
+        """Return 1 for every token that there is, `[B, n]`; images that merge more have fewer (`tokens`)."""
+        return torch.ones(self.x.shape[:2]) if self.sizes is None else (self.sizes[..., 0] > 0).float()
+
+    def merge(self, model: Vit, point: MergeSpec) -> None:
+        """Merge tokens, and note of which tokens of the dense model each is the mean."""
+        n, dim = self.x.shape[1:]
+        means = torch.eye(n).expand(len(self.x), n, n) if self.means is None else self.means
+        shift = model.array(shift_name(point)) if point.shift else None
+        both, self.sizes = tokens.merge(torch.cat([self.x, means], dim=2), self.sizes, point, model.spec, 0.0, shift)
+        self.x, self.means = both[..., :dim], both[..., dim:]
+
+
+def held_out(images: np.ndarray) -> np.ndarray:
+    """Return the images that `refit` fits nothing to: every `HELD_OUT`-th batch; none where there are too few."""
+    kept_apart: np.ndarray = images[np.arange(len(images)) // BATCH % HELD_OUT == HELD_OUT - 1]
+    return kept_apart
+
+
+@torch.no_grad()
+def refit(reduced: Program, dense: Program, images: np.ndarray, *, prefix_weight: float = PREFIX_WEIGHT) -> Program:
+    """Fit `proj`, `fc2` and the skip rows of `reduced` to the stream of `dense`.
+
+    The target of a branch's output is `dense stream after it - reduced stream before it`; the ridge pulls weights to
     what they were. All gates are open; repair before gates are trained (under the decisions of gates this fit measured
-    worse than none). Branches before the first one that is reduced are left bit for bit.
+    worse than none). Branches before the first one that is reduced, or before which tokens merge, are left bit for bit.
+
+    Args:
+        reduced: pruned, or with merged tokens, or both.
+        dense: what it was made of.
+        images: calibration images, uint8 `[n, height, width, 3]`; those `held_out` only choose how far weights may go.
+        prefix_weight: how much a prefix row counts.
 
     Raises:
         ImagesError: the images are not what the model takes.
     """
-    spec, touched = pruned.spec, False
-    student, teacher = (Vit(p).eval().requires_grad_(False) for p in (pruned, dense))
-    streams = [(teacher.stem(b), student.stem(b)) for b in batches(spec, images)]
+    spec, touched = reduced.spec, False
+    student, teacher = (Vit(p).eval().requires_grad_(False) for p in (reduced, dense))
+    streams = [_Streams(dense=teacher.stem(b), x=student.stem(b)) for b in batches(spec, images)]
     pairs = list(zip(spec.branches, dense.spec.branches, strict=True))
     for branch, whole in track(pairs, "Repairing branches"):
-        streams = [(step_branch(teacher, whole, target), x) for target, x in streams]
+        for stream in streams:
+            stream.dense = step_branch(teacher, whole, stream.dense)
         touched = touched or branch.kept != whole.kept
         if touched and branch.skip and branch.removed:
-            rows = [row_means(student, target - x) * len(x) for target, x in streams]
-            student.array(f"{branch.name}.skip").copy_(torch.stack(rows).sum(dim=0) / len(images))
+            student.array(f"{branch.name}.skip").copy_(_missing_rows(student, streams))
         if touched and not branch.removed:
             _fit_linear(student, branch, streams, prefix_weight)
-        streams = [(target, step_branch(student, branch, x)) for target, x in streams]
+        for stream in streams:
+            stream.x = step_branch(student, branch, stream.x, None, stream.sizes)
+        if (point := merge_at(spec, branch.name)) is not None:
+            touched = True
+            for stream in streams:
+                stream.merge(student, point)
     return student.to_program()
 
 
-def _fit_linear(model: Vit, branch: BranchSpec, streams: list[tuple[Tensor, Tensor]], prefix_weight: float) -> None:
+def _missing_rows(model: Vit, streams: list[_Streams]) -> Tensor:
+    """Return what is missing in every prefix row and, on average, in the patch rows: `[prefix + 1, D]`."""
+    total, count = torch.zeros(1), torch.zeros(1)
+    for stream in streams:
+        kinds, there = model.indicator[: stream.x.shape[1]].T, stream.there[..., None]
+        total = total + kinds @ ((stream.target - stream.x) * there).sum(dim=0)
+        count = count + kinds @ there.sum(dim=0)
+    return total / count
+
+
+def _fit_linear(model: Vit, branch: BranchSpec, streams: list[_Streams], prefix_weight: float) -> None:
     """Add to the output linear's weight and bias the weighted ridge regression of what it misses on its input.
 
     Image-level directions have as many samples as there are images, so a fit without shrinkage learns the images by
@@ -60,16 +126,17 @@ def _fit_linear(model: Vit, branch: BranchSpec, streams: list[tuple[Tensor, Tens
     Args:
         model: changed in place.
         branch: whose output linear to fit.
-        streams: per batch, the dense stream after the branch and the pruned stream before it, `[B, N, D]`.
+        streams: per batch, the dense stream after the branch and the reduced one before it.
         prefix_weight: how much a prefix row counts.
     """
     name, dim = output_linear(branch), model.spec.dim
-    fitted, held = _Normal(branch.width + 1, dim), _Normal(branch.width + 1, dim)
+    fitted, held = NormalEquations(branch.width + 1, dim), NormalEquations(branch.width + 1, dim)
     inner: list[Tensor] = []
-    for number, (target, x) in enumerate(streams):
-        missing = target - step_branch(model, branch, x, keep_input(branch, inner))
+    for number, stream in enumerate(streams):
+        target = stream.target
+        missing = target - step_branch(model, branch, stream.x, keep_input(branch, inner), stream.sizes)
         side = held if number % HELD_OUT == HELD_OUT - 1 else fitted
-        side.add(inner.pop(), missing, row_weights(model.spec, target, prefix_weight))
+        side.add(inner.pop(), missing, row_weights(model.spec, target, prefix_weight) * stream.there)
     best = min(fitted.solutions(RIDGES), key=held.error)
     if held.total and held.error(best) >= 0:
         return
@@ -77,7 +144,7 @@ def _fit_linear(model: Vit, branch: BranchSpec, streams: list[tuple[Tensor, Tens
     model.array(f"{name}.bias").add_(best[-1].float())
 
 
-class _Normal:
+class NormalEquations:
     """Normal equations of a linear with a constant: inputs `[rows, width - 1]` to targets `[rows, dim]`."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -89,7 +156,12 @@ class _Normal:
         return float(self.gram[-1, -1])
 
     def add(self, a: Tensor, target: Tensor, weights: Tensor) -> None:
-        a = torch.cat([a, torch.ones(*a.shape[:-1], 1)], dim=-1).flatten(0, 1)
+        """Add rows of inputs `[B, N, width - 1]` and targets `[B, N, dim]` that count `weights` `[B, N]`."""
+        self.add_rows(torch.cat([a, torch.ones(*a.shape[:-1], 1)], dim=-1), target, weights)
+
+    def add_rows(self, a: Tensor, target: Tensor, weights: Tensor) -> None:
+        """Add rows whose inputs `[B, N, width]` hold the constant already."""
+        a = a.flatten(0, 1)
         scaled = a * weights.reshape(-1, 1)
         self.gram += (scaled.T @ a).double()
         self.cross += (scaled.T @ target.flatten(0, 1)).double()

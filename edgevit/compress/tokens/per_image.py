@@ -19,7 +19,8 @@ from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
 from edgevit.program.tokens import pair_counts
-from edgevit.torch_form import attention, ffn, tokens
+from edgevit.torch_form import tokens
+from edgevit.torch_form.stream import step_branch
 from edgevit.torch_form.vit import Vit
 
 SPREAD = 1.5
@@ -124,10 +125,5 @@ def _advance(model: Vit, stream: Stream, start: int, end: int) -> Stream:
     """Return the stream after branches `start` to `end` - 1, none of them gated; no token is merged."""
     x, sizes = stream
     for branch in model.spec.branches[start:end]:
-        if branch.removed:
-            x = x + (model.skip_rows(branch)[: x.shape[1]] if branch.skip else 0.0)
-        elif branch.kind == "ffn":
-            x = x + ffn.ffn(model, branch, x, None)
-        else:
-            x = x + attention.mhsa(model, branch, x, None, None, sizes)
+        x = step_branch(model, branch, x, None, sizes)
     return x, sizes

@@ -3,7 +3,7 @@
 From spread points on, one plan for each number of points is moved block by block while the logits drift less for it, on
 a few images; the best of each number is judged on all. A further point has to lower the drift by a tenth, because it
 costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The plan that is found has
-a variant whose numbers follow the image at the same mean cost (`per_image`); it is chosen where it drifts no more.
+a variant whose numbers follow the image at the same mean cost (`per_image`); `follow` takes it where it drifts no more.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from edgevit.compress.tokens.drift import drift, logits
 from edgevit.compress.tokens.guard import guards
 from edgevit.compress.tokens.per_image import follow_images
 from edgevit.program.macs import total_macs
@@ -66,7 +66,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The best fixed plan, its variant that follows the image (None: not asked for, or impossible), and the choice."""
+    """A fixed plan, its variant that follows the image (None: impossible), and the choice."""
 
     fixed: Found
     follows: Found | None
@@ -80,35 +80,20 @@ def search(
     *,
     reference: Program,
     say: Say,
-    per_image: bool | None = None,
 ) -> Found:
     """Return the plan of few points within the budget whose logits are nearest the reference's.
 
     Args:
         program: what merges tokens; it has no points yet.
         images: calibration images, uint8 `[n, height, width, 3]`.
-        budget_macs: MACs per image that are left, all gates open; on average where they follow the image.
+        budget_macs: MACs per image that are left, all gates open.
         reference: whose logits count: the dense model.
         say: told what was chosen.
-        per_image: whether the numbers of pairs follow the image (None: where that drifts no more at the same cost).
 
     Raises:
         BudgetError: no plan of a few points reaches the budget.
     """
-    return candidates(program, images, budget_macs, reference=reference, say=say, per_image=per_image).chosen
-
-
-def candidates(
-    program: Program,
-    images: np.ndarray,
-    budget_macs: int,
-    *,
-    reference: Program,
-    say: Say,
-    per_image: bool | None = None,
-) -> Candidates:
-    """Return what `search` chooses from, and its choice; arguments and errors are the same."""
-    judge = _Judge(program, images, reference)
+    judge = _Judge(program, images, reference, guarded=True)
     best = [_climb(judge, start, budget_macs) for start in starts(program.spec, budget_macs)]
     if not best:
         raise unreachable(program.spec, budget_macs)
@@ -118,11 +103,37 @@ def candidates(
     for found in best[1:]:
         if found.drift < WORTH_A_POINT * fixed.drift:
             fixed = found
-    follows = judge.following(fixed, budget_macs) if per_image is not False else None
-    chosen = follows if follows is not None and (per_image or follows.drift <= fixed.drift) else fixed
-    for found in best if follows is None else [*best, follows]:
-        say(("chosen: " if found is chosen else "not chosen: ") + found.summary)
+    _tell(say, best, fixed)
+    return fixed
+
+
+def follow(
+    program: Program, images: np.ndarray, budget_macs: int, *, reference: Program, say: Say, always: bool = False
+) -> Candidates:
+    """Judge the plan of a Program and its variant whose numbers of pairs follow the image; choose which drifts no more.
+
+    Args:
+        program: merges fixed numbers of pairs.
+        images: calibration images, uint8 `[n, height, width, 3]`.
+        budget_macs: MACs per image, on average where they follow the image.
+        reference: whose logits count: the dense model.
+        say: told what was chosen.
+        always: whether the numbers follow the image wherever they can.
+    """
+    judge = _Judge(program, images, reference)
+    fixed = judge.judge(program.spec, len(images))
+    spec = follow_images(program, judge.work, budget_macs)
+    if spec is None:
+        return Candidates(fixed=fixed, follows=None, chosen=fixed)
+    follows = judge.judge(spec, len(images))
+    chosen = follows if always or follows.drift <= fixed.drift else fixed
+    _tell(say, (fixed, follows), chosen)
     return Candidates(fixed=fixed, follows=follows, chosen=chosen)
+
+
+def _tell(say: Say, plans: Sequence[Found], chosen: Found) -> None:
+    for found in plans:
+        say(("chosen: " if found is chosen else "not chosen: ") + found.summary)
 
 
 def _climb(judge: _Judge, start: ProgramSpec, budget_macs: int) -> Found:
@@ -164,12 +175,11 @@ def _blocks(spec: ProgramSpec) -> tuple[int, ...]:
 class _Judge:
     """Runs plans of one Program on images and holds their logits against the reference's."""
 
-    def __init__(self, program: Program, images: np.ndarray, reference: Program) -> None:
-        self.spec, self._program = program.spec, program
+    def __init__(self, program: Program, images: np.ndarray, reference: Program, *, guarded: bool = False) -> None:
+        self.spec, self.work = program.spec, batches(program.spec, images, BATCH)
         self._model = Vit(program).eval()
-        self._work = batches(program.spec, images, BATCH)
-        self._expected = [_logits(Vit(reference).eval(), batch) for batch in self._work]
-        self._guards = guards(program, self._work[: -(-GUARD_IMAGES // BATCH)])
+        self._expected = [logits(Vit(reference).eval(), batch) for batch in self.work]
+        self._guards = guards(program, self.work[: -(-GUARD_IMAGES // BATCH)]) if guarded else {}
         for name, shift in self._guards.items():
             self._model.arrays[f"{name}/merge/shift"] = nn.Parameter(shift, requires_grad=False)
 
@@ -177,7 +187,7 @@ class _Judge:
         """Run a plan on the first `images` images, in whole batches."""
         spec = self._model.spec = self._guarded(spec)
         count, work, macs = 0, [], list[int]()
-        for batch, expected in zip(self._work, self._expected, strict=True):
+        for batch, expected in zip(self.work, self._expected, strict=True):
             if count >= images:
                 break
             logits, left = _answers(self._model, batch)
@@ -185,45 +195,25 @@ class _Judge:
             macs += [total_macs(spec, left=row) for row in left]
             count += len(batch)
         expected, got = (torch.cat(part) for part in zip(*work, strict=True))
-        decides = spec.head.decides
         return Found(
             spec=spec,
-            drift=_divergence(expected, got) if decides else _difference(expected, got),
-            agreement=float((expected.argmax(1) == got.argmax(1)).float().mean()) if decides else None,
+            drift=drift(spec, expected, got),
+            agreement=float((expected.argmax(1) == got.argmax(1)).float().mean()) if spec.head.decides else None,
             images=count,
             macs=float(np.mean(macs)),
             shifts=self._shifts(spec),
         )
 
-    def following(self, fixed: Found, budget_macs: int) -> Found | None:
-        """Return a fixed plan's variant that follows the images, judged on as many of them; None: it cannot."""
-        program = self._program.with_weights(self._shifts(fixed.spec), fixed.spec)
-        spec = follow_images(program, self._work, budget_macs)
-        return None if spec is None else self.judge(spec, fixed.images)
-
     def _guarded(self, spec: ProgramSpec) -> ProgramSpec:
-        merges = tuple(replace(point, shift=point.after in self._guards) for point in spec.merges)
+        merges = tuple(replace(point, shift=point.shift or point.after in self._guards) for point in spec.merges)
         return replace(spec, merges=merges)
 
     def _shifts(self, spec: ProgramSpec) -> dict[str, np.ndarray]:
-        return {shift_name(point): self._guards[point.after].numpy() for point in spec.merges if point.shift}
+        names = [shift_name(point) for point in spec.merges if point.shift]
+        return {name: self._model.array(name).detach().numpy() for name in names}
 
 
 @torch.no_grad()
 def _answers(model: Vit, batch: Tensor) -> tuple[Tensor, np.ndarray]:
     x, sizes, left = model.walk(model.stem(batch), trim=True)
     return model.head(x, None, sizes), left.numpy()
-
-
-@torch.no_grad()
-def _logits(model: Vit, batch: Tensor) -> Tensor:
-    return model(batch, trim=True)  # type: ignore[no-any-return]
-
-
-def _divergence(expected: Tensor, got: Tensor) -> float:
-    target = F.log_softmax(expected, dim=-1)
-    return float(F.kl_div(F.log_softmax(got, dim=-1), target, reduction="batchmean", log_target=True))
-
-
-def _difference(expected: Tensor, got: Tensor) -> float:
-    return float((expected - got).square().mean() / expected.var(correction=0).clamp_min(1e-12))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgevit.compress.tokens.search import SCREENED_PLANS, Found, _Judge, search
+from edgevit.compress.tokens.search import SCREENED_PLANS, Found, _Judge, follow, search
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
@@ -73,3 +73,14 @@ def test_few_plans_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     search(program, tiny_images(program.spec, 2), int(0.7 * total_macs(program.spec)), reference=program, say=print)
     plans = {spec.merges for spec in tried}
     assert len(plans) == len(tried) <= 4 * SCREENED_PLANS
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_numbers_follow_the_image_where_that_drifts_no_more(always: bool) -> None:
+    program = tiny_program(depth=6, image=(96, 96), tokens="2:12,4:6", shift=True)
+    images, budget, said = tiny_images(program.spec, 12), total_macs(program.spec), list[str]()
+    found = follow(program, images, budget, reference=program, say=said.append, always=always).chosen
+    assert len(said) == 2 and found.images == 12 and found.macs <= budget
+    fixed, followed = (float(line.split("drift ")[1].split(" ")[0]) for line in said)
+    assert found.spec.adaptive == (always or followed <= fixed)
+    assert np.array_equal(found.shifts["b01_mhsa.merge.shift"], program.weights["b01_mhsa.merge.shift"])
