@@ -172,7 +172,7 @@ def test_state_comes_back() -> None:
 
 
 def test_pruning_begins_at_what_tokens_leave_and_thresholds_settle() -> None:
-    """Merges that follow the image cost what they leave on average; the end of a stage keeps the controllers' shifts."""
+    """Merges that follow the image cost what they leave on average; a stage ends with the controllers' shifts."""
     dense = tiny_program(**SHAPE)
     planned = tiny_program(**SHAPE, tokens="1:0-6@0.3,2:0-4@0.3")
     budgets = Budgets(expected=0.45, static=0.6, merged=0.8)
