@@ -73,11 +73,11 @@ def table(rows: Sequence[Row]) -> str:
         "",
         "Frozen: every gate at its most frequent value and every point with its mean number of pairs, for all images, "
         "at the mean cost of the Program that decides (`edgevit.compress.adaptivity.freeze`); nothing is trained "
-        "again. Cost: MACs as a part of the uncompressed model's. Drift: mean KL divergence from the original, nats. In "
-        "float.",
+        "again. Cost: MACs as a part of the uncompressed model's. Drift: mean KL divergence from the original, nats. "
+        "In float.",
         "",
-        "| Program | images | mean cost | 10th to 90th percentile | least, most | gates that vary | points that follow | "
-        "top-1 of the original | top-1 | frozen | points | drift | frozen |",
+        "| Program | images | mean cost | 10th to 90th percentile | least, most | gates that vary | points that follow "
+        "| top-1 of the original | top-1 | frozen | points | drift | frozen |",
         "| --- | --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

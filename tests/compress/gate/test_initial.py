@@ -29,7 +29,7 @@ def test_the_loss_of_a_skip_is_that_of_the_model_with_the_gate_closed() -> None:
 @pytest.mark.parametrize("tokens", ["1:4,2:3", "1:0-6@0.3,2:0-4@0.3"])
 def test_a_skip_is_measured_with_tokens_merged(tokens: str) -> None:
     """Merges follow what the skip changed, and what gates read is weighed as they read it."""
-    program = tiny_program(depth=3, gated=True, gate_pool="mean", skip=True, tokens=tokens)
+    program = tiny_program(depth=3, gated=True, prefix=0, skip=True, tokens=tokens)
     images = tiny_images(program.spec, 6)
     skips, model = measure_skips(program, images), Vit(program)
     batch = batches(program.spec, images)[0]
