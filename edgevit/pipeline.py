@@ -196,23 +196,29 @@ def train(job: Training, *, resume: bool = False, say: Say = lambda _: None) -> 
     """
     from edgevit.compress.prune.plan import check_kinds
     from edgevit.compress.usdc.run import begin, finish
-    from edgevit.compress.usdc.stages import MEAN_IMAGES, fold_gates, prepare, prune_trained, set_thresholds
+    from edgevit.compress.usdc.stages import (
+        MEAN_IMAGES,
+        fold_gates,
+        measure_gates,
+        prepare,
+        prune_trained,
+        set_thresholds,
+    )
 
-    if job.dense.spec.merges:
-        raise ProgramError(
-            f"{job.dense.spec.name} merges tokens, which training does not know yet; train the model that it was made "
-            "of, and give --tokens to `edgevit build`"
-        )
+    dense_macs = total_macs(job.dense.spec)
     run = begin(job, resume=resume, say=say)
     images = run.held.images
     program = run.interrupted()
     if program is None:
-        program = prepare(run.dense_with_head(), job.budgets, images[:MEAN_IMAGES], job.recipe)
+        program = prepare(job.with_merges(run.dense_with_head()), job.budgets, images[:MEAN_IMAGES], job.recipe)
     if run.due("joint"):
         program = prune_trained(*run.stage("joint", program), say)
+        if job.recipe.gates == "measured":
+            program = measure_gates(program, dense_macs, job.budgets, run.gate_images())
     if run.due("recover"):
-        program = run.stage("recover", program)[0].to_program()
-    program = set_thresholds(program, total_macs(job.dense.spec), job.budgets, images, say)
+        model, hooks = run.stage("recover", program)
+        program = model.to_program(hooks.settled(model.spec))
+    program = set_thresholds(program, dense_macs, job.budgets, images, say)
     program = fold_gates(program, job.budgets, images)
     check_kinds(job.dense.spec, program.spec)
     return finish(run, program)

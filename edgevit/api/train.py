@@ -20,6 +20,7 @@ def train(
     weights: str | Path | None = None,
     macs: float = 1.0,
     static: float | None = None,
+    tokens: str | None = None,
     memory: str | None = None,
     target: str = "x86-64-onnxruntime",
     evaluation: str | Path | None = None,
@@ -42,6 +43,7 @@ def train(
         weights: checkpoint of a named model.
         macs: share of the MACs that is left, expected per image, above 0 to 1; gates bring it down to that.
         static: share that is left with every gate open; pruning brings it down to that (default: the recipe's part).
+        tokens: where tokens merge, in training and after, such as "4:60,8:60" (default: where the model merges them).
         memory: memory bound instead of `static`, such as "3.0MiB".
         target: whose memory bound is meant.
         evaluation: labelled images for top-1 (default: the data's val or test split, else images held out).
@@ -77,6 +79,7 @@ def train(
         weights=None if weights is None else Path(weights),
         macs=macs,
         static=static,
+        tokens=tokens,
         memory=memory,
         target=target,
         evaluation=None if evaluation is None else str(evaluation),

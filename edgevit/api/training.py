@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,10 +17,13 @@ from edgevit.backends import backend
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
 from edgevit.build.preflight import Output, ready
+from edgevit.compress.adaptivity import Adaptivity, measure_adaptivity
 from edgevit.compress.budgets import Budgets, split_budget
 from edgevit.compress.gate.judge import Answers, answers
 from edgevit.compress.gate.subgroups import parse_groups
+from edgevit.compress.gate.threshold import usage
 from edgevit.compress.memory_budget import fits, parse_bytes, static_for
+from edgevit.compress.tokens.control import share_left
 from edgevit.compress.training.batches import evaluation
 from edgevit.compress.training.device import device_of, use_threads
 from edgevit.compress.training.distributed import World, join, leave, lost
@@ -37,7 +41,8 @@ from edgevit.pipeline import train as run_training
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program
-from edgevit.program.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
+from edgevit.program.spec import CLASS_NUMBERS, MergeSpec, OriginalEvaluation, ProgramSpec, shift_name
+from edgevit.program.tokens import read_plan, with_merges
 from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.util import strict_json
@@ -45,6 +50,7 @@ from edgevit.util.progress import Say
 
 __all__ = ["CompressJob", "Figures", "Trained", "run_compress"]
 
+PLAN_IMAGES = 128  # tell what a plan that follows the images leaves
 ROOM = 0.1  # of a memory budget: less than so much below is near
 PACKAGES = ("torch", "timm", "numpy")
 
@@ -58,6 +64,7 @@ class CompressJob:
     weights: Path | None = None
     macs: float = 1.0
     static: float | None = None
+    tokens: str | None = None
     memory: str | None = None
     target: str = "x86-64-onnxruntime"
     evaluation: str | None = None
@@ -99,7 +106,8 @@ class Trained:
     """What a training made; `DIR/result.json` is this. `load(trained.program)` is the model.
 
     `images` of `evaluated_on` were answered one by one; `agreement` is on how many of them both models name the same
-    class (None with a new head).
+    class (None with a new head). `adaptivity` says what its cost follows the image by, and what that is worth (None:
+    every image costs the same).
     """
 
     folder: str
@@ -109,6 +117,7 @@ class Trained:
     dense: Figures
     compressed: Figures
     agreement: float | None
+    adaptivity: Adaptivity | None
     images: int
     evaluated_on: str
     expected_budget: float
@@ -168,17 +177,21 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     given = _with_classes(job, _found(job, recipe, say))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
+    given, planned = _plan(job, given)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
     measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
     ready(_outputs(job, 4 * sum(array.size for array in dense.weights.values())))
     if backend(target.backend).NATIVE:
         bound_bytes(dense.spec, target)  # the result needs it, and of machine code only its compiler can tell
+    merged = _merged(dense.spec, planned, data) if planned.merges else 1.0
     training = Training(
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
         data=data,
-        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes, say),
+        budgets=_budgets(job, dense.spec, recipe, target, limit_bytes, merged, say),
+        merges=planned.merges,
+        shifts=planned.shifts,
         recipe=recipe,
         folder=_folder(job),
         device=device,
@@ -189,6 +202,34 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     return _Work(
         training=training, measured=measured, target=target, limit_bytes=limit_bytes, comparable=not job.new_head
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """Where tokens merge, and the arrays of these points; `program` has them all, for measuring what they leave."""
+
+    program: Program
+    merges: tuple[MergeSpec, ...]
+    shifts: Mapping[str, np.ndarray]
+
+
+def _plan(job: CompressJob, given: Program) -> tuple[Program, _Plan]:
+    """Return the model without merges, and the plan: what was asked for, or what the model has."""
+    bare = given.with_weights({}, replace(given.spec, merges=()))
+    merges = read_plan(job.tokens, bare.spec) if job.tokens is not None else given.spec.merges
+    planned = given.with_weights({}, with_merges(bare.spec, merges))
+    shifts = {shift_name(p): planned.weights[shift_name(p)] for p in merges if p.shift}
+    return bare, _Plan(program=planned, merges=merges, shifts=shifts)
+
+
+def _merged(spec: ProgramSpec, planned: _Plan, data: LabelledSet) -> float:
+    """Return the part of the MACs that the plan leaves, on average over training images where it follows them."""
+    merged = with_merges(spec, planned.merges)
+    if not merged.adaptive:
+        return total_macs(merged) / total_macs(spec)
+    chosen = np.random.default_rng([*b"tokens"]).permutation(len(data))[:PLAN_IMAGES]
+    left = usage(planned.program, evaluation(subset(data, chosen), spec.image)[0]).left
+    return share_left(merged, left.mean(axis=0))
 
 
 def _found(job: CompressJob, recipe: TrainRecipe, say: Say) -> Program:
@@ -307,17 +348,26 @@ def _measured(job: CompressJob, data: LabelledSet, spec: ProgramSpec, say: Say) 
 
 
 def _budgets(
-    job: CompressJob, spec: ProgramSpec, recipe: TrainRecipe, target: Target, limit_bytes: int | None, say: Say
+    job: CompressJob,
+    spec: ProgramSpec,
+    recipe: TrainRecipe,
+    target: Target,
+    limit_bytes: int | None,
+    merged: float,
+    say: Say,
 ) -> Budgets:
+    if merged < 1:
+        say(f"merging tokens leaves {merged:.1%} of the MACs; pruning and gates pay the rest")
     if limit_bytes is None:
-        return split_budget(job.macs, job.static, recipe.static_share)
+        return split_budget(job.macs, job.static, recipe.static_share, merged)
     static = static_for(spec, target, limit_bytes)
     if static == 1:
         say(f"warning: all of {spec.name} fits into {limit_bytes} bytes on {target.name}: nothing is pruned for memory")
     if job.static is not None:
         static = min(static, job.static)
     within = partial(fits, target=target, limit_bytes=limit_bytes)
-    return Budgets(expected=min(job.macs, static), static=static, fits=within)
+    static = min(static, merged)
+    return Budgets(expected=min(job.macs, static), static=static, merged=merged, fits=within)
 
 
 def _result(work: _Work, program: Program, say: Say) -> Trained:
@@ -335,9 +385,13 @@ def _result(work: _Work, program: Program, say: Say) -> Trained:
     say(f"evaluating {len(images)} images, one by one")
     after = answers(program, images)
     before = answers(dense, images) if work.comparable else None
+    compared = None if before is None or not dense.spec.head.decides else before.logits
+    follows = measure_adaptivity(
+        program, images, after, whole_macs=total_macs(dense.spec), labels=labels, original=compared
+    )
     if before is not None:
         said = evaluate(Path(source).name, images, program.spec.image, before.logits, after.logits, labels)
-        _keep(program, training.folder, said)
+        _keep(program, training.folder, said, follows)
     same = None if before is None else float((before.logits.argmax(1) == after.logits.argmax(1)).mean())
     given = _figures(dense.spec, before, labels, target)
     warned = chance_warning(given.top1 or 0.0, int((labels != UNLABELLED).sum()), dense.spec.head.classes)
@@ -351,6 +405,7 @@ def _result(work: _Work, program: Program, say: Say) -> Trained:
         dense=given,
         compressed=_figures(program.spec, after, labels, target),
         agreement=same,
+        adaptivity=follows,
         images=len(images),
         evaluated_on=source,
         expected_budget=training.budgets.expected,
@@ -363,10 +418,13 @@ def _result(work: _Work, program: Program, say: Say) -> Trained:
     )
 
 
-def _keep(program: Program, folder: Path, said: OriginalEvaluation) -> None:
-    """Write the Program again, with what the given model and it answered."""
+def _keep(program: Program, folder: Path, said: OriginalEvaluation, follows: Adaptivity | None) -> None:
+    """Write the Program again, with what the given model and it answered, and what it is worth that costs differ."""
     known = program.spec.original
     if known is not None:
+        if follows is not None:
+            step = f"{follows.said}, on {follows.images} images of {said.source} (edgevit {__version__})"
+            known = replace(known, steps=(*known.steps, step))
         save_program(with_original(program, known, said), folder / "program", force=True)
 
 

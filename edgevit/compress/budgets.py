@@ -21,6 +21,7 @@ class Budgets:
         expected: mean MACs over images: what the gates have to reach; at most `static`.
         static: MACs with every gate open: what pruning has to reach.
         merged: MACs with every gate open that merging tokens has to reach, after pruning what it cannot; 1: none merge.
+            In training it is what the plan of merges leaves of the unpruned model, so that pruning begins there.
         per_image: whether the numbers of tokens that merge follow the image (None: where that loses no more).
         fits: says whether a structure is small enough, when a memory budget was given; pruning goes on until it is.
     """
@@ -33,7 +34,7 @@ class Budgets:
 
     @property
     def prunes(self) -> bool:
-        return self.static < 1
+        return self.static < self.merged
 
     @property
     def gates(self) -> bool:
@@ -48,10 +49,14 @@ class Budgets:
         return self.merged < 1
 
 
-def split_budget(macs: float, static: float | None, share: float) -> Budgets:
-    """Return budgets from expected MACs, and the static part or the share of the saving that it has to bring."""
-    static = macs**share if static is None else static
-    return Budgets(expected=min(macs, static), static=static)
+def split_budget(macs: float, static: float | None, share: float, merged: float = 1.0) -> Budgets:
+    """Return budgets from expected MACs, and the static part or the share of the saving that it has to bring.
+
+    What merging tokens leaves, `merged` of the MACs, comes first: pruning and gates share the rest of the saving.
+    """
+    rest = min(macs / merged, 1.0)
+    static = merged * rest**share if static is None else min(static, merged)
+    return Budgets(expected=min(merged * rest, static), static=static, merged=merged)
 
 
 def check_budgets(spec: ProgramSpec, budgets: Budgets) -> None:

@@ -14,6 +14,8 @@ pairs that an image merges.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +24,14 @@ from edgevit.program.spec import MergeSpec, ProgramSpec
 from edgevit.program.tokens import MERGE_EFFORT, pair_counts
 
 Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`, 0 = no token; None: one each
+
+
+class Merged(NamedTuple):
+    """A stream `[B, N, D]` after a point, its sizes, and the patch row `[B, patches before]` that each one went to."""
+
+    x: Tensor
+    sizes: Tensor
+    went: Tensor
 
 
 def merge(
@@ -37,12 +47,29 @@ def merge(
     `shift` `[D]` is what the point takes from the normalised rows before it compares them. Columns of `x` beyond D take
     no part in the comparison: they are averaged with the rows that they belong to.
     """
+    return merge_traced(x, sizes, point, spec, effort, shift)[:2]
+
+
+def merge_traced(
+    x: Tensor,
+    sizes: Sizes,
+    point: MergeSpec,
+    spec: ProgramSpec,
+    effort: float = 0.0,
+    shift: Tensor | None = None,
+    share: float = 1.0,
+) -> Merged:
+    """Return what `merge` does, and where every patch row went.
+
+    Derivatives flow through the means; which rows become one has none. Images smaller than the Program's have `share`
+    of its patches, and as large a share of its pairs is merged.
+    """
     prefix = spec.stem.prefix
     weights = x.new_ones(*x.shape[:2], 1) if sizes is None else sizes
     first, second = x[:, prefix::2], x[:, prefix + 1 :: 2]
     first_sizes, second_sizes = weights[:, prefix::2], weights[:, prefix + 1 :: 2]
     best, into = match(rows_to_compare(x, spec, shift), weights[:, prefix:, 0] > 0)
-    merged, valid = chosen(best, pairs(best, point, spec, effort))
+    merged, valid = chosen(best, pairs(best, point, spec, effort, share))
     # How many patches each token of the second set takes in from each that is merged: [B, S, C].
     places = torch.arange(second.shape[1], device=x.device)
     moved = pick(first_sizes, merged) * valid[..., None]
@@ -53,11 +80,30 @@ def merge(
     stays = torch.ones_like(best, dtype=torch.bool).scatter(1, merged, ~valid)
     held = torch.cat([first_sizes * stays[..., None], sums], dim=1)
     there = held[..., 0] > 0
-    order = there.int().argsort(dim=1, descending=True, stable=True)[:, : int(there.sum(dim=1).max())]
-    return (
+    ranks = there.int().argsort(dim=1, descending=True, stable=True)
+    order = ranks[:, : int(there.sum(dim=1).max())]
+    return Merged(
         torch.cat([x[:, :prefix], pick(rows, order)], dim=1),
         torch.cat([weights[:, :prefix], pick(held, order)], dim=1),
+        _went(into, merged, valid, ranks),
     )
+
+
+def _went(into: Tensor, merged: Tensor, valid: Tensor, ranks: Tensor) -> Tensor:
+    """Return the row after a point `[B, F + S]` of every patch row before it, in the order of those before."""
+    count, seconds = into.shape[1], ranks.shape[1] - into.shape[1]
+    places = torch.arange(ranks.shape[1], device=into.device).expand(len(into), -1)
+    first = places[:, :count].scatter(1, merged, torch.where(valid, count + into.gather(1, merged), merged))
+    rank = ranks.argsort(dim=1)
+    went = torch.empty_like(ranks)
+    went[:, 0::2] = rank.gather(1, first)
+    went[:, 1::2] = rank[:, count : count + seconds]
+    return went
+
+
+def unmerged(x: Tensor, went: Tensor, prefix: int) -> Tensor:
+    """Return a merged stream `[B, N, D]` with a row for every patch again, the one of the token `[B, P]` it went to."""
+    return torch.cat([x[:, :prefix], pick(x[:, prefix:], went)], dim=1)
 
 
 def rows_to_compare(x: Tensor, spec: ProgramSpec, shift: Tensor | None = None) -> Tensor:
@@ -85,13 +131,13 @@ def match(tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     return best, into
 
 
-def pairs(best: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0) -> Tensor:
+def pairs(best: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0, share: float = 1.0) -> Tensor:
     """Return how many pairs are merged in every image, int64 `[B]`, from the products `[B, F]` of normalised rows."""
     if point.threshold is None:
-        return torch.full((len(best),), point.count, device=best.device)
+        return torch.full((len(best),), int(share * point.count), device=best.device)
     # A row that LayerNorm gave has the length sqrt(D).
     limit = spec.dim * (point.threshold + MERGE_EFFORT * effort)
-    counts = torch.tensor(pair_counts(point), device=best.device)
+    counts = torch.tensor([int(share * count) for count in pair_counts(point)], device=best.device)
     above = (best > limit).sum(dim=1, keepdim=True)
     return counts[(above >= counts[1:]).sum(dim=1)]
 

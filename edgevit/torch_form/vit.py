@@ -20,6 +20,7 @@ from edgevit.torch_form.layers import Layers, Tap
 
 Decide = Callable[[int, Tensor], Tensor]
 Watch = Callable[[int, Tensor], None]
+Count = Callable[[Tensor], None]
 
 STEMS: Mapping[StemKind, Callable[[Layers, Tensor, Tap | None], Tensor]] = {
     "patch": patch_stem.embed,
@@ -50,13 +51,17 @@ class Answer(NamedTuple):
 class Vit(Layers):
     """A Program's function on normalised images `[B, 3, height, width]`; parameters carry the Program's array names.
 
-    `forward(images, decide=None, tap=None, watch=None)`:
+    `forward(images, decide=None, tap=None, watch=None, count=None)`:
       decide(index, x) -> gate values `[B]` or a scalar tensor, 1 = open, called for every gated branch with the stream
         `[B, N, D]` before it (merged tokens weighed, see `tokens.weighed`); None means all gates open. A branch's
         output is `x + g f(x) + (1 - g) skip`.
       tap(name, value) -> value is called with every Linear's input (`b00_mhsa.qkv`, ...) and may replace it.
-      watch(index, x) is called with the stream before every branch.
-      images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only).
+      watch(index, x) is called with the stream before every branch; a token that was merged stands at every patch it
+        is made of.
+      count(left) is called with the patch tokens left after every point where they merge, `[B, points]`, of smaller
+        images as many times more as their patches are fewer.
+      images: may be smaller than the Program's, in whole patches; positions are then resampled (patch stems only), and
+        as large a part of the tokens is merged.
       trim: leave out the token rows that nothing reads (`macs.rows_out`), as the lowered graph does.
       effort: moves the thresholds of merges; gates have theirs from `decide`. `answer` moves both, as a device does.
 
@@ -117,18 +122,25 @@ class Vit(Layers):
         *,
         trim: bool = False,
         effort: float = 0.0,
+        start: int = 0,
+        stop: int | None = None,
+        sizes: tokens.Sizes = None,
     ) -> Walk:
-        """Return what `blocks` does, with the sizes and the number of its tokens."""
-        left = rows_out(self.spec)
-        sizes: tokens.Sizes = None
+        """Return what `blocks` does, with the sizes and the number of its tokens.
+
+        `start` and `stop` are the first branch and the one after the last; a stream that begins later has `sizes`.
+        """
+        left, prefix = rows_out(self.spec), self.spec.stem.prefix
+        went: Tensor | None = None
+        share = 1.0 if start else (x.shape[1] - prefix) / self.spec.patches
         counts = [torch.empty(len(x), 0, dtype=torch.int32, device=x.device)]
-        for index, branch in enumerate(self.spec.branches):
+        for index, branch in list(enumerate(self.spec.branches))[start:stop]:
             if watch is not None:
-                watch(index, x)
+                watch(index, x if went is None or x.shape[1] <= prefix else tokens.unmerged(x, went, prefix))
             rows = min(left[index], x.shape[1]) if trim else x.shape[1]
             g = None
             if decide is not None and branch.gate is not None:
-                g = decide(index, tokens.weighed(x, sizes, self.spec.stem.prefix)).reshape(-1, 1, 1)
+                g = decide(index, tokens.weighed(x, sizes, prefix)).reshape(-1, 1, 1)
             skip = self.skip_rows(branch)[:rows] if branch.skip else 0.0
             read, x = x, x[:, :rows]
             if branch.removed:
@@ -141,8 +153,11 @@ class Vit(Layers):
                 x = x + (y if g is None else g * y + (1 - g) * skip)
             if (point := merge_at(self.spec, branch.name)) is not None:
                 shift = self.array(shift_name(point)) if point.shift else None
-                x, sizes = tokens.merge(x, sizes, point, self.spec, effort, shift)
-                counts.append(tokens.patches_left(sizes, self.spec.stem.prefix)[:, None])
+                # Pairs are chosen in float, as a device does.
+                with torch.autocast(x.device.type, enabled=False):
+                    x, sizes, to = tokens.merge_traced(x, sizes, point, self.spec, effort, shift, share)
+                went = to if went is None else to.gather(1, went)
+                counts.append(tokens.patches_left(sizes, prefix)[:, None])
         return Walk(x, sizes, torch.cat(counts, dim=1))
 
     def head(self, x: Tensor, tap: Tap | None = None, sizes: tokens.Sizes = None) -> Tensor:
@@ -155,11 +170,15 @@ class Vit(Layers):
         decide: Decide | None = None,
         tap: Tap | None = None,
         watch: Watch | None = None,
+        count: Count | None = None,
         *,
         trim: bool = False,
         effort: float = 0.0,
     ) -> Tensor:
-        x, sizes, _ = self.walk(self.stem(images, tap), decide, tap, watch, trim=trim, effort=effort)
+        stream = self.stem(images, tap)
+        x, sizes, left = self.walk(stream, decide, tap, watch, trim=trim, effort=effort)
+        if count is not None:
+            count(left * (self.spec.patches / (stream.shape[1] - self.spec.stem.prefix)))
         return self.head(x, tap, sizes)
 
     def answer(self, images: Tensor, effort: float = 0.0) -> Answer:

@@ -22,7 +22,17 @@ from edgevit.program.tokens import (
     tokens_before,
     with_merges,
 )
-from edgevit.torch_form.tokens import chosen, key_bias, match, merge, pairs, patches_left, weighed
+from edgevit.torch_form.tokens import (
+    chosen,
+    key_bias,
+    match,
+    merge,
+    merge_traced,
+    pairs,
+    patches_left,
+    unmerged,
+    weighed,
+)
 from edgevit.torch_form.vit import Answer, Vit, normalise
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
@@ -224,3 +234,44 @@ def test_a_merged_program_trains() -> None:
     model(normalise(program.spec, tiny_images(program.spec, 2))).square().sum().backward()
     gradient = model.array("stem.weight").grad
     assert gradient is not None and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("threshold", [None, 0.38])
+def test_every_patch_knows_the_token_it_went_to(threshold: float | None) -> None:
+    """Through two points: a token's size is how many patches name it, and its row their mean."""
+    spec = tiny_spec(image=(64, 64))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 65, 32)).astype(np.float32))
+    point = MergeSpec(after="b00_mhsa", count=20, threshold=threshold)
+    one = merge_traced(x, None, point, spec)
+    two = merge_traced(one.x, one.sizes, replace(point, count=11), spec)
+    went = two.went.gather(1, one.went)
+    assert went.shape == (3, 64)
+    for image in range(3):
+        named = torch.bincount(went[image], minlength=two.x.shape[1] - 1)
+        assert named.tolist() == two.sizes[image, 1:, 0].tolist()
+        for token in named.nonzero()[:, 0].tolist():
+            mean = x[image, 1:][went[image] == token].mean(dim=0)
+            torch.testing.assert_close(two.x[image, 1 + token], mean, rtol=1e-4, atol=1e-5)
+    spread = unmerged(two.x, went, 1)
+    assert spread.shape == x.shape
+    torch.testing.assert_close(spread.mean(dim=1), x.mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_smaller_images_merge_as_large_a_part_and_are_counted_as_whole_ones() -> None:
+    program = tiny_program(depth=3, image=(64, 64), tokens="1:20,2:12")
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
+    found: list[torch.Tensor] = []
+    seen: dict[int, tuple[int, ...]] = {}
+    Vit(program)(images, watch=lambda i, x: seen.setdefault(i, tuple(x.shape)), count=found.append, trim=True)
+    assert found[0].tolist() == [[44.0, 32.0]] * 2
+    assert {seen[i] for i in range(5)} == {(2, 17, 32)}  # a row for every patch again
+    assert seen[5] == (2, 1, 32)  # but for what nothing reads any more
+
+
+def test_derivatives_reach_every_patch_of_a_merged_token() -> None:
+    spec = tiny_spec(image=(64, 64))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 65, 32)).astype(np.float32)).requires_grad_(True)
+    merged = merge_traced(x, None, MergeSpec(after="b00_mhsa", count=20), spec)
+    torch.autograd.backward(merged.x[:, 1:].mul(merged.sizes[:, 1:]).sum())
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[:, 1:], torch.ones(1, 64, 32))

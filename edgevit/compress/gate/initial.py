@@ -13,8 +13,9 @@ from edgevit.compress.gate.threshold import fixed_macs
 from edgevit.errors import BudgetError
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.program import Program
-from edgevit.torch_form.stream import batches, mean_outputs, step_branch
-from edgevit.torch_form.vit import Vit
+from edgevit.torch_form.stream import batches, mean_outputs
+from edgevit.torch_form.tokens import Sizes, weighed
+from edgevit.torch_form.vit import Decide, Vit
 from edgevit.util.progress import track
 
 BATCH = 8
@@ -41,27 +42,36 @@ def measure_skips(program: Program, images: np.ndarray) -> Skips:
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
     losses, inputs = [], []
     for batch in track(batches(spec, images, BATCH), "Measuring branches"):
-        streams = [model.stem(batch)]
-        for branch in spec.branches:
-            streams.append(step_branch(model, branch, streams[-1]))
-        reference = model.head(streams[-1]).log_softmax(dim=-1)
+        streams: list[tuple[Tensor, Sizes]] = [(model.stem(batch), None)]
+        for index in range(len(spec.branches)):
+            x, sizes = streams[-1]
+            streams.append(model.walk(x, start=index, stop=index + 1, sizes=sizes)[:2])
+        reference = _log_odds(model, *streams[-1])
         lost = torch.zeros(len(batch), len(spec.branches))
         for index, branch in enumerate(spec.branches):
             if branch.gate is not None:
-                x = streams[index] + model.skip_rows(branch)
-                for later in spec.branches[index + 1 :]:
-                    x = step_branch(model, later, x)
-                skipped = model.head(x).log_softmax(dim=-1)
+                x, sizes = streams[index]
+                walked = model.walk(x, _all_but(index), trim=True, start=index, sizes=sizes)
+                skipped = _log_odds(model, walked.x, walked.sizes)
                 lost[:, index] = (reference.exp() * (reference - skipped)).sum(dim=-1)
         losses.append(lost)
-        inputs.append(torch.stack([_gate_input(model, x) for x in streams[:-1]], dim=1))
+        inputs.append(torch.stack([_gate_input(model, x, sizes) for x, sizes in streams[:-1]], dim=1))
     return Skips(losses=torch.cat(losses).numpy(), inputs=torch.cat(inputs).numpy())
 
 
-def _gate_input(model: Vit, x: Tensor) -> Tensor:
+def _all_but(closed: int) -> Decide:
+    """Return decisions that open every gate but one."""
+    return lambda index, x: x.new_tensor(float(index != closed))
+
+
+def _log_odds(model: Vit, x: Tensor, sizes: Sizes) -> Tensor:
+    return model.head(x, sizes=sizes).log_softmax(dim=-1)
+
+
+def _gate_input(model: Vit, x: Tensor, sizes: Sizes) -> Tensor:
     """Return the row all gates of a model read (they share one pool), without the gate's weight: `[B, D]`."""
     prefix = model.spec.stem.prefix
-    pooled = x[:, 0] if prefix else x.mean(dim=1)
+    pooled = x[:, 0] if prefix else weighed(x, sizes, prefix).mean(dim=1)
     return F.layer_norm(pooled, (pooled.shape[-1],), eps=model.spec.norm_eps)
 
 

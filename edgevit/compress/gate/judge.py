@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevit.compress.gate.threshold import expected_macs
+from edgevit.compress.gate.threshold import image_macs
 from edgevit.program.program import Program
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
@@ -19,11 +19,20 @@ CHUNK = 250
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """Logits `[n, classes]`, which branches ran for every image (bool `[n, branches]`), and mean MACs per image."""
+    """Logits `[n, classes]`, which branches ran for every image (bool `[n, branches]`), and MACs.
+
+    `left` are the patch tokens after every point where they merge, `[n, points]`, `image_macs` the MACs of every image.
+    """
 
     logits: np.ndarray
     ran: np.ndarray
-    macs: float
+    left: np.ndarray
+    image_macs: np.ndarray
+
+    @property
+    def macs(self) -> float:
+        """Return mean MACs per image."""
+        return float(self.image_macs.mean())
 
     def top1(self, labels: np.ndarray) -> float:
         """Return the share of images whose largest logit is their label's."""
@@ -38,7 +47,7 @@ def answers(program: Program, images: np.ndarray, *, batch: int = 1, description
     """
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
     size = batch * max(1, CHUNK // batch)
-    logits, ran = [], []
+    logits, ran, left = [], [], list[np.ndarray]()
     for chunk in track(batches(spec, images, size), description):
         groups = torch.arange(len(chunk)) // batch
         count = torch.bincount(groups)
@@ -54,7 +63,10 @@ def answers(program: Program, images: np.ndarray, *, batch: int = 1, description
             rows[:, index] = opened.numpy()
             return opened.to(x.dtype)
 
-        logits.append(model(chunk, decide if spec.gated else None).numpy())
+        walked = model.walk(model.stem(chunk), decide if spec.gated else None, trim=True)
+        logits.append(model.head(walked.x, sizes=walked.sizes).numpy())
+        left.append(walked.tokens.numpy())
         ran.append(rows)
-    everything = np.concatenate(ran)
-    return Answers(logits=np.concatenate(logits), ran=everything, macs=expected_macs(spec, everything))
+    every, tokens = np.concatenate(ran), np.concatenate(left).astype(np.int64)
+    macs = image_macs(spec, every, tokens)
+    return Answers(logits=np.concatenate(logits), ran=every, left=tokens, image_macs=macs)

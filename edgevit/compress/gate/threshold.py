@@ -1,49 +1,74 @@
-"""Set the thresholds of gates so that the expected MACs on given images meet a budget."""
+"""Set the thresholds of gates and merges so that the expected MACs on given images meet a budget."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgevit.errors import BudgetError
-from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, merge_macs, stem_macs, total_macs
+from edgevit.program.macs import gate_macs, head_macs, macs_by_branch, merge_macs, run_macs, stem_macs, total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import MERGE_EFFORT, Left
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
+from edgevit.util.limits import LIKENESS
 
 PASSES = 30
+PROPOSALS = 6  # tries of a shift that would be right for the logits just seen, before halving takes over
 FINEST_SHIFT = 1e-5  # of the largest margin
 TOLERANCE = 1e-3  # of the all-open MACs
 FAR = 0.02  # of all MACs: further from a budget is not what was asked for
+LARGEST_EFFORT = 20.0  # moves the cosine above which tokens merge by 2: from none to all
 
 
-def fixed_macs(spec: ProgramSpec) -> int:
+class Use(NamedTuple):
+    """Which branches ran for each image, bool `[n, branches]`, and patch tokens left after each point `[n, points]`."""
+
+    ran: np.ndarray
+    left: np.ndarray
+
+
+def fixed_macs(spec: ProgramSpec, left: Left = None) -> int:
     """Return the MACs of a path on which every gate is closed."""
-    ungated = sum(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is None)
-    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec) + ungated
+    every = zip(macs_by_branch(spec, left=left), spec.branches, strict=True)
+    ungated = sum(m for m, b in every if b.gate is None)
+    return stem_macs(spec) + head_macs(spec) + gate_macs(spec) + merge_macs(spec, left) + ungated
 
 
 @torch.no_grad()
-def open_rates(program: Program, images: np.ndarray, effort: float = 0.0) -> np.ndarray:
-    """Return whether each branch ran for each image: bool `[n, branches]`; ungated ones always run, removed ones never.
+def usage(program: Program, images: np.ndarray, effort: float = 0.0) -> Use:
+    """Return what ran for each image, uint8 `[n, height, width, 3]`; ungated branches always run, removed ones never.
 
     Raises:
         ImagesError: the images are not what the model takes.
     """
     model = Vit(program).eval().requires_grad_(False)
-    margins = _margins(model, batches(program.spec, images), effort)
-    ungated = np.array([b.gate is None for b in program.spec.branches])
-    kept = np.array([not b.removed for b in program.spec.branches])
+    margins, left = _margins(model, batches(program.spec, images), effort)
+    return Use(_ran(program.spec, margins), left)
+
+
+def open_rates(program: Program, images: np.ndarray, effort: float = 0.0) -> np.ndarray:
+    """Return whether each branch ran for each image: bool `[n, branches]`; see `usage`."""
+    return usage(program, images, effort).ran
+
+
+def _ran(spec: ProgramSpec, margins: np.ndarray) -> np.ndarray:
+    ungated = np.array([b.gate is None for b in spec.branches])
+    kept = np.array([not b.removed for b in spec.branches])
     return np.where(ungated, kept, margins > 0)
 
 
-def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
-    """Return how far every gate is above its threshold, `[n, branches]`, each branch after the decisions before it."""
-    spec, rows = model.spec, []
+def _margins(model: Vit, work: list[Tensor], effort: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far every gate is above its threshold, `[n, branches]`, and tokens left `[n, points]`.
+
+    Each branch comes after the decisions before it.
+    """
+    spec, rows, left = model.spec, [], []
     for batch in work:
         margins = np.zeros((len(batch), len(spec.branches)))
 
@@ -54,51 +79,76 @@ def _margins(model: Vit, work: list[Tensor], effort: float) -> np.ndarray:
             margins[:, index] = margin.numpy()
             return (margin > 0).to(x.dtype)
 
-        model.blocks(model.stem(batch), decide, effort=effort)
+        walked = model.walk(model.stem(batch), decide, trim=True, effort=effort)
         rows.append(margins)
-    return np.concatenate(rows)
+        left.append(walked.tokens.numpy())
+    return np.concatenate(rows), np.concatenate(left)
 
 
-def expected_macs(spec: ProgramSpec, ran: np.ndarray) -> float:
-    """Return mean MACs per image, given which branches ran (`open_rates`)."""
-    branches = np.array(macs_by_branch(spec))
-    gated = np.array([b.gate is not None for b in spec.branches])
-    return fixed_macs(spec) + float((ran[:, gated] * branches[gated]).sum(axis=1).mean())
+def image_macs(spec: ProgramSpec, ran: np.ndarray, left: np.ndarray | None = None) -> np.ndarray:
+    """Return MACs of each image, int64 `[n]`, from what ran (`usage`); without `left`, of the most tokens there are."""
+    rows = np.concatenate([ran, np.zeros((len(ran), 0), int) if left is None else left], axis=1).astype(np.int64)
+    kinds, which = np.unique(rows, axis=0, return_inverse=True)
+    count = ran.shape[1]
+    macs = [run_macs(spec, kind[:count], None if left is None else kind[count:]) for kind in kinds]
+    return np.array(macs, dtype=np.int64)[which.reshape(-1)]
+
+
+def expected_macs(spec: ProgramSpec, ran: np.ndarray, left: np.ndarray | None = None) -> float:
+    """Return mean MACs per image; see `image_macs`."""
+    return float(image_macs(spec, ran, left).mean())
 
 
 @torch.no_grad()
 def calibrate_thresholds(program: Program, images: np.ndarray, budget: float) -> Program:
-    """Return shift all thresholds by one amount so that `images` use `budget` of the all-open MACs on average.
+    """Return shift all thresholds by one effort so that `images` use `budget` of the all-open MACs on average.
 
     Closing one gate changes what later gates see, so the shift that would be right for the logits just seen is tried,
     inside a bracket that shrinks (its middle where the proposal leaves it). The shift nearest to the budget is taken.
+    Merges whose number follows the image move too, as `effort` moves them on a device.
 
     Raises:
         ImagesError: the images are not what the model takes.
     """
     spec, model = program.spec, Vit(program).eval().requires_grad_(False)
     gated = [i for i, b in enumerate(spec.branches) if b.gate is not None]
-    macs = np.array(macs_by_branch(spec), dtype=float)[gated]
-    work, target = batches(spec, images), budget * total_macs(spec) - fixed_macs(spec)
-    low, high, shift, largest = -np.inf, np.inf, 0.0, 0.0
+    work, target = batches(spec, images), budget * total_macs(spec)
+    low, high, shift = -np.inf, np.inf, 0.0
+    largest = LARGEST_EFFORT if spec.adaptive else 0.0
     best, nearest = 0.0, np.inf
-    for _ in range(PASSES):
-        margins = _margins(model, work, shift)[:, gated]
+    for turn in range(PASSES):
+        margins, left = _margins(model, work, shift)
         largest = largest or 2 * float(np.abs(margins).max()) + 1
-        spent = float(((margins > 0) * macs).sum(axis=1).mean())
+        spent = expected_macs(spec, _ran(spec, margins), left)
         if abs(spent - target) < nearest:
             best, nearest = shift, abs(spent - target)
         if nearest <= TOLERANCE * total_macs(spec) or high - low <= FINEST_SHIFT * largest:
             break
         low, high = (max(low, -largest), shift) if spent > target else (shift, min(high, largest))
-        shift += shift_for(margins, macs, target)
-        if not low < shift < high:
+        mean_left = left.mean(axis=0).round()
+        macs = np.array(macs_by_branch(spec, left=mean_left), dtype=float)[gated]
+        if gated and turn < PROPOSALS:
+            shift += shift_for(margins[:, gated], macs, target - fixed_macs(spec, mean_left))
+        if not gated or turn >= PROPOSALS or not low < shift < high:
             shift = (low + high) / 2
+    return replace(program, spec=moved(spec, best))
+
+
+def moved(spec: ProgramSpec, effort: float) -> ProgramSpec:
+    """Return the spec whose thresholds at effort 0 are those of `spec` at `effort`."""
     branches = tuple(
-        b if b.gate is None else replace(b, gate=replace(b.gate, threshold=b.gate.threshold - best))
+        b if b.gate is None else replace(b, gate=replace(b.gate, threshold=b.gate.threshold - effort))
         for b in spec.branches
     )
-    return replace(program, spec=replace(spec, branches=branches))
+    merges = tuple(
+        p if p.threshold is None else replace(p, threshold=_likeness(p.threshold + MERGE_EFFORT * effort))
+        for p in spec.merges
+    )
+    return replace(spec, branches=branches, merges=merges)
+
+
+def _likeness(value: float) -> float:
+    return float(np.clip(value, LIKENESS.low, LIKENESS.high))
 
 
 def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_macs: int) -> str:
@@ -115,11 +165,13 @@ def check_spent(program: Program, images: np.ndarray, budget_macs: float, whole_
     Raises:
         BudgetError: more than 2 points of MACs and half a branch away, or no image runs any attention or any FFN.
     """
-    spec, ran = program.spec, open_rates(program, images)
-    off = expected_macs(spec, ran) - budget_macs
-    step = max(m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is not None)
+    spec = program.spec
+    ran, left = usage(program, images)
+    off = expected_macs(spec, ran, left) - budget_macs
+    steps = [m for m, b in zip(macs_by_branch(spec), spec.branches, strict=True) if b.gate is not None]
+    step = max(steps, default=0)
     found = (
-        f"gates of {spec.name} cannot be set nearer to {budget_macs / whole_macs:.1%} of the MACs than "
+        f"thresholds of {spec.name} cannot be set nearer to {budget_macs / whole_macs:.1%} of the MACs than "
         f"{(budget_macs + off) / whole_macs:.1%} on {len(images)} images"
     )
     if abs(off) > max(FAR * whole_macs, step / 2):

@@ -21,7 +21,7 @@ from edgevit.compress.training.teacher import Teacher
 from edgevit.compress.training.tokens import Streams
 from edgevit.errors import TrainingError
 from edgevit.torch_form.layers import Tap
-from edgevit.torch_form.vit import Decide, Vit
+from edgevit.torch_form.vit import Count, Decide, Vit
 
 FINAL_RATE = 0.01  # of the peak, at the end of the cosine
 SMOOTHED = 0.9
@@ -37,10 +37,15 @@ class Source(Protocol):
 
 
 class Hooks(Protocol):
-    """What takes part in training besides the weights: gates, masks, or nothing (`Plain`)."""
+    """What takes part in training besides the weights: gates, masks, merges, or nothing (`Plain`).
+
+    `decide`, `tap`, `count` and `effort` are what `Vit` takes.
+    """
 
     decide: Decide | None
     tap: Tap | None
+    count: Count | None
+    effort: float
 
     def begin(self, step: int, micro: int, done: float, size: int) -> None:
         """Prepare a micro-batch's forward; `done` is the part of the stage that is over, `size` its global samples."""
@@ -64,6 +69,8 @@ class Plain:
 
     decide: Decide | None = None
     tap: Tap | None = None
+    count: Count | None = None
+    effort: float = 0.0
 
     def begin(self, step: int, micro: int, done: float, size: int) -> None:
         """Nothing to prepare."""
@@ -263,7 +270,8 @@ def _loss(
     with autocast:
         wanted, tokens = (None, None) if teacher is None else teacher(images)
         seen = shrink_images(images, side) if side else images
-        logits = wrapped(seen, hooks.decide, hooks.tap, None if streams is None else streams.watch, trim=True)
+        watch = None if streams is None else streams.watch
+        logits = wrapped(seen, hooks.decide, hooks.tap, watch, hooks.count, trim=True, effort=hooks.effort)
     loss = task_loss(
         logits,
         labels,

@@ -13,6 +13,7 @@ from edgevit.util.limits import IMAGE_SIDE, SEED, SETTINGS_BYTES, THREADS
 from edgevit.util.text import listed, read_toml
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Gates = Literal["learned", "measured"]
 # The most that a number may be: beyond is a slip of the hand, and would fail late, in memory or in time.
 MOST: dict[str, float] = {
     "epochs_joint": 100_000,
@@ -23,6 +24,7 @@ MOST: dict[str, float] = {
     "batch": 1_000_000,
     "accumulate": 1_000_000,
     "threshold_images": 10_000_000,
+    "gate_images": 10_000_000,
     "workers": THREADS.value,
     "seed": SEED.value,
     **dict.fromkeys(("rate_joint", "rate_recover", "gate_weight_rate", "gate_bias_rate", "skip_rate"), 1e30),
@@ -79,6 +81,9 @@ class TrainRecipe:
             by pruning (1 = no gates, 0 = no pruning).
         ramp: fraction of stage 1 over which budgets come down.
         groups: which samples share a gate's decision: batch, average N, random LO HI, recursive, halving, sample.
+        gates: how gates come about: `learned` by training, from stage 1 on; `measured` on the pruned model before stage
+            2, from what skipping each branch does to each of `gate_images` images.
+        gate_images: how many training images gates are measured on.
         gate_noise: scale of the logistic noise on gate logits, until the last fifth of stage 2.
         gate_bias: initial logit of every gate.
         gate_weight_rate: learning rate of gate weights.
@@ -116,6 +121,8 @@ class TrainRecipe:
     static_share: float = 0.85
     ramp: float = 0.8
     groups: str = "recursive"
+    gates: Gates = "learned"
+    gate_images: int = 512
     gate_noise: float = 1.0
     gate_bias: float = 2.0
     gate_weight_rate: float = 3e-3
@@ -171,7 +178,7 @@ def check(recipe: TrainRecipe) -> list[str]:
         for n in ("warmup", "teacher", "tokens", "static_share", "ramp", "ema", "label_smoothing", "crop_pct")
     }
     faults = [f"{n}: got {v:g}, allowed: 0 to 1" for n, v in shares.items() if not 0 <= v <= 1]
-    counts = {n: getattr(r, n) for n in ("batch", "accumulate", "threshold_images")}
+    counts = {n: getattr(r, n) for n in ("batch", "accumulate", "threshold_images", "gate_images")}
     faults += [f"{n}: got {v}, allowed: 1 or more" for n, v in counts.items() if v < 1]
     positive = {n: getattr(r, n) for n in ("rate_joint", "rate_recover", "temperature", "clip")}
     faults += [f"{n}: got {v:g}, allowed: above 0" for n, v in positive.items() if not v > 0]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.control import GateControl, GateSettings
 from edgevit.compress.gate.subgroups import parse_groups
-from edgevit.compress.gate.threshold import fixed_macs
+from edgevit.compress.gate.threshold import fixed_macs, moved
 from edgevit.compress.prune.control import MaskControl, MaskSettings
 from edgevit.compress.prune.plan import PrunePlan, check_reached, planned_spec
+from edgevit.compress.tokens.control import TokenControl
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.recipe import TrainRecipe
 from edgevit.errors import TrainingError
 from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.spec import ProgramSpec
 from edgevit.torch_form.layers import Tap
-from edgevit.torch_form.vit import Decide, Vit
+from edgevit.torch_form.vit import Count, Decide, Vit
 
 TIGHTER = 0.98
 SETTLED = 0.8  # of the last stage: gates learn no more
@@ -29,7 +33,7 @@ def gate_settings(recipe: TrainRecipe, *, joint: bool) -> GateSettings:
         seed=recipe.seed,
         noise=recipe.gate_noise,
         # Gates go on learning in the next stage; only at the end do weights get used to what a device decides.
-        noise_until=1.0 if joint else SETTLED,
+        noise_until=1.0 if joint else 0.0 if recipe.gates == "measured" else SETTLED,
         stiffness=recipe.stiffness,
         price_rate=recipe.price_rate,
         price_limit=recipe.price_limit,
@@ -37,7 +41,7 @@ def gate_settings(recipe: TrainRecipe, *, joint: bool) -> GateSettings:
 
 
 class StageHooks:
-    """The hooks of one stage: gates (by the recipe, or by `gates`), masks or both, and the ramp of their budgets."""
+    """The hooks of one stage: gates (by the recipe, or by `gates`), masks, merges, and the ramp of their budgets."""
 
     def __init__(
         self,
@@ -58,13 +62,23 @@ class StageHooks:
         self.masks = MaskControl(model, MaskSettings(), mean=world.mean) if prunes else None
         self.decide: Decide | None = self.gates.decide if self.gates else None
         self.tap: Tap | None = self.masks.tap if self.masks else None
+        adaptive = model.spec.adaptive
+        self.tokens = TokenControl(model.spec, budgets.merged, mean=world.mean) if adaptive else None
+        self.count: Count | None = self.tokens.count if self.tokens else None
         self.planned = 0
         self._recost()
 
+    @property
+    def effort(self) -> float:
+        return 0.0 if self.tokens is None else self.tokens.effort
+
     def static_now(self, done: float) -> float:
-        """Return the all-open MACs allowed at a point of the stage: a cubic ramp (Zhu and Gupta, arXiv 1710.01878)."""
+        """Return the all-open MACs allowed at a point of the stage: a cubic ramp (Zhu and Gupta, arXiv 1710.01878).
+
+        It begins at what merging tokens leaves, which is there from the first step.
+        """
         left = max(0.0, 1 - done / self.recipe.ramp) if self.recipe.ramp else 0.0
-        return self.budgets.static + (1 - self.budgets.static) * left**3
+        return self.budgets.static + (self.budgets.merged - self.budgets.static) * left**3
 
     def expected_now(self, done: float) -> float:
         """Return the expected MACs allowed at a point of the stage: a linear ramp of the gates' part."""
@@ -96,7 +110,10 @@ class StageHooks:
                 self._recost()
         if self.gates is not None:
             figures |= self.gates.update()
-        return figures | {"static_macs": total_macs(self.now) / self.dense_macs}
+        if self.tokens is not None:
+            self.tokens.update()
+            self._recost()
+        return figures | {"static_macs": total_macs(self.now, left=self.left) / self.dense_macs}
 
     def finish(self) -> PrunePlan:
         """Return the plan at the final budget, tightened until a memory budget is met too; nothing comes back any more.
@@ -126,7 +143,7 @@ class StageHooks:
         Raises:
             BudgetError: far less is left than was asked for, or all attention or all FFNs are gone.
         """
-        asked = self.budgets.static * self.dense_macs
+        asked = self._left(self.budgets.static) * total_macs(self.spec)
         reduced = planned_spec(self.spec, plan)
         if self.budgets.fits is not None:  # memory may ask for less
             asked = min(asked, total_macs(reduced))
@@ -137,6 +154,7 @@ class StageHooks:
             "gates": None if self.gates is None else self.gates.state(),
             "masks": None if self.masks is None else self.masks.state(),
             "planned": self.planned,
+            "tokens": None if self.tokens is None else self.tokens.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -144,6 +162,8 @@ class StageHooks:
             self.gates.restore(state["gates"])
         if self.masks is not None:
             self.masks.restore(state["masks"])
+        if self.tokens is not None:
+            self.tokens.restore(state["tokens"])
         self.planned = state["planned"]
         self._recost()
 
@@ -157,9 +177,20 @@ class StageHooks:
             return {}
         return {self.spec.branches[i].name: rate for i, rate in self.gates.opened.items() if i not in self.gates.dead}
 
+    @property
+    def left(self) -> np.ndarray | None:
+        """Return mean patch tokens after every point where their number follows the image."""
+        return None if self.tokens is None or self.tokens.left is None else self.tokens.left.round()
+
+    def settled(self, spec: ProgramSpec) -> ProgramSpec:
+        """Return the spec with thresholds that decide as the controllers left it at the end of the stage."""
+        shifted = spec if self.gates is None else moved(replace(spec, merges=()), self.gates.shift or 0.0)
+        return replace(shifted, merges=moved(spec, self.effort).merges)
+
     def _left(self, static: float) -> float:
         """Return the part of this model's own MACs that is `static` of the dense model's."""
-        return min(1.0, static * self.dense_macs / total_macs(self.spec))
+        own = self.budgets.merged if self.spec.adaptive else total_macs(self.spec) / self.dense_macs
+        return min(1.0, static / own)
 
     def _recost(self) -> None:
         """Take the masks of the moment into the structure and the costs."""
@@ -167,5 +198,5 @@ class StageHooks:
         if self.gates is None:
             return
         dead = frozenset(i for i, b in enumerate(now.branches) if b.removed)
-        costs = [m / self.dense_macs for m in macs_by_branch(now)]
-        self.gates.set_costs(fixed_macs(now) / self.dense_macs, costs, dead)
+        costs = [m / self.dense_macs for m in macs_by_branch(now, left=self.left)]
+        self.gates.set_costs(fixed_macs(now, self.left) / self.dense_macs, costs, dead)

@@ -15,7 +15,8 @@ from edgevit.compress.training.recipe import TrainRecipe
 from edgevit.errors import TrainingError
 from edgevit.images.labelled import LabelledSet, check_labels, hold_out, subset
 from edgevit.program.program import Program
-from edgevit.program.spec import ProgramSpec
+from edgevit.program.spec import MergeSpec, ProgramSpec
+from edgevit.program.tokens import with_merges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Training:
         device: where to compute.
         world: the processes.
         teacher_cache: a folder that keeps the teacher's outputs for other runs with the same views.
+        merges: the plan by which tokens merge, in training and in the result; `dense` has none.
+        shifts: arrays of its points.
         notes: what else the budgets come from, such as `memory`; a run that is resumed must have the same.
     """
 
@@ -45,6 +48,14 @@ class Training:
     world: World = World()
     teacher_cache: Path | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    merges: tuple[MergeSpec, ...] = ()
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def with_merges(self, program: Program) -> Program:
+        """Return `dense`, or what was made of its weights, with the plan of merges."""
+        if not self.merges:
+            return program
+        return program.with_weights(self.shifts, with_merges(program.spec, self.merges))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

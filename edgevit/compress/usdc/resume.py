@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgevit.errors import OutputError, ProgramError, TrainingError
 from edgevit.program.original import weights_digest
 from edgevit.program.program import Program, check_spec, expected_shapes
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import write_plan
 from edgevit.util import atomic, strict_json
 from edgevit.util.ownership import Kind
 
@@ -94,6 +96,7 @@ def facts_of(job: Training) -> dict[str, str]:
         "data": f"{len(job.data)} images, digest {job.data.digest[:16]}",
         "expected MACs": f"{job.budgets.expected:.6g}",
         "static MACs": f"{job.budgets.static:.6g}",
+        **({"tokens": write_plan(replace(job.dense.spec, merges=job.merges))} if job.merges else {}),
         **job.notes,
         **{f"recipe {k}": str(v) for k, v in numbers.items() if k not in FREE},
     }

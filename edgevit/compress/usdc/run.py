@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgevit import __version__
 from edgevit.compress.training import checkpoint
-from edgevit.compress.training.batches import Batches
+from edgevit.compress.training.batches import Batches, evaluation
 from edgevit.compress.training.head import fit_head, is_new
 from edgevit.compress.training.log import Log
 from edgevit.compress.training.loop import StageSettings, fit, stage_steps
@@ -23,9 +25,11 @@ from edgevit.compress.usdc.hooks import StageHooks
 from edgevit.compress.usdc.inputs import HeldOut, Training, batches_of, check_inputs, split_data
 from edgevit.compress.usdc.resume import CHECKPOINT, STAGES, facts_of, find_state, program_of
 from edgevit.compress.usdc.stages import stage_settings
-from edgevit.images.labelled import LabelledSet
+from edgevit.images.labelled import LabelledSet, subset
 from edgevit.program.original import original_of, weights_digest, with_original
 from edgevit.program.program import Program, save_program
+from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import write_plan
 from edgevit.torch_form.vit import Vit
 from edgevit.util import strict_json
 from edgevit.util.progress import Say
@@ -80,6 +84,11 @@ class Run:
             return job.dense
         self.say("the head is new: it is fitted to the features first, so that importance says something")
         return fit_head(job.dense, self.trained, job.recipe.seed)
+
+    def gate_images(self) -> np.ndarray:
+        """Return the training images that gates are measured on, uint8 `[n, height, width, 3]`."""
+        chosen = np.random.default_rng([*b"gates", self.job.recipe.seed]).permutation(len(self.trained))
+        return evaluation(subset(self.trained, chosen[: self.job.recipe.gate_images]), self.job.dense.spec.image)[0]
 
     def due(self, stage: str) -> bool:
         """Return whether a stage is asked for and not over yet."""
@@ -204,7 +213,7 @@ def finish(run: Run, program: Program) -> Program:
             f"warning: {len(unreadable)} images to train on cannot be read, others stood in (first: {unreadable[0]})"
         )
     if job.budgets.compresses or job.dense.spec.compressed:
-        program = with_original(program, original_of(job.dense, _step(job)))
+        program = with_original(program, original_of(job.dense, _step(job, program.spec)))
     if job.world.main:
         save_program(program, job.folder / "program", force=True)
     return program
@@ -224,9 +233,10 @@ def _origin(job: Training) -> dict[str, str]:
     }
 
 
-def _step(job: Training) -> str:
+def _step(job: Training, spec: ProgramSpec) -> str:
     """Return what the training did to the given model, in a sentence."""
+    merging = f", tokens merged at {write_plan(spec)}" if spec.merges else ""
     return (
         f"trained to {job.budgets.expected:.0%} of its MACs expected and {job.budgets.static:.0%} loaded, on "
-        f"{Path(job.data.source).name} (edgevit {__version__})"
+        f"{Path(job.data.source).name}{merging} (edgevit {__version__})"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.fold import fold_constant
+from edgevit.compress.gate.initial import initial_gates
 from edgevit.compress.gate.threshold import calibrate_thresholds, check_spent
 from edgevit.compress.prune.plan import PrunePlan
 from edgevit.compress.prune.shrink import leave_biases, shrink
@@ -27,11 +28,12 @@ from edgevit.torch_form.vit import Vit
 from edgevit.util.progress import Say
 
 MEAN_IMAGES = 256
+SPREAD = 2.0  # how decided measured gates are; only their order counts
 
 
 def prepare(dense: Program, budgets: Budgets, images: np.ndarray, recipe: TrainRecipe) -> Program:
     """Return what stage 1 begins with: where gates have a budget, with open ones and mean outputs as skip rows."""
-    if not budgets.gates:
+    if not budgets.gates or recipe.gates == "measured":
         return dense
     gated = attach_gates(dense)
     means = mean_outputs(Vit(dense).eval().requires_grad_(False), batches(dense.spec, images))
@@ -40,6 +42,19 @@ def prepare(dense: Program, budgets: Budgets, images: np.ndarray, recipe: TrainR
         if branch.gate is not None:
             new[f"{branch.name}.gate.bias"] = np.full(1, recipe.gate_bias, np.float32)
     return gated.with_weights(new)
+
+
+def measure_gates(program: Program, dense_macs: int, budgets: Budgets, images: np.ndarray) -> Program:
+    """Return the pruned Program with gates that follow what skipping each branch does to each of uint8 `images`.
+
+    They open where the logits would move far for the MACs saved. With one threshold for all that is how a mean budget
+    is spent with the least loss, so gates do not learn any more; weights get used to them.
+    """
+    if not budgets.gates or program.spec.gated:
+        return program
+    gated = attach_gates(program)
+    own = total_macs(gated.spec)
+    return initial_gates(gated, images, min(budgets.expected * dense_macs / own, 1.0), SPREAD)
 
 
 def apply_prune_plan(model: Vit, plan: PrunePlan) -> Program:
@@ -51,12 +66,13 @@ def apply_prune_plan(model: Vit, plan: PrunePlan) -> Program:
 def prune_trained(model: Vit, hooks: StageHooks, say: Say) -> Program:
     """Return the trained model with only the units that its masks left, checked against the budget from both sides."""
     if hooks.masks is None:
-        return model.to_program()
+        return model.to_program(hooks.settled(model.spec))
     plan = hooks.finish()
     note = hooks.reached(plan)
     if note:
         say(f"warning: {note}")
-    return apply_prune_plan(model, plan)
+    program = apply_prune_plan(model, plan)
+    return replace(program, spec=hooks.settled(program.spec))
 
 
 def set_thresholds(program: Program, dense_macs: int, budgets: Budgets, images: np.ndarray, say: Say) -> Program:
@@ -65,7 +81,7 @@ def set_thresholds(program: Program, dense_macs: int, budgets: Budgets, images: 
     Raises:
         BudgetError: the gates cannot come near it.
     """
-    if not program.spec.gated:
+    if not (program.spec.gated or program.spec.adaptive):
         return program
     own = total_macs(program.spec)
     left = min(budgets.expected * dense_macs / own, 1.0)

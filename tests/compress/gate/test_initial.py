@@ -26,6 +26,25 @@ def test_the_loss_of_a_skip_is_that_of_the_model_with_the_gate_closed() -> None:
             np.testing.assert_allclose(losses[:, index], kl, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", ["1:4,2:3", "1:0-6@0.3,2:0-4@0.3"])
+def test_a_skip_is_measured_with_tokens_merged(tokens: str) -> None:
+    """Merges follow what the skip changed, and what gates read is weighed as they read it."""
+    program = tiny_program(depth=3, gated=True, prefix=0, skip=True, tokens=tokens)
+    images = tiny_images(program.spec, 6)
+    skips, model = measure_skips(program, images), Vit(program)
+    batch = batches(program.spec, images)[0]
+    read: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        dense = model(batch, lambda i, x: read.setdefault(i, model.gate_logit(program.spec.branches[i], x)) * 0 + 1)
+        for index in range(6):
+            closed = model(batch, lambda i, x, index=index: torch.full((len(x),), float(i != index))).log_softmax(-1)
+            kl = (dense.softmax(-1) * (dense.log_softmax(-1) - closed)).sum(-1)
+            np.testing.assert_allclose(skips.losses[:, index], kl, atol=1e-5)
+    name = "b02_ffn.gate"
+    logit = skips.inputs[:, 5] @ program.weights[f"{name}.weight"] + program.weights[f"{name}.bias"]
+    np.testing.assert_allclose(logit, read[5], atol=1e-3)
+
+
 def test_what_a_gate_reads_is_what_its_logit_is_made_of() -> None:
     program = tiny_program(depth=2, gated=True, skip=True)
     images = tiny_images(program.spec, 5)

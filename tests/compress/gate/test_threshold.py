@@ -6,9 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgevit.compress.gate.threshold import calibrate_thresholds, check_spent, expected_macs, fixed_macs, open_rates
+from edgevit.compress.gate.threshold import (
+    calibrate_thresholds,
+    check_spent,
+    expected_macs,
+    fixed_macs,
+    image_macs,
+    moved,
+    open_rates,
+    usage,
+)
 from edgevit.errors import BudgetError
-from edgevit.program.macs import macs_by_branch, total_macs
+from edgevit.program.macs import macs_by_branch, run_macs, total_macs
 from edgevit.program.program import Program
 from tests.tiny import tiny_images, tiny_program
 
@@ -116,3 +125,31 @@ def test_decisions_do_not_depend_on_the_batch() -> None:
     alone = np.concatenate([open_rates(program, images[i : i + 1]) for i in range(20)])
     np.testing.assert_array_equal(together, alone)
     assert 0 < together.mean() < 1
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_merges_move_with_the_gates_as_effort_moves_them(gated: bool) -> None:
+    """The budget is met by one shift of everything, and effort 0 is then what that effort was."""
+    program = tiny_program(gated=gated, skip=gated, depth=4, image=(64, 64), tokens="1:0-27@0.8,2:0-17@0.8")
+    images = tiny_images(program.spec, 24)
+    low, high = (usage(program, images, effort) for effort in (-20, 20))
+    ends = [expected_macs(program.spec, *use) / total_macs(program.spec) for use in (low, high)]
+    assert ends[1] > 0.95 and ends[0] < ends[1] - 0.2
+    budget = sum(ends) / 2
+    shifted = calibrate_thresholds(program, images, budget)
+    use = usage(shifted, images)
+    assert expected_macs(shifted.spec, *use) / total_macs(program.spec) == pytest.approx(budget, abs=0.03)
+    shift = (shifted.spec.merges[0].threshold or 0.0) - 0.8
+    assert shift != 0
+    for branch in shifted.spec.branches:
+        assert branch.gate is None or branch.gate.threshold == pytest.approx(-10 * shift)
+    assert moved(moved(program.spec, 0.5), -0.5).merges[1].threshold == pytest.approx(0.8)
+    again = usage(program, images, 10 * shift)
+    assert np.array_equal(again.ran, use.ran) and np.array_equal(again.left, use.left)
+
+
+def test_every_image_costs_what_ran_for_it() -> None:
+    program = tiny_program(gated=True, skip=True, depth=4, tokens="1:0-6@0.3,2:0-4@0.3")
+    use = usage(program, tiny_images(program.spec, 20, seed=3))
+    wanted = [run_macs(program.spec, ran, left) for ran, left in zip(*use, strict=True)]
+    assert image_macs(program.spec, *use).tolist() == wanted and len(set(wanted)) > 2

@@ -169,3 +169,27 @@ def test_state_comes_back() -> None:
     assert one.gates is not None
     assert other.gates is not None
     assert (other.gates.costs, other.gates.dead) == (one.gates.costs, one.gates.dead)
+
+
+def test_pruning_begins_at_what_tokens_leave_and_thresholds_settle() -> None:
+    """Merges that follow the image cost what they leave on average; a stage ends with the controllers' shifts."""
+    dense = tiny_program(**SHAPE)
+    planned = tiny_program(**SHAPE, tokens="1:0-6@0.3,2:0-4@0.3")
+    budgets = Budgets(expected=0.45, static=0.6, merged=0.8)
+    prepared = prepare(planned, budgets, tiny_images(dense.spec, 8), RECIPE)
+    hooks = StageHooks(Vit(prepared), dense.spec, budgets, RECIPE, World(), joint=True)
+    assert (hooks.static_now(0.0), hooks.static_now(1.0)) == (0.8, pytest.approx(0.6))
+    assert hooks.count is not None and hooks.gates is not None and hooks.tokens is not None
+    hooks.count(torch.tensor([[10.0, 8.0]]))
+    hooks.update(0, 0.0)
+    left = np.array([10, 8])
+    whole = total_macs(dense.spec)
+    assert list(hooks.gates.costs) == [m / whole for m in macs_by_branch(prepared.spec, left=left)]
+    assert hooks.gates.fixed == fixed_macs(prepared.spec, left) / whole
+    hooks.tokens.effort, hooks.gates.shift = 1.5, 0.25
+    settled = hooks.settled(prepared.spec)
+    assert [p.threshold for p in settled.merges] == pytest.approx([0.45, 0.45])
+    assert {b.gate.threshold for b in settled.branches if b.gate} == {-0.25}
+    other = StageHooks(Vit(prepared), dense.spec, budgets, RECIPE, World(), joint=True)
+    other.restore(hooks.state())
+    assert (other.effort, other.left is not None and other.left.tolist()) == (1.5, [10.0, 8.0])
