@@ -59,7 +59,7 @@ def _measured(bundle: Bundle, request: dict[str, Any], folder: Path) -> dict[str
         threads=request["threads"],
         cpus=None if request["cpus"] is None else tuple(request["cpus"]),
         baselines=tuple(request.get("baselines", ())),
-        effort=request["effort"],
+        effort=request.get("effort"),
     )
     return {"measurement": strict_json.to_data(measure_here(asked))}
 

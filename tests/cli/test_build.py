@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ import pytest
 from PIL import Image
 
 from edgevit import errors
+from edgevit.build.points import PointTime
 from edgevit.cli import main
+from edgevit.cli.build import _points
+from edgevit.pipeline import Built
 from edgevit.program.program import load_program, save_program
 from edgevit.program.tokens import write_plan
+from edgevit.schema.claims import Fraction
+from edgevit.schema.points import OperatingPoint, PointName
+from tests.bundles import sample_manifest
 from tests.tiny import tiny_images, tiny_program
 
 TARGET = "x86-64-onnxruntime"
@@ -458,3 +465,24 @@ def test_every_runtime_merges_where_pruning_is_not_asked_for(
         assert not told.err
         size.append(json.loads(told.out)["model_bytes"])
     assert size[0] > size[1]  # merged tokens have no weights
+
+
+NAMED: tuple[tuple[float, PointName], ...] = ((-2.0, "fastest"), (-2.0, "fast"), (0.0, "balanced"))
+
+
+def test_points_tell_what_they_cost_and_take_and_which_are_one() -> None:
+    share = Fraction(hits=9, images=10, value=0.9, low=0.6, high=1.0)
+    points = tuple(
+        OperatingPoint(effort=effort, name=name, macs=2e6, worst_macs=2, branches=4.0, images=10, agreement=share)
+        for effort, name in NAMED
+    )
+    manifest = replace(sample_manifest(tiny_program(gated=True)), points=points)
+    times = (PointTime(effort=-2.0, mean_ms=1.25, most_ms=1.5),)
+    built = Built(folder=Path("b"), archive=Path("b.zip"), manifest=manifest, times=times)
+    assert list(_points(built)) == [
+        "fastest (effort -2): 2 M MACs, 1.25 ms (at most 1.50), 90.0% as the float model",
+        "fast (effort -2): 2 M MACs, 1.25 ms (at most 1.50), 90.0% as the float model",
+        "balanced (effort 0): 2 M MACs, 90.0% as the float model",
+        "ms: CPU time on this machine, every image run once; edgevit profile measures a device",
+        "fastest and fast are one point: effort leaves no cheaper one that keeps as many answers.",
+    ]
