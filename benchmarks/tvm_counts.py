@@ -167,15 +167,14 @@ def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool) ->
 
 def run(compiled: Compiled, isa: Any, arch: str, qemu_cpu: str, core: Core, folder: Path) -> tuple[KernelCount, ...]:
     """Run every kernel once in the emulator; folder is a scratch one."""
-    from tvm import IRModule, compile
-    from tvm.target import Target as Compiler
+    from edgevit.backends.tvm.compile.passes import compile_kernels
 
     mca = find_mca()
     if mca is None:
         raise click.ClickException(missing())
     lines = (f"KERNEL({symbol}, {_parameters(function)})" for symbol, function in compiled.functions.items())
     (folder / "kernels.h").write_text("\n".join(lines) + "\n", encoding="ascii")
-    made = compile(IRModule(compiled.functions), target=Compiler(dict(isa.target)))
+    made = compile_kernels(compiled.functions, isa.target)
     made.mod.write_to_file(str(folder / "kernels.o"))
     shutil.copy(HERE / "tvm_counts.c", folder)
     plugin = folder / "count.so"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tvm
 import tvm_ffi
 
 from edgevit.backends.tvm.codegen.schedules import ISAS, Isa, isa
+from edgevit.backends.tvm.compile.passes import compile_kernels
 from edgevit.backends.tvm.run.runner import aligned
 from edgevit.measure.environment import cpu_flags
 
@@ -31,8 +31,7 @@ def call(function: Any, *arrays: np.ndarray, isa: Isa = AVX2) -> Any:
 
 def kernel(function: Any, isa: Isa = AVX2) -> Any:
     """Compile `function`."""
-    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    return tvm.compile(module, target=tvm.target.Target(dict(isa.target)))["kernel"]
+    return compile_kernels({"kernel": function}, isa.target)["kernel"]
 
 
 def matrix(memory: np.ndarray, place: Any) -> np.ndarray:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 
 from edgevit.backends.tvm.codegen.schedules import Isa
+from edgevit.backends.tvm.compile.passes import compile_kernels
 from edgevit.backends.tvm.run.process import SYSROOT
 from edgevit.util.machines import emulator_path
 from tests.absent import unavailable
@@ -63,8 +63,7 @@ def require() -> str:
 def call(function: Any, memory: np.ndarray, values: np.ndarray, isa: Isa, cpu: str, folder: Path) -> None:
     """Compile a kernel over an arena and weights, run it on `cpu`, and put what it made of the arena into `memory`."""
     emulator = require()
-    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    tvm.compile(module, target=tvm.target.Target(dict(isa.target))).mod.write_to_file(str(folder / "kernel.o"))
+    compile_kernels({"kernel": function}, isa.target).mod.write_to_file(str(folder / "kernel.o"))
     (folder / "main.c").write_text(MAIN)
     command = [COMPILER, "-O1", "-o", "run", "main.c", "kernel.o"]
     subprocess.run(command, check=True, cwd=folder, timeout=60)

@@ -34,15 +34,38 @@ def rounded(value: Any, lanes: int) -> Any:
 
 def narrowed(code: Code, vectors: Sequence[Any], stored: str = "uint8") -> Any:
     """Return four int32 vectors as one of bytes, clipped, in words: float32 of as many lanes."""
-    lanes = int(vectors[0].ty.dtype.lanes)
+    packed = bits(f"float32x{_lanes(vectors)}", _by_parts(code, vectors, stored))
+    lanes = _lanes(vectors)
+    if lanes == WORD:
+        return packed
+    # A part has a word of each vector.
+    return lanes_of(code.let(packed), *(WORD * (i % (lanes // WORD)) + i // (lanes // WORD) for i in range(lanes)))
+
+
+def columns_of(code: Code, rows: Sequence[Any]) -> Any:
+    """Return four int32 vectors as a word of each of their lanes, of bytes, clipped: float32 of as many lanes."""
+    lanes = _lanes(rows)
+    # A part has four bytes of each row.
+    order = [
+        part + WORD * row + column
+        for part in range(0, WORD * lanes, 16)
+        for column in range(WORD)
+        for row in range(WORD)
+    ]
+    return bits(f"float32x{lanes}", lanes_of(_by_parts(code, rows, "int8"), *order))
+
+
+def _lanes(vectors: Sequence[Any]) -> int:
+    return int(vectors[0].ty.dtype.lanes)
+
+
+def _by_parts(code: Code, vectors: Sequence[Any], stored: str) -> Any:
+    """Return four int32 vectors as one of bytes; registers are narrowed by parts of 16 bytes."""
+    lanes = _lanes(vectors)
     pairs = [
         code.let(instruction(f"int16x{2 * lanes}", _TO_16[lanes], *vectors[i : i + 2])) for i in range(0, GROUP, 2)
     ]
-    packed = bits(f"float32x{lanes}", code.let(instruction(f"{stored}x{WORD * lanes}", _TO_8[stored][lanes], *pairs)))
-    if lanes == WORD:
-        return packed
-    # Registers are narrowed by parts of 16 bytes: a part has a word of each vector.
-    return lanes_of(code.let(packed), *(WORD * (i % (lanes // WORD)) + i // (lanes // WORD) for i in range(lanes)))
+    return code.let(instruction(f"{stored}x{WORD * lanes}", _TO_8[stored][lanes], *pairs))
 
 
 def put_vectors(

@@ -18,6 +18,7 @@ from tvm import relax
 from edgevit.backends.tvm.compile.clib import link
 from edgevit.backends.tvm.compile.clib.source import Library
 from edgevit.backends.tvm.compile.emit import Lowered
+from edgevit.backends.tvm.compile.passes import PIPELINE
 from edgevit.backends.tvm.compile.toolchain import Toolchain, toolchain
 from edgevit.backends.tvm.run.canary import INSTALL, versions
 from edgevit.backends.tvm.run.runner import (
@@ -57,7 +58,7 @@ def build(lowered: Lowered) -> Any:
         ]
     )
     target = tvm.target.Target(dict(lowered.isa.target))
-    return relax.build(lowered.module, target, relax_pipeline=passes)
+    return relax.build(lowered.module, target, relax_pipeline=passes, tir_pipeline=PIPELINE)
 
 
 def manifest(lowered: Lowered) -> Manifest:

@@ -214,13 +214,13 @@ def chosen(table: Mapping[Product, Tile]) -> Choose:
 
 def kernel(isa: Isa, shape: Product, tile: Tile) -> Run:
     """Compile one product and return a call of it on random values."""
-    import tvm
     import tvm_ffi
+
+    from edgevit.backends.tvm.compile.passes import compile_kernels
 
     rng = np.random.default_rng(0)
     function, arena, weights = _float(isa, shape, tile, rng) if shape.dot is None else _int8(isa, shape, tile, rng)
-    module = tvm.IRModule({"product": function.with_attr("global_symbol", "product")})
-    compiled: Any = tvm.compile(module, target=tvm.target.Target(dict(isa.target)))["product"]
+    compiled: Any = compile_kernels({"product": function}, isa.target)["product"]
     memory, values = aligned((arena.size,), np.float32), aligned((weights.size,), np.float32)
     memory[:], values[:] = rng.standard_normal(arena.size), weights
     arguments = [tvm_ffi.from_dlpack(array) for array in (memory, values)]

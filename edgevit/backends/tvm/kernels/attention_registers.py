@@ -29,14 +29,16 @@ from edgevit.backends.tvm.codegen.code import (
     smaller,
     splat,
     to_float,
+    whole,
 )
 from edgevit.backends.tvm.codegen.dots import Dot, _Spread
 from edgevit.backends.tvm.codegen.integers import STEPS, WORD, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
-from edgevit.backends.tvm.codegen.narrow import GROUP, narrowed, rounded
+from edgevit.backends.tvm.codegen.narrow import GROUP, columns_of, narrowed, rounded
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
+    each,
     parts,
     row_tiles,
     row_units,
@@ -66,6 +68,18 @@ def fits(isa: Isa, heads: Heads, dot: Dot) -> bool:
 def score_rows(isa: Isa, vectors: int) -> int:
     """Return query rows whose scores fit the registers together, each with a broadcast, and one column of keys."""
     return max(min((isa.registers - 2) // (vectors + 1), MOST_ROWS), 1)
+
+
+def widths(most: int) -> tuple[int, ...]:
+    """Return the numbers of vectors of keys that there is code for where keys are known only when it runs."""
+    return tuple(sorted({-(-most * quarters // 4) for quarters in (2, 3, 4)}))
+
+
+def _least_fitting(wanted: Any, there_are: tuple[int, ...]) -> Any:
+    found: Any = integer(there_are[-1])
+    for width in reversed(there_are[:-1]):
+        found = tirx.Select(wanted <= integer(width), integer(width), found)
+    return found
 
 
 def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scratch:
@@ -113,9 +127,10 @@ def attention(
     with team(code, threads) as phase, code.loop(heads.count) as head:
         kernel = _InRegisters(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
         kernel.isa, kernel.keys, kernel.queries = isa, keys, queries
+        most = work.keys.scale.width // LANES
+        kernel.vectors = most if keys is None else code.let(_least_fitting(units_of(keys, LANES), widths(most)))
         with phase():
-            units = work.keys.scale.width // LANES
-            with shared(code, threads, units, units_of(keys, LANES)) as part:
+            with shared(code, threads, most, None if keys is None else kernel.vectors) as part:
                 kernel.work = work.of(part)
                 with code.loop(part.end - part.first) as index:
                     kernel.pack_block(part.first + index)
@@ -127,9 +142,10 @@ def attention(
 
 
 class _InRegisters(Attention):
-    """One head."""
+    """One head; of keys, so many `vectors` are multiplied with."""
 
     isa: Isa
+    vectors: Any
 
     def pack_block(self, block: Any) -> None:
         """Pack a block of keys as columns; behind the last one come copies of it, whose scores are masked."""
@@ -153,6 +169,60 @@ class _InRegisters(Attention):
                 total.set(self._add(total.value, halves, words))
         start = tirx.Broadcast(integer(0), LANES) - total.value
         code.store_vector(self.memory, keys.start.offset + block * LANES, bits(f"float32x{LANES}", start), LANES)
+
+    def pack_values(self) -> None:
+        """Pack four vectors of columns together, so that the largest of one is not waited for."""
+        for group in range(self.heads.stride // (GROUP * LANES)):
+            with each(self.code, self.threads, 1):
+                self._pack_columns(group * GROUP)
+
+    def _pack_columns(self, first: int) -> None:
+        """Pack four vectors from number `first` on."""
+        code, value, values = self.code, self.heads.value, self.work.values
+        rows = value.rows if self.keys is None else self.keys
+        source = value.offset + self.column + first * LANES
+
+        def load_at(row: Any, v: int) -> Any:
+            return load_vector(self.memory, source + row * value.stride + v * LANES, LANES)
+
+        largest = [code.register(splat(TINY, LANES)) for _ in range(GROUP)]
+        with code.loop(rows) as row:
+            for v, cell in enumerate(largest):
+                cell.set(tirx.max(cell.value, tirx.abs(load_at(row, v))))
+        tops = [code.let(cell.value) for cell in largest]
+        inverses = [code.let(splat(float(self.limit), LANES) / top) for top in tops]
+        for v, top in enumerate(tops):
+            place = values.scale.offset + (first + v) * LANES
+            code.store_vector(self.memory, place, top * splat(1 / self.limit, LANES), LANES)
+
+        def words(row: Any, count: int, place: Any) -> None:
+            """A word of each column: of so many rows, and zeros behind them."""
+            none = tirx.Broadcast(integer(0), LANES)
+            for v, inverse in enumerate(inverses):
+                steps = [code.let(rounded(load_at(row + i, v) * inverse, LANES)) for i in range(count)]
+                packed = code.let(columns_of(code, [*steps, *[none] * (WORD - count)]))
+                code.store_vector(self.memory, self._value_place(first + v, place), packed, LANES)
+
+        full = whole(rows, WORD)
+        with code.loop(full) as index:
+            words(index * WORD, WORD, index)
+        for count in range(1, WORD):
+            if self.keys is None:
+                if rows % WORD == count:
+                    words(full * WORD, count, full)
+            else:
+                with code.when(rows - full * WORD == integer(count)):
+                    words(full * WORD, count, full)
+        for v in range(GROUP):
+            code.store_vector(self.memory, values.start.offset + (first + v) * LANES, splat(0.0, LANES), LANES)
+
+    def _value_place(self, vector: int, word: Any) -> Any:
+        """Return where a word of a vector of columns lies among the packed panels."""
+        values, width = self.work.values, self.tile.vectors
+        panel, within = divmod(vector, width)
+        there = min(width, self.heads.stride // LANES - panel * width)
+        base = values.words.offset + panel * width * LANES * (values.depth // WORD)
+        return base + (word * there + within) * LANES
 
     def _row_steps(self, source: Any, limit: int, place: Any, factor: float) -> list[Any]:
         """Return a token's head as int8 up to a limit, in words; store its largest value times `factor`."""
@@ -181,13 +251,11 @@ class _InRegisters(Attention):
     def rows(self, row: Any, block: Tile) -> None:
         there = self._there(row, block.rows)
         self._queries(row, block.rows if there is None else there)
-        most = self.work.keys.scale.width // LANES
-        if self.keys is None:
-            self._shares(block.rows, there, most)
+        if isinstance(self.vectors, int):
+            self._shares(block.rows, there, self.vectors)
         else:
-            vectors = self.code.let(units_of(self.keys, LANES))
-            for count in range(1, most + 1):
-                with self.code.when(vectors == integer(count)):
+            for count in widths(self.work.keys.scale.width // LANES):
+                with self.code.when(self.vectors == integer(count)):
                     self._shares(block.rows, there, count)
         self._values(row, block.rows, there)
 

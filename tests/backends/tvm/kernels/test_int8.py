@@ -15,8 +15,6 @@ from tests.backends.tvm.available import import_or_skip
 
 import_or_skip()
 
-import tvm  # noqa: E402
-
 from edgevit.backends.tvm.codegen.dots import (  # noqa: E402
     Dot,
     Maddubs,
@@ -45,6 +43,7 @@ from edgevit.backends.tvm.codegen.schedules import (  # noqa: E402
     isa,
     tuned,
 )
+from edgevit.backends.tvm.compile.passes import compile_kernels  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
 from edgevit.backends.tvm.kernels import int8  # noqa: E402
 from edgevit.backends.tvm.kernels.common import Epilogue  # noqa: E402
@@ -179,8 +178,7 @@ def test_every_instruction_set_uses_its_instruction(name: str, cpu: str | None, 
 
 
 def assembly(function: Any, isa: Isa) -> str:
-    module = tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")})
-    text: str = tvm.compile(module, target=tvm.target.Target(dict(isa.target))).mod.inspect_source("asm")
+    text: str = compile_kernels({"kernel": function}, isa.target).mod.inspect_source("asm")
     return text
 
 
