@@ -16,7 +16,7 @@ from edgevit.util.strict_json import dumps, write_atomic
 from tests.fuzz.campaign import FOUND, NATIVE, Campaign, fuzz
 from tests.fuzz.targets import MOST_BYTES, MOST_SECONDS, TARGETS
 
-NAMES = (*TARGETS, NATIVE)
+NAMES = (*TARGETS, *NATIVE)
 
 
 def merged(file: Path, done: Sequence[Campaign]) -> list[Campaign]:
@@ -33,7 +33,7 @@ def table(done: Sequence[Campaign]) -> str:
         "# Fuzzing",
         "",
         "`python -m tests.fuzz all --report reports/reference/fuzzing`. Coverage-guided, from seeds of every form that "
-        "a reader knows: Python readers by atheris, the C++ runner's reader of model.json by libFuzzer under "
+        "a reader knows: Python readers by atheris, those of the C++ runner (`-native`) by libFuzzer under "
         "AddressSanitizer and UndefinedBehaviorSanitizer. A fault is any exception but edgevit's own errors, more than "
         f"{MOST_SECONDS:g} CPU seconds for an input, more than {MOST_BYTES >> 20} MiB, or a finding of a sanitizer. "
         "Seconds are wall time, seeds and imports included; branches are those of the reader that ran, as libFuzzer "

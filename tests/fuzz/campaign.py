@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevit.backends.tvm.compile.native import SOURCE
+from edgevit.backends.tvm.compile.native import SOURCES
 from tests.fuzz.seeds import write_seeds
 from tests.fuzz.targets import MOST_BYTES, MOST_SECONDS
 
-NATIVE = "model-json-native"  # the C++ runner's reader of model.json
+# Readers of the C++ runner, by the file of their entry.
+NATIVE = {"model-json-native": "model_json.cc", "pictures-native": "pictures.cc"}
 COMPILER = "clang++-19"
 FOUND = Path(__file__).with_name("found")  # small inputs that found a fault once, by target
 MOST_MIB = MOST_BYTES >> 20
@@ -48,16 +49,18 @@ class Campaign:
     faults: tuple[str, ...]
 
 
-def compile_native(folder: Path) -> Path:
-    """The fuzzer of the C++ reader, under the sanitizers of memory and of undefined behaviour.
+def compile_native(name: str, folder: Path) -> Path:
+    """The fuzzer of a C++ reader, under the sanitizers of memory and of undefined behaviour.
 
     Raises:
         subprocess.CalledProcessError: it does not compile.
     """
-    program = folder / NATIVE
+    program = folder / name
     command = [COMPILER, "-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
-    command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-I", str(SOURCE.parent)]
-    command += [str(Path(__file__).with_name("model_json.cc")), "-o", str(program)]
+    command += ["-Wno-deprecated-declarations"]  # inside the C++ library
+    command += ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    command += [f"-I{place}" for place in sorted({str(source.parent) for source in SOURCES})]
+    command += [str(Path(__file__).with_name(NATIVE[name])), "-o", str(program), "-ldl"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return program
 
@@ -71,7 +74,7 @@ def fuzz(name: str, seconds: int, kept: Path, *, seed: int = 0, runs: int = -1) 
     """Fuzz a target for about so many seconds.
 
     Args:
-        name: of `TARGETS`, or NATIVE.
+        name: of `TARGETS` or NATIVE.
         seconds: of all processes together; one that finds a fault ends, and another takes the rest.
         kept: existing folder in which an input that was not to be is left.
         seed: of libFuzzer's choices; 0 takes the time of day.
@@ -83,7 +86,7 @@ def fuzz(name: str, seconds: int, kept: Path, *, seed: int = 0, runs: int = -1) 
     with tempfile.TemporaryDirectory() as temporary:
         work, corpus = Path(temporary), Path(temporary) / "corpus"
         corpus.mkdir()
-        write_seeds("model-json" if name == NATIVE else name, corpus)
+        write_seeds(name, corpus)
         largest = max(path.stat().st_size for path in corpus.iterdir())
         command = _command(name, work)
         while (left := int(begin + seconds - time.monotonic())) > 0 and len(faults) < MOST_FAULTS:
@@ -95,7 +98,7 @@ def fuzz(name: str, seconds: int, kept: Path, *, seed: int = 0, runs: int = -1) 
                 f"-max_len={max(4096, 2 * largest)}",
             ]
             options += ["-print_final_stats=1", f"-artifact_prefix={kept}/{name}-"]
-            done = _run([*command, *options])
+            done = _run([*command, *options], work)
             executions += _last(r"^stat::number_of_executed_units: +(\d+)", done) or _last(r"^#(\d+)\t", done)
             edges = max(edges, _last(r"^#\d+\t.*cov: (\d+)", done))
             inputs = max(inputs, _last(r"^#\d+\t.*corp: (\d+)", done))
@@ -113,17 +116,17 @@ def fuzz(name: str, seconds: int, kept: Path, *, seed: int = 0, runs: int = -1) 
 
 
 def _command(name: str, work: Path) -> list[str]:
-    if name == NATIVE:
+    if name in NATIVE:
         limits = [f"-timeout={MOST_SECONDS:.0f}", f"-rss_limit_mb={MOST_MIB}", f"-malloc_limit_mb={MOST_MIB}"]
-        return [str(compile_native(work)), *limits]
+        return [str(compile_native(name, work)), *limits]
     # The process itself ends what grows by MOST_MIB; this is for what never returns.
     limits = [f"-timeout={HANG_S}", f"-rss_limit_mb={4 * MOST_MIB}"]
     return [sys.executable, "-W", "ignore", "-m", "tests.fuzz.child", name, str(work), *limits]
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], temporary: Path) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     return subprocess.run(
         command, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT, env=environment
     )

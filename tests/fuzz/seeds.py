@@ -271,6 +271,12 @@ def _model_json(_: Path) -> Iterator[bytes]:
     yield strict_json.seal(dataclasses.replace(one, weights=(), files=(), threads=4)).encode()
 
 
+def _native_pictures(folder: Path) -> Iterator[bytes]:
+    """The forms that the C++ runner decodes, behind a byte that says how each becomes an input."""
+    forms = (raw for raw in _image(folder) if raw.startswith((b"\xff\xd8", b"\x89PNG", b"P6")))
+    yield from (bytes([7 * place % 72]) + raw for place, raw in enumerate(forms))
+
+
 def _zipped_folder(folder: Path) -> bytes:
     return _zipped({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
 
@@ -302,4 +308,6 @@ SEEDS: Mapping[str, Callable[[Path], Iterator[bytes]]] = {
     "report": _report,
     "device-file": _device,
     "model-json": _model_json,
+    "model-json-native": _model_json,
+    "pictures-native": _native_pictures,
 }
