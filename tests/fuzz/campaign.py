@@ -18,7 +18,11 @@ from tests.fuzz.seeds import write_seeds
 from tests.fuzz.targets import MOST_BYTES, MOST_SECONDS
 
 # Readers of the C++ runner, by the file of their entry.
-NATIVE = {"model-json-native": "model_json.cc", "runner-native": "runner_inputs.cc"}
+NATIVE = {
+    "model-json-native": "model_json.cc",
+    "runner-native": "runner_inputs.cc",
+    "pictures-native": "pictures.cc",
+}
 COMPILER = "clang++-19"
 FOUND = Path(__file__).with_name("found")  # small inputs that found a fault once, by target
 MOST_MIB = MOST_BYTES >> 20

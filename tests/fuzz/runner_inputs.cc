@@ -20,7 +20,8 @@ void read_image(const std::string& path) {
   edgevit::Manifest manifest{};
   manifest.height = manifest.width = kSide;
   std::vector<char> pixels(static_cast<size_t>(manifest.image_bytes()));  // one byte more would be told
-  edgevit::read_pixels(path, manifest, pixels.data());
+  const edgevit::Bundle none(path + ".nothing", manifest);  // so pictures have to be of the model's size
+  edgevit::read_image(path, manifest, none, pixels.data());
 }
 
 // Every run of a plan takes one of the images.

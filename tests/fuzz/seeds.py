@@ -323,6 +323,12 @@ def _runner_inputs(_: Path) -> Iterator[bytes]:
     yield b"o" + "\0".join(("folder", "images", "--plan", "file", "--help")).encode()
 
 
+def _native_pictures(folder: Path) -> Iterator[bytes]:
+    """The forms that the C++ runner decodes, behind a byte that says how each becomes an input."""
+    forms = (raw for raw in _image(folder) if raw.startswith((b"\xff\xd8", b"\x89PNG", b"P6")))
+    yield from (bytes([7 * place % 72]) + raw for place, raw in enumerate(forms))
+
+
 def _zipped_folder(folder: Path) -> bytes:
     return _zipped({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
 
@@ -359,4 +365,5 @@ SEEDS: Mapping[str, Callable[[Path], Iterator[bytes]]] = {
     "run-py": lambda folder: iter([(sample(folder) / "manifest.json").read_bytes()]),
     "model-json-native": _model_json,
     "runner-native": _runner_inputs,
+    "pictures-native": _native_pictures,
 }

@@ -93,7 +93,8 @@ def guide() -> Guide:
     linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
     made = {
         "lib/": "Apache-2.0",
-        # libstdc++ is linked into it.
-        "runner/native/runner": "Apache-2.0 AND (GPL-3.0-or-later WITH GCC-exception-3.1)",
+        # libstdc++ and stb_image are linked into it.
+        "runner/native/runner": "Apache-2.0 AND MIT AND (GPL-3.0-or-later WITH GCC-exception-3.1)",
+        "runner/source/stb_image.h": "MIT",
     }
     return Guide(licences=made, linking=linking)

@@ -58,7 +58,7 @@ class Native:
         )
 
     def run(self, folder: Path, image: Path, *, effort: float = 0.0, runs: int = 1, top: int = 1000) -> dict[str, Any]:
-        done = self.start(folder, image, "--effort", effort, "--runs", runs, "--top", top)
+        done = self.start(folder, image, "--json", "--effort", effort, "--runs", runs, "--top", top)
         assert done.returncode == 0, done.stderr
         return read(done)
 
@@ -132,8 +132,9 @@ def read(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def outputs(printed: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """All logits `[1, classes]` and gates of a printed line."""
+    """All logits `[1, classes]` and gates of a printed line, of an image or of a stream."""
     logits = np.empty((1, len(printed["top"])), dtype=np.float32)
-    for label, value in printed["top"]:
+    for row in printed["top"]:
+        label, value = (row["class"], row["score"]) if isinstance(row, dict) else row
         logits[0, label] = value
     return logits, np.array(printed["gates"], dtype=np.uint8)

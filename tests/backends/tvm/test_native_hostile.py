@@ -69,7 +69,7 @@ def bent(raw: bytes, rng: np.random.Generator) -> bytes:
 def test_what_it_takes_it_frees(watched: Native, folder: Path, tmp_path: Path) -> None:
     """One image, a plan with a trace, a stream, two threads, a refusal: no leak, nothing out of bounds."""
     pixels = (folder / "image.raw").read_bytes()
-    assert read(watched.start(folder, folder / "image.raw", "--runs", 3))["runs"] == 3
+    assert read(watched.start(folder, folder / "image.raw", "--json", "--runs", 3))["runs"] == 3
     (tmp_path / "plan").write_text("0 0\n0 inf\n")
     done = watched.start(folder, folder / "image.raw", "--plan", tmp_path / "plan", "--trace")
     assert_own(done, allowed={0})

@@ -18,8 +18,9 @@ from edgevit.util.resources import usable_cache
 
 CXX = Path(__file__).parents[1] / "cxx"
 HEADERS = (
-    *("error.h", "file.h", "image.h", "library.h", "machine.h", "manifest.h", "memory.h", "number.h", "options.h"),
-    *("process.h", "sha256.h", "threads.h"),
+    *("answer.h", "bundle.h", "decode.h", "error.h", "exif.h", "file.h", "image.h", "jpeg.h", "json.h", "library.h"),
+    *("list.h", "machine.h", "manifest.h", "memory.h", "number.h", "options.h", "picture.h", "plan.h", "png.h"),
+    *("process.h", "resize.h", "session.h", "sha256.h", "stb_image.h", "text.h", "threads.h"),
 )
 SOURCES = (*(CXX / name for name in ("runner.cc", *HEADERS)), TEMPLATES / "plugin.h")
 SOURCE = SOURCES[0]
@@ -27,7 +28,9 @@ RUNNER = "runner"
 
 
 # The C++ library is in the program, and of it only what is used; kernels of one model are in no program.
-LINKED = ("-static-libstdc++", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+LINKED = ("-static-libstdc++", "-static-libgcc", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+EXACT = "-ffp-contract=off"  # weights of a resize are the same on every CPU
+DECODER = "stb_image.h"  # its licence is its end
 # Licences of what TVM's compiler puts into a model's library: (package, text in it, its name in a bundle).
 LICENCES = (
     ("apache-tvm", "tvm/LICENSE", "apache-tvm/LICENSE"),
@@ -53,7 +56,7 @@ def build_runner(architecture: str, folder: Path, *, options: Sequence[str] = ()
     try:
         banner = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
         made_of = [path.read_bytes() for path in SOURCES]
-        key = hashlib.sha256(repr((LINKED, options)).encode() + banner + b"".join(made_of)).hexdigest()
+        key = hashlib.sha256(repr((LINKED, EXACT, options)).encode() + banner + b"".join(made_of)).hexdigest()
         kept = None if cache is None else cache / f"tvm-runner-{architecture}-{key[:32]}"
         program = kept.read_bytes() if kept is not None and kept.is_file() else None
         if program is None:
@@ -78,7 +81,18 @@ def _cache() -> Path | None:
 
 def _compile(compiler: str, options: Sequence[str]) -> bytes:
     # No path of this machine in the file, and nothing that depends on when it was linked.
-    command = [compiler, "-std=c++17", "-O2", "-s", *LINKED, *options, "-I", str(TEMPLATES), "-Wl,--build-id=none"]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        EXACT,
+        "-s",
+        *LINKED,
+        *options,
+        "-I",
+        str(TEMPLATES),
+        "-Wl,--build-id=none",
+    ]
     command += [f"-ffile-prefix-map={folder}=." for folder in (CXX, TEMPLATES)]
     with scratch() as temporary:
         output = temporary / RUNNER
@@ -108,4 +122,5 @@ def licences() -> dict[str, str]:
                 f"{name} is installed without {place}, which goes with what it compiles; install it again: {INSTALL}"
             )
         found[target] = text
-    return found
+    decoder = (CXX / DECODER).read_text(encoding="utf-8")
+    return {**found, "stb_image.txt": decoder[decoder.rindex("/*\n---") :]}

@@ -63,7 +63,7 @@ class File {
   // In pieces that stay in the cache: hashing a model takes none of the memory that its run will.
   std::string sha256() const {
     Sha256 hash;
-    char piece[1 << 16];
+    char piece[1 << 12];
     for (int64_t at = 0; at < size_; at += sizeof piece) {
       const int64_t count = std::min<int64_t>(sizeof piece, size_ - at);
       read(piece, count, at);

@@ -11,114 +11,14 @@
 
 #include "error.h"
 #include "file.h"
+#include "json.h"
 
 namespace edgevit {
 
 constexpr int64_t kSchema = 3;
 constexpr int64_t kAlign = 64;                 // Where libraries take memory, weights and images.
-constexpr int64_t kLargest = int64_t{1} << 40; // No size in a manifest is larger: products of three of them are checked.
 constexpr int64_t kLargestManifest = 2 << 20;   // bytes
-constexpr size_t kMostKeys = 64;                // of an object
 constexpr int64_t kMostThreads = 64;
-
-// ---- model.json: objects, lists, strings without escapes, whole numbers ----
-
-struct Json {
-  enum Kind { kNumber, kText, kList, kMap } kind = kNumber;
-  int64_t number = 0;
-  std::string text;
-  std::vector<std::string> keys;  // of a map, beside `items`
-  std::vector<Json> items;
-};
-
-class JsonReader {
- public:
-  JsonReader(std::string path, std::string text) : path_(std::move(path)), text_(std::move(text)) {}
-
-  Json read() {
-    Json value = read_value(0);
-    if (skip() != '\0' || at_ != text_.size()) bad("more after its end");
-    return value;
-  }
-
- private:
-  [[noreturn]] void bad(const std::string& what) const {
-    fail(kModel, path_ + " is not what edgevit writes: " + what + " at byte " + std::to_string(at_) +
-                     "; unpack the bundle again");
-  }
-
-  char skip() {
-    while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) && text_[at_]) ++at_;
-    return at_ < text_.size() ? text_[at_] : '\0';
-  }
-
-  void expect(char wanted) {
-    if (skip() != wanted) bad(std::string("no '") + wanted + "'");
-    ++at_;
-  }
-
-  bool another(char close) {
-    if (skip() == ',') return ++at_, true;
-    expect(close);
-    return false;
-  }
-
-  Json read_value(int depth) {
-    if (depth > 3) bad("too deep a nesting");
-    Json value;
-    const char first = skip();
-    if (first == '"') {
-      value.kind = Json::kText;
-      value.text = read_text();
-    } else if (first == '{' || first == '[') {
-      const bool map = first == '{';
-      value.kind = map ? Json::kMap : Json::kList;
-      const char close = map ? '}' : ']';
-      ++at_;
-      if (skip() == close) return ++at_, value;
-      do {
-        if (map) read_key(value.keys);
-        value.items.push_back(read_value(depth + 1));
-      } while (another(close));
-    } else {
-      value.number = read_number();
-    }
-    return value;
-  }
-
-  void read_key(std::vector<std::string>& keys) {
-    if (skip() != '"') bad("no name");
-    std::string key = read_text();
-    if (std::find(keys.begin(), keys.end(), key) != keys.end()) bad(key + " twice");
-    if (keys.size() == kMostKeys) bad("more than " + std::to_string(kMostKeys) + " names");
-    keys.push_back(std::move(key));
-    expect(':');
-  }
-
-  std::string read_text() {
-    const size_t start = ++at_;
-    while (at_ < text_.size() && text_[at_] != '"') {
-      if (text_[at_] == '\\' || text_[at_] < ' ' || text_[at_] > '~') bad("an escape, or no character of ASCII");
-      ++at_;
-    }
-    if (at_ == text_.size()) bad("a string without an end");
-    return text_.substr(start, at_++ - start);
-  }
-
-  int64_t read_number() {
-    const size_t start = at_;
-    int64_t value = 0;
-    for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_) {
-      value = 10 * value + (text_[at_] - '0');
-      if (value > kLargest) bad("too large a number");
-    }
-    if (at_ == start || (text_[start] == '0' && at_ > start + 1)) bad("no whole number");
-    return value;
-  }
-
-  std::string path_, text_;
-  size_t at_ = 0;
-};
 
 // ---- The manifest, as runner.py defines it ----
 
@@ -146,17 +46,21 @@ struct Manifest {
 
 class Fields {
  public:
-  Fields(std::string path, const Json& map, std::vector<std::string> names) : path_(std::move(path)), map_(map) {
+  Fields(std::string path, const Json& map) : path_(std::move(path)), map_(map) {
     if (map.kind != Json::kMap) bad("is not an object");
+  }
+
+  // Of an object that has these and no others.
+  Fields(std::string path, const Json& map, std::vector<std::string> names) : Fields(std::move(path), map) {
     for (const std::string& key : map.keys)
       if (std::find(names.begin(), names.end(), key) == names.end()) bad("has an unknown field " + key);
     for (const std::string& name : names) get(name);
   }
 
   const Json& get(const std::string& name) const {
-    const auto found = std::find(map_.keys.begin(), map_.keys.end(), name);
-    if (found == map_.keys.end()) bad("has no field " + name);
-    return map_.items[found - map_.keys.begin()];
+    const Json* const found = map_.find(name);
+    if (!found) bad("has no field " + name);
+    return *found;
   }
 
   const Json& get(const std::string& name, Json::Kind kind) const {
@@ -171,6 +75,19 @@ class Fields {
       bad("has " + name + " = " + std::to_string(value) + ", allowed: " + std::to_string(least) + " to " +
           std::to_string(most));
     return value;
+  }
+
+  double real(const std::string& name, double least, double most) const {
+    const Json& value = get(name);
+    if (value.kind != Json::kNumber && value.kind != Json::kReal) bad("has a field " + name + " of another type");
+    if (!(value.real >= least && value.real <= most)) bad("has a " + name + " out of range");
+    return value.real;
+  }
+
+  std::string one_of(const std::string& name, const std::vector<const char*>& allowed) const {
+    const std::string& text = get(name, Json::kText).text;
+    if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) bad("has a " + name + " that is unknown here");
+    return text;
   }
 
   std::string digest(const std::string& name) const {
@@ -260,19 +177,19 @@ inline Manifest read_manifest(const std::string& path) {
   return parse_manifest(path, File(path, kModel).text(kLargestManifest));
 }
 
-// Hold a file against what model.json lists: all of it is hashed before any of it is mapped, loaded or run.
-inline void check_listed(const File& file, const Manifest& manifest) {
+// Hold a file against what model.json, or `by`, lists: all of it is hashed before any of it is mapped, loaded or run.
+inline void check_listed(const File& file, const std::vector<Listed>& files, const std::string& by = "model.json") {
   const std::string name = file.path().substr(file.path().rfind('/') + 1);
-  for (const Listed& listed : manifest.files) {
+  for (const Listed& listed : files) {
     if (listed.path != name) continue;
     if (file.size() != listed.bytes)
-      fail(kModel, file.path() + " has " + std::to_string(file.size()) + " bytes, model.json says " +
+      fail(kModel, file.path() + " has " + std::to_string(file.size()) + " bytes, " + by + " says " +
                        std::to_string(listed.bytes) + "; unpack the bundle again");
     if (file.sha256() != listed.sha256)
       fail(kModel, file.path() + " was changed since it was written: its sha256 is another; unpack the bundle again");
     return;
   }
-  fail(kModel, "model.json lists no " + name + "; build again");
+  fail(kModel, by + " lists no " + name + "; build again");
 }
 
 }  // namespace edgevit

@@ -36,7 +36,7 @@ class Buffer {
 class Weights {  // mapped: pages are read when a branch first runs, and belong to the file
  public:
   Weights(const File& file, const Manifest& manifest) : bytes_(manifest.weights_bytes()) {
-    check_listed(file, manifest);
+    check_listed(file, manifest.files);
     if (file.size() != bytes_)
       fail(kModel, file.path() + " has " + std::to_string(file.size()) + " bytes, its weights take " +
                        std::to_string(bytes_) + "; unpack the bundle again");

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -115,10 +116,47 @@ inline Accountant accountant() {
 }
 inline int64_t heap_bytes(Ask what) { return accountant() ? static_cast<int64_t>(accountant()(what)) : 0; }
 
-inline void keep_what_is_freed() {  // so that memory taken for a moment still shows at the end
+inline void keep_what_is_freed() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
+
+// Gives the system what a decoded picture took, before the model's pages come.
+inline void give_back() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
+// Pages of files that nothing was written to: code that only starting or printing needs, and weights after a run. Let go,
+// those that are needed again come back from the file, and do not add up to the most that is held.
+class UnwrittenPages {
+ public:
+  void find() {
+    if (emulated()) return;
+    Mapping now{};
+    each_line("/proc/self/smaps", [&](const std::string& line) {
+      char rights[5] = "";
+      unsigned long begin = 0, end = 0;
+      if (std::sscanf(line.c_str(), "%lx-%lx %4s", &begin, &end, rights) == 3)
+        now = {begin, end, rights[1] == '-' && line.find('/') != std::string::npos};
+      else if (now.file && !line.compare(0, 10, "Anonymous:") && !std::atoll(line.c_str() + 10))
+        found_.push_back(now);
+    });
+  }
+
+  void let_go() const {
+    for (const Mapping& each : found_)  // where the system does not do it, they stay
+      static_cast<void>(madvise(reinterpret_cast<void*>(each.begin), each.end - each.begin, MADV_DONTNEED));
+  }
+
+ private:
+  struct Mapping {
+    unsigned long begin, end;
+    bool file;
+  };
+  std::vector<Mapping> found_;
+};
 
 struct Time {
   double wall_ms, cpu_ms;  // the second of all threads of this process

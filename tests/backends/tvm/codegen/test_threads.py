@@ -221,7 +221,7 @@ def test_the_runner_without_python_does_the_same(folders: dict[int, Path], tmp_p
     pixels.tofile(image)
     expected = load_here(folders[1]).run(pixels)
     for folder, options in ((1, ()), (2, ()), (2, ("--threads", 1)), (2, ("--threads", 2))):
-        done = native.start(folders[folder], image, "--top", 1000, *options)
+        done = native.start(folders[folder], image, "--json", "--top", 1000, *options)
         assert done.returncode == 0 and not done.stderr, done.stderr
         for got, wanted in zip(native_runner.outputs(native_runner.read(done)), expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
@@ -254,7 +254,7 @@ def test_aarch64_runs_on_two_threads_in_an_emulator(tmp_path: Path) -> None:
     library.write(lower(PROGRAM, replace(isa("neon"), threads=2)), tmp_path)
     answers = []
     for asked in (1, 2):
-        done = native.start(tmp_path, image, "--top", 1000, "--threads", asked)
+        done = native.start(tmp_path, image, "--json", "--top", 1000, "--threads", asked)
         assert done.returncode == 0 and not done.stderr, done.stderr
         answers.append(native_runner.outputs(native_runner.read(done)))
     np.testing.assert_array_equal(answers[0][0], answers[1][0])

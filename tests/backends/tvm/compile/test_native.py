@@ -139,8 +139,8 @@ def old_x86() -> str:
 
 def test_what_one_line_says(x86: Native, folder: Path) -> None:
     printed = x86.run(folder, folder / "image.raw", runs=5, top=3)
-    scores = [score for _, score in printed["top"]]
-    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["class"] == printed["top"][0][0]
+    scores = [row["score"] for row in printed["top"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and printed["milliseconds"] > 0
     assert printed["runs"] == 5 and 0 < printed["cpu_ms"]["min"] <= printed["cpu_ms"]["median"]
     assert 0 < printed["started_bytes"] < printed["load_peak_bytes"] <= printed["peak_bytes"]
     assert printed["load_ms"] > 0
@@ -218,7 +218,7 @@ def test_an_emulator_is_known_whatever_its_name(arm: Native, tmp_path: Path) -> 
 def test_threads_are_at_most_one_per_cpu(x86: Native, tmp_path: Path) -> None:
     written(PROGRAM, replace(AVX2, threads=4), tmp_path)
     cpu = min(os.sched_getaffinity(0))
-    printed = read(x86.start(tmp_path, tmp_path / "image.raw", "--cpus", cpu))
+    printed = read(x86.start(tmp_path, tmp_path / "image.raw", "--json", "--cpus", cpu))
     assert printed["threads"] == 1
     done = x86.start(tmp_path, tmp_path / "image.raw", "--cpus", cpu, "--threads", 2)
     assert done.returncode == 2 and "this process may use 1 CPU, got --threads 2; give fewer" in done.stderr
@@ -255,7 +255,7 @@ def test_its_shipped_sources_compile_by_the_command_they_name(folder: Path, tmp_
         shutil.copy(path, tmp_path)
     told = (tmp_path / "runner.cc").read_text(encoding="utf-8").split("To compile: ")[1].split("\n")[0]
     subprocess.run([*shlex.split(told), "-O0"], cwd=tmp_path, check=True)
-    assert read(Native(path=tmp_path / "runner").start(folder, folder / "image.raw"))["runs"] == 1
+    assert read(Native(path=tmp_path / "runner").start(folder, folder / "image.raw", "--json"))["runs"] == 1
 
 
 def test_it_needs_the_c_library_alone(x86: Native) -> None:

@@ -1,0 +1,147 @@
+// JPEG, PNG and PPM files to pixels, by stb_image, which is given nothing before its header was looked at.
+#ifndef EDGEVIT_DECODE_H_
+#define EDGEVIT_DECODE_H_
+
+#include <algorithm>
+#include <cctype>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "error.h"
+#include "jpeg.h"
+#include "picture.h"
+#include "png.h"
+
+#define STB_IMAGE_IMPLEMENTATION
+#define STB_IMAGE_STATIC
+#define STBI_ONLY_JPEG
+#define STBI_ONLY_PNG
+#define STBI_NO_STDIO
+#define STBI_NO_LINEAR
+#define STBI_NO_HDR
+#define STBI_NO_THREAD_LOCALS
+#define STBI_FAILURE_USERMSG
+#define STBI_MAX_DIMENSIONS 65535
+#define STBI_ASSERT(held) static_cast<void>(held)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#include "stb_image.h"
+#pragma GCC diagnostic pop
+
+namespace edgevit {
+
+// Parts one behind the other, as the decoder reads them; it would take what is missing for zeros.
+struct Fed {
+  std::vector<Bytes> parts;
+  size_t part = 0, at = 0;
+  bool beyond = false;  // more was asked for than there is
+
+  static int read(void* self, char* to, int count) {
+    auto& fed = *static_cast<Fed*>(self);
+    int got = 0;
+    for (; got < count && fed.part < fed.parts.size(); ++fed.part, fed.at = 0) {
+      const Bytes left = fed.parts[fed.part].part(fed.at, static_cast<size_t>(count - got));
+      if (to && left.size) std::memcpy(to + got, left.data, left.size);
+      got += static_cast<int>(left.size), fed.at += left.size;
+      if (fed.at < fed.parts[fed.part].size) break;
+    }
+    fed.beyond |= count > 0 && !got;
+    return got;
+  }
+  static void skip(void* self, int count) { read(self, nullptr, count); }
+  static int eof(void* self) {
+    const auto& fed = *static_cast<Fed*>(self);
+    return fed.part == fed.parts.size();
+  }
+};
+
+constexpr stbi_io_callbacks kFed = {Fed::read, Fed::skip, Fed::eof};
+
+inline void check_decoded(const void* found, const Fed& fed, int64_t width, int64_t height, const Picture& picture) {
+  const char* why = stbi_failure_reason();
+  if (!found && !fed.beyond) fail(kImage, std::string("it cannot be decoded (") + (why ? why : "no reason told") + ")");
+  if (fed.beyond) fail(kImage, "the file is cut short");
+  if (width != picture.width || height != picture.height) fail(kImage, "it tells two sizes of itself");
+}
+
+inline Picture decoded(Fed fed, int64_t width, int64_t height) {
+  Picture picture;
+  int wide = 0, high = 0, channels = 0;
+  picture.pixels = stbi_load_from_callbacks(&kFed, &fed, &wide, &high, &channels, 3);
+  picture.width = wide, picture.height = high;
+  check_decoded(picture.pixels, fed, width, height, picture);
+  return picture;
+}
+
+// Grey of 16 bits becomes 8 by its share of the largest value; colours take their upper byte, as Pillow does.
+inline Picture decoded_grey16(Fed fed, int64_t width, int64_t height) {
+  Picture deep;
+  int wide = 0, high = 0, channels = 0;
+  stbi_us* const values = stbi_load_16_from_callbacks(&kFed, &fed, &wide, &high, &channels, 1);
+  deep.pixels = reinterpret_cast<uint8_t*>(values), deep.width = wide, deep.height = high;
+  check_decoded(values, fed, width, height, deep);
+  Picture picture(width, height);
+  for (int64_t i = 0; i < width * height; ++i)
+    std::memset(picture.pixels + 3 * i, (values[i] * 255 + 32767) / 65535, 3);
+  return picture;
+}
+
+inline bool is_jpeg(Bytes file) { return file.begins("\xff\xd8\xff", 3); }
+inline bool is_png(Bytes file) { return file.begins("\x89PNG\r\n\x1a\n", 8); }
+inline bool is_ppm(Bytes file) { return file.size > 2 && file.begins("P6", 2) && std::isspace(file[2]); }
+
+inline int64_t ppm_number(Bytes file, size_t& at) {
+  while (at < file.size && (std::isspace(file[at]) || file[at] == '#')) {
+    if (file[at] != '#') ++at;
+    else while (at < file.size && file[at] != '\n') ++at;
+  }
+  int64_t value = -1;
+  for (; at < file.size && file[at] >= '0' && file[at] <= '9' && value < 1 << 20; ++at)
+    value = 10 * std::max<int64_t>(value, 0) + (file[at] - '0');
+  if (value < 0) fail(kImage, "a damaged PPM file");
+  return value;
+}
+
+inline Picture decode_ppm(Bytes file, const Limits& limits) {
+  constexpr size_t kHeader = 4096;  // bytes, comments included
+  size_t at = 2;
+  const Bytes head = file.part(0, kHeader);
+  const int64_t width = ppm_number(head, at), height = ppm_number(head, at), most = ppm_number(head, at);
+  if (most != 255) fail(kImage, "values up to " + std::to_string(most) + "; this program reads PPM of 8 bits, 255");
+  if (at >= head.size || !std::isspace(head[at])) fail(kImage, "a damaged PPM file");
+  check_pixels(width, height, limits);
+  const auto expected = static_cast<size_t>(3 * width * height);
+  if (file.size - at - 1 < expected)
+    fail(kImage, "the file is cut short: " + std::to_string(expected) + " bytes behind the header are a PPM of its size");
+  Picture picture(width, height);
+  std::memcpy(picture.pixels, file.data + at + 1, expected);
+  return picture;
+}
+
+// `oriented` asks for the EXIF orientation too.
+inline Picture decode(Bytes file, const Limits& limits, bool oriented) {
+  if (is_jpeg(file)) {
+    const Jpeg jpeg = read_jpeg(file, limits);
+    Picture picture = decoded({{file}}, jpeg.width, jpeg.height);
+    if (oriented) picture.orientation = orientation_of(jpeg.told);
+    return picture;
+  }
+  if (is_png(file)) {
+    Png png;
+    read_png(file, limits, oriented, png);
+    const bool deep = png.grey && png.bits == 16;
+    Picture picture = deep ? decoded_grey16({png.parts}, png.width, png.height) : decoded({png.parts}, png.width, png.height);
+    if (oriented) picture.orientation = orientation_of(png.told);
+    return picture;
+  }
+  return decode_ppm(file, limits);
+}
+
+}  // namespace edgevit
+
+#endif  // EDGEVIT_DECODE_H_
