@@ -86,7 +86,7 @@ def record(kept: Path, part: str, row: Row) -> None:
     rows[part] = list(by_key.values())
     if part == "kills":
         signals = [number.name for number in kills.SIGNALS]
-        rows[part].sort(key=lambda row: (row["command"], signals.index(row["signal"])))
+        rows[part].sort(key=lambda row: (row["command"], signals.index(row["signal"]), row["moments"] != kills.RANDOM))
     write_atomic(kept, dumps(rows | {"machine": cpu_name(Path("/"))}))
 
 
@@ -127,6 +127,7 @@ def _kills(root: Path, done: Done, names: tuple[str, ...], moments: int) -> Iter
         for index, number in enumerate(kills.SIGNALS):
             most = (moments + index) // len(kills.SIGNALS)
             yield from kills.at_random(victim, number, most, begun=begun(number, kills.RANDOM))
+        for number in kills.SIGNALS:
             yield from kills.at_renames(victim, number, begun=begun(number, kills.RENAMES))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevit.errors import SkipError
 from tests.chaos import commands
 from tests.chaos.commands import Command, strays
 from tests.chaos.run import Ended, ended_at_rename, forked
@@ -26,6 +27,8 @@ from tests.chaos.run import Ended, ended_at_rename, forked
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # By a signal before the command listens to it, as asked for, or done before the signal came.
 CODES = {signal.SIGKILL: (-9, 0), signal.SIGTERM: (-15, 143, 0), signal.SIGINT: (130, 0)}
+# On a busy machine the times of a tiny model may not show that it skips; that is no matter of signals.
+BUSY, STARTS = SkipError.exit_code, 5
 MOST = 500
 RANDOM, RENAMES = "random", "every rename"
 
@@ -84,14 +87,23 @@ class Victim:
             shutil.copytree(self._kept, self.root / commands.OUT, symlinks=True, dirs_exist_ok=True)
 
     def _check(self, number: signal.Signals, ended: Ended) -> None:
-        assert ended.code in CODES[number] and not ended.crashed, f"{ended.code}: {ended.said[-500:]}"
+        assert ended.code in (*CODES[number], BUSY) and not ended.crashed, f"{ended.code}: {ended.said[-500:]}"
         before = self.command.versions(self.root)  # each whole
         if number != signal.SIGKILL:
             assert all(len(together) == 1 for together in before), f"versions {before}"
             assert not strays(self.root, self.command.left), f"left {strays(self.root, self.command.left)}"
-        self.must(self.run())
+        self.must(self._again())
         assert self._all() == {2}, f"versions {self._all()} after another start"
         assert not strays(self.root, self.command.left), f"left {strays(self.root, self.command.left)} after a start"
+
+    def _again(self) -> Ended:
+        """Start it once more, until it was not too busy a machine to verify it."""
+        ended = self.run()
+        for _ in range(STARTS):
+            if ended.code != BUSY:
+                break
+            ended = self.run()
+        return ended
 
     def _all(self) -> set[int | None]:
         return set[int | None]().union(*self.command.versions(self.root))

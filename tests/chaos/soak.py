@@ -146,7 +146,7 @@ def soak(bundle: Path, runner: str, images: Path, *, runs: int, seed: int = 0) -
 
 def _child(request: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.chaos.soak", json.dumps(request)]
-    limit_s = 120 + request["runs"]  # a deadlock is a fault too
+    limit_s = 900 + request["runs"]  # a deadlock is a fault too
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False, timeout=limit_s

@@ -341,16 +341,23 @@ def test_its_example_maps_weights_and_tells_the_likeliest_classes(
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([tmp_path / "example", *arguments], capture_output=True, text=True, check=False)
 
+    image = tmp_path / "image"
+    image.write_bytes((folder / "images").read_bytes()[:3072])
     for index, effort in enumerate(EFFORTS[:3]):
-        done = run(folder / "model.weights", folder / "images", effort)
+        done = run(folder / "model.weights", image, effort)
         logits, gates = expected(program)[index]
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 6
         assert done.stdout.startswith(f"class {logits.argmax()}: {logits.max():.9g}\n")
         assert f"{' '.join(map(str, gates))} (branches that ran)" in done.stdout
     assert run().returncode == 2
-    assert "No such file" in run(folder / "absent", folder / "images").stderr
+    assert run(folder / "model.weights", image, "loud").stderr == "the effort is no number: loud\n"
+    assert "No such file" in run(folder / "absent", image).stderr
     (tmp_path / "other").write_bytes(bytes((folder / "model.weights").stat().st_size))
-    assert "these are not this model's weights" in run(tmp_path / "other", folder / "images").stderr
+    assert "these are not this model's weights" in run(tmp_path / "other", image).stderr
+    for size in (0, 3071, 3073):
+        (tmp_path / "other").write_bytes(bytes(size))
+        for given in ((tmp_path / "other", image), (folder / "model.weights", tmp_path / "other")):
+            assert run(*given).stderr == f"{tmp_path / 'other'}: it has another size than this model takes\n"
 
 
 DEADLINE = r"""

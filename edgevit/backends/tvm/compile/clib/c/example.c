@@ -5,6 +5,7 @@
  */
 #define _POSIX_C_SOURCE 200809L
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@ static float logits[MODEL_CLASSES];
 static unsigned char gates[MODEL_BRANCHES + 1];
 
 static int failed(const char *what) {
-  perror(what);
+  fprintf(stderr, "%s: %s\n", what, errno ? strerror(errno) : "it has another size than this model takes");
   return 1;
 }
 
@@ -29,6 +30,7 @@ static const void *mapped(const char *path) {
   const int file = open(path, O_RDONLY);
   void *found;
   if (file < 0) return NULL;
+  errno = 0;
   found = lseek(file, 0, SEEK_END) == MODEL_WEIGHTS_BYTES
               ? mmap(NULL, MODEL_WEIGHTS_BYTES, PROT_READ, MAP_PRIVATE, file, 0)
               : MAP_FAILED;
@@ -40,21 +42,27 @@ int main(int count, char **words) {
   model_state *model;
   const void *weights;
   FILE *file;
+  char *rest = NULL;
   float effort;
   int status;
   if (count < 3) {
     fprintf(stderr, "usage: %s model.weights image.raw [effort]\n", words[0]);
     return 2;
   }
-  effort = count > 3 ? strtof(words[3], NULL) : 0.0f;
+  effort = count > 3 ? strtof(words[3], &rest) : 0.0f;
+  if (count > 3 && (rest == words[3] || *rest != '\0')) {
+    fprintf(stderr, "the effort is no number: %s\n", words[3]);
+    return 2;
+  }
   if (strcmp(model_version(), MODEL_VERSION) != 0) {
     fprintf(stderr, "the library is %s, its header %s\n", model_version(), MODEL_VERSION);
     return 1;
   }
   weights = mapped(words[1]);
   if (weights == NULL) return failed(words[1]);
+  errno = 0;
   file = fopen(words[2], "rb");
-  if (file == NULL || fread(image, 1, sizeof image, file) != sizeof image) return failed(words[2]);
+  if (file == NULL || fread(image, 1, sizeof image, file) != sizeof image || fgetc(file) != EOF) return failed(words[2]);
   fclose(file);
   status = model_init(&model, memory, sizeof memory, weights, MODEL_WEIGHTS_BYTES);
   if (status == MODEL_OK) status = model_run(model, image, effort, logits, gates);
