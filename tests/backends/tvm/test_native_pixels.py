@@ -1,4 +1,4 @@
-"""Pictures of the C++ runner, apart from a model and under sanitizers: PNG and PPM as Pillow to the bit, JPEG nearly."""
+"""Pictures of the C++ runner, without a model and under sanitizers: PNG and PPM as Pillow to the bit, JPEG nearly."""
 
 from __future__ import annotations
 
