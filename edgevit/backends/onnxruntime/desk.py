@@ -82,7 +82,7 @@ def guide() -> Guide:
         linking=(here / "linking.md").read_text(encoding="utf-8"),
         example={
             **{f"example/{name}": texts[name] for name in EXAMPLE},
-            # No package of the runtime has its header; an interface once published stays, so that one version serves all.
+            # No package of the runtime has its header; what it declares stays, so that one version serves all later.
             f"example/{HEADER}": f"{{% raw %}}{texts[HEADER]}{{% endraw %}}",
             "licences/onnxruntime.txt": texts[LICENCE],
         },

@@ -1,4 +1,4 @@
-"""The C program in a bundle of ONNX Runtime: it compiles as its README says and answers what the bundle's runner does."""
+"""The C program in a bundle of ONNX Runtime: it compiles as its README says and answers what the runner does."""
 
 from __future__ import annotations
 

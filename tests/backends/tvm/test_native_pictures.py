@@ -1,4 +1,4 @@
-"""The C++ runner as somebody uses it: pictures, folders, labels and operating points, as `runner/run.py` answers them."""
+"""The C++ runner as one uses it: pictures, folders, labels and operating points, as `runner/run.py` answers them."""
 
 from __future__ import annotations
 
