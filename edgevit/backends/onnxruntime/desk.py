@@ -21,6 +21,9 @@ from edgevit.schema.target import Target
 
 GATE_MS = 0.03  # measured: up to 0.02
 BOUNDED = True
+# A program in C, and what it needs that comes with no package of the runtime.
+EXAMPLE = ("CMakeLists.txt", "main.c")
+HEADER, LICENCE = "onnxruntime_c_api.h", "LICENSE.onnxruntime"
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
@@ -72,5 +75,16 @@ def runner_source() -> str:
 
 
 def guide() -> Guide:
-    linking = Path(__file__).with_name("linking.md").read_text(encoding="utf-8")
-    return Guide(packages={"onnxruntime": "MIT"}, linking=linking)
+    here = Path(__file__).parent
+    texts = {name: (here / "example" / name).read_text(encoding="utf-8") for name in (*EXAMPLE, HEADER, LICENCE)}
+    return Guide(
+        packages={"onnxruntime": "MIT"},
+        licences={f"example/{HEADER}": "MIT"},
+        linking=(here / "linking.md").read_text(encoding="utf-8"),
+        example={
+            **{f"example/{name}": texts[name] for name in EXAMPLE},
+            # No package of the runtime has its header; what it declares stays, so that one version serves all later.
+            f"example/{HEADER}": f"{{% raw %}}{texts[HEADER]}{{% endraw %}}",
+            "licences/onnxruntime.txt": texts[LICENCE],
+        },
+    )

@@ -28,7 +28,7 @@ RUNNER = "runner"
 
 
 # The C++ library is in the program, and of it only what is used; kernels of one model are in no program.
-LINKED = ("-static-libstdc++", "-static-libgcc", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+LINKED = ("-static-libstdc++", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
 EXACT = "-ffp-contract=off"  # weights of a resize are the same on every CPU
 DECODER = "stb_image.h"  # its licence is its end
 # Licences of what TVM's compiler puts into a model's library: (package, text in it, its name in a bundle).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -18,7 +19,8 @@ from edgevit.util.machines import MACHINES
 PACKAGES: Mapping[str, str] = MappingProxyType({"x86_64": "x86-64", "aarch64": "aarch64"})
 LIBC = re.compile(r"glibc(?:-(\d+)\.(\d+))?|musl|bionic")
 LIBCS = "glibc, glibc-VERSION such as glibc-2.17, musl, bionic"
-NDK = "a compiler of Android's NDK, such as toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang"
+NDK = "Android's NDK, and let ANDROID_NDK_HOME name its folder (or cc of the target its clang)"
+NDK_PLACES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +113,19 @@ def _default(arch: str, libc: str) -> tuple[str, str]:
     """Return a compiler's usual name, and what to install."""
     native = platform.machine() in MACHINES[arch]
     if libc == "bionic":
-        return f"{arch}-linux-android24-clang", NDK
+        return _ndk_compiler(f"{arch}-linux-android24-clang"), NDK
     if libc == "musl":
         return ("musl-gcc", "apt install musl-tools") if native else (f"{arch}-linux-musl-gcc", "a cross compiler")
     if native:
         return "gcc", "apt install gcc"
     return f"{arch}-linux-gnu-gcc", f"apt install gcc-{PACKAGES[arch]}-linux-gnu"
+
+
+def _ndk_compiler(name: str) -> str:
+    """Return the path of a compiler of the NDK that the environment names; its name, to be found elsewhere, if none."""
+    roots = [Path(os.environ[place]) for place in NDK_PLACES if os.environ.get(place)]
+    found = [path for root in roots for path in sorted(root.glob(f"toolchains/llvm/prebuilt/*/bin/{name}"))]
+    return str(found[0]) if found else name
 
 
 def linker(architecture: str) -> str:

@@ -261,7 +261,12 @@ def test_its_shipped_sources_compile_by_the_command_they_name(folder: Path, tmp_
 def test_it_needs_the_c_library_alone(x86: Native) -> None:
     """And the compiler's own small one, which every system has that runs programs of C++."""
     told = subprocess.run(["readelf", "-d", x86.path], capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"NEEDED.*\[(.*)\]", told)) <= {"libc.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", told)) <= {
+        "libc.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "ld-linux-x86-64.so.2",
+    }
     assert x86.path.stat().st_size < 4e5 and [path.name for path in x86.path.parent.iterdir()] == ["runner"]
 
 

@@ -28,7 +28,11 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("x86_64", "musl", "musl-gcc is not installed, .* with musl; on Debian: apt install musl-tools"),
         ("aarch64", None, "aarch64-linux-gnu-gcc is not installed, .*: apt install gcc-aarch64-linux-gnu"),
         ("aarch64", "musl", "aarch64-linux-musl-gcc is not installed, .* with musl; install: a cross compiler"),
-        ("aarch64", "bionic", "aarch64-linux-android24-clang is not installed, .*install: a compiler of Android's NDK"),
+        (
+            "aarch64",
+            "bionic",
+            "aarch64-linux-android24-clang is not installed, .*install: Android's NDK, .*ANDROID_NDK_HOME",
+        ),
     ],
 )
 def test_a_missing_compiler_says_what_to_install(
@@ -46,6 +50,34 @@ def test_a_compiler_or_a_folder_that_a_target_names_must_be_there(tmp_path: Path
     for place in ("absent", "file"):
         with pytest.raises(RuntimeMissingError, match=rf"sysroot .*{place} is not a folder; copy the device's"):
             toolchain("x86_64", sysroot=str(tmp_path / place))
+
+
+@pytest.mark.parametrize("place", ["ANDROID_NDK_HOME", "ANDROID_NDK_ROOT"])
+def test_the_ndk_is_found_where_it_is_installed_and_its_own_tools_are_used(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in that has an NDK's layout and writes down how it is called; no code of Android's is compiled."""
+    programs = tmp_path / "toolchains/llvm/prebuilt/linux-x86_64/bin"
+    programs.mkdir(parents=True)
+    compiler, asked = programs / "aarch64-linux-android24-clang", tmp_path / "asked"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$1" in\n-print-prog-name=llvm-*) echo "{programs}/${{1#*=}}";;\n'
+        f'-print-prog-name=*) echo "${{1#*=}}";;\n*) echo "$@" > {asked};;\nesac\n'
+    )
+    for name in ("llvm-ar", "llvm-nm", "llvm-objcopy"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    for each in ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(place, str(tmp_path))
+    tools = toolchain("aarch64", libc="bionic", sysroot=str(tmp_path))
+    assert tools.cc == str(compiler) and tools.newest_glibc is None
+    tools.run("-c", "model.c", "-o", "model.o")
+    assert asked.read_text() == f"--sysroot={tmp_path} -c model.c -o model.o\n"
+    assert tools.tool("objcopy", "a.o") == "llvm-objcopy a.o\n"
+    target = replace(load_target("cortex-a72-tvm"), libc="bionic", sysroot=str(tmp_path))
+    assert tvm.tools_of(target).cc == str(compiler)
 
 
 @pytest.mark.parametrize("libc", ["", "uclibc", "glibc-2", "glibc 2.17", "musl-1.2", "GLIBC"])
