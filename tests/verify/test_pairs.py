@@ -19,8 +19,9 @@ from edgevit.errors import ParityError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.schema.claims import ParityResult
+from edgevit.verify.merges import under_same_pairs
 from edgevit.verify.pairs import Choices, Pairs, compare_pairs
-from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, check_parity, under_same_pairs
+from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, check_parity
 from tests.tiny import tiny_images, tiny_program
 
 FIXED = tiny_program(depth=4, image=(64, 64), tokens="1:20,3:9")
