@@ -15,8 +15,9 @@ from edgevit.program.spec import ProgramSpec
 from edgevit.schema.claims import AccuracyFigures, Claim, OriginalResult
 from edgevit.schema.manifest import AccuracyRow
 from edgevit.verify.accuracy import Named, Run, judge, name_classes
+from edgevit.verify.merges import under_same_pairs
 from edgevit.verify.original import accuracy_rows, compare_original
-from edgevit.verify.parity import INT8, under_same_pairs
+from edgevit.verify.parity import INT8
 
 EMULATED_IMAGES = 4  # each takes seconds
 

@@ -12,23 +12,17 @@ down. There the cosine is taken over all images at once, from each class's mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from edgevit.errors import ParityError
-from edgevit.program.tokens import MERGE_EFFORT, halves
+from edgevit.program.tokens import MERGE_EFFORT
 from edgevit.schema.claims import ParityResult, PathParity, Tolerance
-from edgevit.verify.pairs import Choices, Pairs, check_pairs, compare_pairs
-from edgevit.verify.tokens import Counting, PointMargins, first_moved, moved_by
+from edgevit.verify.merges import Build, Merged, Reference, Runner, judge_merges, points_of
+from edgevit.verify.pairs import Choices
 
-# Takes an image and an effort, and the pairs of every point where it is to merge those (else it chooses itself); gives
-# logits, gates, margins and, where tokens merge, the `PointMargins` of every point.
-Reference = Callable[..., tuple[Any, ...]]
-# (image, effort) to (all outputs of a run of the build, the pairs that it merged at every point).
-Merged = Callable[[np.ndarray, float], tuple[Any, tuple[Pairs, ...]]]
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
 DRAWN = 9
 TOKEN_PATHS = 3
@@ -36,10 +30,6 @@ PROBE = 64.0  # opens every gate and still leaves its logit 17 bits
 MANY_CLASSES = 10  # from here on the logits of one image have a direction
 FLAT = 1e-3  # of the logits' size: a deviation below this is float32's rounding as soon as the weights' is
 LIMIT_ROUNDING = 1e-6  # of a gate's logit, where its weights are 0
-
-
-class Runner(Protocol):
-    def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 # float32 sums in another order.
@@ -54,7 +44,8 @@ FLOAT = Tolerance(
     max_other_pairs=0.01,
 )
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
-# 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984).
+# 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984). Merged to 0.64 of its MACs, ViT-Ti has 5 to 11 % other
+# pairs, which give away up to 0.11; without the row that its points rank pairs by, 57 % and 0.74.
 QUANTIZED = Tolerance(
     max_error=1.5,
     min_cosine=0.95,
@@ -62,7 +53,7 @@ QUANTIZED = Tolerance(
     max_flips=0.3,
     token_margin=0.03,
     max_moved=0.5,
-    pair_margin=0.2,
+    pair_margin=0.3,
     max_other_pairs=0.25,
 )
 # int8 against float on single images (ViT-Ti: 0.72, 0.974, 0.07, 0.08); what it costs in accuracy is for
@@ -74,7 +65,7 @@ INT8 = Tolerance(
     max_flips=0.3,
     token_margin=0.05,
     max_moved=0.5,
-    pair_margin=0.4,
+    pair_margin=0.5,
     max_other_pairs=0.3,
 )
 
@@ -114,7 +105,7 @@ def check_parity(
         raise ParityError("parity was asked for on 0 images; give at least one")
     efforts = paths(reference, images) if efforts is None else efforts
     allowed = _Allowed(tolerance=tolerance, lengths=lengths, least_deviation=least_deviation, patches=patches)
-    build = _Build(runner=runner, merged=merged)
+    build = Build(runner=runner, merged=merged)
     results = tuple(_path(name, effort, reference, build, images, allowed) for name, effort in efforts.items())
     flips, runs = sum(p.flips for p in results), sum(p.images for p in results)
     if flips > tolerance.max_flips * runs:
@@ -135,25 +126,6 @@ def check_parity(
             f"{tolerance.pair_margin} of the cosine of its own; allowed: {tolerance.max_other_pairs:.0%} of the pairs"
         )
     return ParityResult(paths=results, tolerance=tolerance)
-
-
-def under_same_pairs(
-    reference: Reference, merged: Merged, image: np.ndarray, effort: float, tolerance: Tolerance
-) -> np.ndarray | None:
-    """Return the reference's logits `[1, classes]` of an image under the pairs that the build merges.
-
-    None where the reference could not have merged these within the tolerance, or a gate differs.
-    """
-    answer, pairs = merged(image, effort)
-    allowed = _Allowed(tolerance=tolerance, lengths=None, least_deviation=0.0, patches=0)
-    try:
-        _check_told(_points(reference(image, effort)), pairs)
-        run = _Run(*answer, pairs, reference(image, effort, pairs))
-        _judge_merges(run, allowed, "")
-    except ParityError:
-        return None
-    logits: np.ndarray = run.expected[0]
-    return logits if np.array_equal(run.expected[1], run.gates) else None
 
 
 def drawn_paths(gates: int) -> int:
@@ -177,7 +149,7 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
         first, last = -at_skipped[np.isfinite(at_skipped)].max(), -at_open.min()
         count = drawn_paths(int(np.isfinite(reference(images[:1], PROBE)[2]).sum()))
     else:
-        margins = [point.margins for image in images for point in _points(reference(image[None], 0.0))]
+        margins = [point.margins for image in images for point in points_of(reference(image[None], 0.0))]
         changes = np.concatenate([*margins, np.zeros(0)]) / MERGE_EFFORT
         if not changes.size:
             return {"real": 0.0}
@@ -185,10 +157,6 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     steps = np.linspace(first, last, count + 2)[1:-1]
     drawn = {f"drawn_{index + 1}": float(effort) for index, effort in enumerate(steps)}
     return {"real": 0.0, "all_open": ALL_OPEN, "all_skipped": ALL_SKIPPED, **drawn}
-
-
-def _points(told: tuple[Any, ...]) -> tuple[PointMargins, ...]:
-    return told[3] if len(told) > 3 else ()
 
 
 def deviation(logits: np.ndarray, least: float = 0.0) -> float:
@@ -245,66 +213,8 @@ class _Allowed:
         return found
 
 
-class _Run(NamedTuple):
-    """A run of the build, and what it is held against: its reference, under the same pairs where they are known."""
-
-    logits: np.ndarray
-    gates: np.ndarray
-    tokens: np.ndarray
-    pairs: tuple[Pairs, ...] | None
-    expected: tuple[Any, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Build:
-    """The build, and what tells its pairs."""
-
-    runner: Runner
-    merged: Merged | None
-
-    def run(self, reference: Reference, image: np.ndarray, effort: float, told: tuple[Any, ...]) -> _Run:
-        """Run one image; `told` is what the reference says of it with pairs of its own."""
-        points = _points(told)
-        if not points:
-            return _Run(*self.runner.run(image, effort), np.zeros(0, np.int32), None, told)
-        answer = cast(Counting, self.runner).answer(image, effort)
-        if self.merged is None:
-            return _Run(*answer, None, told)
-        again, pairs = self.merged(image, effort)
-        if not all(np.array_equal(one, other) for one, other in zip(answer, again, strict=True)):
-            return _Run(*answer, None, told)
-        _check_told(points, pairs)
-        return _Run(*answer, pairs, told if _same(points, pairs) else reference(image, effort, pairs))
-
-
-def _check_told(points: Sequence[PointMargins], pairs: Sequence[Pairs]) -> None:
-    """Refuse pairs that no reference could be given: of other points, numbers or tokens than there are."""
-    if len(points) != len(pairs):
-        raise ParityError(f"the build merges tokens at {len(pairs)} points, the reference at {len(points)}")
-    assert points[0].scores is not None
-    patches = sum(points[0].scores.shape)
-    for point, each in zip(points, pairs, strict=True):
-        first, second = halves(patches)
-        if len(each.into) != first or len(each.merged) not in point.counts:
-            raise ParityError(
-                f"the build merges {len(each.merged)} of {len(each.into)} tokens after branch {point.branch}, the "
-                f"reference has {first} there; allowed: {', '.join(map(str, point.counts))}"
-            )
-        check_pairs(each, first, second)
-        patches -= len(each.merged)
-
-
-def _same(points: Sequence[PointMargins], pairs: Sequence[Pairs]) -> bool:
-    """Return whether a reference merged these pairs by itself."""
-    for point, each in zip(points, pairs, strict=True):
-        assert point.scores is not None
-        if sum(point.scores.shape) - point.left != len(each.merged) or compare_pairs(point.scores, each).other:
-            return False
-    return True
-
-
 def _path(
-    name: str, effort: float, reference: Reference, build: _Build, images: np.ndarray, allowed: _Allowed
+    name: str, effort: float, reference: Reference, build: Build, images: np.ndarray, allowed: _Allowed
 ) -> PathParity:
     told = [reference(image[None], effort) for image in images]
     logits = np.concatenate([expected for expected, *_ in told])
@@ -317,7 +227,7 @@ def _path(
         expected, gates, margins = run.expected[:3]
         if gates.shape != run.gates.shape:
             raise ParityError(f"{where}: gates have shape {list(run.gates.shape)}, expected {list(gates.shape)}")
-        differs, chosen = _judge_merges(run, allowed, where)
+        differs, chosen = judge_merges(run, allowed.tolerance, allowed.patches, where)
         moved, choices = moved + differs, choices + chosen
         if differs and run.pairs is None:
             continue  # from here on two models compute different functions
@@ -351,47 +261,6 @@ def _path(
         other_pairs=choices.other,
         pair_loss=choices.loss,
     )
-
-
-def _judge_merges(run: _Run, allowed: _Allowed, where: str) -> tuple[bool, Choices]:
-    """Return whether a number of pairs differs from the reference's, and how its pairs do, both within the tolerance.
-
-    What comes after a gate that differs is not judged.
-    """
-    tolerance, points = allowed.tolerance, _points(run.expected)
-    flipped = np.flatnonzero(run.expected[1] != run.gates)
-    end = int(flipped[0]) if flipped.size else len(run.gates)
-    if run.pairs is None:
-        other = first_moved(points, allowed.patches, run.tokens) if run.tokens.size else None
-        if other is None or other[0] >= end:
-            return False, Choices()
-        _check_moved(other[1], tolerance, run.tokens, [point.left for point in points], where)
-        return True, Choices()
-    moved, choices = False, Choices()
-    for point, pairs in zip(points, run.pairs, strict=True):
-        if point.branch >= end:
-            break
-        if (margin := moved_by(point, len(pairs.merged))) is not None:
-            _check_moved(margin, tolerance, run.tokens, [point.chosen_left], where)
-            moved = True
-        assert point.scores is not None
-        chosen = compare_pairs(point.scores, pairs)
-        if chosen.loss > tolerance.pair_margin:
-            raise ParityError(
-                f"{where}: the {len(pairs.merged)} pairs merged after branch {point.branch} give away a cosine of up "
-                f"to {chosen.loss:.4g} against the reference's own; only pairs within {tolerance.pair_margin:.3g} of "
-                "them may be merged instead"
-            )
-        choices += chosen
-    return moved, choices
-
-
-def _check_moved(margin: float, tolerance: Tolerance, tokens: np.ndarray, expected: Sequence[int], where: str) -> None:
-    if margin > tolerance.token_margin:
-        raise ParityError(
-            f"{where}: tokens left are {[int(n) for n in tokens]}, the reference has {list(expected)} with a cosine "
-            f"{margin:.4g} from the threshold; only numbers within {tolerance.token_margin:.3g} of it may differ"
-        )
 
 
 def _first_flip(expected: np.ndarray, got: np.ndarray, margins: np.ndarray, near: np.ndarray, where: str) -> bool:

@@ -19,12 +19,14 @@ from edgevit.errors import ParityError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.schema.claims import ParityResult
+from edgevit.verify.merges import under_same_pairs
 from edgevit.verify.pairs import Choices, Pairs, compare_pairs
-from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, check_parity, under_same_pairs
+from edgevit.verify.parity import FLOAT, INT8, QUANTIZED, check_parity
 from tests.tiny import tiny_images, tiny_program
 
 FIXED = tiny_program(depth=4, image=(64, 64), tokens="1:20,3:9")
 FOLLOWS = tiny_program(depth=4, image=(64, 64), tokens="1:0-27@0.85,2:3-17@0.8,3:1")
+ALL = tiny_program(depth=4, image=(64, 64), tokens="1:32,2:16")  # every token of the first set
 GATED = tiny_program(depth=4, image=(64, 64), tokens="1:2-32@0.85,3:0-13@0.85", gated=True, skip=True)
 IMAGES = tiny_images(FIXED.spec, 4)
 
@@ -53,7 +55,7 @@ def check(program: Program, build: Build, merged: Merged | None, tolerance: Any 
     return check_parity(reference, build.runner, IMAGES, tolerance, patches=program.spec.patches, merged=merged)
 
 
-@pytest.mark.parametrize("program", [FIXED, FOLLOWS, GATED], ids=["fixed", "follows", "gated"])
+@pytest.mark.parametrize("program", [FIXED, ALL, FOLLOWS, GATED], ids=["fixed", "all", "follows", "gated"])
 def test_a_right_build_merges_what_its_reference_does(program: Program) -> None:
     build = Build(assemble(program))
     result = check(program, build, build.merged, FLOAT)
