@@ -133,7 +133,7 @@ def _prune(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, 
 
 
 def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, say: Say) -> Program:
-    """Merge tokens down to `budgets.merged` of the MACs, and prune first what merging cannot reach."""
+    """Merge tokens down to `budgets.merged` of the MACs, prune first what merging cannot reach, repair what is left."""
     from edgevit.compress.tokens.repair import repair
     from edgevit.compress.tokens.search import follow, search
 

@@ -60,7 +60,8 @@ def compress(
     """Return a cheaper Program, without labels: its tokens merged, or with `static` pruned and gated. Needs torch.
 
     Takes minutes. `edgevit build --macs` does this before it builds; what was chosen is said, and kept in
-    `spec.original.steps`. Below half of the MACs a part is pruned first. To compress further without losing as much
+    `spec.original.steps`. Where many tokens merge, output linears are fitted to the dense model's stream again. Below
+    half of the MACs a part is pruned first. To compress further without losing as much
     accuracy, `train`.
 
     Args:

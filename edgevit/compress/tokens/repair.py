@@ -42,7 +42,7 @@ def repair(program: Program, dense: Program, images: np.ndarray) -> Repaired:
     """Fit the output linears of a Program that merges tokens again, and keep that where it drifts clearly less.
 
     Args:
-        program: merges fixed numbers of pairs.
+        program: merges fixed numbers of pairs; may be pruned.
         dense: what it was made of.
         images: calibration images, uint8 `[n, height, width, 3]`.
     """
