@@ -117,7 +117,6 @@ class Trained:
     dense: Figures
     compressed: Figures
     agreement: float | None
-    adaptivity: Adaptivity | None
     images: int
     evaluated_on: str
     expected_budget: float
@@ -127,6 +126,7 @@ class Trained:
     data: str
     data_sha256: str
     versions: dict[str, str]
+    adaptivity: Adaptivity | None = None
 
 
 def run_compress(job: CompressJob, say: Say = lambda _: None) -> Trained | None:
