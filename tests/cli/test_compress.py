@@ -516,3 +516,24 @@ def test_a_plan_that_cannot_be_is_refused_before_training(
     status, _, err = run(capsys, program, "--data", images, "--tokens", "1:9", "-o", tmp_path / "run")
     assert status == errors.BudgetError.exit_code and "9 tokens are merged after" in err
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_plan_is_searched_once_and_trained(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
+    numbers = recipe(tmp_path / "r.toml", epochs_joint=1, epochs_recover=1, token_share=0.5)
+    given = ("--data", images, "--tokens", "search", "--macs", "0.7", "--recipe", numbers, "-o", folder)
+    status, _, err = run(capsys, program, *given)
+    assert status == 0, err
+    assert "looking for tokens to merge, down to 84% of the MACs" in err
+    made, first = files(folder / "program"), load_program(folder / "program")
+    planned = load_program(folder / "planned").spec
+    assert [p.after for p in first.spec.merges] == [p.after for p in planned.merges] != []
+    assert total_macs(planned) >= 0.8 * total_macs(dense(depth=3).spec)
+    monkeypatch.setattr("edgevit.api.token_plan.search", None)
+    assert run(capsys, program, *given, "--resume")[0] == 0
+    assert files(folder / "program") == made
+    assert run(capsys, program, *given)[0] == errors.OutputError.exit_code
+    status, _, err = run(capsys, program, "--data", images, "--tokens", "search", "-o", tmp_path / "other")
+    assert status == errors.BudgetError.exit_code and "nothing is to be saved" in err
