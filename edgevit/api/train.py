@@ -43,7 +43,7 @@ def train(
         weights: checkpoint of a named model.
         macs: share of the MACs that is left, expected per image, above 0 to 1; gates bring it down to that.
         static: share that is left with every gate open; pruning brings it down to that (default: the recipe's part).
-        tokens: where tokens merge, in training and after, such as "4:60,8:60" (default: where the model merges them).
+        tokens: where tokens merge, in training and after, as "4:60,8:60", or "search" (default: where the model does).
         memory: memory bound instead of `static`, such as "3.0MiB".
         target: whose memory bound is meant.
         evaluation: labelled images for top-1 (default: the data's val or test split, else images held out).

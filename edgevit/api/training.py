@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevit import __version__
+from edgevit.api.token_plan import Place, left_by, plan_tokens, shifts_of, without_merges
 from edgevit.backends import backend
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
@@ -21,9 +21,7 @@ from edgevit.compress.adaptivity import Adaptivity, measure_adaptivity
 from edgevit.compress.budgets import Budgets, split_budget
 from edgevit.compress.gate.judge import Answers, answers
 from edgevit.compress.gate.subgroups import parse_groups
-from edgevit.compress.gate.threshold import usage
 from edgevit.compress.memory_budget import fits, parse_bytes, static_for
-from edgevit.compress.tokens.control import share_left
 from edgevit.compress.training.batches import evaluation
 from edgevit.compress.training.device import device_of, use_threads
 from edgevit.compress.training.distributed import World, join, leave, lost
@@ -41,8 +39,7 @@ from edgevit.pipeline import train as run_training
 from edgevit.program.macs import total_macs
 from edgevit.program.original import evaluate, with_original
 from edgevit.program.program import Program, expected_shapes, save_program
-from edgevit.program.spec import CLASS_NUMBERS, MergeSpec, OriginalEvaluation, ProgramSpec, shift_name
-from edgevit.program.tokens import read_plan, with_merges
+from edgevit.program.spec import CLASS_NUMBERS, OriginalEvaluation, ProgramSpec
 from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.util import strict_json
@@ -50,7 +47,6 @@ from edgevit.util.progress import Say
 
 __all__ = ["CompressJob", "Figures", "Trained", "run_compress"]
 
-PLAN_IMAGES = 128  # tell what a plan that follows the images leaves
 ROOM = 0.1  # of a memory budget: less than so much below is near
 PACKAGES = ("torch", "timm", "numpy")
 
@@ -117,7 +113,6 @@ class Trained:
     dense: Figures
     compressed: Figures
     agreement: float | None
-    adaptivity: Adaptivity | None
     images: int
     evaluated_on: str
     expected_budget: float
@@ -127,6 +122,7 @@ class Trained:
     data: str
     data_sha256: str
     versions: dict[str, str]
+    adaptivity: Adaptivity | None = None
 
 
 def run_compress(job: CompressJob, say: Say = lambda _: None) -> Trained | None:
@@ -177,21 +173,22 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     given = _with_classes(job, _found(job, recipe, say))
     data = open_data(job.data, "train")
     data, recipe = _supervision(job, data, recipe, say)
-    given, planned = _plan(job, given)
+    plan = plan_tokens(job.tokens, given, data, job.macs**recipe.token_share, _place(job, world), say)
+    given = without_merges(given)
     dense, data = _with_head(given, data) if job.new_head else (given, _numbered(data, given.spec, say))
     measured = _measured(job, data, dense.spec, say)
     limit_bytes = None if job.memory is None else parse_bytes(job.memory)
     ready(_outputs(job, 4 * sum(array.size for array in dense.weights.values())))
     if backend(target.backend).NATIVE:
         bound_bytes(dense.spec, target)  # the result needs it, and of machine code only its compiler can tell
-    merged = _merged(dense.spec, planned, data) if planned.merges else 1.0
+    merged = left_by(plan, dense.spec, data)
     training = Training(
         dense=dense,
         teacher=dense if recipe.teacher and not job.new_head else None,
         data=data,
         budgets=_budgets(job, dense.spec, recipe, target, limit_bytes, merged, say),
-        merges=planned.merges,
-        shifts=planned.shifts,
+        merges=plan.spec.merges,
+        shifts=shifts_of(plan),
         recipe=recipe,
         folder=_folder(job),
         device=device,
@@ -202,34 +199,6 @@ def _prepared(job: CompressJob, world: World, say: Say) -> _Work:
     return _Work(
         training=training, measured=measured, target=target, limit_bytes=limit_bytes, comparable=not job.new_head
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """Where tokens merge, and the arrays of these points; `program` has them all, for measuring what they leave."""
-
-    program: Program
-    merges: tuple[MergeSpec, ...]
-    shifts: Mapping[str, np.ndarray]
-
-
-def _plan(job: CompressJob, given: Program) -> tuple[Program, _Plan]:
-    """Return the model without merges, and the plan: what was asked for, or what the model has."""
-    bare = given.with_weights({}, replace(given.spec, merges=()))
-    merges = read_plan(job.tokens, bare.spec) if job.tokens is not None else given.spec.merges
-    planned = given.with_weights({}, with_merges(bare.spec, merges))
-    shifts = {shift_name(p): planned.weights[shift_name(p)] for p in merges if p.shift}
-    return bare, _Plan(program=planned, merges=merges, shifts=shifts)
-
-
-def _merged(spec: ProgramSpec, planned: _Plan, data: LabelledSet) -> float:
-    """Return the part of the MACs that the plan leaves, on average over training images where it follows them."""
-    merged = with_merges(spec, planned.merges)
-    if not merged.adaptive:
-        return total_macs(merged) / total_macs(spec)
-    chosen = np.random.default_rng([*b"tokens"]).permutation(len(data))[:PLAN_IMAGES]
-    left = usage(planned.program, evaluation(subset(data, chosen), spec.image)[0]).left
-    return share_left(merged, left.mean(axis=0))
 
 
 def _found(job: CompressJob, recipe: TrainRecipe, say: Say) -> Program:
@@ -244,6 +213,10 @@ def _outputs(job: CompressJob, needs_bytes: int = 0) -> list[Output]:
     """Return what the training will write; a checkpoint holds the weights at least once, as float32."""
     cache = [] if job.teacher_cache is None else [Output(path=job.teacher_cache, option="--teacher-cache", kept=True)]
     return [Output(path=_folder(job), kept=True, needs_bytes=needs_bytes), *cache]
+
+
+def _place(job: CompressJob, world: World) -> Place:
+    return Place(folder=_folder(job), resume=job.resume, writes=world.main)
 
 
 def _folder(job: CompressJob) -> Path:

@@ -31,7 +31,7 @@ DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")
 @click.option("--macs", type=SHARE, default=1.0, show_default=True, help="Share of the MACs left, expected per image.")
 @click.option("--static", type=SHARE, help="Share left with every gate open (default: from --macs, by the recipe).")
-@click.option("--tokens", help="Merge tokens in training and after: a plan as `build` takes it, such as 4:60,8:60.")
+@click.option("--tokens", help="Merge tokens in training and after: a plan such as 4:60,8:60, or search.")
 @click.option("--memory", help="Memory bound instead of --static, such as 3.0MiB; pruning pays.")
 @click.option("--target", default="x86-64-onnxruntime", show_default=True, help="Whose memory bound is meant.")
 @click.option("--eval", "evaluation", help="Labelled images for top-1 (default: the data's val or test split).")

@@ -490,3 +490,50 @@ def test_partly_labelled_images_train_without_the_rest(
     status, _, said = run(capsys, *options)
     assert status == 0
     assert "10 of 60 images have no label and are left out" in said
+
+
+def test_tokens_merge_under_the_same_budget_and_the_end_says_what_adaptivity_is_worth(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
+    numbers = recipe(tmp_path / "r.toml", epochs_joint=1, epochs_recover=1, gates="measured", gate_images=16)
+    given = ("--tokens", "1:0-6@0.5", "--macs", "0.6", "--recipe", numbers, "-o", folder)
+    status, out, err = run(capsys, program, "--data", images, *given)
+    assert status == 0, err
+    assert "merging tokens leaves" in err and "cost per image" in out and "every decision frozen at" in out
+    result = json.loads((folder / "result.json").read_text())
+    follows = result["adaptivity"]
+    assert follows["points"] == 1 and follows["frozen_macs"] == pytest.approx(follows["macs"], abs=0.1)
+    found = load_program(folder / "program").spec
+    assert found.adaptive and found.original is not None
+    assert found.original.steps[-1].startswith("cost per image")
+    assert len(found.original.steps) == 2
+
+
+def test_a_plan_that_cannot_be_is_refused_before_training(
+    program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run(capsys, program, "--data", images, "--tokens", "1:9", "-o", tmp_path / "run")
+    assert status == errors.BudgetError.exit_code and "9 tokens are merged after" in err
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_plan_is_searched_once_and_trained(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
+    numbers = recipe(tmp_path / "r.toml", epochs_joint=1, epochs_recover=1, token_share=0.5)
+    given = ("--data", images, "--tokens", "search", "--macs", "0.7", "--recipe", numbers, "-o", folder)
+    status, _, err = run(capsys, program, *given)
+    assert status == 0, err
+    assert "looking for tokens to merge, down to 84% of the MACs" in err
+    made, first = files(folder / "program"), load_program(folder / "program")
+    planned = load_program(folder / "planned").spec
+    assert [p.after for p in first.spec.merges] == [p.after for p in planned.merges] != []
+    assert total_macs(planned) >= 0.8 * total_macs(dense(depth=3).spec)
+    monkeypatch.setattr("edgevit.api.token_plan.search", None)
+    assert run(capsys, program, *given, "--resume")[0] == 0
+    assert files(folder / "program") == made
+    assert run(capsys, program, *given)[0] == errors.OutputError.exit_code
+    status, _, err = run(capsys, program, "--data", images, "--tokens", "search", "-o", tmp_path / "other")
+    assert status == errors.BudgetError.exit_code and "nothing is to be saved" in err

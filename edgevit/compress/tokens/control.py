@@ -35,9 +35,12 @@ def share_left(spec: ProgramSpec, left: np.ndarray) -> float:
 
 
 class TokenControl:
-    """The thresholds of merges during training; `count` is the model's hook, and `effort` what moves them."""
+    """The thresholds of merges during training; `count` is the model's hook, and `effort` what moves them.
 
-    def __init__(self, spec: ProgramSpec, budget: float, *, mean: Mean = lambda x: x) -> None:
+    `budget` is the part of the uncompressed model's MACs that merging has to leave; None only counts.
+    """
+
+    def __init__(self, spec: ProgramSpec, budget: float | None, *, mean: Mean = lambda x: x) -> None:
         self.spec, self.budget, self.mean = spec, budget, mean
         self.effort = 0.0
         self.left: np.ndarray | None = None
@@ -54,7 +57,8 @@ class TokenControl:
         now = self.mean(np.mean(self._seen, axis=0))
         self._seen = []
         self.left = now if self.left is None else self.left + FOLLOWS * (now - self.left)
-        self.effort -= GAIN * (share_left(self.spec, now) - self.budget)
+        if self.budget is not None:
+            self.effort -= GAIN * (share_left(self.spec, now) - self.budget)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

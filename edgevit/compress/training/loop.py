@@ -45,7 +45,9 @@ class Hooks(Protocol):
     decide: Decide | None
     tap: Tap | None
     count: Count | None
-    effort: float
+
+    @property
+    def effort(self) -> float: ...
 
     def begin(self, step: int, micro: int, done: float, size: int) -> None:
         """Prepare a micro-batch's forward; `done` is the part of the stage that is over, `size` its global samples."""

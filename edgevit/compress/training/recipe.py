@@ -79,6 +79,8 @@ class TrainRecipe:
             of the outputs. Needs a teacher.
         static_share: how much of the saving is static, if not asked for otherwise: of MACs m, m ** static_share is left
             by pruning (1 = no gates, 0 = no pruning).
+        token_share: how much of the saving merging tokens is to bring where their plan is searched: of MACs m,
+            m ** token_share is left by it, and pruning and gates share the rest.
         ramp: fraction of stage 1 over which budgets come down.
         groups: which samples share a gate's decision: batch, average N, random LO HI, recursive, halving, sample.
         gates: how gates come about: `learned` by training, from stage 1 on; `measured` on the pruned model before stage
@@ -119,6 +121,7 @@ class TrainRecipe:
     temperature: float = 2.0
     tokens: float = 0.0
     static_share: float = 0.85
+    token_share: float = 0.75
     ramp: float = 0.8
     groups: str = "recursive"
     gates: Gates = "learned"
@@ -175,7 +178,17 @@ def check(recipe: TrainRecipe) -> list[str]:
     r = recipe
     shares = {
         n: getattr(r, n)
-        for n in ("warmup", "teacher", "tokens", "static_share", "ramp", "ema", "label_smoothing", "crop_pct")
+        for n in (
+            "warmup",
+            "teacher",
+            "tokens",
+            "static_share",
+            "token_share",
+            "ramp",
+            "ema",
+            "label_smoothing",
+            "crop_pct",
+        )
     }
     faults = [f"{n}: got {v:g}, allowed: 0 to 1" for n, v in shares.items() if not 0 <= v <= 1]
     counts = {n: getattr(r, n) for n in ("batch", "accumulate", "threshold_images", "gate_images")}

@@ -62,8 +62,8 @@ class StageHooks:
         self.masks = MaskControl(model, MaskSettings(), mean=world.mean) if prunes else None
         self.decide: Decide | None = self.gates.decide if self.gates else None
         self.tap: Tap | None = self.masks.tap if self.masks else None
-        adaptive = model.spec.adaptive
-        self.tokens = TokenControl(model.spec, budgets.merged, mean=world.mean) if adaptive else None
+        held = budgets.merged if budgets.merges else None
+        self.tokens = TokenControl(model.spec, held, mean=world.mean) if model.spec.adaptive else None
         self.count: Count | None = self.tokens.count if self.tokens else None
         self.planned = 0
         self._recost()
@@ -189,7 +189,8 @@ class StageHooks:
 
     def _left(self, static: float) -> float:
         """Return the part of this model's own MACs that is `static` of the dense model's."""
-        own = self.budgets.merged if self.spec.adaptive else total_macs(self.spec) / self.dense_macs
+        follows = self.spec.adaptive and self.budgets.merges
+        own = self.budgets.merged if follows else total_macs(self.spec) / self.dense_macs
         return min(1.0, static / own)
 
     def _recost(self) -> None:

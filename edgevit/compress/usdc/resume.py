@@ -25,7 +25,8 @@ from edgevit.util.ownership import Kind
 
 CHECKPOINT = "checkpoint.pt"
 RECIPE, RESULT = "recipe.toml", "result.json"
-OUTPUTS: Mapping[str, Kind] = {"program": "program", CSV_NAME: "log", RESULT: "result"}
+PLANNED = "planned"  # folder of the given model with the plan of merges that was searched
+OUTPUTS: Mapping[str, Kind] = {"program": "program", PLANNED: "program", CSV_NAME: "log", RESULT: "result"}
 STAGES = ("joint", "recover")
 FREE = ("workers", "checkpoint_seconds")  # of a recipe: may differ when a run is resumed
 
@@ -38,10 +39,8 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
         TrainingError: the checkpoint is damaged, or of a run with other inputs.
     """
     path = job.folder / CHECKPOINT
-    refuse_foreign(job.folder)
+    find_free(job.folder, resume=resume)
     if not resume:
-        if path.exists() or (job.folder / "program").exists():
-            raise OutputError(f"{job.folder} holds a training run already; pass --resume to go on, or another -o")
         if job.world.main:
             job.folder.mkdir(parents=True, exist_ok=True)
         job.world.barrier()
@@ -66,6 +65,13 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
             "choose another folder with -o"
         )
     return state
+
+
+def find_free(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run already (and `resume` is false), or a file that is not a run's."""
+    refuse_foreign(folder)
+    if not resume and ((folder / CHECKPOINT).exists() or (folder / "program").exists()):
+        raise OutputError(f"{folder} holds a training run already; pass --resume to go on, or another -o")
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -35,6 +35,14 @@ def test_effort_follows_until_the_mean_is_what_was_planned(alike: float) -> None
     assert control.left == pytest.approx([50.0, 40.0], abs=1.5)
 
 
+def test_without_a_budget_tokens_are_only_counted() -> None:
+    spec = tiny_program(depth=4, image=(64, 64), tokens=PLAN).spec
+    control = TokenControl(spec, None)
+    control.count(torch.tensor([[40.0, 30.0]]))
+    control.update()
+    assert control.effort == 0 and control.left is not None and control.left.tolist() == [40.0, 30.0]
+
+
 def test_state_comes_back() -> None:
     spec = tiny_program(depth=4, image=(64, 64), tokens=PLAN).spec
     one, other = TokenControl(spec, 0.8), TokenControl(spec, 0.8)
