@@ -170,14 +170,17 @@ def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
     )
 
 
-def own_candidates(case: Case) -> list[Candidate]:
-    """Build edgevit's dense models as `edgevit build` would: float per runtime, int8 per x86 target that ships."""
+def own_candidates(case: Case, only: tuple[str, ...] = ()) -> list[Candidate]:
+    """Build edgevit's dense models as `edgevit build` would: float per runtime, int8 per x86 target that ships.
+
+    With `only` there are just these targets, and no float ones.
+    """
     found = []
     made: Made = {}
-    for short, name in RUNTIMES.items():
+    for short, name in RUNTIMES.items() if not only else ():
         folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
-    for target in (load_target(name) for name in list_targets()):
+    for target in (load_target(name) for name in only or list_targets()):
         if target.arch != "x86_64":
             continue
         if target.backend not in RUNTIMES.values():
@@ -376,6 +379,7 @@ def take_turn(lock: Path | None) -> Iterator[None]:
 @click.command(epilog="Example: python benchmarks/peers.py --work out/peers -o reports/reference")
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
 @click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built models, kept.")
+@click.option("--target", "only", multiple=True, help="Only these of edgevit's builds; the report's name says so.")
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1), help="Timed rounds.")
 @click.option(
     "--images", default=1000, show_default=True, type=click.IntRange(1), help="Labelled images to evaluate on."
@@ -387,6 +391,7 @@ def take_turn(lock: Path | None) -> Iterator[None]:
 def main(
     models: tuple[str, ...],
     work: Path,
+    only: tuple[str, ...],
     runs: int,
     images: int,
     calibration: int,
@@ -398,11 +403,13 @@ def main(
     data = data_folder()
     before = snapshot()
     out.mkdir(parents=True, exist_ok=True)
-    name = "peers-vnni" if VNNI & cpu_flags() else "peers"
+    name = "-".join(["peers-vnni" if VNNI & cpu_flags() else "peers", *only])
+    told = f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}"
+    told += "".join(f" --target {target}" for target in only)
     done: tuple[Row, ...] = ()
     for key in models:
         case = _case(key, data, work, images, calibration)
-        candidates = peer_candidates(case, data) + own_candidates(case)
+        candidates = peer_candidates(case, data) + own_candidates(case, only)
         times = time_candidates(case, candidates, runs, turn)
         machine = environment(
             before,
@@ -417,7 +424,7 @@ def main(
         for known in chain(({},), evaluate(case, candidates, threads) if threads else ()):
             rows = measure(case, candidates, times, known)
             report = Report(
-                command=f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}",
+                command=told,
                 machine=machine,
                 runs=runs,
                 images=images,

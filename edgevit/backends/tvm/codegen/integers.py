@@ -38,6 +38,7 @@ STEPS = 255
 # Float32 from here on count in whole steps: the sum of it and a small number is rounded to even, and the number is in
 # the lowest bits.
 WHOLE = 1.5 * 2.0**23
+FURTHEST = 2.0**30  # steps that surely fit int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Integers:
         grid: where the blob of the stage holds the quantizer; it is data, so that equal branches share their kernels.
         exact: the same matrix in float32, where some of its columns are needed so.
         kept: the columns that `exact` holds, side by side; it holds all of them if there are none.
+        bounded: whether no finite input leads to a value here that is `FURTHEST` steps or more from zero.
     """
 
     place: Place
@@ -57,6 +59,7 @@ class Integers:
     grid: int
     exact: Place | None = None
     kept: tuple[int, ...] = ()
+    bounded: bool = False
 
     @property
     def rows(self) -> int:

@@ -90,7 +90,12 @@ def _put_group(
     inverse, zero = (splat(load(values, target.grid + i), lanes) for i in (0, 2))
     # Above only: what lies far below every integer becomes the least one, and is clipped as such.
     most = splat(float(LOW[target.stored] + STEPS + 1), lanes)
-    steps = [code.let(rounded(tirx.min(vector * inverse + zero, most), lanes)) for vector in vectors]
+
+    def step(vector: Any) -> Any:
+        value = vector * inverse + zero
+        return code.let(rounded(value if target.bounded else tirx.min(value, most), lanes))
+
+    steps = [step(vector) for vector in vectors]
     place = target.place
     index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(WORD))
     code.store_vector(memory, index, narrowed(code, steps), lanes)

