@@ -188,21 +188,34 @@ def _disk(error: OSError) -> str | None:
 
 @contextmanager
 def _cleaning_up() -> Iterator[None]:
-    """Let a request to end (SIGTERM) unwind like Ctrl-C: what runs elsewhere is stopped, temporary folders go."""
+    """Let a request to end (SIGTERM) unwind like Ctrl-C: what runs elsewhere is stopped, temporary folders go.
 
-    def leave(*_: object) -> None:
-        raise SystemExit(TERMINATED)
+    Native code that calls Python, such as a compiler's, makes an error of its own of what a handler raises: whatever
+    error comes after a request is told as that.
+    """
+    asked: list[int] = []
+
+    def leave(number: int, _: object) -> None:
+        asked.append(number)
+        raise SystemExit(TERMINATED) if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    told = sys.unraisablehook
+    told, interrupted = sys.unraisablehook, signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGTERM, leave)
+    if interrupted == signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
     sys.unraisablehook = lambda lost: _ask_again(lost) or told(lost)
     try:
         yield
+    except Exception:
+        if not asked:
+            raise
+        raise SystemExit(TERMINATED) if signal.SIGTERM in asked else click.Abort from None
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, interrupted)
         sys.unraisablehook = told
 
 

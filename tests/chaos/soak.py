@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import Runner, tvm
+from edgevit.backends import NO_TOKENS, Runner, tvm
 from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.images.image_set import load_images
@@ -78,30 +78,39 @@ class Gates:
 
     Without limit upwards every gate is open, downwards closed; branches without one do not depend on it. The first gate
     decides on what no other decision has changed, so that for one image it opens at one effort and stays open above.
+    Likewise after the first point where tokens merge more effort never leaves fewer of them.
     """
 
     def __init__(self, manifest: Manifest, images: int) -> None:
         self._gated = np.array([branch.gated for branch in manifest.branches], dtype=bool)
-        self._first = int(np.flatnonzero(self._gated)[0])
+        self._first = next(iter(np.flatnonzero(self._gated)), None)  # of a model that merges tokens alone there is none
         self._fixed: np.ndarray | None = None
         self._closed = np.full(images, -np.inf)  # the highest effort at which the first gate was closed
         self._open = np.full(images, np.inf)
+        self._left: dict[int, tuple[float, int]] = {}  # the last effort, and patch tokens after the first point
         self.seen = 0
 
-    def check(self, index: int, effort: float, gates: np.ndarray) -> None:
+    def check(self, index: int, effort: float, gates: np.ndarray, tokens: np.ndarray = NO_TOKENS) -> None:
         fixed, own = gates[~self._gated], gates[self._gated]
         self._fixed = fixed if self._fixed is None else self._fixed
         assert np.array_equal(fixed, self._fixed), f"image {index}, effort {effort}: a branch without a gate changed"
         assert np.isin(gates, (0, 1)).all(), f"image {index}, effort {effort}: gates {gates.tolist()}"
         if np.isinf(effort):
             assert (own == (effort > 0)).all(), f"image {index}, effort {effort}: gates {gates.tolist()}"
+        elif self._first is None:
+            pass
         elif gates[self._first]:
             self._open[index] = min(self._open[index], effort)
         else:
             self._closed[index] = max(self._closed[index], effort)
         apart = self._closed[index] < self._open[index]
         assert apart, f"image {index}: the first gate is closed at {self._closed[index]}, open at {self._open[index]}"
-        self.seen += own.size
+        self.seen += own.size + tokens.size
+        if tokens.size:
+            (before, most), self._left[index] = self._left.get(index, (effort, tokens[0])), (effort, tokens[0])
+            more = (effort > before) - (effort < before)
+            said = f"image {index}: {most} tokens at effort {before}, {tokens[0]} at {effort}"
+            assert more * int(tokens[0]) >= more * int(most), said
 
 
 def drawn(seed: int, run: int, images: int) -> tuple[int, float]:
@@ -177,10 +186,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
         def run(runner: Runner, number: int) -> bytes:
             index, effort = drawn(seed, number, len(images))
-            logits, decided = runner.run(images[index : index + 1], effort)
+            answer = runner.answer(images[index : index + 1], effort)
             with lock:
-                gates.check(index, effort, decided)
-            return logits.tobytes() + decided.tobytes()
+                gates.check(index, effort, answer.gates, answer.tokens)
+            return answer.logits.tobytes() + answer.gates.tobytes() + answer.tokens.tobytes()
 
         def begin(_: int) -> str:
             with _loaded(bundle, request["runner"]) as runner:

@@ -70,3 +70,8 @@ def test_a_soak_tells_what_does_not_fit() -> None:
         gates.check(0, 2.0, np.array([0, 1, 1, 1], np.uint8))
     with pytest.raises(AssertionError, match="effort -inf"):
         soak.Gates(manifest, 1).check(0, -np.inf, np.array([0, 0, 0, 1], np.uint8))
+    merges = soak.Gates(sample_manifest(tiny_program()), 1)
+    for effort, left in ((0.0, 20), (1.0, 24), (1.0, 24), (-np.inf, 16), (np.inf, 24)):
+        merges.check(0, effort, np.ones(4, np.uint8), np.array([left], np.int32))
+    with pytest.raises(AssertionError, match="24 tokens at effort inf, 25 at 2.0"):
+        merges.check(0, 2.0, np.ones(4, np.uint8), np.array([25], np.int32))

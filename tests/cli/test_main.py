@@ -134,6 +134,29 @@ def test_errors_of_other_processes_keep_their_kind() -> None:
         assert errors.of_process(line) is None
 
 
+def test_a_request_to_end_stays_one_where_native_code_makes_an_error_of_it() -> None:
+    """As a compiler does that calls Python for each of its passes."""
+    program = """
+import signal, sys
+from edgevit import doctor
+from edgevit.cli import main
+def compiles():
+    try:
+        signal.raise_signal(getattr(signal, sys.argv[1]))
+    except BaseException as error:
+        raise RuntimeError(str(error)) from None
+doctor.diagnose = compiles
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["doctor"]))
+"""
+    for name, code, said in (
+        ("SIGTERM", 143, ""),
+        ("SIGINT", 130, "edgevit: interrupted; no partial output was left.\n"),
+    ):
+        done = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_request_to_end_is_not_lost_where_python_lets_no_exception_through() -> None:
     """Such as in what runs when a process forks, or an object goes."""
     program = """
