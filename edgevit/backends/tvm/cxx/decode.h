@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -78,6 +81,46 @@ inline Picture decoded(Fed fed, int64_t width, int64_t height) {
   return picture;
 }
 
+// Colours of a JPEG file as libjpeg makes them: sums in fixed point of 16 bits.
+inline void jpeg_colours(stbi_uc* out, const stbi_uc* y, const stbi_uc* blue, const stbi_uc* red, int count, int step) {
+  const auto clip = [](int value) { return static_cast<stbi_uc>(std::min(std::max(value, 0), 255)); };
+  for (int i = 0; i < count; ++i, out += step) {
+    const int b = blue[i] - 128, r = red[i] - 128;
+    out[0] = clip(y[i] + ((91881 * r + 32768) >> 16));
+    out[1] = clip(y[i] + ((-22554 * b - 46802 * r + 32768) >> 16));
+    out[2] = clip(y[i] + ((116130 * b + 32768) >> 16));
+  }
+}
+
+// A row of colours of half the width and height, a quarter of the way to the next row; roundings alternate as libjpeg's do.
+inline stbi_uc* jpeg_row(stbi_uc* out, stbi_uc* near, stbi_uc* far, int width, int) {
+  const auto sum = [&](int i) { return 3 * near[i] + far[i]; };
+  for (int i = 0; i < width; ++i) {
+    const int here = sum(i), before = i ? sum(i - 1) : here, behind = i + 1 < width ? sum(i + 1) : here;
+    out[2 * i] = static_cast<stbi_uc>((3 * here + before + 8) >> 4);
+    out[2 * i + 1] = static_cast<stbi_uc>((3 * here + behind + 7) >> 4);
+  }
+  return out;
+}
+
+inline Picture decoded_jpeg(Fed fed, int64_t width, int64_t height) {
+  Picture picture;
+  int wide = 0, high = 0, channels = 0;
+  stbi__context context;
+  stbi__start_callbacks(&context, const_cast<stbi_io_callbacks*>(&kFed), &fed);
+  const std::unique_ptr<stbi__jpeg, decltype(&std::free)> jpeg(
+      static_cast<stbi__jpeg*>(std::calloc(1, sizeof(stbi__jpeg))), std::free);
+  if (!jpeg) throw std::bad_alloc();
+  jpeg->s = &context;
+  stbi__setup_jpeg(jpeg.get());
+  jpeg->YCbCr_to_RGB_kernel = jpeg_colours;
+  jpeg->resample_row_hv_2_kernel = jpeg_row;
+  picture.pixels = load_jpeg_image(jpeg.get(), &wide, &high, &channels, 3);
+  picture.width = wide, picture.height = high;
+  check_decoded(picture.pixels, fed, width, height, picture);
+  return picture;
+}
+
 // Grey of 16 bits becomes 8 by its share of the largest value; colours take their upper byte, as Pillow does.
 inline Picture decoded_grey16(Fed fed, int64_t width, int64_t height) {
   Picture deep;
@@ -127,7 +170,7 @@ inline Picture decode_ppm(Bytes file, const Limits& limits) {
 inline Picture decode(Bytes file, const Limits& limits, bool oriented) {
   if (is_jpeg(file)) {
     const Jpeg jpeg = read_jpeg(file, limits);
-    Picture picture = decoded({{file}}, jpeg.width, jpeg.height);
+    Picture picture = decoded_jpeg({{file}}, jpeg.width, jpeg.height);
     if (oriented) picture.orientation = orientation_of(jpeg.told);
     return picture;
   }
