@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgevit import pipeline
-from edgevit.api import build
+from edgevit.api import job
 from edgevit.api.build import Job, predict_build, run_build
 from edgevit.compress.budgets import Budgets
 from edgevit.schema.target import Target, load_target
@@ -54,6 +54,6 @@ def test_host_is_another_target_where_tokens_follow_the_image(
     def host_target(*, follows: bool) -> tuple[Target, str]:
         return load_target("x86-64-onnxruntime" if follows else "x86-64-openvino"), "this machine"
 
-    monkeypatch.setattr(build, "host_target", host_target)
+    monkeypatch.setattr(job, "host_target", host_target)
     assert predict_build(Job(model=tiny_program(depth=3), target="host", tokens=tokens)).target == expected
     assert "saves no time" not in caplog.text

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgevit import pipeline
-from edgevit.api import build as build_job
+from edgevit.api import job as build_job
 from edgevit.api import training
 from edgevit.api.build import Job, run_build
 from edgevit.backends.tvm.compile import native
