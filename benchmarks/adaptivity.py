@@ -45,7 +45,9 @@ class Row:
 
 def measure(name: str, program: Program, path: Path, limit: int | None, original: Program | None) -> Row:
     """Answer the images with the Program, its frozen form and its original."""
-    images = number_labels(load_images(path, program.spec.image, limit=limit, splits=TESTED), program.spec)
+    images = number_labels(
+        load_images(path, program.spec.image, limit=limit, labelled=True, splits=TESTED), program.spec
+    )
     whole = total_macs(uncompressed(program.spec))
     found = answers(program, images.images, description=name)
     before = None if original is None else answers(original, images.images, description="original").logits

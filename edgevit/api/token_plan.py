@@ -88,6 +88,7 @@ def _searched(bare: Program, data: LabelledSet, share: float, place: Place, say:
     kept = place.folder / PLANNED
     if place.resume and kept.exists():
         return load_program(kept)
+    find_free(place.folder, resume=place.resume)  # a search takes minutes
     if share >= 1:
         raise BudgetError(
             "tokens are to be searched for, but nothing is to be saved by them: macs, or token_share of the recipe, "
@@ -99,7 +100,6 @@ def _searched(bare: Program, data: LabelledSet, share: float, place: Place, say:
     found = search(bare, images, int(share * total_macs(bare.spec)), reference=bare, say=say)
     plan = bare.with_weights(found.shifts, found.spec)
     if place.writes:
-        find_free(place.folder, resume=place.resume)
         save_program(plan, kept, force=True)
     return plan
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ PLAN = "1:0-27@0.3,2:3-17@0.3"
 
 
 def test_the_share_is_of_the_uncompressed_model() -> None:
-    options = {"depth": 4, "image": (64, 64)}
+    options: dict[str, Any] = {"depth": 4, "image": (64, 64)}
     spec = tiny_program(**options, gated=True, skip=True, removed=("b03_ffn",), tokens=PLAN).spec
     bare, merged = tiny_program(**options).spec, tiny_program(**options, tokens="1:10,2:5").spec
     left = np.array(most_left(merged), float)
