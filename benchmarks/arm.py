@@ -283,7 +283,7 @@ def dense_blocks(blocks: int = BLOCKS) -> Program:
         replace(branch, kept=tuple(range(branch.units_total)), gate=None, skip=False)
         for branch in spec.branches[: 2 * blocks]
     )
-    spec = replace(spec, name="vit_tiny_blocks", branches=whole)
+    spec = replace(spec, name="vit_tiny_blocks", branches=whole, merges=())
     draw = np.random.default_rng(0)
     weights = {
         name: (draw.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
