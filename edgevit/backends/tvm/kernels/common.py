@@ -204,6 +204,23 @@ def finish(
     lanes: int,
 ) -> None:
     """The end of an epilogue: activation, additions, and one vector of the target."""
+    value = finished(code, memory, values, target, columns, epilogue, row, column, value, lanes)
+    put(code, memory, values, target, row, column, value, lanes)
+
+
+def finished(
+    code: Code,
+    memory: Any,
+    values: Any,
+    target: Matrix,
+    columns: int,
+    epilogue: Epilogue,
+    row: Any,
+    column: Any,
+    value: Any,
+    lanes: int,
+) -> Any:
+    """Return a vector after activation and additions."""
     if epilogue.activation is not None:
         value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
     if epilogue.onto:
@@ -211,7 +228,7 @@ def finish(
         value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
     if epilogue.table is not None:
         value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
-    put(code, memory, values, target, row, column, value, lanes)
+    return value
 
 
 def layer_norm(

@@ -10,7 +10,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Place, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
-from edgevit.backends.tvm.kernels import attention_int8
+from edgevit.backends.tvm.kernels import attention_int8, attention_neon
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
 from edgevit.backends.tvm.kernels.merge import Sizes
@@ -72,11 +72,13 @@ def _attention(
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
     tile = shared.choose(isa, replace(shape, dot=how))
-    places = attention_int8.scratch(shared.arena, heads, how, tile, isa)
+    # Where rows share blocks, scores and softmax are integers too.
+    kernels = attention_int8 if how.together == 1 else attention_neon
+    places = kernels.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)
     counted = Counted(linear=f"{name}.attention", mnemonic=how.mnemonic, at_least=least)
     arguments = (heads, context, places, how, tile, *binary)
-    stage.call("attention", attention_int8.attention, *arguments, counted=counted, alive=alive)
+    stage.call("attention", kernels.attention, *arguments, counted=counted, alive=alive)
 
 
 def _qkv(shared: Shared, branch: BranchSpec, stride: int) -> tuple[np.ndarray, np.ndarray]:

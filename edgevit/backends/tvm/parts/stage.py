@@ -13,7 +13,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Integers, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
-from edgevit.backends.tvm.kernels import common, int8
+from edgevit.backends.tvm.kernels import common, int8, norm_neon
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
 from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.program.program import Program
@@ -113,6 +113,12 @@ class StageWriter:
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
         weights = self.norm_weights(name, eps, factor, tokens)
+        if isinstance(target, Integers) and target.stored == "int8" and (groups, tokens, factor) == (1, 1, 1.0):
+            gain, offset = (self.shared.program.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+            rows = (gain / np.float32(target.scale), offset / np.float32(target.scale) + np.float32(target.zero))
+            steps = tuple(self.blob.add(pad_columns(row, pad(row.size, self.shared.isa.lanes))) for row in rows)
+            self.call("norm", norm_neon.layer_norm, source, target, *weights, steps, alive=alive)
+            return
         self.call("norm", common.layer_norm, source, target, *weights, groups, tokens, alive=alive)
 
     def norm_weights(
@@ -145,7 +151,10 @@ class StageWriter:
         isa, how = self.shared.isa, self.shared.dot
         columns = pad(weight.shape[1], isa.lanes)
         tile = self.shared.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
-        weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile)
+        behind = None
+        if isinstance(target, Integers) and epilogue.activation and not epilogue.onto and epilogue.table is None:
+            behind = (epilogue.activation, target.scale)
+        weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile, behind)
         least = int8.instructions(source.rows, weights.columns, how, tile)
         counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
         self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted, alive=alive)
@@ -163,9 +172,9 @@ class StageWriter:
         """Return a place for a Linear's input, of the kind that its plan wants."""
         if entry is None:
             return self.shared.arena.place(rows, width)
-        depth, stored = self.shared.dot.depth, self.shared.dot.stored
+        how = self.shared.dot
         return integers.place_integers(
-            self.shared.arena, self.blob, rows, width, depth, stored, self.shared.plan, entry
+            self.shared.arena, self.blob, rows, width, how.depth, how.stored, self.shared.plan, entry, how.together
         )
 
     def quantized(self, entry: LinearPlan | None, source: Place) -> Matrix:
