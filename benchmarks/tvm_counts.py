@@ -29,6 +29,7 @@ from edgevit.program.program import Program
 from edgevit.schema.arm_cpus import ARM_CPUS, Cache, Core
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target, load_target
+from edgevit.util import strict_json
 from edgevit.util.strict_json import dumps, write_atomic
 
 HERE = Path(__file__).parent
@@ -198,6 +199,20 @@ def run(compiled: Compiled, isa: Any, arch: str, qemu_cpu: str, core: Core, fold
     return tuple(sums.values())
 
 
+def read(path: Path) -> list[Row]:
+    """Return the rows of a report; none if there is none.
+
+    Raises:
+        click.ClickException: it is of another version.
+    """
+    faults: list[str] = []
+    data = strict_json.read_json(path) if path.exists() else []
+    rows = [strict_json.from_data(Row, row, faults) for row in data]
+    if faults:
+        raise click.ClickException(f"{path} is of another version: {faults[0]}")
+    return [row for row in rows if row is not None]
+
+
 def _parameters(function: Any) -> str:
     """Return C that makes the arguments of a kernel."""
     codes = {"uint8": "UINT8", "float32": "FLOAT32"}
@@ -261,14 +276,24 @@ def _kind(row: Row) -> str:
 
 
 @click.command(epilog="Example: python -m benchmarks.tvm_counts -o reports/reference")
-@click.option("--target", "only", multiple=True, type=click.Choice([name for name, _ in CASES]), help="Only these.")
+@click.option(
+    "--target",
+    "only",
+    multiple=True,
+    type=click.Choice([name for name, _ in CASES]),
+    help="Only these; the report keeps others.",
+)
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(only: tuple[str, ...], out: Path) -> None:
     """Count for every target, and write tvm-counts.json and tvm-counts.md."""
     out.mkdir(parents=True, exist_ok=True)
     program, rows = dense_blocks(BLOCKS), []
+    kept = {(row.target, row.weight_bits): row for row in read(out / f"{NAME}.json")} if only else {}
     for name, kinds in CASES:
-        for weight_bits in kinds if not only or name in only else ():
+        for weight_bits in kinds:
+            if only and name not in only:
+                rows += [kept[name, weight_bits]] if (name, weight_bits) in kept else []
+                continue
             target = load_target(name)
             click.echo(f"{name}, {weight_bits or 'float'}", err=True)
             rows.append(measure(program, target, weight_bits))

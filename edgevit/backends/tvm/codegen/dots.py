@@ -23,6 +23,7 @@ from edgevit.backends.tvm.codegen.code import (
     integer,
     joined,
     lanes_of,
+    whole,
 )
 from edgevit.backends.tvm.codegen.integers import Stored
 from edgevit.backends.tvm.codegen.layout import pack, words
@@ -42,7 +43,7 @@ class Inner:
         code: where to.
         tile: rows and vectors of the result.
         steps: of `Dot.depth` values each.
-        left: (row, word, count) to so many words of a row's integers.
+        left: (row, word, count) to so many words of a row's integers; where rows lie together, to their block.
         right: (word, count) to so many words of the packed panel.
         start: vector to what its sums start from, int32.
     """
@@ -66,6 +67,8 @@ class Dot(ABC):
         depth: values per step; rows are padded to whole steps.
         unit: of depth that lie together per column in the packed weights.
         waits: sums that are to be in flight so that none is waited for; 0 where any tile has enough.
+        together: rows of the left side that share a block; see `Integers`.
+        bias_in_sums: whether sums start from the bias too, in whole steps.
     """
 
     lanes: int
@@ -74,6 +77,11 @@ class Dot(ABC):
     depth: ClassVar[int] = 4
     unit: ClassVar[int] = 4
     waits: ClassVar[int] = 0
+    together: ClassVar[int] = 1
+
+    @property
+    def bias_in_sums(self) -> bool:
+        return self.stored == "int8"
 
     def pack(self, weight: np.ndarray, tile: Tile, lanes: int) -> np.ndarray:
         """Return int8 `[depth, columns]` as the inner loop reads it, bits of float32; both are whole already."""
@@ -185,80 +193,100 @@ class Vpdpbusd(_Spread):
         return instruction(f"int32x{n}", name, sums, bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
 
 
+# Steps of a loop body: what counts and jumps is a fortieth of it.
+UNROLLED = 4
+
+
 class Sdot(Dot):
-    """16 values of a row are loaded at once, each word of them is one operand by its lane."""
+    """Four rows lie together, so that a register has a word of each: one operand by its lane."""
 
     mnemonic: ClassVar[str] = "sdot"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 16
+    depth: ClassVar[int] = 8
+    together: ClassVar[int] = 4
 
     def count(self, tile: Tile) -> int:
-        return 4 * tile.rows * tile.vectors
+        return 2 * tile.rows * tile.vectors
 
     def registers(self, tile: Tile) -> int:
-        return tile.rows * tile.vectors + tile.vectors + tile.rows + 1
+        return tile.rows * tile.vectors + tile.vectors + -(-tile.rows // self.together)
 
     def loads(self, tile: Tile) -> float:
-        return 1 / tile.rows + 1 / (4 * tile.vectors)
+        return 1 / (self.together * tile.vectors) + 1 / tile.rows
 
     def sums(self, inner: Inner) -> Sums:
         code, tile = inner.code, inner.tile
         cells = _cells(inner, tile.rows, tile.vectors)
-        with code.loop(inner.steps) as step:
-            rows = [code.let(bits("int32x4", inner.left(row, step * 4, 4))) for row in range(tile.rows)]
-            for word in range(4):
-                start = (step * 4 + word) * (4 * tile.vectors)
+        groups = range(0, tile.rows, self.together)
+
+        def step(index: Any) -> None:
+            first = index * 2
+            lefts = [[code.let(bits("int32x4", inner.left(row, first + i, 4))) for i in range(2)] for row in groups]
+            for word in range(2):
+                start = (first + word) * (4 * tile.vectors)
                 columns = [code.let(bits("int8x16", inner.right(start + 4 * v, 4))) for v in range(tile.vectors)]
-                for row, values in enumerate(rows):
-                    left = bits("int8x16", lanes_of(values, word, word, word, word))
+                for row in range(tile.rows):
+                    lane = row % self.together
+                    left = bits("int8x16", lanes_of(lefts[row // self.together][word], lane, lane, lane, lane))
                     for cell, column in zip(cells[row], columns, strict=True):
                         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
                         cell.set(instruction("int32x4", name, cell.value, column, left))
+
+        _unrolled(code, inner.steps, step)
         return _values(cells)
 
 
 class Smmla(Dot):
-    """Two rows by two columns at a time, 8 values deep; an odd last row is its own partner."""
+    """Two rows lie together, by two columns at a time, 8 values deep; an odd last row has anything beside it."""
 
     mnemonic: ClassVar[str] = "smmla"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 16
+    depth: ClassVar[int] = 8
     unit: ClassVar[int] = 8
+    together: ClassVar[int] = 2
 
     def count(self, tile: Tile) -> int:
-        return 4 * -(-tile.rows // 2) * tile.vectors
+        return 2 * -(-tile.rows // 2) * tile.vectors
 
     def registers(self, tile: Tile) -> int:
         pairs = -(-tile.rows // 2)
-        return 2 * pairs * tile.vectors + 2 * pairs + 2 * tile.vectors
+        return 2 * pairs * tile.vectors + pairs + 3
+
+    def loads(self, tile: Tile) -> float:
+        # Of an odd number of vectors the last one makes no whole block, and is stored word by word.
+        return 1 / (2 * tile.vectors) + 2 / tile.rows + tile.vectors % 2
 
     def sums(self, inner: Inner) -> Sums:
         code, tile = inner.code, inner.tile
-        last = tile.rows - 1
-        pairs = [(row, min(row + 1, last)) for row in range(0, tile.rows, 2)]
-        zero = tirx.Broadcast(integer(0), 4)
-        cells = [[code.register(zero) for _ in range(2 * tile.vectors)] for _ in pairs]
-        with code.loop(inner.steps) as step:
-            lefts = []
-            for pair in pairs:
-                a, b = (code.let(bits("int32x4", inner.left(row, step * 4, 4))) for row in pair)
-                lefts.append([code.let(joined(a, b, *half)) for half in ((0, 1, 4, 5), (2, 3, 6, 7))])
-            for half in range(2):
-                start = (step * 2 + half) * (8 * tile.vectors)
-                columns = [code.let(bits("int8x16", inner.right(start + 4 * i, 4))) for i in range(2 * tile.vectors)]
-                for cell_row, left in zip(cells, lefts, strict=True):
-                    for cell, column in zip(cell_row, columns, strict=True):
-                        name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
-                        cell.set(instruction("int32x4", name, cell.value, bits("int8x16", left[half]), column))
+        pairs = range(0, tile.rows, 2)
+        halves = [lanes_of(inner.start(v), *half) for v in range(tile.vectors) for half in ((0, 1, 0, 1), (2, 3, 2, 3))]
+        cells = [[code.register(half) for half in halves] for _ in pairs]
+
+        def step(index: Any) -> None:
+            lefts = [code.let(bits("int8x16", inner.left(row, index * 2, 4))) for row in pairs]
+            for i in range(2 * tile.vectors):
+                column = code.let(bits("int8x16", inner.right(index * (8 * tile.vectors) + 4 * i, 4)))
+                for row, left in zip(cells, lefts, strict=True):
+                    name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
+                    row[i].set(instruction("int32x4", name, row[i].value, left, column))
+
+        _unrolled(code, inner.steps, step)
         sums: Sums = []
         for row in range(tile.rows):
-            half, found = row % 2, []
-            for v in range(tile.vectors):
-                a, b = (cells[row // 2][2 * v + i].value for i in range(2))
-                picked = joined(a, b, *((0, 1, 4, 5) if half == 0 else (2, 3, 6, 7)))
-                found.append(code.let(picked + inner.start(v)))
-            sums.append(found)
+            picked = (0, 1, 4, 5) if row % 2 == 0 else (2, 3, 6, 7)
+            pair = [cell.value for cell in cells[row // 2]]
+            sums.append([code.let(joined(*pair[2 * v : 2 * v + 2], *picked)) for v in range(tile.vectors)])
         return sums
+
+
+def _unrolled(code: Code, steps: Any, emit: Callable[[Any], None]) -> None:
+    """Call `emit(step)` for all steps, `UNROLLED` of them in the body of a loop."""
+    full = whole(steps, UNROLLED)
+    with code.loop(full) as index:
+        for i in range(UNROLLED):
+            emit(index * UNROLLED + i)
+    with code.loop(steps - full * UNROLLED) as index:
+        emit(full * UNROLLED + index)
 
 
 class Smlal(Dot):

@@ -6,7 +6,7 @@ the compiler think that the two never meet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ Stored = Literal["uint8", "int8", "int16"]
 BYTES: dict[Stored, int] = {"uint8": 1, "int8": 1, "int16": 2}
 LOW: dict[Stored, int] = {"uint8": 0, "int8": -128, "int16": 0}
 WORD = 4
+BLOCK = 4  # words of a vector register of NEON
 STEPS = 255
 # Float32 from here on count in whole steps: the sum of it and a small number is rounded to even, and the number is in
 # the lowest bits.
@@ -52,6 +53,10 @@ class Integers:
         exact: the same matrix in float32, where some of its columns are needed so.
         kept: the columns that `exact` holds, side by side; it holds all of them if there are none.
         bounded: whether no finite input leads to a value here that is `FURTHEST` steps or more from zero.
+        together: how many rows share 16 bytes: each block of so many rows by whole words lies in one piece, and block
+            follows block along the rows. 1 is a row after a row.
+        scale: of a step, and
+        zero: as stored; for what is computed ahead, not for kernels, which equal branches share.
     """
 
     place: Place
@@ -60,10 +65,17 @@ class Integers:
     exact: Place | None = None
     kept: tuple[int, ...] = ()
     bounded: bool = False
+    together: int = 1
+    scale: float = field(default=0.0, compare=False)
+    zero: int = field(default=0, compare=False)
 
     @property
     def rows(self) -> int:
         return self.place.rows
+
+    def word(self, row: Any, index: Any) -> Any:
+        """Return where word `index` of a row lies."""
+        return word_of(self.place, self.together, row, index)
 
     def first(self, rows: int) -> Integers:
         """Return the first `rows` rows."""
@@ -74,23 +86,44 @@ class Integers:
 Matrix = Place | Integers
 
 
+def word_of(place: Place, together: int, row: Any, index: Any) -> Any:
+    """Return where word `index` of a row lies in a matrix of words; `together` as in `Integers`."""
+    if together == 1:
+        return place.offset + row * place.stride + index
+    row, index, words = integer(row), integer(index), BLOCK // together
+    block = tirx.floordiv(row, integer(together)) * integer(together * place.stride)
+    block = block + tirx.floordiv(index, integer(words)) * integer(BLOCK)
+    return place.offset + block + tirx.floormod(row, integer(together)) * words + tirx.floormod(index, integer(words))
+
+
 def zero_point(plan: QuantPlan, entry: LinearPlan, stored: Stored) -> int:
     """Return the plan's zero point for values as they are stored: uint8 and int8 are each other's, shifted by 128."""
     return entry.zero_point + (plan.activations == "int8") * 128 + LOW[stored]
 
 
 def place_integers(
-    arena: Arena, blob: Blob, rows: int, width: int, depth: int, stored: Stored, plan: QuantPlan, entry: LinearPlan
+    arena: Arena,
+    blob: Blob,
+    rows: int,
+    width: int,
+    depth: int,
+    stored: Stored,
+    plan: QuantPlan,
+    entry: LinearPlan,
+    together: int = 1,
 ) -> Integers:
     """A place for a Linear's input `[rows, width]`, with its plan's quantizer; rows are whole steps of `depth`."""
     zero = zero_point(plan, entry, stored)
     grid = [1 / entry.scale, zero if stored == "int8" else WHOLE + zero, zero]
     return Integers(
-        place=arena.place(rows, pad(width, depth) * BYTES[stored] // WORD),
+        place=arena.place(pad(rows, together), pad(width, depth) * BYTES[stored] // WORD).first(rows),
         stored=stored,
         grid=blob.add(np.array(grid, dtype=np.float32)),
         exact=arena.place(rows, len(entry.outliers)) if entry.outliers else None,
         kept=entry.outliers,
+        together=together,
+        scale=entry.scale,
+        zero=zero,
     )
 
 
@@ -101,8 +134,8 @@ def put(code: Code, memory: Any, values: Any, target: Matrix, row: Any, column: 
         return
     value = code.let(value)
     keep(code, memory, target, row, column, value, lanes)
-    count, place = lanes * BYTES[target.stored] // WORD, target.place
-    index = place.offset + row * place.stride + tirx.floordiv(integer(column), integer(lanes)) * integer(count)
+    count = lanes * BYTES[target.stored] // WORD
+    index = target.word(row, tirx.floordiv(integer(column), integer(lanes)) * integer(count))
     if target.stored == "int8":
         _store_words(code, memory, index, _saturated(code, values, target, value, lanes), count)
     else:
@@ -179,6 +212,9 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
     threads = threads_for(isa.threads, height * width * PIXEL_STEPS // lanes)
     with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         begin = (r * side + y) * line + c * run
+        if target.together > 1:
+            _pixels_apart(code, flat, memory, target, begin, (r * columns + c, y * run), run)
+            run = 0
         place = (target.place.offset + (r * columns + c) * target.place.stride) * scale + y * run
         with code.loop(run // lanes) as v:
             x = _shifted(load_vector(flat, begin + v * lanes, lanes), target.stored, f"x{lanes}")
@@ -187,6 +223,27 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
             last = run - run % lanes + i
             code.store(stored, place + last, _shifted(load(flat, begin + last), target.stored, ""))
     return code.function([image, memory])
+
+
+def _pixels_apart(
+    code: Code, image: Any, memory: Any, target: Integers, begin: Any, place: tuple[Any, Any], run: int
+) -> None:
+    """Store `run` pixels from `begin` on at (row, column), where rows share blocks."""
+    row, column = place
+    if run % (WORD * BLOCK):
+        stored = code.flat(memory, "int8")
+        with code.loop(run) as i:
+            at = target.word(row, tirx.floordiv(column + i, integer(WORD))) * WORD
+            at = at + tirx.floormod(column + i, integer(WORD))
+            code.store(stored, at, _shifted(load(image, begin + i), "int8", ""))
+        return
+    words = code.flat(memory, "int32")
+    with code.loop(run // (WORD * BLOCK)) as v:
+        x = _shifted(load_vector(image, begin + v * (WORD * BLOCK), WORD * BLOCK), "int8", f"x{WORD * BLOCK}")
+        packed = code.let(bits(f"int32x{BLOCK}", x))
+        for i in range(BLOCK):
+            at = target.word(row, tirx.floordiv(integer(column), integer(WORD)) + v * BLOCK + i)
+            code.store(words, at, lanes_of(packed, i))
 
 
 def _shifted(value: Any, stored: Stored, lanes: str) -> Any:

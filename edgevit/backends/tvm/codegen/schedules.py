@@ -46,6 +46,9 @@ class Instructions(Protocol):
     @property
     def chains(self) -> int: ...
 
+    @property
+    def together(self) -> int: ...
+
     def registers(self, tile: Tile) -> int: ...
 
     def loads(self, tile: Tile) -> float: ...
@@ -196,6 +199,8 @@ def tuned(isa: Isa, cpu: str) -> Isa:
 class _Float:
     """Accumulators, one row of weights and one broadcast; with `by_lane` a vector of every row, for 4 steps."""
 
+    together = 1
+
     def __init__(self, by_lane: bool) -> None:
         self.by_lane = by_lane
         self.chains = 0 if by_lane else FMA_CHAINS
@@ -209,11 +214,12 @@ class _Float:
 
 def tiles(isa: Isa, product: Product) -> Iterator[Tile]:
     """Yield every tile that fits the registers, fewest loads first."""
-    how = product.dot or _Float(isa.lanes == BY_LANE)
+    how: Instructions = product.dot or _Float(isa.lanes == BY_LANE)
     candidates = (
         Tile(rows=rows, vectors=vectors)
         for vectors in range(1, min(-(-product.columns // isa.lanes), isa.registers) + 1)
         for rows in range(1, min(product.rows, isa.registers) + 1)
+        if rows % how.together == 0 or rows == product.rows
     )
     fitting = [tile for tile in candidates if how.registers(tile) <= isa.registers]
     # In ViT shapes on Zen 3: 4 x 3 and 6 x 2 reach 87 GFLOP/s (the core's peak is 89), 3 x 3 and 5 x 2 83, 12 x 1 74.

@@ -240,7 +240,7 @@ def _int8(isa: Isa, shape: Product, tile: Tile, rng: np.random.Generator) -> tup
     assert isinstance(dot, Dot)
     arena, blob, entry = Arena(isa.lanes), Blob(), LinearPlan(name="product", int8=True)
     plan = QuantPlan(linears=(entry,))
-    source = place_integers(arena, blob, shape.rows, shape.depth, dot.depth, dot.stored, plan, entry)
+    source = place_integers(arena, blob, shape.rows, shape.depth, dot.depth, dot.stored, plan, entry, dot.together)
     target = arena.place(shape.rows, shape.columns)
     weight = rng.standard_normal((shape.depth, shape.columns)).astype(np.float32)
     weights = int8.add_weights(blob, weight, None, plan, entry, dot, tile)

@@ -209,19 +209,34 @@ def finish(
     lanes: int,
 ) -> None:
     """The end of an epilogue: activation, additions, and vectors of a row of the target from `column` on."""
-
-    def end(value: Any, column: Any) -> Any:
-        if epilogue.activation is not None:
-            value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
-        if epilogue.onto:
-            assert isinstance(target, Place)
-            value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
-        if epilogue.table is not None:
-            value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
-        return value
-
-    ended = [end(value, column + index * lanes) for index, value in enumerate(found)]
+    ended = [
+        finished(code, memory, values, target, columns, epilogue, row, column + index * lanes, value, lanes)
+        for index, value in enumerate(found)
+    ]
     put_vectors(code, memory, values, target, row, column, ended, lanes)
+
+
+def finished(
+    code: Code,
+    memory: Any,
+    values: Any,
+    target: Matrix,
+    columns: int,
+    epilogue: Epilogue,
+    row: Any,
+    column: Any,
+    value: Any,
+    lanes: int,
+) -> Any:
+    """Return a vector after activation and additions."""
+    if epilogue.activation is not None:
+        value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
+    if epilogue.onto:
+        assert isinstance(target, Place)
+        value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
+    if epilogue.table is not None:
+        value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
+    return value
 
 
 def layer_norm(

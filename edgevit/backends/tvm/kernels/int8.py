@@ -20,13 +20,19 @@ from edgevit.backends.tvm.codegen.code import (
     splat,
     to_float,
 )
-from edgevit.backends.tvm.codegen.dots import Dot, Inner
-from edgevit.backends.tvm.codegen.integers import WORD, Integers, Matrix, zero_point
+from edgevit.backends.tvm.codegen.dots import Dot, Inner, Sums
+from edgevit.backends.tvm.codegen.integers import BLOCK, WORD, Integers, Matrix, zero_point
 from edgevit.backends.tvm.codegen.layout import Alive, Blob, pad_columns, words
+from edgevit.backends.tvm.codegen.neon import put_kept, put_tile
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad, panels
 from edgevit.backends.tvm.codegen.threads import Part, over_panels, row_tiles
-from edgevit.backends.tvm.kernels.common import Epilogue, alive_rows, finish
+from edgevit.backends.tvm.kernels.common import Epilogue, alive_rows, finish, finished
+from edgevit.backends.tvm.kernels.int8_neon import Curve, add_curve, store_curve, with_outliers
+from edgevit.program.spec import Activation
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
+
+# The largest bias that sums start from.
+SUMS_BIAS = 2.0**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,8 @@ class Int8Weights:
         scale: float32, scale of the input times the column's.
         bias: float32.
         outliers: columns of the input that are multiplied in float32, with the weights that start at `exact`.
-        exact: float32 `[outliers, columns]`.
+        exact: float32 `[outliers, columns]`; with a `curve` in steps of the sums.
+        curve: the activation function behind it, where that is one of the target's steps.
     """
 
     offset: int
@@ -52,12 +59,17 @@ class Int8Weights:
     bias: int | None = None
     outliers: tuple[int, ...] = ()
     exact: int = 0
+    curve: Curve | None = None
 
 
-def quantize_weight(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[in, out]` float32 to (int8 `[in, out]`, scale float32 `[out]`), symmetric, as `edgevit.onnx_form` does it."""
+def quantize_weight(weight: np.ndarray, bits: int, least: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """`[in, out]` float32 to (int8 `[in, out]`, scale float32 `[out]`), symmetric, as `edgevit.onnx_form` does it.
+
+    No scale is below `least`.
+    """
     limit = 2 ** (bits - 1) - 1
     scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / np.float32(limit)
+    scale = np.maximum(scale, np.float32(least))
     return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale
 
 
@@ -69,20 +81,35 @@ def add_weights(
     entry: LinearPlan,
     dot: Dot,
     tile: Tile,
+    behind: tuple[Activation, float] | None = None,
 ) -> Int8Weights:
-    """Quantize and pack the weights `[depth, columns]` of a Linear into a blob."""
+    """Quantize and pack the weights `[depth, columns]` of a Linear into a blob.
+
+    `behind` are its activation function and the step of what then follows in int8.
+    """
     outliers = np.array(entry.outliers, dtype=np.int64)
     regular = weight.copy()
     regular[outliers] = 0
-    values, scale = quantize_weight(regular, plan.weight_bits)
+    in_sums = bias is not None and dot.bias_in_sums
+    # Sums that start from the bias keep room beside it.
+    least = np.abs(bias) / (entry.scale * SUMS_BIAS) if bias is not None and in_sums else 0.0
+    values, scale = quantize_weight(regular, plan.weight_bits, least)
     scale = scale * np.float32(entry.scale)
     depth, columns = pad(weight.shape[0], dot.depth), pad(weight.shape[1], dot.lanes)
     padded = np.pad(values, ((0, depth - values.shape[0]), (0, columns - values.shape[1])))
     start = -zero_point(plan, entry, dot.stored) * padded.sum(axis=0, dtype=np.int64)
-    row = None
+    row = curve = None
+    exact = weight[outliers]
     if bias is not None:
         # Whole steps of the sums, as the plan's other backends have it.
-        row = (np.rint(bias.astype(np.float64) / scale) * scale).astype(np.float32)
+        steps = np.rint(bias.astype(np.float64) / scale)
+        if in_sums:
+            start += pad_columns(steps.astype(np.int64), columns)
+        else:
+            row = (steps * scale).astype(np.float32)
+    if behind is not None and dot.bias_in_sums:
+        curve = add_curve(blob, behind[0], pad_columns(scale, columns), behind[1])
+        exact = exact / scale if curve else exact
     return Int8Weights(
         offset=blob.add(dot.pack(padded, tile, dot.lanes)),
         depth=depth,
@@ -91,7 +118,8 @@ def add_weights(
         scale=blob.add(pad_columns(scale, columns)),
         bias=None if row is None else blob.add(pad_columns(row, columns)),
         outliers=entry.outliers,
-        exact=blob.add(pad_columns(weight[outliers], columns)) if entry.outliers else 0,
+        exact=blob.add(pad_columns(exact, columns)) if entry.outliers else 0,
+        curve=curve,
     )
 
 
@@ -112,6 +140,7 @@ def product(
     memory, values = buffer("arena", arena), buffer("weights", blob)
     given, there = alive_rows(code, alive, source.rows)
     width = tile.vectors * lanes
+    aligned = tile.vectors % (BLOCK // source.together) == 0
 
     def row_of(offset: int, column: Any) -> Any:
         return load_vector(values, offset + column, lanes)
@@ -126,28 +155,57 @@ def product(
                     code=code,
                     tile=part,
                     steps=weights.depth // dot.depth,
-                    left=lambda r, word, count: load_lanes(memory, _row(source, row + r) + word, count),
+                    left=lambda r, word, count: load_lanes(memory, source.word(row + r, word), count),
                     right=lambda word, count: load_lanes(values, base + word, count),
                     start=lambda v: bits(
                         f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)
                     ),
                 )
             )
+            if isinstance(target, Integers) and target.stored == "int8":
+                store_integers(sums, row, first)
+                return
             for r, totals in enumerate(sums):
                 found = [scaled(total, row + r, first + v * lanes) for v, total in enumerate(totals)]
                 finish(code, memory, values, target, weights.columns, epilogue, row + r, first, found, lanes)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, tiles)
 
+    def outlier_of(row: Any, index: int) -> Any:
+        assert source.exact is not None
+        place = index if source.kept else weights.outliers[index]
+        return load(memory, source.exact.offset + row * source.exact.stride + place)
+
+    def store_integers(sums: Sums, row: Any, column: Any) -> None:
+        assert isinstance(target, Integers)
+        if weights.curve is None:
+            several = (len(sums), len(sums[0]), aligned)
+            made = [
+                [code.let(floats(x, row + r, column + v * lanes)) for v, x in enumerate(s)] for r, s in enumerate(sums)
+            ]
+            put_kept(code, memory, target, several[:2], (row, column), lambda r, v: made[r][v])
+            put_tile(code, memory, values, target, several, (row, column), lambda r, v: made[r][v])
+            return
+        sums = with_outliers(
+            code,
+            sums,
+            len(weights.outliers),
+            lambda r, index: outlier_of(row + r, index),
+            lambda index, v: row_of(weights.exact + index * weights.columns, column + v * lanes),
+        )
+        store_curve(code, memory, values, target, weights.curve, weights.scale, sums, (row, column), aligned=aligned)
+
+    def floats(total: Any, row: Any, column: Any) -> Any:
+        value = scaled(total, row, column)
+        return finished(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+
     def scaled(total: Any, row: Any, column: Any) -> Any:
         value = to_float(total, lanes) * row_of(weights.scale, column)
         if weights.bias is not None:
             value = value + row_of(weights.bias, column)
-        for index, outlier in enumerate(weights.outliers):
-            assert source.exact is not None
-            place = index if source.kept else outlier
-            x = load(memory, source.exact.offset + row * source.exact.stride + place)
-            value = value + splat(x, lanes) * row_of(weights.exact + index * weights.columns, column)
+        for index in range(len(weights.outliers)):
+            x = splat(outlier_of(row, index), lanes)
+            value = value + x * row_of(weights.exact + index * weights.columns, column)
         return value
 
     over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel, there)
@@ -160,7 +218,3 @@ def instructions(rows: int, columns: int, dot: Dot, tile: Tile) -> int:
     heights = [tile.rows] * (rows >= tile.rows) + [rows % tile.rows] * (rows % tile.rows > 0)
     widths = [tile.vectors] * (full > 0) + [rest] * (rest > 0)
     return sum(dot.count(Tile(rows=r, vectors=v)) for r in heights for v in widths)
-
-
-def _row(source: Integers, row: Any) -> Any:
-    return source.place.offset + row * source.place.stride

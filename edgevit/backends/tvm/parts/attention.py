@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Place, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
-from edgevit.backends.tvm.kernels import attention_int8, attention_registers
+from edgevit.backends.tvm.kernels import attention_int8, attention_neon, attention_registers
 from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
 from edgevit.backends.tvm.kernels.merge import Sizes
@@ -71,9 +72,10 @@ def _attention(
         stage.call("attention", attention, heads, context, work, tile, *natural, alive=alive)
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates
-    form = attention_registers if attention_registers.fits(isa, heads, how) else attention_int8
-    if form is attention_registers:  # the tile of its second product
-        shape = Product(rows=heads.query.rows, columns=heads.stride, depth=heads.key.rows)
+    # Where rows share blocks, scores and softmax are integers too.
+    form: ModuleType = attention_int8 if how.together == 1 else attention_neon
+    if attention_registers.fits(isa, heads, how):  # the tile of its second product
+        form, shape = attention_registers, Product(rows=heads.query.rows, columns=heads.stride, depth=heads.key.rows)
     tile = shared.choose(isa, replace(shape, dot=how))
     places = form.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)

@@ -13,7 +13,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import FURTHEST, STEPS, Integers, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
-from edgevit.backends.tvm.kernels import common, int8
+from edgevit.backends.tvm.kernels import common, int8, norm_neon
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
 from edgevit.backends.tvm.kernels.merge import Choice, Sizes, choice
 from edgevit.program.program import Program
@@ -90,7 +90,6 @@ class StageWriter:
         self.name, self.shared = name, shared
         self.blob = Blob()
         self._kernels: list[Kernel] = []
-        self._scales: dict[int, float] = {}  # of integers, by where their quantizer is
 
     def call(
         self,
@@ -120,10 +119,16 @@ class StageWriter:
     ) -> None:
         """LayerNorm with the Program's `name.weight` and `name.bias`, both times `factor`."""
         weights = self.norm_weights(name, eps, factor, tokens)
+        if isinstance(target, Integers) and target.stored == "int8" and (groups, tokens, factor) == (1, 1, 1.0):
+            gain, offset = (self.shared.program.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+            rows = (gain / np.float32(target.scale), offset / np.float32(target.scale) + np.float32(target.zero))
+            steps = tuple(self.blob.add(pad_columns(row, pad(row.size, self.shared.isa.lanes))) for row in rows)
+            self.call("norm", norm_neon.layer_norm, source, target, *weights, steps, alive=alive)
+            return
         # No value of a normed row is further from 0 than the root of their number.
         values = self.shared.program.weights
         scale, shift = (float(np.abs(values[f"{name}.{part}"]).max()) * abs(factor) for part in ("weight", "bias"))
-        target = self._bounded(target, scale * weights[0] ** 0.5 + shift)
+        target = _bounded(target, scale * weights[0] ** 0.5 + shift)
         self.call("norm", common.layer_norm, source, target, *weights, groups, tokens, alive=alive)
 
     def norm_weights(
@@ -156,10 +161,13 @@ class StageWriter:
         isa, how = self.shared.isa, self.shared.dot
         columns = pad(weight.shape[1], isa.lanes)
         tile = self.shared.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
-        weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile)
+        behind = None
+        if isinstance(target, Integers) and epilogue.activation and not epilogue.onto and epilogue.table is None:
+            behind = (epilogue.activation, target.scale)
+        weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile, behind)
         if not entry.outliers:
             furthest = STEPS * entry.scale * np.abs(weight).sum(axis=0) * ROUNDED + np.abs(0 if bias is None else bias)
-            target = self._bounded(target, float(furthest.max()))
+            target = _bounded(target, float(furthest.max()))
         least = int8.instructions(source.rows, weights.columns, how, tile)
         counted = Counted(linear=entry.name, mnemonic=how.mnemonic, at_least=least)
         self.call(name, int8.product, source, target, weights, how, tile, epilogue, counted=counted, alive=alive)
@@ -177,18 +185,10 @@ class StageWriter:
         """Return a place for a Linear's input, of the kind that its plan wants."""
         if entry is None:
             return self.shared.arena.place(rows, width)
-        depth, stored = self.shared.dot.depth, self.shared.dot.stored
-        made = integers.place_integers(
-            self.shared.arena, self.blob, rows, width, depth, stored, self.shared.plan, entry
+        how = self.shared.dot
+        return integers.place_integers(
+            self.shared.arena, self.blob, rows, width, how.depth, how.stored, self.shared.plan, entry, how.together
         )
-        self._scales[made.grid] = entry.scale
-        return made
-
-    def _bounded(self, target: Matrix, furthest: float) -> Matrix:
-        """Return a target that knows whether values up to `furthest`, activated or not, stay near."""
-        if not isinstance(target, Integers) or target.grid not in self._scales:
-            return target
-        return replace(target, bounded=furthest / self._scales[target.grid] < FURTHEST)
 
     def quantized(self, entry: LinearPlan | None, source: Place) -> Matrix:
         """Return the same values as a Linear's input of the kind that its plan wants."""
@@ -220,3 +220,10 @@ def spread(entry: LinearPlan | None, width: int, stride: int) -> LinearPlan | No
     if entry is None or not entry.outliers:
         return entry
     return replace(entry, outliers=tuple(c // width * stride + c % width for c in entry.outliers))
+
+
+def _bounded(target: Matrix, furthest: float) -> Matrix:
+    """Return a target that knows whether values up to `furthest`, activated or not, stay near."""
+    if not isinstance(target, Integers) or not target.scale:
+        return target
+    return replace(target, bounded=furthest / target.scale < FURTHEST)

@@ -68,7 +68,15 @@ class Case:
         # The largest sums of pairs that there are, for what saturates.
         self.weight[:, 0] = limit
         self.source = place_integers(
-            self.arena, blob, rows, depth, self.how.depth, self.how.stored, self.plan, self.entry
+            self.arena,
+            blob,
+            rows,
+            depth,
+            self.how.depth,
+            self.how.stored,
+            self.plan,
+            self.entry,
+            self.how.together,
         )
         self.target = self.arena.place(rows, columns)
         self.beyond = self.arena.place(1, 16)
@@ -84,7 +92,7 @@ class Case:
         self.x = RNG.integers(0, 256, (rows, depth))
         self.x[0], self.x[0, ::2] = 255, 254
         stored = (self.x + LOW[self.how.stored]).astype(self.how.stored)
-        integers(self.memory, self.source)[:, :depth] = stored
+        fill(self.memory, self.source, stored)
 
     @property
     def expected(self) -> np.ndarray:
@@ -101,8 +109,30 @@ class Case:
         np.testing.assert_array_equal(before.view(np.uint32), self.memory.view(np.uint32))
 
 
+def fill(memory: np.ndarray, place: Integers, values: np.ndarray) -> None:
+    """Store `[rows, columns]` as a place has them; what is beside and below them is left as it is."""
+    full = np.pad(values, ((0, 0), (0, -values.shape[1] % 4))).view(np.uint32)
+    words = memory.view(np.uint32)
+    for (row, index), word in np.ndenumerate(full):
+        words[place_of(place, row, index)] = word
+
+
+def place_of(place: Integers, row: int, index: int) -> int:
+    """Where word `index` of a row lies: 16 bytes are `together` rows by whole words."""
+    together, stride = place.together, place.place.stride
+    words = 4 // together
+    if together == 1:
+        return place.place.offset + row * stride + index
+    block = row // together * together * stride + index // words * 4
+    return place.place.offset + block + row % together * words + index % words
+
+
 def integers(memory: np.ndarray, place: Integers) -> np.ndarray:
-    """A place of integers as a writable view of all its columns."""
+    """A place of integers as a view of all its columns, writable where rows do not share blocks."""
+    if place.together > 1:
+        rows, stride = place.rows, place.place.stride
+        found = [[memory.view(np.uint32)[place_of(place, r, i)] for i in range(stride)] for r in range(rows)]
+        return np.array(found, np.uint32).view(place.stored)
     words = matrix(memory.view(np.uint32), place.place)
     view: np.ndarray = words.view(place.stored)
     assert view.shape[1] == words.shape[1] * 4 // BYTES[place.stored]
@@ -204,7 +234,7 @@ class Rounding:
         arena, blob = Arena(isa.lanes), Blob()
         self.source = arena.place(*x.shape)
         plan = QuantPlan(linears=(entry,), weight_bits=bits)
-        self.target = place_integers(arena, blob, *x.shape, how.depth, how.stored, plan, entry)
+        self.target = place_integers(arena, blob, *x.shape, how.depth, how.stored, plan, entry, how.together)
         self.memory, self.values = np.zeros(arena.size, np.float32), blob.array()
         matrix(self.memory, self.source)[...] = x
         self.function = quantize(isa, arena.size, blob.size, self.source, self.target)
@@ -222,9 +252,10 @@ def test_rounding_is_to_even_and_ends_at_both_ends(name: str, bits: Bits) -> Non
     case.check()
 
 
-def test_rounding_is_the_same_on_aarch64(tmp_path: Path) -> None:
-    case = Rounding(isa("neon"), 8)
-    crossed.call(case.function, case.memory, case.values, isa("neon"), "cortex-a53", tmp_path)
+@pytest.mark.parametrize(("name", "cpu"), [("neon", "cortex-a53"), ("dotprod", "cortex-a76")])
+def test_rounding_is_the_same_on_aarch64(name: str, cpu: str, tmp_path: Path) -> None:
+    case = Rounding(isa(name), 8)
+    crossed.call(case.function, case.memory, case.values, isa(name), cpu, tmp_path)
     case.check()
 
 
