@@ -94,6 +94,7 @@ def test_a_picture_gives_what_run_py_makes_of_it(
         expected = shipped.best_classes(manifest, logits[0], 10)
         for row, wanted in zip(got["top"], expected, strict=True):
             assert row.pop("probability") == pytest.approx(wanted.pop("probability"), rel=1e-5)
+            assert np.float32(row.pop("score")) == wanted.pop("score")
             assert row == wanted
         said = x86.start(bundle, picture, "--top", 4).stdout
         gates = np.array(got["gates"], dtype=np.uint8)
