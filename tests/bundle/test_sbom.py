@@ -79,7 +79,7 @@ def test_every_file_has_its_own_licence() -> None:
     found = licences(data)
     assert found["tiny"] == found["model/model.onnx"] == found["labels.json"] == ["CC-BY-4.0"]
     assert found["runner/run.py"] == ["Apache-2.0"] and found["licences/edgevit.txt"] == []
-    assert found["runner/native/runner"] == ["Apache-2.0 AND (GPL-3.0-or-later WITH GCC-exception-3.1)"]
+    assert found["runner/native/runner"] == ["Apache-2.0 AND MIT AND (GPL-3.0-or-later WITH GCC-exception-3.1)"]
     assert found["numpy"] == ["BSD-3-Clause"]
 
 

@@ -26,7 +26,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
-from tests.backends.tvm.native_runner import Native, here, read, written  # noqa: E402
+from tests.backends.tvm.native_runner import Native, copied, here, read, written  # noqa: E402
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written for x86-64")
 PROGRAM = tiny_program(gated=True, skip=True)
@@ -94,6 +94,7 @@ def test_a_picture_gives_what_run_py_makes_of_it(
         expected = shipped.best_classes(manifest, logits[0], 10)
         for row, wanted in zip(got["top"], expected, strict=True):
             assert row.pop("probability") == pytest.approx(wanted.pop("probability"), rel=1e-5)
+            assert np.float32(row.pop("score")) == wanted.pop("score")
             assert row == wanted
         said = x86.start(bundle, picture, "--top", 4).stdout
         gates = np.array(got["gates"], dtype=np.uint8)
@@ -165,16 +166,14 @@ def test_a_picture_needs_the_manifest_that_says_how_it_is_resized(
 def test_a_manifest_that_is_another_models_is_refused(
     x86: Native, bundle: Path, photos: Path, tmp_path: Path, change: dict[str, Any], told: str
 ) -> None:
-    for path in bundle.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copied(bundle, tmp_path)
     rewrite(tmp_path, {**json.loads((bundle / "manifest.json").read_text()), **change})
     done = x86.start(tmp_path, photos / "b.png")
     assert done.returncode == 19 and told in done.stderr and not done.stdout, done
 
 
 def test_changed_labels_and_manifests_are_refused(x86: Native, bundle: Path, photos: Path, tmp_path: Path) -> None:
-    for path in bundle.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copied(bundle, tmp_path)
     text = (tmp_path / "manifest.json").read_text()
     for name, content, told in (
         ("labels.json", (bundle / "labels.json").read_text().replace("tench", "trout"), "labels.json was changed"),

@@ -1,4 +1,5 @@
-// JPEG, PNG and PPM files to pixels, by stb_image, which is given nothing before its header was looked at.
+// JPEG, PNG and PPM files to pixels, by stb_image, which is given nothing before its header was looked at. Where it rounds
+// JPEG files otherwise than libjpeg, this does it instead: pixels are those that the model's training read.
 #ifndef EDGEVIT_DECODE_H_
 #define EDGEVIT_DECODE_H_
 
@@ -27,6 +28,9 @@
 #define STBI_FAILURE_USERMSG
 #define STBI_MAX_DIMENSIONS 65535
 #define STBI_ASSERT(held) static_cast<void>(held)
+// Its function for colours of half the width is set aside, by its parameters, for one that rounds as libjpeg does.
+#define stbi__resample_row_h_2(...) stbi__resample_row_h_2_aside(__VA_ARGS__)
+static unsigned char*(stbi__resample_row_h_2)(unsigned char*, unsigned char*, unsigned char*, int, int);
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-but-set-variable"
@@ -35,6 +39,15 @@
 #pragma GCC diagnostic ignored "-Wsign-compare"
 #include "stb_image.h"
 #pragma GCC diagnostic pop
+#undef stbi__resample_row_h_2
+
+static unsigned char* stbi__resample_row_h_2(unsigned char* out, unsigned char* in, unsigned char*, int width, int) {
+  for (int i = 0; i < width; ++i) {
+    out[2 * i] = static_cast<unsigned char>(i ? (3 * in[i] + in[i - 1] + 1) >> 2 : in[i]);
+    out[2 * i + 1] = static_cast<unsigned char>(i + 1 < width ? (3 * in[i] + in[i + 1] + 2) >> 2 : in[i]);
+  }
+  return out;
+}
 
 namespace edgevit {
 
@@ -81,6 +94,34 @@ inline Picture decoded(Fed fed, int64_t width, int64_t height) {
   return picture;
 }
 
+// Eight values of a cosine transform back to samples, times 2^13: the exact integers of libjpeg's slow method, by the
+// factorisation of Loeffler, Ligtenberg and Moschytz.
+inline void cosines(const int64_t in[8], int64_t out[8]) {
+  const int64_t z = (in[2] + in[6]) * 4433, even2 = z - in[6] * 15137, even3 = z + in[2] * 6270;
+  const int64_t sum = (in[0] + in[4]) * 8192, difference = (in[0] - in[4]) * 8192;
+  const int64_t even[4] = {sum + even3, difference + even2, difference - even2, sum - even3};
+  const int64_t z5 = (in[7] + in[3] + in[5] + in[1]) * 9633;
+  const int64_t z1 = (in[7] + in[1]) * -7373, z2 = (in[5] + in[3]) * -20995;
+  const int64_t z3 = (in[7] + in[3]) * -16069 + z5, z4 = (in[5] + in[1]) * -3196 + z5;
+  const int64_t odd[4] = {in[1] * 12299 + z1 + z4, in[3] * 25172 + z2 + z3, in[5] * 16819 + z2 + z4, in[7] * 2446 + z1 + z3};
+  for (int i = 0; i < 4; ++i) out[i] = even[i] + odd[i], out[7 - i] = even[i] - odd[i];
+}
+
+// A block of 8 x 8 values, columns first.
+inline void jpeg_block(stbi_uc* out, int stride, short* data) {
+  int64_t in[8], made[8], between[8][8];
+  for (int x = 0; x < 8; ++x) {
+    for (int y = 0; y < 8; ++y) in[y] = data[8 * y + x];
+    cosines(in, made);
+    for (int y = 0; y < 8; ++y) between[y][x] = (made[y] + (1 << 10)) >> 11;
+  }
+  for (int y = 0; y < 8; ++y, out += stride) {
+    cosines(between[y], made);
+    for (int x = 0; x < 8; ++x)
+      out[x] = static_cast<stbi_uc>(std::min<int64_t>(std::max<int64_t>(((made[x] + (1 << 17)) >> 18) + 128, 0), 255));
+  }
+}
+
 // Colours of a JPEG file as libjpeg makes them: sums in fixed point of 16 bits.
 inline void jpeg_colours(stbi_uc* out, const stbi_uc* y, const stbi_uc* blue, const stbi_uc* red, int count, int step) {
   const auto clip = [](int value) { return static_cast<stbi_uc>(std::min(std::max(value, 0), 255)); };
@@ -113,6 +154,7 @@ inline Picture decoded_jpeg(Fed fed, int64_t width, int64_t height) {
   if (!jpeg) throw std::bad_alloc();
   jpeg->s = &context;
   stbi__setup_jpeg(jpeg.get());
+  jpeg->idct_block_kernel = jpeg_block;
   jpeg->YCbCr_to_RGB_kernel = jpeg_colours;
   jpeg->resample_row_hv_2_kernel = jpeg_row;
   picture.pixels = load_jpeg_image(jpeg.get(), &wide, &high, &channels, 3);
