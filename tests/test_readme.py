@@ -152,3 +152,17 @@ def test_merging_tokens_loses_what_the_report_says() -> None:
         )
         lost.append(f"{100 * (dense - merged):.1f}")
     assert f"{lost[0]} and {lost[1]} points on DeiT-Ti and ViT-Ti in float" in README
+
+
+def test_the_repair_of_merged_models_brings_what_the_report_says() -> None:
+    rows = [row for row in reference("merge-repair.json")["rows"] if row["repaired"] and 0.49 < row["macs"] <= 0.5]
+    lost = {row["runtime"]: f"{100 * (row['dense_top1'] - row['top1']):.1f}" for row in rows}
+    said = f"half of its MACs loses {lost['torch']} points in float and {lost['x86-64-onnxruntime']} in int8 with it"
+    assert said in README
+
+
+def test_branches_that_are_skipped_lose_what_the_report_says() -> None:
+    constant, maps = reference("stand-ins.json")["together"]
+    assert round(constant["macs"], 2) == round(maps["macs"], 2) == 0.69
+    said = f"leaves {constant['top1']:.0%} top-1 at 69% of the MACs, {maps['top1']:.0%} with a fitted linear map"
+    assert said.replace("%", " %") in README
