@@ -61,7 +61,7 @@ def measure(name: str, program: Program, path: Path, limit: int | None, original
         name=name,
         source=path.name,
         original_top1=top1,
-        histogram=tuple(np.histogram(shares, BINS, (0, 1))[0].tolist()),
+        histogram=tuple(np.histogram(shares.clip(0, 1), BINS, (0, 1))[0].tolist()),
         found=told,
     )
 
@@ -125,7 +125,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.stairs(np.array(row.histogram) / row.found.images, edges, fill=True, alpha=0.6)
         axis.axvline(row.found.frozen_macs, color="k", linestyle="--", label="every decision frozen")
-        axis.set_title(f"{row.name}: {row.found.said}", fontsize=7)
+        axis.set_title(f"{row.name}: {row.found.said}".replace("; ", "\n"), fontsize=8)
         axis.set_ylabel("share of images")
     axes[-1, 0].set_xlabel("MACs of an image, of the uncompressed model's")
     axes[0, 0].legend(fontsize=8)
