@@ -13,8 +13,8 @@ import click
 
 OWN, PEER = "#0b6e4f", "#8a8f98"
 MODELS = {"deit_tiny": "DeiT-Ti", "vit_tiny": "ViT-Ti"}
-# Builds that differ from one shown here only in rounding lie on top of it.
-HIDDEN = ("reduce_range", "overflow_fix", "edgevit float", "avx2-onnxruntime", "v3-tvm", "NNCF, f32 hint")
+# Builds that differ from one shown here only in rounding lie on top of it; v2 is for CPUs without AVX.
+HIDDEN = ("reduce_range", "overflow_fix", "edgevit float", "avx2-onnxruntime", "v2-tvm", "v3-tvm", "NNCF, f32 hint")
 SHORT = {
     "ORT fp32": "ONNX Runtime, float",
     "ORT static": "ONNX Runtime, static int8",

@@ -70,7 +70,7 @@ BY_LANE = 4
 FMA_CHAINS = 8
 # What a load costs beside a multiplication: both start together, twice a cycle, unless the load comes from afar.
 LOAD = 0.2
-# And if it comes from the second cache, since a panel of packed integers is larger than most of the first one.
+# And if it comes from the second cache, since a panel is larger than most of the first one.
 FAR_LOAD, NEAR_BYTES = 0.6, 40 << 10
 # What the kernels and LLVM take for granted in x86-64-v2: whatever has these has the rest of it.
 V2 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
@@ -233,7 +233,7 @@ def _slots(tile: Tile, product: Product, lanes: int, chains: int) -> float:
     def extents(size: int, part: int) -> list[tuple[int, int]]:
         return [(part, size // part), (size % part, int(size % part > 0))]
 
-    packed_bytes = 0 if product.dot is None else product.depth * tile.vectors * lanes
+    packed_bytes = product.depth * tile.vectors * lanes * (4 if product.dot is None else 1)
     load = FAR_LOAD if packed_bytes > NEAR_BYTES else LOAD
     down, across = extents(product.rows, tile.rows), extents(-(-product.columns // lanes), tile.vectors)
     return sum(

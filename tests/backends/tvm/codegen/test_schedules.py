@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.schedules import (
     ISAS,
     Product,
@@ -32,6 +33,19 @@ def test_default_tiles_of_a_vit() -> None:
     product = Product(rows=197, columns=768, depth=192)
     assert default_tile(isa("avx2"), product) == Tile(rows=4, vectors=3)
     assert default_tile(isa("avx512"), product).rows * default_tile(isa("avx512"), product).vectors >= 24
+
+
+@pytest.mark.parametrize(
+    ("depth", "columns", "tile"),
+    [
+        (192, 576, Tile(rows=6, vectors=4)),  # 5 x 5 would leave a panel of one vector
+        (192, 192, Tile(rows=6, vectors=4)),
+        (768, 192, Tile(rows=9, vectors=3)),  # a panel of four is larger than what is near
+    ],
+)
+def test_integer_tiles_fill_columns_and_stay_near(depth: int, columns: int, tile: Tile) -> None:
+    made = isa("avx512vnni")
+    assert default_tile(made, Product(rows=197, columns=columns, depth=depth, dot=dot(made, 8))) == tile
 
 
 @given(rows=SIZES, columns=SIZES)
