@@ -46,6 +46,13 @@ def test_reasons_give_the_figures_of_the_report(name: str) -> None:
         assert wide in target.reasons["weight_bits"]
 
 
+@pytest.mark.parametrize(("name", "most"), [("cortex-a76-tvm", 110), ("armv8.6-i8mm-tvm", 85), ("cortex-a72-tvm", 320)])
+def test_int8_on_arm_executes_no_more_than_that(name: str, most: float) -> None:
+    (own,) = (row for row in ROWS if row.target == name and row.weight_bits)
+    assert own.instructions <= most * 1e6
+    assert name == "cortex-a72-tvm" or own.lower_cycles <= 75e6
+
+
 def test_int8_is_no_choice_where_it_takes_longer() -> None:
     kernel = KernelCount(name="fc1", calls=12, instructions=10, lower_cycles=5.0, waiting_cycles=8.0)
     plain = replace(ROWS[0], target="x", weight_bits=None, kernels=(kernel,))
