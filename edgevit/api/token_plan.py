@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevit.compress.gate.threshold import usage
 from edgevit.compress.tokens.control import share_left
-from edgevit.compress.tokens.search import search
+from edgevit.compress.tokens.search import follow, search
 from edgevit.compress.training.batches import evaluation
 from edgevit.compress.usdc.resume import PLANNED, find_free
 from edgevit.errors import BudgetError
@@ -97,8 +97,10 @@ def _searched(bare: Program, data: LabelledSet, share: float, place: Place, say:
     share = max(share, least_share(bare.spec))
     say(f"looking for tokens to merge, down to {share:.0%} of the MACs")
     images = _some_images(data, bare.spec, SEARCH_IMAGES)
-    found = search(bare, images, int(share * total_macs(bare.spec)), reference=bare, say=say)
+    budget = int(share * total_macs(bare.spec))
+    found = search(bare, images, budget, reference=bare, say=say)
     plan = bare.with_weights(found.shifts, found.spec)
+    plan = plan.with_weights({}, follow(plan, images, budget, reference=bare, say=say).chosen.spec)
     if place.writes:
         save_program(plan, kept, force=True)
     return plan
