@@ -132,14 +132,19 @@ def made(case: Case, share: float, follows: bool) -> Program:
     return case.dense if share == 1.0 else load_program(case.folder(share, follows))
 
 
-def int8(case: Case, target_name: str, share: float, follows: bool) -> Runner:
+def int8(program: Program, target_name: str, calibration: np.ndarray, folder: Path) -> Runner:
+    """The Program as a target computes it in int8, built into `folder` where it is not there yet."""
     target, runtime = load_target(target_name), onnx_backend(load_target(target_name).backend)
-    folder = case.folder(share, follows).with_name(f"{case.folder(share, follows).name}-{target_name}")
     if not folder.exists():
-        lowered, plan = pipeline.quantize(made(case, share, follows), target, case.calibration)
+        lowered, plan = pipeline.quantize(program, target, calibration)
         folder.mkdir(parents=True)
         runtime.compile(assemble(lowered, plan), folder)
     return runtime.load(folder, threads=1, precision=target.inference_precision, weight_bits=target.weight_bits)
+
+
+def built(case: Case, target: str, share: float, follows: bool) -> Runner:
+    folder = case.folder(share, follows)
+    return int8(made(case, share, follows), target, case.calibration, folder.with_name(f"{folder.name}-{target}"))
 
 
 def row(case: Case, runtime: str, share: float, program: Program, said: np.ndarray, macs: np.ndarray) -> Row:
@@ -176,7 +181,7 @@ def float_rows(case: Case, share: float) -> list[Row]:
 
 def int8_row(case: Case, target: str, share: float, follows: bool) -> Row:
     """Accuracy of an int8 build; its MACs are those of the tokens that it has left itself."""
-    program, runner = made(case, share, follows), int8(case, target, share, follows)
+    program, runner = made(case, share, follows), built(case, target, share, follows)
     runs = [
         runner.answer(image[None]) if program.spec.adaptive else runner.run(image[None]) for image in case.held.images
     ]
@@ -187,7 +192,7 @@ def int8_row(case: Case, target: str, share: float, follows: bool) -> Row:
 
 def timed(case: Case, target: str, rows: list[Row]) -> list[Row]:
     """Time int8 of the dense and of the merged Program of `TIMED` in turns: their rows, with times."""
-    loaded = {share: int8(case, target, share, False) for share in (1.0, TIMED)}
+    loaded = {share: built(case, target, share, False) for share in (1.0, TIMED)}
 
     def once(runner: Runner) -> Callable[[int], object]:
         return lambda index: runner.run(case.held.images[index][None])
