@@ -163,7 +163,8 @@ def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path:
         for a, b in zip(outputs(told), python.run(images[index : index + 1], effort), strict=True):
             np.testing.assert_array_equal(a, b)
         assert told["cpu_ms"]["median"] > 0 and told["wall_ms"]["median"] > 0
-        assert loading["started_bytes"] < told["resident_bytes"] <= told["peak_bytes"]
+        # Pages that only starting needed were let go: less may be held than then.
+        assert 0 < told["resident_bytes"] <= told["peak_bytes"] and loading["started_bytes"] <= told["peak_bytes"]
     # What the process has grown by is told after every kernel of its first run; the system counts to a few pages.
     grown = np.array([call[4] for call in runs[0]["calls"] if not call[1].startswith("vm.")])
     assert len(grown) > 10 and grown[-1] > 0 and (np.diff(grown) >= -16384).all()
