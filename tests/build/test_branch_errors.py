@@ -39,8 +39,10 @@ def test_merged_tokens_are_no_rounding(tokens: str) -> None:
     program = tiny_program(image=(64, 64), tokens=tokens)
     images = tiny_images(program.spec, 6)
     lowered, plan = quantize(program, load_target("x86-64-onnxruntime"), images)
-    plain = [each.with_weights({}, dataclasses.replace(each.spec, merges=())) for each in (program, lowered)]
-    assert branch_errors(program, lowered, plan, images) == branch_errors(*plain, plan, images)
+    dense, dense_lowered = (
+        each.with_weights({}, dataclasses.replace(each.spec, merges=())) for each in (program, lowered)
+    )
+    assert branch_errors(program, lowered, plan, images) == branch_errors(dense, dense_lowered, plan, images)
 
 
 def test_an_error_is_a_share_of_the_stream() -> None:
