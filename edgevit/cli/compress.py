@@ -1,4 +1,4 @@
-"""`edgevit compress`: train static pruning and dynamic gates together."""
+"""`edgevit compress`: train pruning, gates and merging of tokens together."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from edgevit.api.training import Trained
 
 EPILOG = """\b
-Example: fine-tune on your classes, then halve the expected MACs, then build.
+Example: fine-tune on your classes, then halve the expected MACs (or with tokens merged too), then build.
   edgevit compress vit_tiny_patch16_224 --weights vit.safetensors --data photos/ --new-head -o out/dense
   edgevit compress out/dense/program --data photos/ --macs 0.5 -o out/small
+  edgevit compress out/dense/program --data photos/ --macs 0.5 --tokens search -o out/merged
   edgevit build out/small/program --target x86-64-onnxruntime
 Several processes: torchrun --nproc-per-node 2 -m edgevit compress ...
 """
@@ -25,7 +26,7 @@ SHARE = Number(0, 1, min_open=True)
 DATA = "Folder, tar, zip, TOML, .npz or torchvision:NAME:FOLDER"
 
 
-@click.command(epilog=EPILOG, short_help="Prune and gate a model by training it on a data set.")
+@click.command(epilog=EPILOG, short_help="Train a model to cost less: pruned, gated, with tokens merged.")
 @click.argument("model")
 @click.option("--data", required=True, help=f"Training images. {DATA}.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint of a named model: file or hub folder.")

@@ -36,7 +36,7 @@ def command() -> None:
     """Set up, list and remove devices that edgevit emulates on this machine."""
 
 
-@command.command()
+@command.command(short_help="Fetch an aarch64 user land and qemu, and try them.")
 @KIND
 @click.option("--cpu", "cpus", multiple=True, type=Listed(_cpu_names), help="Try it on this processor; repeatable.")
 @click.option(

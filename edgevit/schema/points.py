@@ -25,7 +25,7 @@ class OperatingPoint:
 
     Attributes:
         effort: the value of the input `effort`.
-        name: what stands for it (None: a point of the curve between the named ones).
+        name: what stands for it (None: a point that only draws the curve).
         macs: multiply-accumulates of an image, the mean over the images.
         worst_macs: of the image that took most.
         branches: how many branches ran, the mean.

@@ -1,4 +1,4 @@
-"""Build the C++ runner for a device: one program, which loads a model's library and needs nothing but the C library."""
+"""Build the C++ runner for a device: one program, which loads a model's library and needs glibc and libgcc only."""
 
 from __future__ import annotations
 
