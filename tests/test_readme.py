@@ -144,14 +144,34 @@ def test_emulated_processors_execute_what_the_report_says() -> None:
 
 
 def test_merging_tokens_loses_what_the_report_says() -> None:
-    rows = [row for row in reference("tokens.json")["rows"] if row["runtime"] == "torch"]
-    lost = []
-    for model in ("deit_tiny", "vit_tiny"):
-        dense, merged = (
-            next(row["top1"] for row in rows if (row["model"], row["share"]) == (model, share)) for share in (1.0, 0.7)
-        )
-        lost.append(f"{100 * (dense - merged):.1f}")
-    assert f"{lost[0]} and {lost[1]} points on DeiT-Ti and ViT-Ti in float" in README
+    rows = {
+        (row["model"], row["runtime"], row["share"]): row["top1"]
+        for row in reference("tokens.json")["rows"]
+        if not row["follows"]
+    }
+    models = ("deit_tiny", "vit_tiny")
+    lost = {
+        runtime: [round(100 * (rows[model, "torch", 1.0] - rows[model, runtime, 0.7]), 1) for model in models]
+        for runtime in ("torch", "x86-64-onnxruntime")
+    }
+    assert max(lost["torch"]) <= 0
+    first, second = lost["x86-64-onnxruntime"]
+    assert f"nothing in float, {first} and {second} points in int8 on DeiT-Ti and ViT-Ti" in README
+    assert (
+        f"lose nothing in float (72.2 and 75.1 % for 72.1 and 75.1) and {first} and {second} points in int8" in README
+    )
+
+
+def test_the_fastest_build_takes_what_the_report_says() -> None:
+    [row] = [
+        row
+        for row in reference("peers-vnni.json")["rows"]
+        if (row["model"], row["name"]) == ("deit_tiny", "edgevit x86-64-avx512vnni-tvm")
+    ]
+    assert row["fastest_peer"].startswith("NNCF")
+    to_float, to_peer = (f"{row[key]['value']:.2f}" for key in ("to_float", "to_fastest_peer"))
+    assert f"takes {to_float} of ONNX Runtime's float time and {to_peer} of NNCF's fastest int8 build" in README
+    assert f"with {100 * row['accuracy']['top1']['value']:.1f} % top-1 (float 72.1)" in README
 
 
 def test_the_repair_of_merged_models_brings_what_the_report_says() -> None:

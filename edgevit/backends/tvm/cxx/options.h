@@ -40,7 +40,8 @@ Run the model of the bundle in FOLDER on pictures, and print the likeliest class
   IMAGE         a JPEG, PNG or PPM (P6) file, resized and cropped as the model's training did; a folder: every such file
                 below it; or raw uint8 RGB of exactly the model's size (.rgb, .raw)
   --effort X    a number: 0 as calibrated (default), above it more work, below it less; inf opens all gates and merges
-                fewest tokens, -inf closes all and merges most; or the name of one of the bundle's operating points (fastest, fast, balanced, accurate, full)
+                fewest tokens, -inf closes all and merges most; or the name of one of the bundle's operating points
+                (fastest, fast, balanced, accurate, full)
   --top K       classes to print (default: 5)
   --json        print a line of JSON per image, with times and memory
   --runs N      run every image N times

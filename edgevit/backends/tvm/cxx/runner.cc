@@ -18,7 +18,7 @@
 // that can be, since loading already executes code. This finds damage and files that were exchanged. It does not find
 // somebody who writes all of them anew: whether manifest.json is the one that was built, its signature tells.
 //
-// Needs the C library and libgcc. To compile: g++ -std=c++17 -O2 -ffp-contract=off -static-libstdc++ runner.cc -ldl -o runner
+// Needs glibc and libgcc. To compile: g++ -std=c++17 -O2 -ffp-contract=off -static-libstdc++ runner.cc -ldl -o runner
 //
 // Exit codes: 0 done, 1 a fault inside the model, 2 wrong usage, 15 an image or plan, 16 the answer cannot be written,
 // 18 the runtime, 19 the model's files or this machine.
