@@ -232,8 +232,10 @@ def _times(case: _Case, lines: Lines, told: Lines, fresh: Lines) -> Times:
     for (path, index, counts), line, taken in zip(case.order, lines[1:], gates, strict=False):
         if counts:
             rows[path].append((_ms(line["wall_ms"]), _ms(line["cpu_ms"]), index, taken))
-    held = [int(fresh[0][key]) for key in ("started_bytes", "loaded_bytes")]
-    process = ProcessMemory(imported_bytes=held[0], loaded_bytes=held[1], peak_bytes=int(fresh[-1]["peak_bytes"]))
+    started, loaded = (int(fresh[0][key]) for key in ("started_bytes", "loaded_bytes"))
+    # The kernel keeps the high-water mark of small processes some pages behind what it maps.
+    peak = max(int(fresh[-1]["peak_bytes"]), loaded)
+    process = ProcessMemory(imported_bytes=started, loaded_bytes=loaded, peak_bytes=peak)
     plans = _plans(case)
     if len(lines) - 1 != len(plans["timed"]) or len(told) - 1 != len(plans["traced"]):
         raise ValueError("runs are missing")

@@ -42,8 +42,20 @@ def read_measurement(path: Path) -> Measurement:
         )
     faults: list[str] = []
     measurement = strict_json.from_data(Measurement, data, faults, "measurement")
-    if measurement is None:
+    if measurement is not None:
+        faults += _miscounted(measurement)
+    if measurement is None or faults:
         raise BundleError(
             f"{path} has faults:\n" + "\n".join(f"  - {fault}" for fault in strict_json.first(faults, 20))
         )
     return measurement
+
+
+def _miscounted(measurement: Measurement) -> list[str]:
+    """Return the paths whose numbers of runs are not those of their times, by either clock."""
+    return [
+        f"measurement.paths: {path.path} has {path.wall.runs} runs, {len(path.wall.samples_ms)} wall times and "
+        f"{len(path.cpu.samples_ms)} CPU times; these must be as many"
+        for path in measurement.paths
+        if not 0 < path.wall.runs == path.cpu.runs == len(path.wall.samples_ms) == len(path.cpu.samples_ms)
+    ]

@@ -57,7 +57,7 @@ def test_it_is_of_schema_1_and_its_figures_have_types_now() -> None:
     assert figures["skip"] == {"nodes": to_data(skip.nodes), "time": {"macs_ratio": skip.macs_ratio}}
     assert figures["coverage"] == to_data(coverage) and figures["bound"] == to_data(bound)
     original = {"original": to_data(accuracy.against_original)}
-    assert figures["accuracy"] == to_data(accuracy.against_float) | original
+    assert includes(to_data(accuracy.against_float) | original, figures["accuracy"])
     assert [(claim.name, claim.held, claim.summary) for claim in claims] == [
         (claim["name"], claim["held"], claim["summary"]) for claim in old["claims"]
     ]

@@ -39,6 +39,16 @@ def test_a_hostile_measurement_is_one_short_error(old: str, new: str, words: str
     assert len(str(caught.value)) < 4000
 
 
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_times_are_as_many_as_runs(clock: str, tmp_path: Path) -> None:
+    write_measurement(measurement(), tmp_path / "m.json")
+    data = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    data["paths"][0][clock]["samples_ms"].pop()
+    (tmp_path / "m.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BundleError, match="these must be as many"):
+        read_measurement(tmp_path / "m.json")
+
+
 def test_a_pipe_a_device_and_a_list_are_no_measurement(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")

@@ -311,7 +311,7 @@ def erf(code: Code, x: Any, lanes: int) -> Any:
 def activate(code: Code, kind: Activation, x: Any, lanes: int, *, coarse: bool = False) -> Any:
     """Return an FFN's activation function on a vector; 0 stays 0, so padded columns stay 0.
 
-    A `coarse` one may be 5e-4 off, a fortieth of a step where it is rounded to 8 bits, and need not divide.
+    A `coarse` one may be 5e-4 off, for where it is rounded to steps that are far wider, and need not divide.
     """
     if coarse and kind == "gelu":
         return _coarse_gelu(code, code.let(x), lanes)

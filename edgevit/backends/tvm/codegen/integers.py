@@ -40,6 +40,7 @@ STEPS = 255
 # the lowest bits.
 WHOLE = 1.5 * 2.0**23
 FURTHEST = 2.0**30  # steps that surely fit int32
+COARSE_STEP = 1 / 128  # `code.activate` when coarse is a sixteenth of it off, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Integers:
         exact: the same matrix in float32, where some of its columns are needed so.
         kept: the columns that `exact` holds, side by side; it holds all of them if there are none.
         bounded: whether no finite input leads to a value here that is `FURTHEST` steps or more from zero.
+        coarse: whether a step is so wide that an activation function may be computed coarsely.
         together: how many rows share 16 bytes: each block of so many rows by whole words lies in one piece, and block
             follows block along the rows. 1 is a row after a row.
         scale: of a step, and
@@ -65,6 +67,7 @@ class Integers:
     exact: Place | None = None
     kept: tuple[int, ...] = ()
     bounded: bool = False
+    coarse: bool = False
     together: int = 1
     scale: float = field(default=0.0, compare=False)
     zero: int = field(default=0, compare=False)
@@ -121,6 +124,7 @@ def place_integers(
         grid=blob.add(np.array(grid, dtype=np.float32)),
         exact=arena.place(rows, len(entry.outliers)) if entry.outliers else None,
         kept=entry.outliers,
+        coarse=entry.scale >= COARSE_STEP,
         together=together,
         scale=entry.scale,
         zero=zero,

@@ -230,7 +230,8 @@ def finished(
 ) -> Any:
     """Return a vector after activation and additions."""
     if epilogue.activation is not None:
-        value = activate(code, epilogue.activation, value, lanes, coarse=isinstance(target, Integers))
+        coarse = isinstance(target, Integers) and target.coarse
+        value = activate(code, epilogue.activation, value, lanes, coarse=coarse)
     if epilogue.onto:
         assert isinstance(target, Place)
         value = value + load_vector(memory, target.offset + row * target.stride + column, lanes)
