@@ -28,7 +28,7 @@ def ncnn_float(name: str, weights: Path, path: Path) -> None:
     traced = path.with_name("ncnn.pt")
     size = model.patch_embed.img_size
     with torch.no_grad():
-        torch.jit.trace(model, torch.zeros(1, 3, *size)).save(str(traced))
+        torch.jit.trace(model, torch.zeros(1, 3, *size)).save(str(traced))  # type: ignore[no-untyped-call]
     shape = f"inputshape=[1,3,{size[0]},{size[1]}]"
     files = (f"ncnnparam={path}", f"ncnnbin={path.with_suffix('.bin')}", f"ncnnpy={path.with_suffix('.py')}")
     subprocess.run(
