@@ -20,8 +20,9 @@ import numpy as np
 
 import edgevit
 from benchmarks.backends_report import Memory, PathTime, Report, Row, table
-from benchmarks.peers import MODELS, data_folder, take_turn
-from benchmarks.timing import Times, interleave, ratio
+from benchmarks.peer_candidates import MODELS
+from benchmarks.peers import data_folder
+from benchmarks.timing import Times, interleave, ratio, take_turn
 from edgevit.backends import MODULES, Runner, Source, backend, tvm
 from edgevit.backends import onnxruntime as ort
 from edgevit.backends.onnxruntime import arena

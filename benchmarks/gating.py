@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.peers import MODELS, RUNTIMES, backend_versions, data_folder, take_turn
-from benchmarks.timing import Ratio, Times, interleave, ratio
+from benchmarks.peer_candidates import MODELS
+from benchmarks.peers import RUNTIMES, backend_versions, data_folder
+from benchmarks.timing import Ratio, Times, interleave, ratio, take_turn
 from edgevit.backends import Runner, onnx_backend, onnx_backends
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images

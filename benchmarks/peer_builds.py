@@ -21,6 +21,7 @@ from edgevit.program.spec import ImageSpec
 OPSET = 20  # the first with Gelu as one operator
 INPUT = "x"
 EXPORTED = "exported.onnx"
+Logits = Callable[[np.ndarray], np.ndarray]
 
 
 def normalise(images: np.ndarray, image: ImageSpec) -> np.ndarray:
@@ -29,15 +30,22 @@ def normalise(images: np.ndarray, image: ImageSpec) -> np.ndarray:
     return np.ascontiguousarray(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2))
 
 
-def export(name: str, weights: Path, path: Path) -> None:
-    """torch.onnx's export of the timm model, the way torch documents it (dynamo)."""
-    import torch
+def timm_model(name: str, weights: Path) -> Any:
+    """Return the timm model of that name with these weights, ready to be traced or exported."""
     from safetensors.torch import load_file
 
     from edgevit.frontends.timm_import import timm
 
     model: Any = timm.create_model(name, pretrained=False).eval()
     model.load_state_dict(load_file(weights))
+    return model
+
+
+def export(name: str, weights: Path, path: Path) -> None:
+    """torch.onnx's export of the timm model, the way torch documents it (dynamo)."""
+    import torch
+
+    model = timm_model(name, weights)
     height, width = model.patch_embed.img_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on its own internals

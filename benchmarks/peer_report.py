@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.peer_builds import OPSET
+from benchmarks.peer_optional import told
 from benchmarks.timing import Ratio
 from edgevit.schema.claims import Drop, Fraction
 from edgevit.schema.measurement import Environment
@@ -93,12 +94,12 @@ def table(report: Report) -> str:
         f"crop of 224 x 224), with 95 % intervals; drop: top-1 lost against {FLOAT} on the same images (paired). All "
         f"tools calibrate on the same {report.calibration} images of another set.",
         "",
-        f"Peers. {FLOAT}: torch.onnx export (dynamo, opset {OPSET}); all peers start from it. ORT static: "
-        "optimised to Gemm first, QDQ U8S8 per channel, attention products and outputs float; ORT dynamic: per "
+        f"Peers. {FLOAT}: torch.onnx export (dynamo, opset {OPSET}); all peers start from it, but where said. ORT "
+        "static: optimised to Gemm first, QDQ U8S8 per channel, attention products and outputs float; ORT dynamic: per "
         "channel; both with 8-bit weights and with reduce_range (7 bits). ORT by hand: the same dynamic quantization, "
         "of a graph that was built of com.microsoft's Attention and FastGelu, which no exporter makes; it is not among "
         "what the runtime's own tools make. NNCF: preset MIXED or, where it says so, PERFORMANCE, model type "
-        "TRANSFORMER. LiteRT, where it is shown: dynamic int8 by its own converter and quantizer, run by XNNPACK. "
+        f"TRANSFORMER. {told({r.runtime for r in report.rows})} "
         "edgevit's builds by TVM stand beside the fastest peer of any runtime. Peers take normalised float images, "
         "edgevit's builds take pixels and normalise inside.",
     ]

@@ -1,7 +1,7 @@
 """edgevit's int8 builds beside those of the peers' own tools: time and accuracy on the same images, in one run.
 
     pip install -e '.[all,bench]'
-    pip install -e '.[bench-litert]'        (for LiteRT, which is left out without it)
+    pip install -e '.[bench-litert]'        (for LiteRT; ExecuTorch, ncnn and MNN: bench-peers; shown where installed)
     EDGEVIT_DATA=DIR python benchmarks/peers.py --work out/peers -o reports/reference
 
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
@@ -12,25 +12,25 @@ peers, on a CPU with VNNI peers-vnni: figures of one class of CPUs say nothing o
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import click
 import numpy as np
 
-from benchmarks import peer_builds, peer_litert
-from benchmarks.peer_attention import ort_attention
+from benchmarks import peer_builds
+from benchmarks.peer_builds import Logits
+from benchmarks.peer_candidates import BY_HAND, MODELS, Candidate, Case, peer_candidates
+from benchmarks.peer_optional import OPTIONAL
 from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
-from benchmarks.timing import Times, interleave, ratio
+from benchmarks.timing import Times, interleave, ratio, take_turn
 from edgevit.backends import Source, backend, onnx_backend
 from edgevit.frontends.from_timm import from_timm
-from edgevit.images.image_set import ImageSet, load_images
+from edgevit.images.image_set import load_images
 from edgevit.measure.environment import cpu_flags, environment, snapshot
 from edgevit.onnx_form.assemble import assemble
 from edgevit.pipeline import quantize
@@ -41,133 +41,12 @@ from edgevit.util.progress import track
 from edgevit.util.strict_json import dumps, write_atomic
 from edgevit.verify.accuracy import fraction, paired_drop
 
-MODELS = {"deit_tiny": "deit_tiny_patch16_224.fb_in1k", "vit_tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k"}
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
-BY_HAND = "ORT by hand"
-LITERT = "LiteRT"
 # What of a target decides how a model is quantized.
 QUANTIZATION = ("int8", "weight_bits", "activations", "range_method", "percentile", "smoothing", "attention")
 TVM = "TVM"  # no peer builds with it: beside those of every runtime
-Logits = Callable[[np.ndarray], np.ndarray]
 Made = dict[tuple[object, ...], tuple[Program, QuantPlan | None]]
 Predicted = tuple[np.ndarray, np.ndarray | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One build: its files, how to load it with a number of threads, and which images it takes.
-
-    `arithmetic` is what its logits depend on beside the files: candidates with the same of both need one evaluation.
-    `exact` loads a peer's with int8 computed in float, where this CPU's kernels saturate; edgevit loads its own so.
-    """
-
-    name: str
-    runtime: str
-    own: bool
-    int8: bool
-    files: tuple[Path, ...]
-    load: Callable[[int], Logits]
-    arithmetic: str
-    exact: Callable[[int], Logits] | None = None
-    plan: QuantPlan | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One model with its images; `fed` holds what each kind of candidate takes, peers normalised floats."""
-
-    key: str
-    program: Program
-    calibration: np.ndarray
-    evaluation: ImageSet
-    folder: Path
-
-
-def peer_candidates(case: Case, data: Path) -> list[Candidate]:
-    """Build what the work folder lacks; it must be of the same tools and the same calibration images."""
-    name, folder = MODELS[case.key], case.folder
-    exported = folder / peer_builds.EXPORTED
-    fed = peer_builds.normalise(case.calibration, case.program.spec.image)
-    builds: dict[str, Callable[[Path], None]] = {
-        peer_builds.EXPORTED: lambda path: peer_builds.export(name, data / f"{name}.safetensors", path),
-        "static.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=False),
-        "static7.onnx": lambda path: peer_builds.ort_static(exported, path, fed, reduce_range=True),
-        "dynamic.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=False),
-        "dynamic7.onnx": lambda path: peer_builds.ort_dynamic(exported, path, reduce_range=True),
-        "attention-dynamic.onnx": lambda path: ort_attention(case.program, path),
-        "nncf.xml": lambda path: peer_builds.nncf_static(exported, path, fed),
-        "nncf-performance.xml": lambda path: peer_builds.nncf_static(exported, path, fed, preset="PERFORMANCE"),
-        "nncf7.xml": lambda path: peer_builds.nncf_static(exported, path, fed, half_range=True),
-    }
-    for file, make in track(builds.items(), "Building the peers' models"):
-        if not (folder / file).exists():
-            make(folder / file)
-    ort = {
-        FLOAT: peer_builds.EXPORTED,
-        "ORT static": "static.onnx",
-        "ORT static, reduce_range": "static7.onnx",
-        "ORT dynamic": "dynamic.onnx",
-        "ORT dynamic, reduce_range": "dynamic7.onnx",
-        BY_HAND: "attention-dynamic.onnx",
-    }
-    openvino: dict[str, tuple[str, str | None]] = {
-        "OV f32": (peer_builds.EXPORTED, "f32"),
-        "OV default": (peer_builds.EXPORTED, None),
-        "NNCF, f32 hint": ("nncf.xml", "f32"),
-        "NNCF, overflow_fix, f32 hint": ("nncf7.xml", "f32"),
-        "NNCF, bf16 hint": ("nncf.xml", "bf16"),
-        "NNCF, PERFORMANCE, bf16 hint": ("nncf-performance.xml", "bf16"),
-    }
-    return [
-        *(_ort_peer(label, folder / file) for label, file in ort.items()),
-        *(_openvino_peer(label, folder / file, precision) for label, (file, precision) in openvino.items()),
-        *_litert_peers(case, data),
-    ]
-
-
-def _litert_peers(case: Case, data: Path) -> list[Candidate]:
-    if not peer_litert.installed():
-        return []
-    name, path = MODELS[case.key], case.folder / "litert-dynamic.tflite"
-    if not path.exists():
-        peer_litert.litert_dynamic(name, data / f"{name}.safetensors", path)
-    return [
-        Candidate(
-            name="LiteRT dynamic",
-            runtime=LITERT,
-            own=False,
-            int8=True,
-            files=(path,),
-            load=lambda threads: peer_litert.litert_runner(path, threads),
-            arithmetic=peer_litert.versions(),
-        )
-    ]
-
-
-def _ort_peer(label: str, path: Path) -> Candidate:
-    return Candidate(
-        name=label,
-        runtime="ORT",
-        own=False,
-        int8=label != FLOAT,
-        files=(path,),
-        load=lambda threads: peer_builds.ort_runner(path, threads),
-        arithmetic="ORT",
-    )
-
-
-def _openvino_peer(label: str, path: Path, precision: str | None) -> Candidate:
-    weights = (path.with_suffix(".bin"),) if path.suffix == ".xml" else ()
-    return Candidate(
-        name=label,
-        runtime="OV",
-        own=False,
-        int8=path.suffix == ".xml",
-        files=(path, *weights),
-        load=lambda threads: peer_builds.openvino_runner(path, threads, precision),
-        arithmetic=f"OV {peer_builds.openvino_precision(path, precision)}",
-        exact=_emulation(path) if path.suffix == ".xml" and precision == "f32" else None,
-    )
 
 
 def own_candidates(case: Case, only: tuple[str, ...] = ()) -> list[Candidate]:
@@ -255,12 +134,6 @@ def _own(label: str, short: str, folder: Path, target: Target | None = None) -> 
     )
 
 
-def _emulation(path: Path) -> Callable[[int], Logits] | None:
-    if VNNI & cpu_flags():
-        return None
-    return lambda threads: peer_builds.openvino_runner(path, threads, "f32", emulated=True)
-
-
 def time_candidates(case: Case, candidates: list[Candidate], runs: int, turn: Path | None) -> dict[str, Times]:
     """CPU times of all candidates, one thread, on the first `runs` evaluation images."""
     pixels = case.evaluation.images[:runs]
@@ -300,7 +173,7 @@ def backend_versions() -> str:
 
 def versions_shown() -> str:
     """Return the versions of all runtimes that stand in the report."""
-    return ", ".join([backend_versions(), *([peer_litert.versions()] if peer_litert.installed() else [])])
+    return ", ".join([backend_versions(), *(peer.versions() for peer in OPTIONAL if peer.installed())])
 
 
 def evaluate(case: Case, candidates: list[Candidate], threads: int) -> Iterator[dict[str, Predicted]]:
@@ -365,15 +238,6 @@ def _accuracy(case: Case, got: np.ndarray | None, reference: np.ndarray | None) 
 
 def _median(times: dict[str, Times]) -> Callable[[str], float]:
     return lambda name: times[name].median_ms
-
-
-@contextmanager
-def take_turn(lock: Path | None) -> Iterator[None]:
-    """Hold a lock file while timing, so that benchmarks on one machine take turns."""
-    with lock.open("a") if lock else nullcontext() as file:
-        if file is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @click.command(epilog="Example: python benchmarks/peers.py --work out/peers -o reports/reference")

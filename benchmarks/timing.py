@@ -7,11 +7,14 @@ quotient within the round. Its interval is that of a median: order statistics, n
 
 from __future__ import annotations
 
+import fcntl
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -79,3 +82,12 @@ def median_interval(values: Sequence[float]) -> Ratio:
         rank += 1
         below += math.comb(n, rank) * 0.5**n
     return Ratio(value=statistics.median(ordered), low=ordered[rank], high=ordered[n - 1 - rank])
+
+
+@contextmanager
+def take_turn(lock: Path | None) -> Iterator[None]:
+    """Hold a lock file while timing, so that benchmarks on one machine take turns."""
+    with lock.open("a") if lock else nullcontext() as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.bundles import build_bundle
 from benchmarks.gating import chosen_targets
-from benchmarks.peers import backend_versions, take_turn
-from benchmarks.timing import Ratio, interleave, median_interval
+from benchmarks.peers import backend_versions
+from benchmarks.timing import Ratio, interleave, median_interval, take_turn
 from edgevit.backends import Runner, backend
 from edgevit.frontends.resolve import resolve
 from edgevit.images.image_set import TESTED, ImageSet, load_images, number_labels

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peer_builds import normalise
+from benchmarks.peer_optional import OPTIONAL
 from benchmarks.peer_report import Accuracy, Report, Row, table
 from benchmarks.timing import Ratio
 from edgevit.measure.environment import environment, snapshot
@@ -89,3 +90,23 @@ def test_what_a_cpu_without_vnni_hides_is_shown_and_judged_too() -> None:
     text = table(Report(command="c", machine=machine, runs=1, images=1000, calibration=1, rows=(both,)))
     assert "| **edgevit t**, exact | | | | | 75.0% | +0.0" in text
     assert text.count("**missed**") == 2 and text.count(": met") == 3
+
+
+def test_a_peer_that_is_not_installed_is_named_with_its_extra() -> None:
+    machine = environment(
+        snapshot(), snapshot(), runtime="r", runtime_version="v", inference_precision="f32", threads=1
+    )
+    shown = row(name="MNN, 8-bit weights", runtime="MNN", own=False, int8=False, to_fastest_peer=None)
+    text = table(Report(command="c", machine=machine, runs=1, images=0, calibration=1, rows=(shown,)))
+    took = {peer.runtime: peer.took in text for peer in OPTIONAL}
+    assert took == {"LiteRT": False, "ExecuTorch": False, "ncnn": False, "MNN": True}
+    assert (
+        "not shown, with the extra that brings each: LiteRT (`bench-litert`), ExecuTorch (`bench-peers`), ncnn" in text
+    )
+    assert "MNN (`" not in text
+
+
+def test_a_peer_lacking_one_of_its_modules_is_not_installed() -> None:
+    litert = OPTIONAL[0]
+    assert replace(litert, modules=("numpy",)).installed()
+    assert not replace(litert, modules=("numpy", "no_such_runtime")).installed()
