@@ -220,7 +220,8 @@ def table(rows: list[Row]) -> str:
         "A plan 4:60,8:60 merges 60 pairs after the attention of blocks 4 and 8, counted from 1; 4:0-98@0.8 those "
         "whose likeness is above 0.8, up to 98, so that the number follows the image: MACs are then the mean over the "
         "images and, in brackets, the 10th and 90th percentile. Drift: mean KL divergence from the dense model on the "
-        "calibration images; of a fixed plan and one that follows the image the search chooses the one in bold.",
+        "calibration images (on which output linears were fitted again where that paid: deit_tiny at 0.5, see "
+        "merge-repair.md); of a fixed plan and one that follows the image the search chooses the one in bold.",
         "",
         "![Top-1 against MACs](tokens.png)",
     ]
