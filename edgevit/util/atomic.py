@@ -104,10 +104,14 @@ def scratch(parent: Path | None = None, name: str = "") -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     if not name:
         _sweep_once(parent)
-    folder, lock = _new_folder(parent, name)
+    folder = lock = None
     try:
+        with signals_wait():  # none comes between the folder and knowing of it
+            folder, lock = _new_folder(parent, name)
         yield folder
     except Exception as error:
+        if folder is None:
+            raise
         # These say it themselves; NumPy's OSError has no number.
         said = isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno is not None)
         refused = "" if said else _refused(folder)
@@ -117,10 +121,19 @@ def scratch(parent: Path | None = None, name: str = "") -> Iterator[Path]:
             ) from error
         raise
     finally:
-        with signals_wait():
-            shutil.rmtree(folder, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
+        try:
+            with signals_wait():
+                _remove(folder)
+                if lock is not None:
+                    os.close(lock)
+        except BaseException:  # a signal that came before it could wait
+            _remove(folder)
+            raise
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refused(folder: Path) -> str:

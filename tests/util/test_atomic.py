@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -329,3 +330,31 @@ def test_whatever_is_made_for_a_moment_can_be_swept(tmp_path: Path, monkeypatch:
     usable_cache()
     atomic.write_file(tmp_path / "file", b"")
     assert len(made) == 3 and all(atomic.STRAY.fullmatch(name) for name in made), made
+
+
+@pytest.mark.parametrize("moment", ["_new_folder", "_remove"])
+def test_a_signal_beside_a_scratch_folder_leaves_none(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the folder is just there, or before its removal can make it wait."""
+    done = getattr(atomic, moment)
+    came: list[int] = []
+
+    def interrupted(*arguments: object) -> object:
+        if moment == "_new_folder":
+            made = done(*arguments)
+            signal.raise_signal(signal.SIGINT)
+            return made
+        if not came:
+            came.append(1)
+            raise KeyboardInterrupt
+        return done(*arguments)
+
+    monkeypatch.setattr(atomic, moment, interrupted)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), atomic.scratch(tmp_path):
+            pass
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert not list(tmp_path.iterdir())
