@@ -97,7 +97,7 @@ def said(program: Program, images: np.ndarray) -> torch.Tensor:
     return torch.cat([logits(model, batch) for batch in batches(program.spec, images, 50)])
 
 
-@click.command(epilog="Example: python -m benchmarks.merge_repair --work /tmp/repair -o reports/reference")
+@click.command(epilog="Example: python -m benchmarks.merge_repair --work out/repair -o reports/reference")
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=("deit_tiny",))
 @click.option("--share", "shares", multiple=True, type=float, default=(0.7, 0.6, 0.5))
 @click.option("--data", required=True, envvar="EDGEVIT_DATA", type=click.Path(path_type=Path, exists=True))

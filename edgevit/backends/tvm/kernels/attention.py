@@ -1,4 +1,4 @@
-"""Attention of all heads as one kernel: scores, softmax and values of a few query rows at a time.
+"""Attention of all heads in float32, as one kernel: scores, softmax and values of a few query rows at a time.
 
 Query, key and value are read where the qkv product left them. Per head, keys and values are packed once as the inner
 loops read them; scores of one row tile are all that is ever held.
@@ -14,18 +14,13 @@ from tvm import tirx
 
 from edgevit.backends.tvm.codegen.code import (
     Code,
-    buffer,
     exp,
-    integer,
     lane_max,
     lane_sum,
-    larger,
-    literal,
     load,
     load_lanes,
     load_vector,
     number,
-    smaller,
     splat,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix, put
@@ -34,32 +29,23 @@ from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
     each,
-    even_block,
     parts,
     row_tiles,
     row_units,
-    shared,
-    team,
-    threads_for,
     units_of,
 )
-from edgevit.backends.tvm.kernels.common import alive_rows, multiply, packed
-
-MASKED = -1e30
-# Row tiles that share a panel of keys or values while it is in the first cache.
-BLOCK = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """`count` heads of `width` used columns, `stride` apart, side by side in `query`, `key` and `value`."""
-
-    count: int
-    width: int
-    stride: int
-    query: Place
-    key: Place
-    value: Place
+from edgevit.backends.tvm.kernels.common import multiply, packed
+from edgevit.backends.tvm.kernels.heads import (
+    Head,
+    Heads,
+    Panel,
+    attend,
+    attention_threads,
+    block_rows,
+    mask,
+    panels_of,
+    rows_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +67,6 @@ class Scratch:
         return replace(self, scores=self.scores.moved(behind), inverse=self.inverse.moved(behind))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """Columns of a packed matrix from `first` on: `count` panels of `vectors` vectors with `used` columns each."""
-
-    first: int
-    used: int
-    vectors: int
-    count: int
-
-    def there(self, columns: Any) -> Any:
-        """Return how many of these panels have a column, where so many exist; None for None."""
-        if columns is None:
-            return None
-        # A narrower panel is alone, and there as soon as it has one column.
-        return smaller(units_of(larger(columns - integer(self.first), 0), self.used), self.count)
-
-    def used_of(self, code: Code, first: Any, columns: Any) -> Any:
-        """Return how many columns of the panel that starts at `first` are used, where so many exist."""
-        return self.used if columns is None else code.let(smaller(columns - integer(first), self.used))
-
-
 def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
     """Return places for one head at a time."""
     padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
@@ -110,17 +75,6 @@ def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
     scores, inverse = arena.place(block, padded), arena.place(1, block)
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
     return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance)
-
-
-def attention_threads(isa: Isa, heads: Heads) -> int:
-    """Return how many threads attention runs on: its work is two products per query, and packing."""
-    return threads_for(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
-
-
-def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
-    """Return query rows of a block."""
-    rows = heads.query.rows
-    return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
 
 
 def attention(
@@ -139,48 +93,20 @@ def attention(
     `bias` has a value for every key, and `MASKED` in all columns that are none. Where the number of keys is known only
     when it runs, so is that of queries, unless these are fewer.
     """
-    code = Code()
-    memory, values = buffer("arena", arena), buffer("weights", blob)
-    rows, block = heads.query.rows, Tile(rows=work.scores.rows, vectors=tile.vectors)
-    threads = attention_threads(isa, heads)
-    given, keys = alive_rows(code, alive, heads.key.rows)
-    queries = keys if rows == heads.key.rows else None
-    with team(code, threads) as phase, code.loop(heads.count) as head:
-        column = head * heads.stride
-        kernel = _Attention(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
-        kernel.keys, kernel.queries = keys, queries
-        with phase():
-            kernel.pack_keys()
-            kernel.pack_values()
-        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
-            kernel.work = work.of(part)
-            row_tiles(code, rows, block, kernel.rows, part)
-    return code.function([memory, values, *given])
+
+    def head(code: Code, memory: Any, values: Any, column: Any) -> Head:
+        threads = attention_threads(isa, heads)
+        return _Attention(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
+
+    return attend(isa, arena, blob, heads, Tile(rows=work.scores.rows, vectors=tile.vectors), head, alive)
 
 
-class _Attention:
-    """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all)."""
+class _Attention(Head):
+    """One head in float32: keys are packed transposed, values panel by panel."""
 
-    keys: Any = None
-    queries: Any = None
-
-    def __init__(
-        self,
-        code: Code,
-        memory: Any,
-        values: Any,
-        heads: Heads,
-        column: Any,
-        target: Matrix,
-        work: Scratch,
-        tile: Tile,
-        lanes: int,
-        threads: int,
-        bias: Place | None,
-    ) -> None:
-        self.bias = bias
-        self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
-        self.target, self.work, self.tile, self.lanes, self.threads = target, work, tile, lanes, threads
+    def pack(self) -> None:
+        self.pack_keys()
+        self.pack_values()
 
     def _panels(self, columns: int) -> Iterator[Panel]:
         return panels_of(columns, self.tile, self.lanes)
@@ -325,23 +251,3 @@ class _Attention:
             lambda *_: splat(0.0, self.lanes),
             store,
         )
-
-
-def panels_of(columns: int, tile: Tile, lanes: int) -> Iterator[Panel]:
-    """Yield the panels of a packed matrix; the last one may be narrower."""
-    width = tile.vectors * lanes
-    full, rest = divmod(columns, width)
-    if full:
-        yield Panel(first=0, used=width, vectors=tile.vectors, count=full)
-    if rest:
-        yield Panel(first=full * width, used=rest, vectors=-(-rest // lanes), count=1)
-
-
-def rows_of(code: Code, queries: Any, row: Any, rows: int) -> Any:
-    """Return how many of `rows` rows from `row` on exist, where so many queries do; None for None."""
-    return None if queries is None else code.let(smaller(queries - integer(row), rows))
-
-
-def mask(used: int, lanes: int) -> Any:
-    """Return what the sums of a vector of scores start from: far below any score in columns of padding."""
-    return literal([0.0 if lane < used else MASKED for lane in range(lanes)])

@@ -18,7 +18,6 @@ from edgevit.backends.tvm.codegen.code import (
     LOG2_E,
     Code,
     bits,
-    buffer,
     integer,
     lane_max,
     load,
@@ -45,19 +44,9 @@ from edgevit.backends.tvm.codegen.threads import (
     Part,
     row_tiles,
     row_units,
-    shared,
-    team,
     units_of,
 )
-from edgevit.backends.tvm.kernels.attention import (
-    MASKED,
-    Heads,
-    attention_threads,
-    block_rows,
-    panels_of,
-    rows_of,
-)
-from edgevit.backends.tvm.kernels.common import alive_rows
+from edgevit.backends.tvm.kernels.heads import MASKED, Heads, attend, attention_threads, block_rows, panels_of, rows_of
 from edgevit.backends.tvm.kernels.neon_head import Scratch, scratch
 from edgevit.backends.tvm.kernels.neon_packing import TINY, Packing
 from edgevit.backends.tvm.kernels.neon_softmax import FRACTION, Softmax
@@ -81,26 +70,15 @@ def attention(
 ) -> Any:
     """Attend per head, target = softmax(query key^T + bias) value; the scale is in the query already.
 
-    `bias` has a value for every key, in powers of 2, and `attention.MASKED` in all columns that are none. `alive` is
-    as in `attention.attention`, and comes with a bias.
+    `bias` has a value for every key, in powers of 2, and `heads.MASKED` in all columns that are none. `alive` is
+    as in `heads.attend`, and comes with a bias.
     """
-    code = Code()
-    memory, values = buffer("arena", arena), buffer("weights", blob)
-    rows, block = heads.query.rows, Tile(rows=block_rows(isa, heads, tile), vectors=tile.vectors)
-    threads = attention_threads(isa, heads)
-    given, keys = alive_rows(code, alive, heads.key.rows)
-    queries = keys if rows == heads.key.rows else None
-    with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _Attention(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
-        kernel.keys, kernel.queries = keys, queries
-        with phase():
-            kernel.pack_rows()
-            kernel.pack_values()
-        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
-            kernel.work = work.of(part)
-            kernel.begin()
-            row_tiles(code, rows, block, kernel.rows, part)
-    return code.function([memory, values, *given])
+
+    def head(code: Code, memory: Any, values: Any, column: Any) -> _Attention:
+        threads = attention_threads(isa, heads)
+        return _Attention(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
+
+    return attend(isa, arena, blob, heads, Tile(rows=block_rows(isa, heads, tile), vectors=tile.vectors), head, alive)
 
 
 class _Attention(Packing, Softmax):
@@ -129,20 +107,20 @@ class _Attention(Packing, Softmax):
             scale = load_vector(memory, work.key_scale.offset + v * LANES, LANES)
             steps = round_to_int(scale * splat(factor * number(2.0**31), LANES))
             code.store_vector(memory, work.factor.offset + v * LANES, bits("float32x4", steps), LANES)
-        if self.given is None:
+        if self.bias is None:
             return
         with code.loop(units_of(self.there, 8)) as v:
             pair = []
             for i in range(2):
                 column = v * 8 + i * LANES
-                if i and self.given.stride % 8:
+                if i and self.bias.stride % 8:
                     # Behind the last bias there is no key.
-                    x = load_vector(memory, self.given.offset + tirx.min(column, integer(self.given.stride - 4)), LANES)
+                    x = load_vector(memory, self.bias.offset + tirx.min(column, integer(self.bias.stride - 4)), LANES)
                     x = tirx.min(
-                        x, splat(tirx.Select(column < self.given.stride, number(-MASKED), number(MASKED)), LANES)
+                        x, splat(tirx.Select(column < self.bias.stride, number(-MASKED), number(MASKED)), LANES)
                     )
                 else:
-                    x = load_vector(memory, self.given.offset + column, LANES)
+                    x = load_vector(memory, self.bias.offset + column, LANES)
                 pair.append(round_to_int(x * splat(float(FRACTION), LANES)))
             code.store_vector(memory, work.bias.offset + v * BLOCK, bits("float32x4", halved(*pair)), BLOCK)
 

@@ -16,7 +16,6 @@ from edgevit.backends.tvm.codegen.code import (
     Code,
     Register,
     bits,
-    buffer,
     instruction,
     integer,
     lane_max,
@@ -41,14 +40,12 @@ from edgevit.backends.tvm.codegen.threads import (
     each,
     parts,
     row_tiles,
-    row_units,
     shared,
-    team,
     units_of,
 )
-from edgevit.backends.tvm.kernels.attention import Heads, attention_threads, block_rows, mask
-from edgevit.backends.tvm.kernels.attention_int8 import POWER, SIGNED, TINY, Attention, Packed, Scratch, thresholds
-from edgevit.backends.tvm.kernels.common import alive_rows
+from edgevit.backends.tvm.kernels.attention_int8 import POWER, Attention, thresholds
+from edgevit.backends.tvm.kernels.heads import Heads, attend, attention_threads, block_rows, mask
+from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch
 from edgevit.backends.tvm.kernels.merge import transposed
 
 LANES = 16
@@ -118,27 +115,14 @@ def attention(
     alive: Alive | None = None,
 ) -> Any:
     """Return what `attention_int8.attention` does; `tile` is that of the product with the values."""
-    code = Code()
-    memory, values = buffer("arena", arena), buffer("weights", blob)
-    rows, block = heads.query.rows, Tile(rows=work.shares.rows, vectors=tile.vectors)
-    threads = attention_threads(isa, heads)
-    given, keys = alive_rows(code, alive, heads.key.rows)
-    queries = keys if rows == heads.key.rows else None
-    with team(code, threads) as phase, code.loop(heads.count) as head:
-        kernel = _InRegisters(code, memory, values, heads, head * heads.stride, target, work, dot, tile, threads, bias)
-        kernel.isa, kernel.keys, kernel.queries = isa, keys, queries
-        most = work.keys.scale.width // LANES
-        kernel.vectors = most if keys is None else code.let(_least_fitting(units_of(keys, LANES), widths(most)))
-        with phase():
-            with shared(code, threads, most, None if keys is None else kernel.vectors) as part:
-                kernel.work = work.of(part)
-                with code.loop(part.end - part.first) as index:
-                    kernel.pack_block(part.first + index)
-            kernel.pack_values()
-        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
-            kernel.work = work.of(part)
-            row_tiles(code, rows, block, kernel.rows, part)
-    return code.function([memory, values, *given])
+
+    def head(code: Code, memory: Any, values: Any, column: Any) -> _InRegisters:
+        threads = attention_threads(isa, heads)
+        made = _InRegisters(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
+        made.isa = isa
+        return made
+
+    return attend(isa, arena, blob, heads, Tile(rows=work.shares.rows, vectors=tile.vectors), head, alive)
 
 
 class _InRegisters(Attention):
@@ -146,6 +130,18 @@ class _InRegisters(Attention):
 
     isa: Isa
     vectors: Any
+
+    def plan(self) -> None:
+        most = self.work.keys.scale.width // LANES
+        there = None if self.keys is None else units_of(self.keys, LANES)
+        self.vectors = most if there is None else self.code.let(_least_fitting(there, widths(most)))
+
+    def pack_keys(self) -> None:
+        most = self.work.keys.scale.width // LANES
+        with shared(self.code, self.threads, most, None if self.keys is None else self.vectors) as part:
+            self.work = self.work.of(part)
+            with self.code.loop(part.end - part.first) as index:
+                self.pack_block(part.first + index)
 
     def pack_block(self, block: Any) -> None:
         """Pack a block of keys as columns; behind the last one come copies of it, whose scores are masked."""

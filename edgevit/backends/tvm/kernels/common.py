@@ -1,4 +1,4 @@
-"""Kernels on the arena: products with fused epilogues, LayerNorm, gate decision, skip rows, and the image's patches.
+"""Kernels on the arena: products with fused epilogues, skip rows, and the image's patches.
 
 Every kernel is one function over the whole arena, which it reads and writes at places fixed when it is built, and one
 array of weights. Shapes: M rows, K depth, N columns.
@@ -6,7 +6,6 @@ array of weights. Shapes: M rows, K depth, N columns.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +16,21 @@ from edgevit.backends.tvm.codegen.code import (
     activate,
     buffer,
     integer,
-    lane_sum,
     lanes_of,
-    literal,
     load,
     load_lanes,
     load_vector,
-    number,
-    pairwise,
-    rsqrt,
     smaller,
     splat,
     tensor,
     to_float,
     whole,
 )
-from edgevit.backends.tvm.codegen.integers import Integers, Matrix, put
+from edgevit.backends.tvm.codegen.integers import Integers, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Place
 from edgevit.backends.tvm.codegen.narrow import put_vectors
 from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
-    NORM_STEPS,
     PIXEL_STEPS,
     Part,
     each,
@@ -46,9 +39,6 @@ from edgevit.backends.tvm.codegen.threads import (
     threads_for,
 )
 from edgevit.program.spec import Activation
-
-OTHERS = 8  # registers that LayerNorm needs beside a row
-SQUARES = 4  # sums of squares beside each other, so that none waits for the one before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,191 +228,6 @@ def finished(
     if epilogue.table is not None:
         value = value + load_vector(values, epilogue.table + row * columns + column, lanes)
     return value
-
-
-def layer_norm(
-    isa: Isa,
-    arena: int,
-    blob: int,
-    source: Place,
-    target: Matrix,
-    width: int,
-    scale: int,
-    shift: int,
-    eps: float,
-    groups: int = 1,
-    runs: int = 1,
-    alive: Alive | None = None,
-) -> Any:
-    """Compute target = LN(source) * scale + shift, row by row.
-
-    `width` of a row's columns count, the others are 0 and stay 0. With `groups`, every row is so many rows beside each
-    other, each padded to whole vectors. With `runs`, a row is so many runs of values joined, each padded likewise.
-    """
-    code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
-    given, there = alive_rows(code, alive, source.rows)
-    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs, there)
-    return code.function([memory, values, *given])
-
-
-def norm_rows(
-    code: Code,
-    isa: Isa,
-    memory: Any,
-    values: Any,
-    source: Place,
-    target: Matrix,
-    width: int,
-    scale: int,
-    shift: int,
-    eps: float,
-    groups: int = 1,
-    runs: int = 1,
-    there: Any = None,
-) -> None:
-    """Emit the body of `layer_norm`, for kernels that do more; of the rows, `there` exist (None: all)."""
-    lanes = isa.lanes
-    vectors = -(-source.width // lanes)
-    threads = threads_for(isa.threads, source.rows * groups * vectors * NORM_STEPS)
-    with each(code, threads, source.rows, there) as row, code.loop(groups) as group:
-        start = group * (vectors * lanes)
-        base = source.offset + row * source.stride + start
-
-        def normed(centred: Any, scaled: Any, column: Any) -> Any:
-            y = centred * splat(scaled, lanes) * load_vector(values, scale + column, lanes)
-            return y + load_vector(values, shift + column, lanes)
-
-        if lanes > BY_LANE and runs == 1 and vectors <= isa.registers - OTHERS:
-            centred, scaled = centred_row(code, memory, base, vectors, width, eps, lanes)
-            whole_row = [normed(x, scaled, v * lanes) for v, x in enumerate(centred)]
-            put_vectors(code, memory, values, target, row, start, whole_row, lanes)
-        else:
-            mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
-            with code.loop(vectors) as v:
-                x = load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)
-                put(code, memory, values, target, row, start + v * lanes, normed(x, scaled, v * lanes), lanes)
-
-
-def centred_row(
-    code: Code, memory: Any, base: Any, vectors: int, width: int, eps: float, lanes: int
-) -> tuple[list[Any], Any]:
-    """Return a row minus its mean, in registers, and 1 / sqrt(variance + eps); see `moments`."""
-    row = [code.let(load_vector(memory, base + v * lanes, lanes)) for v in range(vectors)]
-    mean = code.let(splat(lane_sum(code, pairwise(code, operator.add, row), lanes) * number(1 / width), lanes))
-    centred = [code.let(x - mean) for x in row]
-    if rest := width % lanes:
-        used = literal([float(lane < rest) for lane in range(lanes)])
-        centred[width // lanes] = code.let(centred[width // lanes] * used)
-    squares = [code.register(splat(0.0, lanes)) for _ in range(min(SQUARES, vectors))]
-    for index, x in enumerate(centred[: -(-width // lanes)]):
-        cell = squares[index % len(squares)]
-        cell.set(cell.value + x * x)
-    total = lane_sum(code, pairwise(code, operator.add, [cell.value for cell in squares]), lanes)
-    return centred, code.let(rsqrt(total * number(1 / width) + number(eps)))
-
-
-def moments(
-    code: Code, memory: Any, base: Any, columns: int, width: int, eps: float, lanes: int, runs: int = 1
-) -> tuple[Any, Any]:
-    """Return (mean, 1 / sqrt(variance + eps)) of `width` values among `columns`, the others being 0.
-
-    The values are the first ones of each of `runs` equal parts of the columns.
-    """
-    vectors = -(-columns // lanes)
-    sums = code.register(splat(0.0, lanes))
-    with code.loop(vectors) as v:
-        sums.set(sums.value + load_vector(memory, base + v * lanes, lanes))
-    mean = code.let(lane_sum(code, sums.value, lanes) * number(1 / width))
-    squares = code.register(splat(0.0, lanes))
-    full, rest = divmod(width // runs, lanes)
-    for run in range(runs):
-        start = base + run * (columns // runs)
-        with code.loop(full) as v:
-            centred = code.let(load_vector(memory, start + v * lanes, lanes) - splat(mean, lanes))
-            squares.set(squares.value + centred * centred)
-        if rest:
-            # Left out, not taken off afterwards: that would leave less than nothing where the mean is large.
-            used = literal([float(lane < rest) for lane in range(lanes)])
-            centred = code.let((load_vector(memory, start + full * lanes, lanes) - splat(mean, lanes)) * used)
-            squares.set(squares.value + centred * centred)
-    total = lane_sum(code, squares.value, lanes)
-    return mean, code.let(rsqrt(total * number(1 / width) + number(eps)))
-
-
-def decide(
-    isa: Isa,
-    arena: int,
-    blob: int,
-    states: int,
-    pooled: Place,
-    scratch: Place,
-    weight: int,
-    limit: float,
-    eps: float,
-    index: int,
-    sizes: Place | None = None,
-    alive: Alive | None = None,
-) -> Any:
-    """The gate: LN(mean of the rows of `pooled`) . weight + effort > limit; returns it and writes gates[index].
-
-    `sizes` weigh the rows in their mean, see `mean_rows`.
-    """
-    code, lanes = Code(), isa.lanes
-    memory, values, decisions = buffer("arena", arena), buffer("weights", blob), buffer("gates", states, "uint8")
-    effort = tensor("effort", ())
-    base: Any = pooled.offset
-    given, there = alive_rows(code, alive, 0 if alive is None else alive.prefix + pooled.rows)
-    if pooled.rows > 1:
-        mean_rows(code, memory, pooled, scratch, lanes, sizes, _patches(alive, there))
-        base = scratch.offset
-    mean, scaled = moments(code, memory, base, pooled.width, pooled.width, eps, lanes)
-    sums = code.register(splat(0.0, lanes))
-    with code.loop(-(-pooled.width // lanes)) as v:
-        x = (load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)) * splat(scaled, lanes)
-        sums.set(sums.value + x * load_vector(values, weight + v * lanes, lanes))
-    logit = lane_sum(code, sums.value, lanes) + effort[()]
-    is_open = code.let(logit > number(limit))
-    code.store(decisions, index, is_open.astype("uint8"))
-    code.give(is_open)
-    return code.function([memory, values, effort, decisions, *given], result="bool")
-
-
-def _patches(alive: Alive | None, there: Any) -> Any:
-    return None if alive is None else there - integer(alive.prefix)
-
-
-def mean_rows(
-    code: Code,
-    memory: Any,
-    source: Place,
-    target: Place,
-    lanes: int,
-    sizes: Place | None = None,
-    there: Any = None,
-) -> None:
-    """Make target row 0 = mean over the rows of source; each row counts as often as `sizes` says, which has all rows.
-
-    `sizes` is as long as there were rows when each of them counted once. Of the rows, `there` exist (None: all).
-    """
-    with code.loop(-(-source.width // lanes)) as v:
-        sums = code.register(splat(0.0, lanes))
-        with code.loop(source.rows if there is None else there) as row:
-            x = load_vector(memory, source.offset + row * source.stride + v * lanes, lanes)
-            x = x if sizes is None else x * splat(load(memory, sizes.offset + row), lanes)
-            sums.set(sums.value + x)
-        mean = sums.value * splat(1 / (source.rows if sizes is None else sizes.width), lanes)
-        code.store_vector(memory, target.offset + v * lanes, mean, lanes)
-
-
-def average(
-    isa: Isa, arena: int, source: Place, target: Place, sizes: Place | None = None, alive: Alive | None = None
-) -> Any:
-    """Make target row 0 = mean over the rows of source, weighed by `sizes`; see `mean_rows`."""
-    code = Code()
-    memory = buffer("arena", arena)
-    given, there = alive_rows(code, alive, 0 if alive is None else alive.prefix + source.rows)
-    mean_rows(code, memory, source, target, isa.lanes, sizes, _patches(alive, there))
-    return code.function([memory, *given])
 
 
 def add_skip_rows(

@@ -140,48 +140,75 @@ def product(
     memory, values = buffer("arena", arena), buffer("weights", blob)
     given, there = alive_rows(code, alive, source.rows)
     width = tile.vectors * lanes
-    aligned = tile.vectors % (BLOCK // source.together) == 0
-
-    def row_of(offset: int, column: Any) -> Any:
-        return load_vector(values, offset + column, lanes)
+    results = _Results(code, memory, values, source, target, weights, epilogue, tile, lanes)
 
     def panel(index: Any, vectors: int, tiles: Part) -> None:
         """Those tiles of the rows of so many vectors of columns."""
         first, base = index * width, weights.offset + index * (width * weights.depth // WORD)
 
         def rows(row: Any, part: Tile) -> None:
-            sums = dot.sums(
-                Inner(
-                    code=code,
-                    tile=part,
-                    steps=weights.depth // dot.depth,
-                    left=lambda r, word, count: load_lanes(memory, source.word(row + r, word), count),
-                    right=lambda word, count: load_lanes(values, base + word, count),
-                    start=lambda v: bits(
-                        f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)
-                    ),
-                )
+            inner = Inner(
+                code=code,
+                tile=part,
+                steps=weights.depth // dot.depth,
+                left=lambda r, word, count: load_lanes(memory, source.word(row + r, word), count),
+                right=lambda word, count: load_lanes(values, base + word, count),
+                start=lambda v: bits(f"int32x{lanes}", load_vector(values, weights.start + first + v * lanes, lanes)),
             )
-            if isinstance(target, Integers) and target.stored == "int8":
-                store_integers(sums, row, first)
-                return
-            for r, totals in enumerate(sums):
-                found = [scaled(total, row + r, first + v * lanes) for v, total in enumerate(totals)]
-                finish(code, memory, values, target, weights.columns, epilogue, row + r, first, found, lanes)
+            results.store(dot.sums(inner), row, first)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, tiles)
 
-    def outlier_of(row: Any, index: int) -> Any:
-        assert source.exact is not None
-        place = index if source.kept else weights.outliers[index]
-        return load(memory, source.exact.offset + row * source.exact.stride + place)
+    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel, there)
+    return code.function([memory, values, *given])
 
-    def store_integers(sums: Sums, row: Any, column: Any) -> None:
-        assert isinstance(target, Integers)
+
+class _Results:
+    """What becomes of a product's sums, from (row, column) on: scaled, biased, with outliers, through the epilogue."""
+
+    def __init__(
+        self,
+        code: Code,
+        memory: Any,
+        values: Any,
+        source: Integers,
+        target: Matrix,
+        weights: Int8Weights,
+        epilogue: Epilogue,
+        tile: Tile,
+        lanes: int,
+    ) -> None:
+        self.code, self.memory, self.values, self.source, self.target = code, memory, values, source, target
+        self.weights, self.epilogue, self.lanes = weights, epilogue, lanes
+        self.aligned = tile.vectors % (BLOCK // source.together) == 0
+
+    def store(self, sums: Sums, row: Any, column: Any) -> None:
+        if isinstance(self.target, Integers) and self.target.stored == "int8":
+            self._store_integers(self.target, sums, row, column)
+            return
+        for r, totals in enumerate(sums):
+            found = [self._scaled(total, row + r, column + v * self.lanes) for v, total in enumerate(totals)]
+            finish(
+                self.code,
+                self.memory,
+                self.values,
+                self.target,
+                self.weights.columns,
+                self.epilogue,
+                row + r,
+                column,
+                found,
+                self.lanes,
+            )
+
+    def _store_integers(self, target: Integers, sums: Sums, row: Any, column: Any) -> None:
+        """Store a tile in blocks of rows."""
+        code, memory, values, weights = self.code, self.memory, self.values, self.weights
         if weights.curve is None:
-            several = (len(sums), len(sums[0]), aligned)
+            several = (len(sums), len(sums[0]), self.aligned)
             made = [
-                [code.let(floats(x, row + r, column + v * lanes)) for v, x in enumerate(s)] for r, s in enumerate(sums)
+                [code.let(self._finished(x, row + r, column + v * self.lanes)) for v, x in enumerate(totals)]
+                for r, totals in enumerate(sums)
             ]
             put_kept(code, memory, target, several[:2], (row, column), lambda r, v: made[r][v])
             put_tile(code, memory, values, target, several, (row, column), lambda r, v: made[r][v])
@@ -190,26 +217,39 @@ def product(
             code,
             sums,
             len(weights.outliers),
-            lambda r, index: outlier_of(row + r, index),
-            lambda index, v: row_of(weights.exact + index * weights.columns, column + v * lanes),
+            lambda r, index: self._outlier(row + r, index),
+            lambda index, v: self._row_of(weights.exact + index * weights.columns, column + v * self.lanes),
         )
-        store_curve(code, memory, values, target, weights.curve, weights.scale, sums, (row, column), aligned=aligned)
+        store_curve(
+            code, memory, values, target, weights.curve, weights.scale, sums, (row, column), aligned=self.aligned
+        )
 
-    def floats(total: Any, row: Any, column: Any) -> Any:
-        value = scaled(total, row, column)
-        return finished(code, memory, values, target, weights.columns, epilogue, row, column, value, lanes)
+    def _finished(self, total: Any, row: Any, column: Any) -> Any:
+        value = self._scaled(total, row, column)
+        columns, lanes = self.weights.columns, self.lanes
+        return finished(
+            self.code, self.memory, self.values, self.target, columns, self.epilogue, row, column, value, lanes
+        )
 
-    def scaled(total: Any, row: Any, column: Any) -> Any:
-        value = to_float(total, lanes) * row_of(weights.scale, column)
+    def _scaled(self, total: Any, row: Any, column: Any) -> Any:
+        """Return a vector of sums as float32, with its bias and what outliers add."""
+        weights = self.weights
+        value = to_float(total, self.lanes) * self._row_of(weights.scale, column)
         if weights.bias is not None:
-            value = value + row_of(weights.bias, column)
+            value = value + self._row_of(weights.bias, column)
         for index in range(len(weights.outliers)):
-            x = splat(outlier_of(row, index), lanes)
-            value = value + x * row_of(weights.exact + index * weights.columns, column)
+            x = splat(self._outlier(row, index), self.lanes)
+            value = value + x * self._row_of(weights.exact + index * weights.columns, column)
         return value
 
-    over_panels(code, isa, tile, (source.rows, weights.columns, weights.depth // dot.unit), panel, there)
-    return code.function([memory, values, *given])
+    def _outlier(self, row: Any, index: int) -> Any:
+        exact = self.source.exact
+        assert exact is not None
+        place = index if self.source.kept else self.weights.outliers[index]
+        return load(self.memory, exact.offset + row * exact.stride + place)
+
+    def _row_of(self, offset: int, column: Any) -> Any:
+        return load_vector(self.values, offset + column, self.lanes)
 
 
 def instructions(rows: int, columns: int, dot: Dot, tile: Tile) -> int:

@@ -46,8 +46,9 @@ from edgevit.backends.tvm.codegen.threads import (
     threads_for,
     units_of,
 )
-from edgevit.backends.tvm.kernels.attention import MASKED, panels_of
-from edgevit.backends.tvm.kernels.common import moments, multiply, packed
+from edgevit.backends.tvm.kernels.common import multiply, packed
+from edgevit.backends.tvm.kernels.heads import MASKED, panels_of
+from edgevit.backends.tvm.kernels.norm import moments
 from edgevit.program.tokens import halves
 
 NO_INDEX = 1e9  # larger than any

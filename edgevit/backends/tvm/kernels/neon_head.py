@@ -26,11 +26,7 @@ from edgevit.backends.tvm.codegen.threads import (
     parts,
     units_of,
 )
-from edgevit.backends.tvm.kernels.attention import (
-    Heads,
-    attention_threads,
-    block_rows,
-)
+from edgevit.backends.tvm.kernels.heads import Head, Heads, attention_threads, block_rows
 
 UNROLLED = 4
 
@@ -107,11 +103,8 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
     return Scratch(**shared_places, **own, depth=depth, distance=distance)
 
 
-class Head:
-    """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all)."""
-
-    keys: Any = None
-    queries: Any = None
+class NeonHead(Head):
+    """One head, whose queries are packed too, and rows of all of them in blocks."""
 
     def __init__(
         self,
@@ -122,14 +115,13 @@ class Head:
         column: Any,
         target: Matrix,
         work: Scratch,
-        dot: Dot,
         tile: Tile,
+        dot: Dot,
         threads: int,
         bias: Place | None,
     ) -> None:
-        self.code, self.memory, self.values, self.heads, self.column = code, memory, values, heads, column
-        self.target, self.work, self.dot, self.tile, self.threads = target, work, dot, tile, threads
-        self.given = bias
+        super().__init__(code, memory, values, heads, column, target, work, tile, dot.lanes, threads, bias)
+        self.dot = dot
         self.together = dot.together
         self.words = BLOCK // dot.together  # of a row in a block
         self.unit: Any = None

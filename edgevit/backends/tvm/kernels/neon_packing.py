@@ -36,16 +36,18 @@ from edgevit.backends.tvm.codegen.threads import (
     row_units,
     units_of,
 )
-from edgevit.backends.tvm.kernels.attention import (
-    panels_of,
-)
-from edgevit.backends.tvm.kernels.neon_head import Head
+from edgevit.backends.tvm.kernels.heads import panels_of
+from edgevit.backends.tvm.kernels.neon_head import NeonHead
 
 SIGNED, TINY = 127, 1e-20
 
 
-class Packing(Head):
+class Packing(NeonHead):
     """Packs a head."""
+
+    def pack(self) -> None:
+        self.pack_rows()
+        self.pack_values()
 
     def pack_rows(self) -> None:
         """Quantize keys and queries, in blocks."""

@@ -35,14 +35,14 @@ from edgevit.backends.tvm.codegen.threads import (
     units_of,
 )
 from edgevit.backends.tvm.kernels.attention_int8 import thresholds
-from edgevit.backends.tvm.kernels.neon_head import Head
+from edgevit.backends.tvm.kernels.neon_head import NeonHead
 
 LOWEST = -32768
 POWERS = 64  # of 2, from 1 to 2, in the table
 FRACTION = 256  # of a power of 2 that scores count in
 
 
-class Softmax(Head):
+class Softmax(NeonHead):
     """Takes a block of rows from scores to shares."""
 
     def softmax(self, first: Any, row: Any) -> None:
@@ -74,7 +74,7 @@ class Softmax(Head):
                 found.append(code.let(neon(INT16, "sqrdmulh.v8i16", below, factor[half])))
             return found
 
-        if self.given is not None:
+        if self.bias is not None:
             cells = [self._lowest(), self._lowest()]
 
             def biased(index: Any) -> None:
@@ -101,7 +101,7 @@ class Softmax(Head):
             total.set(neon(INT32, "sdot.v4i32.v16i8", total.value, packed, ones))
             code.store_vector(memory, shares + index * BLOCK, bits("float32x4", packed), BLOCK)
 
-        used = self.heads.key.rows % self.columns if self.given is None else 0
+        used = self.heads.key.rows % self.columns if self.bias is None else 0
         if used:
             self.over(blocks - 1, share)
             share(blocks - 1, used)

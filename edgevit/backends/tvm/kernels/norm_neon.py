@@ -1,6 +1,6 @@
 """LayerNorm on NEON, straight to int8: rows that share blocks are normalised together, steps come out of one product.
 
-Of what `common.layer_norm` does this is the part that a Linear's input needs.
+Of what `norm.layer_norm` does this is the part that a Linear's input needs.
 """
 
 from __future__ import annotations

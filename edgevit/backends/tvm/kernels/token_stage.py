@@ -16,7 +16,8 @@ from edgevit.backends.tvm.codegen.layout import Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
 from edgevit.backends.tvm.codegen.threads import Part, shared
 from edgevit.backends.tvm.kernels import performer, soft_split
-from edgevit.backends.tvm.kernels.common import Epilogue, Weights, multiply_rows, norm_rows
+from edgevit.backends.tvm.kernels.common import Epilogue, Weights, multiply_rows
+from edgevit.backends.tvm.kernels.norm import norm_rows
 from edgevit.backends.tvm.kernels.soft_split import Split
 
 Linear = tuple[Weights, Tile]

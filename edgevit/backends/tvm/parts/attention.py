@@ -12,8 +12,9 @@ from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Place, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
 from edgevit.backends.tvm.kernels import attention_int8, attention_neon, attention_registers
-from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
+from edgevit.backends.tvm.kernels.attention import attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
+from edgevit.backends.tvm.kernels.heads import Heads
 from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.backends.tvm.parts.stage import Counted, Shared, StageWriter, alive_of, spread
 from edgevit.program.spec import BranchSpec

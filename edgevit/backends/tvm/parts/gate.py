@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevit.backends.tvm.codegen.layout import pad_columns
-from edgevit.backends.tvm.kernels import common
+from edgevit.backends.tvm.kernels import common, pooling
 from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.backends.tvm.parts.stage import Shared, StageWriter, alive_of
 from edgevit.program.spec import BranchSpec
@@ -26,7 +26,7 @@ def gate(
     limit = branch.gate.threshold - float(weights[f"{branch.name}.gate.bias"][0])
     stage.call(
         "gate",
-        common.decide,
+        pooling.decide,
         len(spec.branches),
         pooled,
         work,

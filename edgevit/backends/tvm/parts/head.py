@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgevit.backends.tvm.codegen.layout import Place
-from edgevit.backends.tvm.kernels import common
+from edgevit.backends.tvm.kernels import common, pooling
 from edgevit.backends.tvm.kernels.common import Epilogue
 from edgevit.backends.tvm.kernels.merge import Sizes
 from edgevit.backends.tvm.parts.stage import Shared, StageWriter, alive_of, spread
@@ -27,7 +27,7 @@ def head(shared: Shared, stage: StageWriter, read: int, sizes: Sizes | None = No
     if head.pool == "mean":
         weighed = () if sizes is None else (sizes.patches,)
         pooled = shared.arena.place(1, spec.dim)
-        stage.call("mean", common.average, source, pooled, *weighed, takes=("arena",), alive=alive)
+        stage.call("mean", pooling.average, source, pooled, *weighed, takes=("arena",), alive=alive)
         source = pooled
     # Rows lie one behind the other: joined they are one row, with zeros between them where dim is no whole vectors.
     row = Place(offset=source.offset, rows=1, width=tokens * source.stride, stride=tokens * source.stride)

@@ -13,7 +13,7 @@ from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import FURTHEST, STEPS, Integers, Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack, pad_columns
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, Tile, pad
-from edgevit.backends.tvm.kernels import common, int8, norm_neon
+from edgevit.backends.tvm.kernels import common, int8, norm, norm_neon
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights
 from edgevit.backends.tvm.kernels.merge import Choice, Sizes, choice
 from edgevit.program.program import Program
@@ -129,7 +129,7 @@ class StageWriter:
         values = self.shared.program.weights
         scale, shift = (float(np.abs(values[f"{name}.{part}"]).max()) * abs(factor) for part in ("weight", "bias"))
         target = _bounded(target, scale * weights[0] ** 0.5 + shift)
-        self.call("norm", common.layer_norm, source, target, *weights, groups, tokens, alive=alive)
+        self.call("norm", norm.layer_norm, source, target, *weights, groups, tokens, alive=alive)
 
     def norm_weights(
         self, name: str, eps: float | None = None, factor: float = 1.0, tokens: int = 1

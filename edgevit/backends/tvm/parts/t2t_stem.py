@@ -12,8 +12,9 @@ from edgevit.backends.tvm.codegen.layout import Place, pad_columns, pad_heads
 from edgevit.backends.tvm.codegen.schedules import Product, pad
 from edgevit.backends.tvm.codegen.threads import parts
 from edgevit.backends.tvm.kernels import token_stage
-from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch
+from edgevit.backends.tvm.kernels.attention import attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
+from edgevit.backends.tvm.kernels.heads import Heads
 from edgevit.backends.tvm.kernels.soft_split import Split
 from edgevit.backends.tvm.kernels.token_stage import (
     Keys,

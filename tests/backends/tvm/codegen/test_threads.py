@@ -33,6 +33,7 @@ from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import count_int8  # noqa: E402
 from edgevit.backends.tvm.kernels import attention, attention_int8  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import Heads, block_rows  # noqa: E402
 from edgevit.backends.tvm.memory_bound import MACHINE_BYTES  # noqa: E402
 from edgevit.backends.tvm.run.pool import Pool  # noqa: E402
 from edgevit.backends.tvm.run.runner import TvmRunner, aligned  # noqa: E402
@@ -126,9 +127,7 @@ ROLES = ("query", "key", "value")
 
 
 def test_threads_have_scratch_of_their_own_in_the_arena() -> None:
-    heads = attention.Heads(
-        count=3, width=16, stride=16, **{n: Place(offset=0, rows=197, width=48, stride=144) for n in ROLES}
-    )
+    heads = Heads(count=3, width=16, stride=16, **{n: Place(offset=0, rows=197, width=48, stride=144) for n in ROLES})
     shared, tile = replace(AVX2, threads=3), Tile(rows=3, vectors=2)
     for made, own in (
         (lambda a: attention.scratch(a, heads, tile, shared), ("scores", "inverse")),
@@ -139,7 +138,7 @@ def test_threads_have_scratch_of_their_own_in_the_arena() -> None:
     ):
         arena = Arena(AVX2.lanes)
         work = made(arena)
-        rows = attention.block_rows(shared, heads, tile)
+        rows = block_rows(shared, heads, tile)
         each = [work.of(threads.Part(index=i, end=0, count=3)) for i in range(3)]
         places = sorted((getattr(w, n).offset, getattr(w, n).end) for w in each for n in own)
         assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False))

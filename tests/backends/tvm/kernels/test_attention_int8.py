@@ -24,8 +24,8 @@ from edgevit.backends.tvm.codegen.schedules import (  # noqa: E402
 )
 from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
 from edgevit.backends.tvm.kernels import attention_int8  # noqa: E402
-from edgevit.backends.tvm.kernels.attention import Heads  # noqa: E402
 from edgevit.backends.tvm.kernels.attention_int8 import POWER, instructions, thresholds  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import Heads  # noqa: E402
 from tests.backends.tvm import crossed  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 from tests.backends.tvm.kernels.test_int8 import assembly  # noqa: E402

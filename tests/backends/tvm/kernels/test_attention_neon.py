@@ -16,9 +16,9 @@ from edgevit.backends.tvm.codegen.integers import Integers, Matrix, place_intege
 from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Product, default_tile, isa, pad  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
-from edgevit.backends.tvm.kernels.attention import MASKED, Heads  # noqa: E402
 from edgevit.backends.tvm.kernels.attention_int8 import instructions  # noqa: E402
 from edgevit.backends.tvm.kernels.attention_neon import attention, scratch  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import MASKED, Heads  # noqa: E402
 from edgevit.backends.tvm.kernels.neon_softmax import powers  # noqa: E402
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan  # noqa: E402
 from tests.backends.tvm import crossed  # noqa: E402

@@ -16,8 +16,8 @@ from edgevit.backends.tvm.codegen.layout import Alive, Arena  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Product, default_tile, isa  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
 from edgevit.backends.tvm.kernels import attention_int8, attention_registers  # noqa: E402
-from edgevit.backends.tvm.kernels.attention import MASKED, Heads  # noqa: E402
 from edgevit.backends.tvm.kernels.attention_int8 import instructions  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import MASKED, Heads  # noqa: E402
 from tests.backends.tvm.compiled import HERE, call, matrix  # noqa: E402
 from tests.backends.tvm.kernels.test_attention_int8 import Case  # noqa: E402
 from tests.backends.tvm.kernels.test_int8 import assembly  # noqa: E402

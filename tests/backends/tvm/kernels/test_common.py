@@ -11,9 +11,10 @@ import_or_skip()
 
 from edgevit.backends.tvm.codegen.layout import Arena, Blob, Place, pack, pad_columns  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Tile, pad  # noqa: E402
-from edgevit.backends.tvm.kernels import common  # noqa: E402
-from edgevit.backends.tvm.kernels.attention import Heads, attention, scratch  # noqa: E402
+from edgevit.backends.tvm.kernels import common, norm, pooling  # noqa: E402
+from edgevit.backends.tvm.kernels.attention import attention, scratch  # noqa: E402
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import Heads  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 
 LANES = AVX2.lanes
@@ -86,7 +87,7 @@ def test_layer_norm(width: int, groups: int) -> None:
     split[..., :width] = 3 + draw(5, groups, width)
     expected = normed(split[..., :width], 1e-6) * scale + shift
     source = Place(offset=place.offset, rows=5, width=width if groups > 1 else place.width, stride=place.stride)
-    function = common.layer_norm(AVX2, arena.size, blob.size, source, source, width, rows[0], rows[1], 1e-6, groups)
+    function = norm.layer_norm(AVX2, arena.size, blob.size, source, source, width, rows[0], rows[1], 1e-6, groups)
     call(function, memory, blob.array())
     after = matrix(memory, place).reshape(5, groups, stride)
     np.testing.assert_allclose(after[..., :width], expected, atol=1e-5)
@@ -103,7 +104,7 @@ def test_layer_norm_of_few_values_far_from_zero(width: int) -> None:
     values = matrix(memory, place)
     values[:, :width] = 300 + draw(50, width) + draw(50, 1)
     expected = normed(values[:, :width], 1e-6)
-    function = common.layer_norm(AVX2, arena.size, blob.size, place, place, width, scale, shift, 1e-6)
+    function = norm.layer_norm(AVX2, arena.size, blob.size, place, place, width, scale, shift, 1e-6)
     call(function, memory, blob.array())
     after = matrix(memory, place)
     assert np.isfinite(after).all() and not after[:, width:].any()
@@ -161,7 +162,7 @@ def test_a_gate_decides_and_says_so(rows: int, effort: float) -> None:
     offset = blob.add(pad_columns(weight, 24))
     gates = np.full(3, 7, np.uint8)
     for limit in (logit + effort - 0.01, logit + effort + 0.01) if np.isfinite(effort) else (0.0,):
-        function = common.decide(AVX2, arena.size, blob.size, 3, stream, work, offset, limit, 1e-6, 1)
+        function = pooling.decide(AVX2, arena.size, blob.size, 3, stream, work, offset, limit, 1e-6, 1)
         result: Any = call(function, memory, blob.array(), np.array(effort, np.float32), gates)
         assert bool(result) is (logit + effort > limit)
         assert gates.tolist() == [7, int(logit + effort > limit), 7]

@@ -11,9 +11,10 @@ import_or_skip()
 
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Blob, Place, pack  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Tile  # noqa: E402
-from edgevit.backends.tvm.kernels import common  # noqa: E402
-from edgevit.backends.tvm.kernels.attention import MASKED, Heads, attention, scratch  # noqa: E402
+from edgevit.backends.tvm.kernels import common, norm, pooling  # noqa: E402
+from edgevit.backends.tvm.kernels.attention import attention, scratch  # noqa: E402
 from edgevit.backends.tvm.kernels.common import Epilogue, Weights  # noqa: E402
+from edgevit.backends.tvm.kernels.heads import MASKED, Heads  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 
 LANES, MOST, PREFIX = AVX2.lanes, 23, 1
@@ -56,10 +57,10 @@ def test_norms_and_means_are_of_the_rows_there_are(rows: int) -> None:
     memory = np.full(arena.size, np.nan, np.float32)
     matrix(memory, source)[:rows] = x = RNG.standard_normal((rows, 8)).astype(np.float32)
     matrix(memory, sizes)[0, : rows - PREFIX] = weights = RNG.integers(1, 4, rows - PREFIX)
-    function = common.layer_norm(AVX2, arena.size, blob.size, source, target, 8, ones, zeros, 1e-6, 1, 1, ALIVE)
+    function = norm.layer_norm(AVX2, arena.size, blob.size, source, target, 8, ones, zeros, 1e-6, 1, 1, ALIVE)
     call(function, memory, blob.array(), left(rows))
     assert written(memory, target) == rows
-    call(common.average(AVX2, arena.size, source.after(PREFIX), mean, sizes, ALIVE), memory, left(rows))
+    call(pooling.average(AVX2, arena.size, source.after(PREFIX), mean, sizes, ALIVE), memory, left(rows))
     np.testing.assert_allclose(matrix(memory, mean)[0], weights @ x[PREFIX:] / 50, atol=1e-5)
 
 
