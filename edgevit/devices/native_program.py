@@ -233,7 +233,7 @@ def _times(case: _Case, lines: Lines, told: Lines, fresh: Lines) -> Times:
         if counts:
             rows[path].append((_ms(line["wall_ms"]), _ms(line["cpu_ms"]), index, taken))
     started, loaded = (int(fresh[0][key]) for key in ("started_bytes", "loaded_bytes"))
-    # The kernel keeps the high-water mark of small processes some pages behind what it maps.
+    # The kernel counts a process's pages in batches, so its high-water mark may be some behind what smaps lists.
     peak = max(int(fresh[-1]["peak_bytes"]), loaded)
     process = ProcessMemory(imported_bytes=started, loaded_bytes=loaded, peak_bytes=peak)
     plans = _plans(case)

@@ -200,6 +200,19 @@ def whole(a: Any, size: int) -> Any:
     return a // size if isinstance(a, int) else tirx.floordiv(a, integer(size))
 
 
+UNROLLED = 4
+
+
+def unrolled(code: Code, count: Any, emit: Callable[[Any], None]) -> None:
+    """Call `emit(i)` for 0 <= i < count, `UNROLLED` times in the body of a loop, so that counting hardly counts."""
+    full = whole(count, UNROLLED)
+    with code.loop(full) as index:
+        for i in range(UNROLLED):
+            emit(index * UNROLLED + i)
+    with code.loop(count - full * UNROLLED) as index:
+        emit(full * UNROLLED + index)
+
+
 def number(value: float) -> Any:
     return tirx.const(value, "float32")
 

@@ -23,7 +23,7 @@ from edgevit.backends.tvm.codegen.code import (
     integer,
     joined,
     lanes_of,
-    whole,
+    unrolled,
 )
 from edgevit.backends.tvm.codegen.integers import Stored
 from edgevit.backends.tvm.codegen.layout import pack, words
@@ -193,10 +193,6 @@ class Vpdpbusd(_Spread):
         return instruction(f"int32x{n}", name, sums, bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
 
 
-# Steps of a loop body: what counts and jumps is a fortieth of it.
-UNROLLED = 4
-
-
 class Sdot(Dot):
     """Four rows lie together, so that a register has a word of each: one operand by its lane."""
 
@@ -232,7 +228,7 @@ class Sdot(Dot):
                         name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
                         cell.set(instruction("int32x4", name, cell.value, column, left))
 
-        _unrolled(code, inner.steps, step)
+        unrolled(code, inner.steps, step)
         return _values(cells)
 
 
@@ -270,23 +266,13 @@ class Smmla(Dot):
                     name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
                     row[i].set(instruction("int32x4", name, row[i].value, left, column))
 
-        _unrolled(code, inner.steps, step)
+        unrolled(code, inner.steps, step)
         sums: Sums = []
         for row in range(tile.rows):
             picked = (0, 1, 4, 5) if row % 2 == 0 else (2, 3, 6, 7)
             pair = [cell.value for cell in cells[row // 2]]
             sums.append([code.let(joined(*pair[2 * v : 2 * v + 2], *picked)) for v in range(tile.vectors)])
         return sums
-
-
-def _unrolled(code: Code, steps: Any, emit: Callable[[Any], None]) -> None:
-    """Call `emit(step)` for all steps, `UNROLLED` of them in the body of a loop."""
-    full = whole(steps, UNROLLED)
-    with code.loop(full) as index:
-        for i in range(UNROLLED):
-            emit(index * UNROLLED + i)
-    with code.loop(steps - full * UNROLLED) as index:
-        emit(full * UNROLLED + index)
 
 
 class Smlal(Dot):

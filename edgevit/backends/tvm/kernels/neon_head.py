@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from edgevit.backends.tvm.codegen.code import (
     Code,
     integer,
     lanes_of,
-    whole,
 )
 from edgevit.backends.tvm.codegen.dots import Dot
 from edgevit.backends.tvm.codegen.integers import BLOCK, WORD, Matrix
@@ -27,8 +25,6 @@ from edgevit.backends.tvm.codegen.threads import (
     units_of,
 )
 from edgevit.backends.tvm.kernels.heads import Head, Heads, attention_threads, block_rows
-
-UNROLLED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +132,6 @@ class NeonHead(Head):
         """Store a value per row of a block."""
         count = self.together
         self.code.store_vector(self.memory, place.offset + row, lanes_of(values, *range(count)), count)
-
-    def over(self, count: Any, emit: Callable[[Any], None]) -> None:
-        """Call `emit(i)` for 0 <= i < count, a few in the body of a loop."""
-        full = whole(count, UNROLLED)
-        with self.code.loop(full) as index:
-            for i in range(UNROLLED):
-                emit(index * UNROLLED + i)
-        with self.code.loop(count - full * UNROLLED) as index:
-            emit(full * UNROLLED + index)
 
     def steps(self) -> Any:
         """Return the steps of the second product."""

@@ -16,6 +16,7 @@ from edgevit.backends.tvm.codegen.code import (
     number,
     splat,
     to_float,
+    unrolled,
     whole,
 )
 from edgevit.backends.tvm.codegen.integers import BLOCK, WORD, word_of
@@ -157,7 +158,7 @@ class Packing(NeonHead):
                 x = code.let(load_vector(self.memory, source + k * value.stride + v * LANES, LANES))
                 largest[v].set(tirx.max(largest[v].value, tirx.max(x, splat(0.0, LANES) - x)))
 
-        self.over(self.there, token)
+        unrolled(self.code, self.there, token)
         inverses = []
         for v in range(vectors):
             top = code.let(tirx.max(largest[v].value, splat(TINY, LANES)))

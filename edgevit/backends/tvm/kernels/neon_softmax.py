@@ -17,6 +17,7 @@ from edgevit.backends.tvm.codegen.code import (
     load_vector,
     splat,
     to_float,
+    unrolled,
 )
 from edgevit.backends.tvm.codegen.integers import BLOCK, word_of
 from edgevit.backends.tvm.codegen.neon import (
@@ -61,7 +62,7 @@ class Softmax(NeonHead):
             for cell, value in zip(cells, values, strict=True):
                 cell.set(bits(INT32, tirx.max(bits(INT16, cell.value), value)))
 
-        self.over(blocks, lambda index: largest(index, scores(index)))
+        unrolled(self.code, blocks, lambda index: largest(index, scores(index)))
         tops = self._tops(cells)
         shift, factor = self._row_factors(first + row)
 
@@ -86,7 +87,7 @@ class Softmax(NeonHead):
                     code.store_vector(memory, base + index * 8 + half * BLOCK, bits("float32x4", value), BLOCK)
                 largest(index, found)
 
-            self.over(blocks, biased)
+            unrolled(self.code, blocks, biased)
             tops = self._tops(cells)
 
             def powers(values: list[Any]) -> list[Any]:
@@ -103,10 +104,10 @@ class Softmax(NeonHead):
 
         used = self.heads.key.rows % self.columns if self.bias is None else 0
         if used:
-            self.over(blocks - 1, share)
+            unrolled(self.code, blocks - 1, share)
             share(blocks - 1, used)
         else:
-            self.over(blocks, share)
+            unrolled(self.code, blocks, share)
         sums = total.value
         if self.together == 2:
             sums = neon(INT32, "addp.v4i32", sums, sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -288,6 +289,27 @@ def test_an_epilogue_is_scale_bias_outliers_activation_and_what_is_there(bits: B
     np.testing.assert_allclose(
         matrix(memory, target), np.maximum(y, 0) + before + table, atol=0.51 * float(scale.max()) * 0.03 + 2e-4
     )
+
+
+@pytest.mark.parametrize(("step", "coarse"), [(1 / 32, True), (1 / 1024, False)])
+def test_an_activation_function_is_coarse_only_where_steps_are_wide(step: float, coarse: bool) -> None:
+    """Inputs 0.05 apart around 0, and as many steps as 8 bits have: almost all must be the nearest."""
+    entry = LinearPlan(name="fc1", int8=True, scale=0.05, zero_point=128)
+    after = LinearPlan(name="fc2", int8=True, scale=step, zero_point=200)
+    plan, how = QuantPlan(linears=(entry, after), weight_bits=8), dot(AVX2, 8)
+    arena, blob, tile = Arena(8), Blob(), Tile(rows=4, vectors=1)
+    source = place_integers(arena, blob, 256, 4, how.depth, how.stored, plan, entry)
+    target = place_integers(arena, blob, 256, 8, how.depth, how.stored, plan, after)
+    packed = int8.add_weights(blob, np.eye(4, 8, dtype=np.float32), None, plan, entry, how, tile)
+    memory = np.zeros(arena.size, np.float32)
+    integers(memory, source)[:, 0] = np.arange(256)
+    function = int8.product(AVX2, arena.size, blob.size, source, target, packed, how, tile, Epilogue(activation="gelu"))
+    call(function, memory, blob.array())
+    x = (np.arange(256) - 128) * 0.05
+    gelu = x * np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
+    nearest = np.clip(np.rint(gelu / step) + 200, 0, 255)
+    assert target.coarse is coarse and np.unique(nearest).size > 20
+    assert (integers(memory, target)[:, 0] == nearest).mean() > 0.98
 
 
 @pytest.mark.parametrize("bits", [7, 8])
