@@ -16,6 +16,7 @@ from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec, ProgramSpec
 from edgevit.program.tokens import patches_before
+from edgevit.tasks.sensitivity import drift
 
 RARELY = 0.01  # of the images: a gate that decides otherwise for fewer does not vary
 PERCENTILES = (0, 10, 50, 90, 100)
@@ -112,21 +113,9 @@ def measure_adaptivity(
         frozen_macs=again.macs / whole_macs,
         top1=top1(found.logits),
         frozen_top1=top1(again.logits),
-        drift=None if original is None else divergence(original, found.logits),
-        frozen_drift=None if original is None else divergence(original, again.logits),
+        drift=None if original is None else drift(original, found.logits).kl,
+        frozen_drift=None if original is None else drift(original, again.logits).kl,
     )
-
-
-def divergence(expected: np.ndarray, got: np.ndarray) -> float:
-    """Return the mean KL divergence in nats of the classes that logits `[n, classes]` stand for."""
-    wanted, said = _log_odds(expected), _log_odds(got)
-    return float((np.exp(wanted) * (wanted - said)).sum(axis=1).mean())
-
-
-def _log_odds(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64)
-    x = x - x.max(axis=1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
 
 
 def freeze(program: Program, use: Use, macs: float) -> Program:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgevit.compress.adaptivity import divergence, freeze, measure_adaptivity
+from edgevit.compress.adaptivity import freeze, measure_adaptivity
 from edgevit.compress.gate.judge import answers
 from edgevit.compress.gate.threshold import Use, usage
 from edgevit.program.macs import run_macs, total_macs
@@ -85,12 +85,6 @@ def test_nothing_is_told_where_every_image_costs_the_same() -> None:
     given = program(gated=False, tokens="1:5")
     images = tiny_images(given.spec, 4)
     assert measure_adaptivity(given, images, answers(given, images), whole_macs=1) is None
-
-
-def test_divergence_is_that_of_the_classes() -> None:
-    a, b = np.array([[0.0, 0.0]]), np.log(np.array([[0.9, 0.1]]))
-    assert divergence(a, a) == 0 and divergence(a + 5, a) == pytest.approx(0.0)
-    assert divergence(a, b) == pytest.approx(0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1))
 
 
 def test_frozen_gates_ignore_the_image() -> None:
