@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -70,7 +71,11 @@ inline int64_t told_bytes(const char* path, const std::string& field) {  // 0 wh
   return found;
 }
 
-inline int64_t peak_bytes() { return told_bytes("/proc/self/status", "VmHWM:"); }
+// The kernel counts pages per core and adds them up late, so a later peak may be told lower than an earlier one.
+inline int64_t peak_bytes() {
+  static int64_t most = 0;
+  return most = std::max(most, told_bytes("/proc/self/status", "VmHWM:"));
+}
 
 inline int64_t resident_bytes() { return told_bytes("/proc/self/status", "VmRSS:"); }
 
