@@ -9,7 +9,6 @@ profile   bundle -> images -> load -> golden outputs -> measurement (`devices`: 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,19 +21,19 @@ from edgevit.backends import Runner, Source, backend, desk
 from edgevit.backends.reference import reference, taps
 from edgevit.backends.targets import accept_program
 from edgevit.build.branch_errors import branch_errors
-from edgevit.build.case import Case, Place
+from edgevit.build.case import Case
 from edgevit.build.describe import Facts, describe, golden_runs
 from edgevit.build.points import PointTime, measure_points
-from edgevit.build.preflight import require_target
+from edgevit.build.preflight import check_limit, require_target, warn_of_memory
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.compress.budgets import Budgets, check_budgets
-from edgevit.errors import BudgetError, ProgramError, TargetError
+from edgevit.errors import BudgetError
 from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.onnx_form.check import check_model, check_size
 from edgevit.program.macs import total_macs
-from edgevit.program.original import evaluate, kept_answers, original_of, told, with_original
+from edgevit.program.original import evaluate, original_of, with_original
 from edgevit.program.program import Program
 from edgevit.program.token_plans import least_share, starts
 from edgevit.program.tokens import read_plan, with_merges, write_plan
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
 
 SCORED_IMAGES = 64
 JUDGED_IMAGES = 48
-# Most memory that a build takes: so many times its float weights, and Python with its libraries
-# (reports/reference/build-cost.md).
-PEAK_PER_FLOAT, PEAK_BESIDE_BYTES = 6.5, 500_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,38 +240,6 @@ def _logits(program: Program, images: np.ndarray, description: str) -> np.ndarra
     return np.concatenate([runner.run(image[None])[0] for image in track(images, description)])
 
 
-def check_limit(
-    program: Program, target: Target, judged: ImageSet | None, max_drop: float | None, *, given: bool = False
-) -> None:
-    """Refuse a limit against the original that nothing here could judge; `given`: the original can be asked.
-
-    Raises:
-        ProgramError: the original is not known on the images to judge on.
-        TargetError: the build cannot run here.
-    """
-    if max_drop is None:
-        return
-    place = Place(target=target)
-    if not place.runnable:
-        raise TargetError(f"--max-drop cannot be judged here: {place.unrunnable}; omit --max-drop")
-    if judged is None:
-        raise ProgramError(
-            "--max-drop cannot be judged on the calibration images themselves, and they are too few to hold any out; "
-            "give labelled images with --eval, or more to calibrate with"
-        )
-    if program.spec.compressed and not program.spec.head.decides:
-        raise ProgramError(
-            f"--max-drop counts classes that differ from the original's, and {program.spec.name} decides between none; "
-            "omit --max-drop"
-        )
-    if not given and program.spec.compressed and kept_answers(program.spec, judged.images) is None:
-        known = told(program.spec.original, program.spec.head.classes)
-        raise ProgramError(
-            f"--max-drop is against the original of {program.spec.name}, which is {known}; give it with --original "
-            "(and --original-weights), or omit --max-drop"
-        )
-
-
 def quantize(program: Program, target: Target, images: np.ndarray) -> tuple[Program, QuantPlan | None]:
     """Decide which Linears are int8 and how, from what flows through the float model on calibration images.
 
@@ -370,7 +334,7 @@ def build(
     accept_program(target, program.spec)
     check_limit(program, target, evaluation, max_drop)
     check_size(program.spec, int8=target.int8)
-    _warn_of_memory(program, say)
+    warn_of_memory(program, say)
     runtime = backend(target.backend)
     versions = runtime.versions()
     say("Quantizing")
@@ -413,19 +377,6 @@ def build(
         )
         built = _bundle(facts, {name: case.folder / name for name in names}, folder, force=force)
         return replace(built, times=points.times)
-
-
-def _warn_of_memory(program: Program, say: Say) -> None:
-    """Say so before it begins where the build needs more memory than there is."""
-    floats = sum(array.nbytes for array in program.weights.values())
-    needed = PEAK_PER_FLOAT * floats + PEAK_BESIDE_BYTES
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        say(
-            f"warning: {program.spec.name} has {floats} bytes of float weights, and its build takes about "
-            f"{needed / 1e9:.1f} GB of memory; this machine has {present / 1e9:.1f} GB, so the system may end it. "
-            "Prune the model first, or build where there is more"
-        )
 
 
 def _load(case: Case) -> Runner:

@@ -20,7 +20,7 @@ from typing import Any
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import refuse_existing, write_bundle
 from edgevit.program.program import load_program, save_program
-from edgevit.util import atomic, strict_json
+from edgevit.util import atomic, renames, strict_json
 from tests.bundles import MODEL, sample_manifest
 from tests.tiny import tiny_program
 
@@ -76,7 +76,7 @@ def moments(what: str, number: int, folder: Path, exchange: bool) -> int:
     temporary.mkdir(parents=True)
     tempfile.tempdir = str(temporary)
     if not exchange:
-        atomic._renameat2 = lambda: None  # type: ignore[assignment]
+        renames._renameat2 = lambda: None  # type: ignore[assignment]
     write(path, 1)
     for moment in range(MOST):
         status = ended_at(moment, number, lambda: write(path, 2))
@@ -121,7 +121,7 @@ def _watch(moment: int, number: int) -> None:
         if event in EVENTS and not (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
             step()
 
-    real = atomic._rename
+    real = renames.rename
 
     def rename(source: Path, target: Path, flags: int) -> bool:
         step()
@@ -129,7 +129,7 @@ def _watch(moment: int, number: int) -> None:
         step()
         return done
 
-    atomic._rename = rename
+    renames.rename = rename
     sys.addaudithook(hear)
 
 

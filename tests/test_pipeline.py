@@ -14,7 +14,6 @@ import pytest
 from edgevit import pipeline
 from edgevit.backends import backend
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
-from edgevit.build import accuracy, case
 from edgevit.build.case import GOLDEN_PART, head_deviation
 from edgevit.bundle.read import open_bundle, verify_bundle
 from edgevit.compress.budgets import Budgets
@@ -30,7 +29,6 @@ from edgevit.errors import (
     TargetError,
 )
 from edgevit.frontends.t2t import t2t_program
-from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form import assemble as assembling
 from edgevit.onnx_form.linear import quantize_weight
 from edgevit.program.macs import total_macs
@@ -38,43 +36,8 @@ from edgevit.program.original import weights_digest
 from edgevit.program.program import Program
 from edgevit.program.tokens import read_plan, with_merges
 from edgevit.schema.claims import ParityFigures, figures_of
-from edgevit.schema.recipe import Recipe
-from edgevit.schema.target import Target, load_target
-from edgevit.verify.accuracy import Named
+from tests.building import RECIPE, build, image_set, lenient
 from tests.tiny import tiny_images, tiny_program
-
-RECIPE = Recipe(
-    model="tiny",
-    weights_sha256="0" * 64,
-    prune=0.0,
-    gate=1.0,
-    seed=0,
-    calibration="random",
-    calibration_images=8,
-    calibration_sha256="0" * 64,
-)
-
-
-def image_set(program: Program, count: int = 8, *, labels: bool = False) -> ImageSet:
-    images = tiny_images(program.spec, count)
-    classes = np.arange(count, dtype=np.int64) % program.spec.head.classes if labels else None
-    return ImageSet(
-        images=images,
-        labels=classes,
-        names=tuple(f"{i}.png" for i in range(count)),
-        unreadable=(),
-        digest="0" * 64,
-        source=Path("random"),
-    )
-
-
-def lenient(name: str) -> Target:
-    """A random model's logits are near ties: what int8 costs it says nothing, so its limits are opened."""
-    return replace(load_target(name), min_agreement=0.0, max_top1_drop=1.0)
-
-
-def build(program: Program, folder: Path, target: str = "x86-64-onnxruntime", **options: object) -> pipeline.Built:
-    return pipeline.build(program, lenient(target), image_set(program), folder, recipe=RECIPE, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -230,25 +193,6 @@ def test_max_drop_needs_the_original_before_anything_slow(
     program = tiny_program(gated=True)
     with pytest.raises(ProgramError, match="--original" if judged else "--eval"):
         build(program, tmp_path / "bundle", evaluation=image_set(program) if judged else None, max_drop=1.0)
-
-
-def test_max_drop_counts_classes_and_is_refused_where_there_are_none() -> None:
-    """Even where the original is at hand: of one score only its class could be compared, which is always the first."""
-    program = tiny_program(gated=True, classes=1)
-    with pytest.raises(ProgramError, match="tiny decides between none"):
-        pipeline.check_limit(program, lenient("x86-64-onnxruntime"), image_set(program), 1.0, given=True)
-    named = Named(build=np.ones(3, np.int64), floats=np.zeros(3, np.int64), cosines=np.ones(3), decides="score")
-    assert accuracy.answers_of(program.spec, named, image_set(program).images) is None
-    dense = tiny_program(classes=1).spec
-    assert accuracy.answers_of(dense, named, image_set(program).images) is named.floats
-
-
-def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(case, "emulator_path", lambda: None)
-    monkeypatch.setattr("platform.machine", lambda: "s390x")
-    program = tiny_program()
-    with pytest.raises(TargetError, match="--max-drop cannot be judged here: machine code for aarch64"):
-        pipeline.check_limit(program, lenient("cortex-a72-tvm"), image_set(program), 1.0)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, change: object) -> None:

@@ -15,7 +15,7 @@ from edgevit.errors import DeviceError
 from edgevit.schema.target import Target, load_target
 from edgevit.util.resources import shipped
 from tests.backends.tvm.available import import_or_skip
-from tests.test_pipeline import RECIPE, image_set
+from tests.building import RECIPE, image_set
 
 import_or_skip()
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import edgevit
 from edgevit.schema.claims import SkipFigures, figures_of
-from tests.test_pipeline import build
+from tests.building import build
 from tests.tiny import tiny_images, tiny_program
 
 

@@ -29,8 +29,8 @@ from edgevit.schema.target import Target, load_target
 from edgevit.util import machines
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.building import RECIPE, image_set, lenient
 from tests.bundles import rehash
-from tests.test_pipeline import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 
 import_or_skip()

@@ -14,7 +14,7 @@ import edgevit
 from edgevit.backends.targets import load_target
 from edgevit.build.prediction import predict
 from tests.backends.tvm.available import import_or_skip
-from tests.test_pipeline import build
+from tests.building import build
 from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()

@@ -24,10 +24,10 @@ from edgevit.backends import backend
 from edgevit.backends.targets import accept
 from edgevit.build import prediction
 from edgevit.build.prediction import Prediction
-from edgevit.build.preflight import ready
+from edgevit.build.preflight import check_limit, ready
 from edgevit.bundle.write import refuse_existing
 from edgevit.compress.budgets import Budgets
-from edgevit.pipeline import Built, check_limit, compare
+from edgevit.pipeline import Built, compare
 from edgevit.program.original import weights_digest
 from edgevit.program.program import Program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program

@@ -17,10 +17,18 @@ from pathlib import Path
 
 from edgevit.backends import backend
 from edgevit.backends.targets import accept
-from edgevit.errors import OutputError
+from edgevit.build.case import Place
+from edgevit.errors import OutputError, ProgramError, TargetError
+from edgevit.images.image_set import ImageSet
+from edgevit.program.original import kept_answers, told
+from edgevit.program.program import Program
 from edgevit.schema.target import Target
 from edgevit.util.atomic import refuse_inside, scratch
+from edgevit.util.progress import Say
 
+# Most memory that a build takes: so many times its float weights, and Python with its libraries
+# (reports/reference/build-cost.md).
+PEAK_PER_FLOAT, PEAK_BESIDE_BYTES = 6.5, 500_000_000
 # What temporary names add to a name while it is written, and `.zip` beside a folder.
 NAME_RESERVE_BYTES = 16
 # What lies in a folder that edgevit writes has shorter paths than this.
@@ -80,6 +88,51 @@ def require_target(target: Target, tune_s: float = 0.0) -> None:
     """
     accept(target)
     backend(target.backend).require(target, tune_s)
+
+
+def check_limit(
+    program: Program, target: Target, judged: ImageSet | None, max_drop: float | None, *, given: bool = False
+) -> None:
+    """Refuse a limit against the original that nothing here could judge; `given`: the original can be asked.
+
+    Raises:
+        ProgramError: the original is not known on the images to judge on.
+        TargetError: the build cannot run here.
+    """
+    if max_drop is None:
+        return
+    place = Place(target=target)
+    if not place.runnable:
+        raise TargetError(f"--max-drop cannot be judged here: {place.unrunnable}; omit --max-drop")
+    if judged is None:
+        raise ProgramError(
+            "--max-drop cannot be judged on the calibration images themselves, and they are too few to hold any out; "
+            "give labelled images with --eval, or more to calibrate with"
+        )
+    if program.spec.compressed and not program.spec.head.decides:
+        raise ProgramError(
+            f"--max-drop counts classes that differ from the original's, and {program.spec.name} decides between none; "
+            "omit --max-drop"
+        )
+    if not given and program.spec.compressed and kept_answers(program.spec, judged.images) is None:
+        known = told(program.spec.original, program.spec.head.classes)
+        raise ProgramError(
+            f"--max-drop is against the original of {program.spec.name}, which is {known}; give it with --original "
+            "(and --original-weights), or omit --max-drop"
+        )
+
+
+def warn_of_memory(program: Program, say: Say) -> None:
+    """Say so before it begins where the build needs more memory than there is."""
+    floats = sum(array.nbytes for array in program.weights.values())
+    needed = PEAK_PER_FLOAT * floats + PEAK_BESIDE_BYTES
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        say(
+            f"warning: {program.spec.name} has {floats} bytes of float weights, and its build takes about "
+            f"{needed / 1e9:.1f} GB of memory; this machine has {present / 1e9:.1f} GB, so the system may end it. "
+            "Prune the model first, or build where there is more"
+        )
 
 
 def _require_writable(output: Output) -> None:

@@ -9,7 +9,6 @@ what edgevit wrote is ever replaced, see `refuse_foreign`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import functools
@@ -21,13 +20,13 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from edgevit.errors import OutputError
-from edgevit.util import ownership
+from edgevit.util import ownership, renames
 from edgevit.util.ownership import Kind
 from edgevit.util.signals import signals_wait
 
@@ -36,9 +35,6 @@ PLAN = "plan.json"
 OLD = ".old"  # after the name of what is staged: what was in its place
 TURN_S = 60
 ROOM_BYTES = 1 << 16  # a disk with less is full
-_HERE = -100  # AT_FDCWD: paths mean what they mean to this process
-_NOREPLACE, _EXCHANGE = 1, 2
-_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +76,12 @@ def new_file(path: Path, *, sync: bool = True, replace: bool = True) -> Iterator
             if replace:
                 temporary.replace(path)
             else:
-                _rename_new(temporary, path)
+                renames.rename_new(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     if sync:
-        sync_folder(path.parent)
+        renames.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -165,7 +161,7 @@ def install(staging: Path, moves: Mapping[str, tuple[Path, Kind]], *, replace: b
         OSError: the disk refuses; everything is as it was.
     """
     for source in moves if sync else ():
-        _sync_tree(staging / source)
+        renames.sync_tree(staging / source)
     with _turn(staging.parent), signals_wait():
         steps = [_step(staging, source, *place, replace=replace) for source, place in moves.items()]
         _write_plan(staging, steps)
@@ -177,7 +173,7 @@ def install(staging: Path, moves: Mapping[str, tuple[Path, Kind]], *, replace: b
                 _undo(staging, step)
             (staging / PLAN).unlink()
             raise
-        sync_folder(staging.parent)
+        renames.sync_folder(staging.parent)
 
 
 def refuse_foreign(path: Path, kind: Kind) -> None:
@@ -324,11 +320,11 @@ def _turn(parent: Path) -> Iterator[None]:
 def _step(staging: Path, source: str, target: Path, kind: Kind, *, replace: bool) -> Step:
     if target.parent != staging.parent:
         raise ValueError(f"{target} does not lie beside {staging}")
-    old = _inode(target)
+    old = renames.inode(target)
     if old is not None and not replace:
         raise OutputError(f"{target} exists already: it was made meanwhile; choose another place")
     refuse_foreign(target, kind)
-    new = _inode(staging / source)
+    new = renames.inode(staging / source)
     assert new is not None
     return Step(source=source, target=target.name, kind=kind, new=new, old=old)
 
@@ -338,7 +334,7 @@ def _write_plan(staging: Path, steps: list[Step]) -> None:
         json.dump([asdict(step) for step in steps], file)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(staging)
+    renames.sync_folder(staging)
 
 
 def _finish(staging: Path) -> None:
@@ -349,8 +345,8 @@ def _finish(staging: Path) -> None:
         return
     if any("/" in name for step in steps for name in (step.source, step.target)):
         return
-    left = [step for step in steps if _inode(staging.parent / step.target) != step.new]
-    begun = len(left) < len(steps) or any(_inode(staging / (step.source + OLD)) for step in steps)
+    left = [step for step in steps if renames.inode(staging.parent / step.target) != step.new]
+    begun = len(left) < len(steps) or any(renames.inode(staging / (step.source + OLD)) for step in steps)
     if begun and all(_ready(staging, step) for step in left):
         for step in left:
             _move(staging, step)
@@ -359,83 +355,28 @@ def _finish(staging: Path) -> None:
 def _ready(staging: Path, step: Step) -> bool:
     """Return whether a step's source and place are what they were when it was planned."""
     source, target = staging / step.source, staging.parent / step.target
-    there = _inode(target)
-    known = there == step.old or (there is None and _inode(staging / (step.source + OLD)) == step.old)
+    there = renames.inode(target)
+    known = there == step.old or (there is None and renames.inode(staging / (step.source + OLD)) == step.old)
     ours_alone = there is None or not ownership.foreign(target, step.kind)
-    return _inode(source) == step.new and known and ours_alone
+    return renames.inode(source) == step.new and known and ours_alone
 
 
 def _move(staging: Path, step: Step) -> None:
     """Do a step at once, or, on a system without exchange, in an order that can be taken up again."""
     source, target = staging / step.source, staging.parent / step.target
-    if os.path.lexists(target) and not _rename(source, target, _EXCHANGE):
+    if os.path.lexists(target) and not renames.rename(source, target, renames.EXCHANGE):
         target.rename(source.with_name(source.name + OLD))
-    if _inode(source) == step.new:
-        _rename_new(source, target)
+    if renames.inode(source) == step.new:
+        renames.rename_new(source, target)
 
 
 def _undo(staging: Path, step: Step) -> None:
     """Take a step back, however far it came."""
     source, target = staging / step.source, staging.parent / step.target
     kept = source.with_name(source.name + OLD)
-    if _inode(target) == step.new and not (os.path.lexists(source) and _rename(source, target, _EXCHANGE)):
+    if renames.inode(target) == step.new and not (
+        os.path.lexists(source) and renames.rename(source, target, renames.EXCHANGE)
+    ):
         target.rename(source)
     if os.path.lexists(kept):
         kept.rename(target)
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Rename where there is nothing yet; FileExistsError if there is."""
-    if _rename(source, target, _NOREPLACE):
-        return
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    source.rename(target)
-
-
-def _rename(source: Path, target: Path, flags: int) -> bool:
-    """Return Linux's renameat2; False where the system or the file system has none."""
-    call = _renameat2()
-    if call is None:
-        return False
-    if call(_HERE, os.fsencode(source), _HERE, os.fsencode(target), flags) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), str(source), None, str(target))
-
-
-@functools.cache
-def _renameat2() -> Callable[..., Any] | None:
-    found: Callable[..., Any] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    return found
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.lstat().st_ino
-    except OSError:
-        return None
-
-
-def _sync_tree(path: Path) -> None:
-    """Have the disk hold a file, or a folder with all that is in it."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        return
-    for child in path.iterdir():
-        if not child.is_symlink():
-            _sync_tree(child)
-    sync_folder(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a loss of power, where its file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

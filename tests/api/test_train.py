@@ -29,6 +29,7 @@ from edgevit.program.tokens import read_plan
 from edgevit.util import strict_json
 from edgevit.util.ownership import LOG
 from tests.backends.tvm.available import needs_tvm
+from tests.building import build
 from tests.compressing import (
     CLASSES,
     dense,
@@ -42,7 +43,6 @@ from tests.compressing import (
     steps_logged,
     wait_for,
 )
-from tests.test_pipeline import build
 from tests.tiny import tiny_program, tiny_spec, tiny_weights
 
 SHORT = TrainRecipe(batch=16, epochs_joint=1, epochs_recover=1, threshold_images=8, precision="float32", workers=0)

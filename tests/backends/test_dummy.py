@@ -22,7 +22,7 @@ from edgevit.devices.profile import profile
 from edgevit.errors import CoverageError, RuntimeMissingError, SkipError, TargetError
 from edgevit.schema.target import Target
 from tests.backends.dummy import desk as dummy_desk
-from tests.test_pipeline import RECIPE, image_set, lenient
+from tests.building import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)

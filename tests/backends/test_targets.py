@@ -18,8 +18,8 @@ from edgevit.cli import main
 from edgevit.errors import TargetError
 from edgevit.schema.target import Target, list_targets
 from edgevit.util.resources import shipped
+from tests.building import RECIPE, image_set
 from tests.schema.test_target import write
-from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
 

@@ -19,8 +19,8 @@ from edgevit.schema.claims import Claim, ParityFigures, ParityResult, PathParity
 from edgevit.schema.manifest import Bundle
 from edgevit.verify.parity import INT8, QUANTIZED
 from tests.build.test_verify_build import case
+from tests.building import build
 from tests.lowered import tiny_plan
-from tests.test_pipeline import build
 from tests.tiny import tiny_program
 from tests.verify.test_memory import BOUND
 

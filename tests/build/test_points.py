@@ -19,7 +19,7 @@ from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.points import NAMES, OperatingPoint
-from tests.test_pipeline import image_set
+from tests.building import image_set
 from tests.tiny import tiny_program
 
 PROGRAM = tiny_program(gated=True, skip=True)

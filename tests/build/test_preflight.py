@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgevit import pipeline
@@ -19,12 +20,16 @@ from edgevit.api import training
 from edgevit.api.build import Job, run_build
 from edgevit.backends.tvm.compile import native
 from edgevit.backends.tvm.run.runtime import compiles_for
-from edgevit.build.preflight import Output, ready
+from edgevit.build import accuracy, case
+from edgevit.build.preflight import Output, check_limit, ready
 from edgevit.cli import main
-from edgevit.errors import EdgevitError, OutputError, RuntimeMissingError, TargetError
+from edgevit.errors import EdgevitError, OutputError, ProgramError, RuntimeMissingError, TargetError
 from edgevit.program.program import save_program
+from edgevit.schema.target import load_target
 from edgevit.util.resources import shipped
+from edgevit.verify.accuracy import Named
 from tests.backends.tvm.available import needs_tvm
+from tests.building import image_set
 from tests.bundles import sample_bundle
 from tests.tiny import tiny_program
 
@@ -219,3 +224,22 @@ def test_a_runner_for_this_machine_is_built_without_a_cache(tmp_path: Path, monk
     for _ in range(2):
         native.build_runner(platform.machine(), tmp_path)
     assert len(compiled) == 3
+
+
+def test_max_drop_counts_classes_and_is_refused_where_there_are_none() -> None:
+    """Even where the original is at hand: of one score only its class could be compared, which is always the first."""
+    program = tiny_program(gated=True, classes=1)
+    with pytest.raises(ProgramError, match="tiny decides between none"):
+        check_limit(program, load_target("x86-64-onnxruntime"), image_set(program), 1.0, given=True)
+    named = Named(build=np.ones(3, np.int64), floats=np.zeros(3, np.int64), cosines=np.ones(3), decides="score")
+    assert accuracy.answers_of(program.spec, named, image_set(program).images) is None
+    dense = tiny_program(classes=1).spec
+    assert accuracy.answers_of(dense, named, image_set(program).images) is named.floats
+
+
+def test_max_drop_is_refused_where_nothing_here_can_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case, "emulator_path", lambda: None)
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    program = tiny_program()
+    with pytest.raises(TargetError, match="--max-drop cannot be judged here: machine code for aarch64"):
+        check_limit(program, load_target("cortex-a72-tvm"), image_set(program), 1.0)

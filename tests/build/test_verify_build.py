@@ -17,8 +17,8 @@ from edgevit.errors import BoundError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.schema.claims import BoundFigures
 from edgevit.schema.memory_bound import PathMemory
+from tests.building import image_set, lenient
 from tests.bundles import FixedRunner
-from tests.test_pipeline import image_set, lenient
 from tests.tiny import tiny_program
 from tests.verify.test_memory import BOUND
 

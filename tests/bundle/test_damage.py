@@ -20,8 +20,8 @@ from edgevit.devices import local
 from edgevit.errors import BundleError, RuntimeMissingError
 from tests.absent import unavailable
 from tests.backends.tvm.available import needs_tvm
+from tests.building import RECIPE, image_set, lenient
 from tests.bundles import rehash, sample_bundle
-from tests.test_pipeline import RECIPE, image_set, lenient
 from tests.tiny import tiny_program
 
 PROGRAM = tiny_program(gated=True, skip=True)

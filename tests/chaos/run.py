@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgevit.cli import main
-from edgevit.util import atomic
+from edgevit.util import renames
 
 PATIENCE_S = 600
 BEGUN = b"!"
@@ -193,7 +193,7 @@ def ended_at_rename(moment: int, number: int, count: Path) -> Iterator[None]:
         if event == "os.rename":
             step()
 
-    real = atomic._rename
+    real = renames.rename
 
     def rename(source: Path, target: Path, flags: int) -> bool:
         step()
@@ -201,7 +201,7 @@ def ended_at_rename(moment: int, number: int, count: Path) -> Iterator[None]:
         step()
         return done
 
-    atomic._rename = rename
+    renames.rename = rename
     sys.addaudithook(hear)
     yield
     count.write_text(json.dumps(seen))

@@ -19,8 +19,8 @@ from edgevit.schema.measurement_file import read_measurement
 from edgevit.schema.target import load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.building import RECIPE, image_set
 from tests.bundles import sample_bundle
-from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
 

@@ -36,12 +36,12 @@ from edgevit.schema.measurement_file import read_measurement
 from edgevit.schema.target import load_target
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.building import RECIPE, image_set
 from tests.bundles import rehash, rewrite, sample_bundle
 from tests.devices import land
 from tests.devices.board import Board
 from tests.devices.conftest import board, running, use  # noqa: F401 (fixtures)
 from tests.devices.fakes import FakeSession
-from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_images, tiny_program, tiny_spec
 
 import_or_skip()

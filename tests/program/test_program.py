@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgevit.errors import OutputError, ProgramError
 from edgevit.program.program import Program, expected_shapes, is_program, load_program, save_program
 from edgevit.program.spec import GateSpec, OriginalEvaluation, OriginalSpec, ProgramSpec
-from edgevit.util import atomic
+from edgevit.util import renames
 from tests.tiny import tiny_program
 
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -88,7 +88,7 @@ def test_an_existing_folder_is_kept_unless_forced(tmp_path: Path) -> None:
 
 def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_program(tiny_program(1), tmp_path / "p")
-    monkeypatch.setattr(atomic, "_rename", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(renames, "rename", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save_program(tiny_program(2), tmp_path / "p", force=True)
     monkeypatch.undo()

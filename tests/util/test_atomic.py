@@ -19,7 +19,7 @@ from edgevit.build.preflight import Output, ready
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import refuse_existing
 from edgevit.errors import OutputError
-from edgevit.util import atomic
+from edgevit.util import atomic, renames
 from edgevit.util.resources import usable_cache
 from tests.bundles import sample_bundle
 from tests.killing import bundle, versions_of_bundle
@@ -160,7 +160,7 @@ def test_what_appears_at_the_last_moment_is_not_overwritten(
     """The zip cannot be put in its place: the folder that was there already goes back."""
     real, zipped = atomic._move, tmp_path / "out.zip"
     if not exchange:
-        monkeypatch.setattr(atomic, "_renameat2", lambda: None)
+        monkeypatch.setattr(renames, "_renameat2", lambda: None)
 
     def move(staging: Path, step: atomic.Step) -> None:
         if step.target == "out.zip":

@@ -33,9 +33,9 @@ from edgevit.schema.target import load_target
 from edgevit.util import strict_json
 from edgevit.util.resources import shipped
 from tests.absent import unavailable
+from tests.building import RECIPE, image_set
 from tests.bundles import rewrite
 from tests.report import sample
-from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
 TIMEOUT_S = 600  # CI machines are shared

@@ -32,9 +32,9 @@ from edgevit.schema.target import load_target
 from edgevit.util.resources import shipped
 from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
+from tests.building import RECIPE, image_set
 from tests.bundles import rehash, sample_bundle
 from tests.devices.qemu.test_emulate import products, profile_emulated
-from tests.test_pipeline import RECIPE, image_set
 from tests.tiny import tiny_program
 
 import_or_skip()
