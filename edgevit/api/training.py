@@ -29,6 +29,7 @@ from edgevit.frontends.resolve import resolve
 from edgevit.pipeline import train as run_training
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.tokens import write_plan
 from edgevit.schema.target import Target
 from edgevit.tasks.classes import keep_classes, read_classes
 from edgevit.util import strict_json
@@ -102,6 +103,11 @@ def _prepared(job: CompressJob, world: World, say: Say) -> PreparedTraining:
     data = open_data(job.data, "train")
     data, recipe = supervision(data, recipe, say, unlabelled=job.unlabelled, new_head=job.new_head)
     plan = plan_tokens(job.tokens, given, data, job.macs**recipe.token_share, _place(job, world), say)
+    if given.spec.merges and given.spec.original is not None:
+        say(
+            f"{given.spec.name} merges tokens already: with all its tokens it is what trains and is followed; if its "
+            f"weights were fitted to merging, train the original instead, with --tokens {write_plan(given.spec)}"
+        )
     given = without_merges(given)
     dense, data = with_head(given, data) if job.new_head else (given, numbered(data, given.spec, say))
     measured = measured_on(data, dense.spec, job.data, job.evaluation, say)

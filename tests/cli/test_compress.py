@@ -346,3 +346,7 @@ def test_a_plan_that_reaches_the_budget_alone_has_nothing_to_learn_first(
     made = load_program(folder / "program").spec
     assert made.merges and made.original is not None and not made.gated
     assert total_macs(made) < 0.9 * total_macs(dense(depth=3).spec)
+    again = (folder / "program", "--data", images, "--recipe", numbers, "-o", tmp_path / "again")
+    status, _, told = compressed(capsys, *again, "--macs", "0.9")
+    assert status == 0 and "train the original instead, with --tokens 1:6" in told
+    assert load_program(tmp_path / "again" / "program").spec.merges == made.merges
