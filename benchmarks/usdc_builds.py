@@ -10,6 +10,7 @@ other two paths are forced by `effort`. A Program without gates has one path.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ from edgevit.backends import Runner, backend
 from edgevit.frontends.resolve import resolve
 from edgevit.images.image_set import TESTED, ImageSet, load_images, number_labels
 from edgevit.measure.environment import environment, snapshot
+from edgevit.program.original import weights_digest
 from edgevit.program.program import Program, load_program
 from edgevit.schema.manifest import Manifest
+from edgevit.schema.manifest_file import parse_manifest
 from edgevit.schema.measurement import Environment
 from edgevit.schema.target import Target, load_target
 from edgevit.tasks.classes import keep_classes, read_classes
@@ -71,9 +74,19 @@ class Report:
     results: tuple[Built, ...] = ()
 
 
+def place(program: Program, target: Target, sets: tuple[ImageSet, ImageSet], work: Path) -> Path:
+    """The folder of a bundle in `work`, named by all that it is made of."""
+    told = (dumps(program.spec), weights_digest(program), dumps(target), *(images.digest for images in sets))
+    return work / f"{target.name}-{hashlib.sha256(' '.join(told).encode()).hexdigest()[:12]}"
+
+
 def bundle(program: Program, target: Target, sets: tuple[ImageSet, ImageSet], folder: Path) -> Manifest:
-    """Build one bundle; every verifier runs."""
+    """Build one bundle, or take the one that is there; every verifier runs."""
     calibration, evaluation = sets
+    file = folder / "manifest.json"
+    if file.exists():
+        return parse_manifest(file.read_bytes(), file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return build_bundle(program, target, calibration, folder, evaluation=evaluation).manifest
 
 
@@ -83,16 +96,20 @@ def top1(manifest: Manifest, model: str) -> float:
 
 
 def measure(
-    program: Program, dense: Program, target: Target, sets: tuple[ImageSet, ImageSet], runs: int, turn: Path | None
+    program: Program,
+    dense: Program,
+    target: Target,
+    sets: tuple[ImageSet, ImageSet],
+    runs: int,
+    turn: Path | None,
+    work: Path | None,
 ) -> Built:
     """Build both and time every path, interleaved."""
     runtime, images = backend(target.backend), sets[1].images
     with tempfile.TemporaryDirectory() as temporary:
-        folders = {"dense": Path(temporary) / "dense", "gated": Path(temporary) / "gated"}
-        manifests = {
-            "dense": bundle(dense, target, sets, folders["dense"]),
-            "gated": bundle(program, target, sets, folders["gated"]),
-        }
+        programs, kept = {"dense": dense, "gated": program}, work or Path(temporary)
+        folders = {name: place(p, target, sets, kept) for name, p in programs.items()}
+        manifests = {name: bundle(p, target, sets, folders[name]) for name, p in programs.items()}
 
         def load(name: str) -> Runner:
             return runtime.load(
@@ -181,6 +198,7 @@ def table(report: Report) -> str:
 @click.option("--limit", default=300, show_default=True, help="Calibration images.")
 @click.option("--eval-limit", type=int, help="Test images; all by default.")
 @click.option("--runs", default=400, show_default=True, help="Timed rounds.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep bundles here for other runs.")
 @click.option("--turn", type=click.Path(path_type=Path, dir_okay=False), help="Lock file to hold while timing.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(
@@ -195,6 +213,7 @@ def main(
     limit: int,
     eval_limit: int | None,
     runs: int,
+    work: Path | None,
     turn: Path | None,
     out: Path,
 ) -> None:
@@ -210,7 +229,7 @@ def main(
     )
     results: tuple[Built, ...] = ()
     for target in map(load_target, targets) if targets else map(chosen_target, RUNTIMES):
-        results += (measure(small, large, target, sets, runs, turn),)
+        results += (measure(small, large, target, sets, runs, turn, work),)
     machine = environment(
         before,
         snapshot(),
