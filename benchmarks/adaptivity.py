@@ -5,13 +5,14 @@
 Each run is a Program with gates, or merges whose number follows the image. It answers labelled images one by one; then
 every gate is set to its most frequent value and every point merges its mean number of pairs, as
 `edgevit.compress.adaptivity.freeze` does, and the frozen Program answers them again, in float. Several calls with one
-`-o` add to the same table. Writes adaptivity.json, adaptivity.md and adaptivity.png.
+`-o` add to the same table, each row as soon as it is there. Writes adaptivity.json, adaptivity.md and adaptivity.png.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,30 @@ class Row:
     found: Adaptivity
 
 
-def measure(name: str, program: Program, path: Path, limit: int | None, original: Program | None) -> Row:
-    """Answer the images with the Program, its frozen form and its original."""
+Ask = Callable[[np.ndarray], np.ndarray]  # images to the original's logits
+
+
+def asked_once(original: Program) -> Ask:
+    """The original's answers to images, kept for the next Program that is asked the same ones."""
+    kept: dict[bytes, np.ndarray] = {}
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        key = hashlib.blake2b(images.data).digest()
+        if key not in kept:
+            kept[key] = answers(original, images, description="original").logits
+        return kept[key]
+
+    return ask
+
+
+def measure(name: str, program: Program, path: Path, limit: int | None, original: Ask | None) -> Row:
+    """Answer the images with the Program and its frozen form, and compare them with the original."""
     images = number_labels(
         load_images(path, program.spec.image, limit=limit, labelled=True, splits=TESTED), program.spec
     )
     whole = total_macs(uncompressed(program.spec))
     found = answers(program, images.images, description=name)
-    before = None if original is None else answers(original, images.images, description="original").logits
+    before = None if original is None else original(images.images)
     told = measure_adaptivity(program, images.images, found, whole_macs=whole, labels=images.labels, original=before)
     if told is None:
         raise click.UsageError(f"{name} costs the same for every image: it has no gates and no thresholds of tokens.")
@@ -163,13 +180,13 @@ def kept(folder: Path) -> list[Row]:
 def main(runs: tuple[str, ...], images: Path, original: Path | None, limit: int | None, out: Path) -> None:
     """Measure Programs and add them to the table."""
     torch.set_num_threads(1)
-    dense = None if original is None else load_program(original)
+    ask = None if original is None else asked_once(load_program(original))
     rows = {row.name: row for row in kept(out)}
     for run in runs:
         name, _, folder = run.partition("=")
-        rows[name] = measure(name, load_program(Path(folder)), images, limit, dense)
+        rows[name] = measure(name, load_program(Path(folder)), images, limit, ask)
+        write(list(rows.values()), out)
         click.echo(f"{name}: {rows[name].found.said}")
-    write(list(rows.values()), out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.peer_candidates import MODELS
 from benchmarks.peers import RUNTIMES, backend_versions, data_folder
 from benchmarks.timing import Ratio, Times, interleave, ratio, take_turn
-from edgevit.backends import Runner, onnx_backend, onnx_backends
+from edgevit.backends import Runner, onnx_backend
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
 from edgevit.measure.environment import cpu_flags, environment, snapshot
@@ -178,15 +178,17 @@ def _result(
     )
 
 
-def chosen_targets() -> list[Target]:
-    """Per runtime the x86 target that this CPU is made for: all its flags are there, or OpenVINO's one."""
+def chosen_target(runtime: str) -> Target:
+    """The x86 target of a runtime that this CPU is made for: all its flags are there, and no other asks for more."""
     every = [load_target(name) for name in list_targets()]
-    shipped = [target for target in every if target.arch == "x86_64" and target.backend in onnx_backends()]
-    chosen = []
-    for runtime in RUNTIMES.values():
-        own = sorted((t for t in shipped if t.backend == runtime), key=lambda t: -len(t.requires_flags))
-        chosen.append(next((t for t in own if not missing_flags(t, cpu_flags())), own[-1]))
-    return chosen
+    own = [target for target in every if target.arch == "x86_64" and target.backend == runtime]
+    own.sort(key=lambda target: -len(target.requires_flags))
+    return next((target for target in own if not missing_flags(target, cpu_flags())), own[-1])
+
+
+def chosen_targets() -> list[Target]:
+    """The targets of ONNX Runtime and OpenVINO that this CPU is made for."""
+    return [chosen_target(runtime) for runtime in RUNTIMES.values()]
 
 
 def table(report: Report) -> str:

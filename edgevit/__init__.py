@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     from edgevit.api.targets import target as target
     from edgevit.api.targets import targets as targets
     from edgevit.api.train import train as train
-    from edgevit.api.training import Trained as Trained
+    from edgevit.api.trained import Trained as Trained
     from edgevit.api.verify import Verified as Verified
     from edgevit.api.verify import verify as verify
     from edgevit.errors import EdgevitError as EdgevitError
@@ -111,7 +111,7 @@ _PLACES = {
     **dict.fromkeys(("report", "Report"), "edgevit.api.report"),
     "sign": "edgevit.api.sign",
     "train": "edgevit.api.train",
-    "Trained": "edgevit.api.training",
+    "Trained": "edgevit.api.trained",
     **dict.fromkeys(("verify", "Verified"), "edgevit.api.verify"),
     "EdgevitError": "edgevit.errors",
 }

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from edgevit.cli import main
 from edgevit.compress.training.log import CSV_NAME
 from edgevit.program.program import Program, save_program
 from tests.tiny import tiny_program
@@ -149,3 +151,12 @@ def ended(process: Run) -> int:
 def steps_logged(folder: Path) -> int:
     path = folder / CSV_NAME
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+
+def compressed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `edgevit compress`."""
+    capsys.readouterr()
+    status = main(["compress", *map(str, arguments)])
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return status, said.out, said.err

@@ -10,7 +10,7 @@ from edgevit.util.optional import require_torch
 from edgevit.util.progress import say
 
 if TYPE_CHECKING:
-    from edgevit.api.training import Trained
+    from edgevit.api.trained import Trained
 
 
 def train(

@@ -12,7 +12,7 @@ from edgevit.cli.ranges import SEED, THREADS, Number
 from edgevit.cli.sizes import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from edgevit.api.training import Trained
+    from edgevit.api.trained import Trained
 
 EPILOG = """\b
 Example: fine-tune on your classes, then halve the expected MACs (or with tokens merged too), then build.

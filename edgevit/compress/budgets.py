@@ -41,8 +41,13 @@ class Budgets:
         return self.expected < self.static
 
     @property
+    def learned(self) -> bool:
+        """Return whether training has to learn what stays: a plan of merges is there from the first step."""
+        return self.prunes or self.gates
+
+    @property
     def compresses(self) -> bool:
-        return self.prunes or self.gates or self.merges
+        return self.learned or self.merges
 
     @property
     def merges(self) -> bool:

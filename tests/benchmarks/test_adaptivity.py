@@ -3,8 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.adaptivity import BINS, Row, kept, table, write
+import numpy as np
+import pytest
+
+from benchmarks.adaptivity import BINS, Row, asked_once, kept, table, write
 from edgevit.compress.adaptivity import Adaptivity
+from tests.tiny import tiny_program
 
 FOUND = Adaptivity(
     images=500,
@@ -37,3 +41,11 @@ def test_rows_add_up_in_one_folder(tmp_path: Path) -> None:
     assert kept(tmp_path) == [ROW]
     assert (tmp_path / "adaptivity.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "adaptivity.md").read_text(encoding="utf-8") == table([ROW])
+
+
+def test_the_original_is_asked_once_for_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, rng = asked_once(tiny_program()), np.random.default_rng(0)
+    images = rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    first, other = ask(images), ask(255 - images)
+    monkeypatch.setattr("benchmarks.adaptivity.answers", None)
+    assert np.array_equal(ask(images.copy()), first) and not np.array_equal(first, other)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from edgevit import errors
-from edgevit.api.training import Trained, _compare_memory
+from edgevit.api.trained import Trained, compare_memory
 from edgevit.cli import main
 from edgevit.compress.training.checkpoint import load
 from edgevit.compress.training.recipe import load_recipe
 from edgevit.program.macs import total_macs
-from edgevit.program.original import weights_digest
 from edgevit.program.program import load_program
 from edgevit.util import strict_json
-from tests.compressing import dense, ended, files, metrics, photos, recipe, saved, started, steps_logged, wait_for
-from tests.pictures import npz, picture_bytes
+from tests.compressing import (
+    compressed,
+    dense,
+    ended,
+    files,
+    metrics,
+    photos,
+    recipe,
+    saved,
+    started,
+    steps_logged,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +48,11 @@ def short(tmp_path: Path) -> Path:
     return recipe(tmp_path / "short.toml", epochs_joint=1, epochs_recover=1)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `edgevit compress`."""
-    capsys.readouterr()
-    status = main(["compress", *map(str, arguments)])
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return status, said.out, said.err
-
-
 def test_it_tells_what_came_of_it_and_what_comes_next(
     program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    status, said, _ = run(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)
+    status, said, _ = compressed(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)
     assert status == 0
     assert f"Program: {out / 'program'}\nNext: edgevit build {out / 'program'} --target x86-64-onnxruntime" in said
     for word in ("top-1", "agreement", "expected", "all open", "weights", "heads", "neurons", "branches"):
@@ -81,7 +78,9 @@ def test_json_is_one_object_and_the_command_line_overrules_the_recipe(
     program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--recipe", short, "-o", tmp_path / "out", "--groups", "random 1 4", "--seed", "5", "--threads", "1"]
-    status, said, _ = run(capsys, program, "--data", images, "--macs", "0.6", "--static", "0.8", *options, "--json")
+    status, said, _ = compressed(
+        capsys, program, "--data", images, "--macs", "0.6", "--static", "0.8", *options, "--json"
+    )
     assert status == 0
     answer = json.loads(said)
     assert answer["recipe"]["groups"] == "random 1 4"
@@ -94,7 +93,7 @@ def test_what_was_compressed_builds(
     program: Path, images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bundle, target = tmp_path / "out", tmp_path / "bundle", tmp_path / "lenient.toml"
-    assert run(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)[0] == 0
+    assert compressed(capsys, program, "--data", images, "--macs", "0.5", "--recipe", short, "-o", out)[0] == 0
     from edgevit.util.resources import shipped
 
     kept = (shipped("targets") / "x86-64-onnxruntime.toml").read_text().splitlines()
@@ -106,84 +105,13 @@ def test_what_was_compressed_builds(
     assert all(claim["held"] for claim in manifest["claims"])
 
 
-def test_a_new_head_learns_the_classes_of_the_data(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = saved(dense(classes=10), tmp_path / "ten")
-    status, _, said = run(capsys, program, "--data", images, "-o", tmp_path / "no")
-    assert status == errors.ImagesError.exit_code
-    assert "4 classes" in said
-    assert "10" in said
-    assert "--new-head" in said
-    assert not (tmp_path / "no").exists()
-    long = recipe(tmp_path / "long.toml", epochs_recover=10, rate_recover=3e-3, ema=0.0)
-    options = ["--data", images, "--recipe", long, "-o", tmp_path / "out", "--new-head", "--json"]
-    status, said, _ = run(capsys, program, *options)
-    assert status == 0
-    answer = json.loads(said)
-    assert answer["dense"]["top1"] is answer["agreement"] is None
-    assert answer["compressed"]["top1"] > 0.6
-    made = load_program(tmp_path / "out" / "program").spec
-    assert (made.head.classes, made.labels) == (4, ("kind0", "kind1", "kind2", "kind3"))
-    assert made.branches == dense(classes=10).spec.branches
-    assert made.original is None
-    # Evaluated by the names it has learned: a class alone, after it in the alphabet, stays the class that it is.
-    few = photos(tmp_path / "few", classes=4, seed=3)
-    for label in (0, 1):
-        shutil.rmtree(few / f"kind{label}")
-    nothing = ["--recipe", recipe(tmp_path / "nothing.toml", epochs_recover=0), "--json"]
-    status, said, error = run(
-        capsys, tmp_path / "out/program", "--data", images, "--eval", few, *nothing, "-o", tmp_path / "again"
-    )
-    assert status == 0 and "its 2 class folders are matched to the model's classes by name" in error
-    assert json.loads(said)["dense"]["top1"] > 0.6
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("static", [None, 0.5])
-def test_a_new_head_and_a_budget_in_one_command_keep_what_the_budget_allows(
-    steps: int, static: float | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A new head is zero, and so is all importance behind it: once that took every head and neuron, with code 0."""
-    given = dense(classes=10, depth=3, heads=4, hidden=128)
-    program = saved(given, tmp_path / "ten")
-    short = recipe(tmp_path / "few.toml", batch=72 // steps, epochs_joint=1, epochs_recover=1)
-    options = ["--new-head", "--macs", "0.5", *([] if static is None else ["--static", static]), "-o", tmp_path / "out"]
-    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options, "--json")
-    if 72 // steps * steps < 32:
-        assert status == errors.TrainingError.exit_code
-        return
-    assert status == 0, told
-    answer = json.loads(said)
-    asked, got = answer["static_budget"], answer["compressed"]["all_open_macs"] / answer["dense"]["all_open_macs"]
-    assert asked - 0.02 < got <= asked
-    made = load_program(tmp_path / "out" / "program").spec
-    assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
-    assert "the head is new: it is fitted to the features first" in told
-
-
-def test_too_few_steps_to_measure_importance_are_an_error(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is written then but the checkpoint, and the message says what to do."""
-    program = saved(dense(classes=10), tmp_path / "ten")
-    few = photos(tmp_path / "few", each=6)
-    short = recipe(tmp_path / "few.toml", epochs_joint=1, epochs_recover=1)
-    options = ["--data", few, "--recipe", short, "--new-head", "--macs", "0.5", "-o", tmp_path / "out"]
-    status, said, told = run(capsys, program, *options)
-    assert (status, said) == (errors.TrainingError.exit_code, "")
-    assert "importance could be measured on 16 images of stage 'joint', but needs 32" in told
-    assert "Train for more epochs_joint or on more images, or fine-tune" in told
-    assert not (tmp_path / "out" / "program").exists() and not (tmp_path / "out" / "result.json").exists()
-
-
 def test_following_the_model_alone_is_no_measurement_at_first(
     program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A student that still is its teacher has no derivative; the result still is within the budget."""
     options = ["--unlabelled", "--macs", "0.55", "--static", "0.55", "-o", tmp_path / "out", "--json"]
     short = recipe(tmp_path / "few.toml", epochs_joint=2, epochs_recover=1)
-    status, said, told = run(capsys, program, "--data", images, "--recipe", short, *options)
+    status, said, told = compressed(capsys, program, "--data", images, "--recipe", short, *options)
     assert status == 0, told
     made, was = load_program(tmp_path / "out" / "program").spec, dense().spec
     assert {b.kind for b in made.branches if not b.removed} == {"mhsa", "ffn"}
@@ -192,133 +120,14 @@ def test_following_the_model_alone_is_no_measurement_at_first(
     assert got > 0.53 or f"warning: pruning leaves {got:.1%} of the MACs where 55.0% were asked for" in told
 
 
-def test_a_new_head_for_one_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = saved(dense(classes=10), tmp_path / "ten")
-    one = npz(tmp_path / "one.npz", [picture_bytes(i) for i in range(12)], label=np.zeros(12, np.int64))
-    options = ["--data", one, "--new-head", "--macs", "0.5", "-o", tmp_path / "out"]
-    status, _, told = run(capsys, program, *options)
-    assert status == errors.ImagesError.exit_code
-    assert "shows images of 1 class, from which a new head learns to tell nothing apart" in told
-
-
-def test_classes_with_gaps_in_their_numbers_keep_them(
-    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As ten classes of ImageNet do; the second call finds them again in the Program."""
-    data, program = photos(tmp_path / "photos"), saved(dense(classes=10), tmp_path / "ten")
-    for label, name in enumerate(("3", "5", "70", "700")):
-        (data / f"kind{label}").rename(data / name)
-    options = ["--data", data, "--recipe", short]
-    assert run(capsys, program, *options, "--new-head", "-o", tmp_path / "one")[0] == 0
-    first = tmp_path / "one" / "program"
-    assert load_program(first).spec.origin["class_numbers"] == "3 5 70 700"
-    assert run(capsys, first, *options, "--macs", "0.6", "-o", tmp_path / "two", "--eval", data)[0] == 0
-    original = load_program(tmp_path / "two" / "program").spec.original
-    assert original is not None and original.weights_sha256 == weights_digest(load_program(first))
-    (data / "5").rename(data / "6")
-    status, _, said = run(capsys, first, *options, "-o", tmp_path / "three")
-    assert status == errors.ImagesError.exit_code
-    assert "6" in said
-
-
-def test_some_of_the_models_classes_are_kept_and_taught(
-    short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The classifier's rows of these classes, in the order given; the data's labels are the model's numbers."""
-    data, program = photos(tmp_path / "photos"), saved(dense(classes=10), tmp_path / "ten")
-    for label, name in enumerate(("1", "4", "5", "8")):
-        (data / f"kind{label}").rename(data / name)
-    options = ["--data", data, "--recipe", short, "--json"]
-    still = recipe(tmp_path / "still.toml", epochs_recover=0)
-    status, out, _ = run(
-        capsys, program, "--data", data, "--recipe", still, "--json", "--classes", "8,1,5,4", "-o", tmp_path / "same"
-    )
-    assert status == 0
-    assert json.loads(out)["agreement"] == 1.0
-    given, same = load_program(program), load_program(tmp_path / "same" / "program")
-    assert np.array_equal(same.weights["head.weight"], given.weights["head.weight"][:, [8, 1, 5, 4]])
-    assert same.spec.class_numbers == (8, 1, 5, 4)
-    kept = ["--classes", "8,1,5,4", "--macs", "0.6"]
-    status, out, _ = run(capsys, program, *options, *kept, "-o", tmp_path / "out")
-    assert status == 0
-    assert json.loads(out)["compressed"]["macs"] < json.loads(out)["dense"]["macs"]
-    assert load_program(tmp_path / "out" / "program").spec.class_numbers == (8, 1, 5, 4)
-    status, _, said = run(capsys, program, *options, "--classes", "8,1,5", "-o", tmp_path / "few")
-    assert status == errors.ImagesError.exit_code
-    assert "got 4; tiny has 3 classes (8, 1, 5)" in said
-    status, _, said = run(capsys, program, *options, "--classes", "8,1", "--new-head", "-o", tmp_path / "both")
-    assert status == errors.TrainingError.exit_code
-    assert "give one" in said
-
-
-def test_without_labels_the_model_teaches(
-    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for index, path in enumerate(sorted(photos(tmp_path / "photos").rglob("*.png"))):
-        path.rename(flat / f"{index}.png")
-    options = ["--data", flat, "--recipe", short, "--json"]
-    status, out, said = run(capsys, program, *options, "--macs", "0.6", "-o", tmp_path / "out")
-    assert status == 0
-    assert "training without labels" in said
-    answer = json.loads(out)
-    assert answer["recipe"]["teacher"] == 1.0
-    assert answer["compressed"]["top1"] is None
-    assert 0 <= answer["agreement"] <= 1
-    status, _, said = run(capsys, program, *options, "--new-head", "-o", tmp_path / "no")
-    assert status == errors.TrainingError.exit_code
-    assert "a new head needs labelled data" in said
-
-
-def test_labels_can_be_left_unused(
-    images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also where they are another model's classes."""
-    program = saved(dense(classes=10), tmp_path / "ten")
-    options = ["--unlabelled", "--data", images, "--recipe", short, "-o", tmp_path / "out", "--json"]
-    tested = photos(tmp_path / "tested")
-    rows = [f"{path.relative_to(tested)},{path.parent.name[-1]}" for path in tested.rglob("*.png")]
-    (tested / "labels.csv").write_text("\n".join(["file,label", *rows]))
-    status, out, _ = run(capsys, program, *options, "--macs", "0.6", "--eval", tested)
-    assert status == 0
-    answer = json.loads(out)
-    assert answer["images"] == 80
-    assert answer["evaluated_on"] == str(tested)
-    assert answer["compressed"]["top1"] is not None
-
-
-def test_the_split_of_the_data_is_what_is_measured(
-    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photos(tmp_path / "data" / "train")
-    photos(tmp_path / "data" / "val", each=3, seed=1)
-    options = ["--data", tmp_path / "data", "--recipe", short, "-o", tmp_path / "out", "--json"]
-    status, out, _ = run(capsys, program, *options, "--macs", "0.6")
-    assert status == 0
-    assert json.loads(out)["images"] == 12
-
-
-def test_images_that_cannot_be_read_are_told_of(
-    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, tested = photos(tmp_path / "data"), photos(tmp_path / "tested", each=5)
-    for path in (*(data / f"kind{label}" / "3.png" for label in range(4)), tested / "kind2" / "0.png"):
-        path.write_bytes(b"broken")
-    options = ["--data", data, "--eval", tested, "--recipe", short, "-o", tmp_path / "out", "--macs", "0.6"]
-    status, out, said = run(capsys, program, *options)
-    assert status == 0
-    assert "images to train on cannot be read, others stood in (first: kind" in said
-    assert "warning: 1 of 20 images to test on cannot be read and are left out" in said
-    assert "19 images of" in out
-
-
 def test_memory_is_paid_by_pruning(
     images: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = saved(dense(depth=3, dim=64, heads=4, hidden=256), tmp_path / "wide")
     options = ["--data", images, "--recipe", short, "--json"]
-    status, out, told = run(capsys, program, *options, "--memory", "150KB", "--macs", "0.35", "-o", tmp_path / "out")
+    status, out, told = compressed(
+        capsys, program, *options, "--memory", "150KB", "--macs", "0.35", "-o", tmp_path / "out"
+    )
     assert status == 0
     answer = json.loads(out)
     assert answer["dense"]["bound_bytes"] > 150_000 >= answer["compressed"]["bound_bytes"] > 100_000
@@ -335,14 +144,14 @@ def test_memory_is_held_from_below_too(
 ) -> None:
     """A budget that asks for nothing is told, and so is a bound far below what was allowed."""
     options = ["--data", images, "--recipe", short, "--json", "-o", tmp_path / "out"]
-    status, out, told = run(capsys, program, *options, "--memory", "100MB")
+    status, out, told = compressed(capsys, program, *options, "--memory", "100MB")
     assert status == 0
     assert "all of tiny fits into 100000000 bytes on x86-64-onnxruntime: nothing is pruned for memory" in told
     result, said = strict_json.from_data(Trained, json.loads(out), []), list[str]()
     assert result is not None
     for bound, expected in ((95, 0), (89, 1)):
         small = replace(result.compressed, bound_bytes=bound)
-        _compare_memory(replace(result, compressed=small, memory_budget_bytes=100, static_budget=0.5), said.append)
+        compare_memory(replace(result, compressed=small, memory_budget_bytes=100, static_budget=0.5), said.append)
         assert len(said) == expected
     assert "the memory bound is 89 of 100 bytes" in said[0] and "--static with more than 0.500" in said[0]
 
@@ -406,7 +215,7 @@ def test_wrong_input_is_one_message_and_an_exit_code(
         (one / f"kind{label}").rename(one / str(label + 1))
     before = sorted(tmp_path.rglob("*"))
     given = ["--data", images, "--recipe", short, "-o", tmp_path / "out", *(o.format(tmp=tmp_path) for o in options)]
-    status, _, text = run(capsys, program, *given)
+    status, _, text = compressed(capsys, program, *given)
     assert status == error.exit_code, text
     assert said in text
     assert text.count("\n") <= 3
@@ -417,7 +226,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_what_is_good(
     program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, wild = tmp_path / "out", recipe(tmp_path / "wild.toml", epochs_joint=1, rate_recover=1e30)
-    status, _, said = run(capsys, program, "--data", images, "--macs", "0.6", "--recipe", wild, "-o", out)
+    status, _, said = compressed(capsys, program, "--data", images, "--macs", "0.6", "--recipe", wild, "-o", out)
     assert status == errors.TrainingError.exit_code
     assert "at step 6, in stage 'recover'; the checkpoint of step 4 is good and kept" in said
     state = load(out / "checkpoint.pt")
@@ -431,19 +240,19 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_inputs_alone(
 ) -> None:
     out = tmp_path / "out"
     options = [program, "--data", images, "--macs", "0.6", "-o", out]
-    assert run(capsys, *options, "--recipe", short)[0] == 0
+    assert compressed(capsys, *options, "--recipe", short)[0] == 0
     before = files(out)
-    status, _, said = run(capsys, *options, "--recipe", short)
+    status, _, said = compressed(capsys, *options, "--recipe", short)
     assert (status, "--resume" in said) == (errors.OutputError.exit_code, True)
     other = recipe(tmp_path / "other.toml", epochs_joint=1, epochs_recover=1, clip=2.0)
-    status, _, said = run(capsys, *options, "--recipe", other, "--resume")
+    status, _, said = compressed(capsys, *options, "--recipe", other, "--resume")
     assert status == errors.TrainingError.exit_code
     assert "recipe clip was 1.0, is now 2.0" in said
     damaged = bytearray((out / "checkpoint.pt").read_bytes())
     assert files(out) == before
     damaged[len(damaged) // 2] ^= 255
     (out / "checkpoint.pt").write_bytes(damaged)
-    status, _, said = run(capsys, *options, "--recipe", short, "--resume")
+    status, _, said = compressed(capsys, *options, "--recipe", short, "--resume")
     assert status == errors.TrainingError.exit_code
     assert "damaged" in said
 
@@ -475,30 +284,13 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(program: Path, images: Pat
     assert "Traceback" not in said
 
 
-def test_partly_labelled_images_train_without_the_rest(
-    program: Path, short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = tmp_path / "some"
-    place.mkdir()
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(60):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{index}.png")
-        rows += [f"{index}.png,{index % 4}"] if index < 50 else []
-    (place / "labels.csv").write_text("\n".join(["file,label", *rows]))
-    options: list[Any] = [program, "--data", place, "--recipe", short, "--macs", "0.7", "-o", tmp_path / "out"]
-    status, _, said = run(capsys, *options)
-    assert status == 0
-    assert "10 of 60 images have no label and are left out" in said
-
-
 def test_tokens_merge_under_the_same_budget_and_the_end_says_what_adaptivity_is_worth(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
     numbers = recipe(tmp_path / "r.toml", epochs_joint=1, epochs_recover=1, gates="measured", gate_images=16)
     given = ("--tokens", "1:0-6@0.5", "--macs", "0.6", "--recipe", numbers, "-o", folder)
-    status, out, err = run(capsys, program, "--data", images, *given)
+    status, out, err = compressed(capsys, program, "--data", images, *given)
     assert status == 0, err
     assert "merging tokens leaves" in err and "cost per image" in out and "every decision frozen at" in out
     result = json.loads((folder / "result.json").read_text())
@@ -513,7 +305,7 @@ def test_tokens_merge_under_the_same_budget_and_the_end_says_what_adaptivity_is_
 def test_a_plan_that_cannot_be_is_refused_before_training(
     program: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = run(capsys, program, "--data", images, "--tokens", "1:9", "-o", tmp_path / "run")
+    status, _, err = compressed(capsys, program, "--data", images, "--tokens", "1:9", "-o", tmp_path / "run")
     assert status == errors.BudgetError.exit_code and "9 tokens are merged after" in err
     assert not list((tmp_path / "run").glob("*"))
 
@@ -524,7 +316,7 @@ def test_a_plan_is_searched_once_and_trained(
     program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
     numbers = recipe(tmp_path / "r.toml", epochs_joint=1, epochs_recover=1, token_share=0.5)
     given = ("--data", images, "--tokens", "search", "--macs", "0.7", "--recipe", numbers, "-o", folder)
-    status, _, err = run(capsys, program, *given)
+    status, _, err = compressed(capsys, program, *given)
     assert status == 0, err
     assert "looking for tokens to merge, down to 84% of the MACs" in err
     made, first = files(folder / "program"), load_program(folder / "program")
@@ -532,8 +324,29 @@ def test_a_plan_is_searched_once_and_trained(
     assert [p.after for p in first.spec.merges] == [p.after for p in planned.merges] != []
     assert total_macs(planned) >= 0.8 * total_macs(dense(depth=3).spec)
     monkeypatch.setattr("edgevit.api.token_plan.search", None)
-    assert run(capsys, program, *given, "--resume")[0] == 0
+    assert compressed(capsys, program, *given, "--resume")[0] == 0
     assert files(folder / "program") == made
-    assert run(capsys, program, *given)[0] == errors.OutputError.exit_code
-    status, _, err = run(capsys, program, "--data", images, "--tokens", "search", "-o", tmp_path / "other")
+    assert compressed(capsys, program, *given)[0] == errors.OutputError.exit_code
+    status, _, err = compressed(capsys, program, "--data", images, "--tokens", "search", "-o", tmp_path / "other")
     assert status == errors.BudgetError.exit_code and "nothing is to be saved" in err
+
+
+def test_a_plan_that_reaches_the_budget_alone_has_nothing_to_learn_first(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage 1 learns what is pruned and gated; a recipe without it is allowed where nothing is."""
+    program, folder = saved(dense(depth=3), tmp_path / "deeper"), tmp_path / "run"
+    numbers = recipe(tmp_path / "r.toml", epochs_joint=0, epochs_recover=1)
+    given = (program, "--data", images, "--tokens", "1:6", "--recipe", numbers, "-o", folder)
+    status, _, told = compressed(capsys, *given, "--macs", "0.3")
+    assert status == errors.TrainingError.exit_code and "epochs_joint is 0" in told
+    status, _, told = compressed(capsys, *given, "--macs", "0.9")
+    assert status == 0, told
+    assert {row["stage"] for row in metrics(folder)} == {"1.0"} and metrics(folder)[0]["step"] == "1"
+    made = load_program(folder / "program").spec
+    assert made.merges and made.original is not None and not made.gated
+    assert total_macs(made) < 0.9 * total_macs(dense(depth=3).spec)
+    again = (folder / "program", "--data", images, "--recipe", numbers, "-o", tmp_path / "again")
+    status, _, told = compressed(capsys, *again, "--macs", "0.9")
+    assert status == 0 and "train the original instead, with --tokens 1:6" in told
+    assert load_program(tmp_path / "again" / "program").spec.merges == made.merges

@@ -70,7 +70,7 @@ def check_inputs(job: Training) -> None:
     """Raise BudgetError or TrainingError where model, budgets and recipe do not go together."""
     _check_small(job.dense.spec, job.recipe.small)
     check_budgets(job.dense.spec, job.budgets)
-    if job.budgets.compresses and not job.recipe.epochs_joint:
+    if job.budgets.learned and not job.recipe.epochs_joint:
         raise TrainingError(
             "epochs_joint is 0, but pruning and gates are learned there; make it 1 or more, or ask for all MACs"
         )

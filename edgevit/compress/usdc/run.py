@@ -90,10 +90,15 @@ class Run:
         chosen = np.random.default_rng([*b"gates", self.job.recipe.seed]).permutation(len(self.trained))
         return evaluation(subset(self.trained, chosen[: self.job.recipe.gate_images]), self.job.dense.spec.image)[0]
 
+    @property
+    def learns(self) -> bool:
+        """Return whether the training has a stage 1, in which pruning and gates are learned."""
+        return self.job.budgets.learned or (self.state is not None and self.state["stage"] == "joint")
+
     def due(self, stage: str) -> bool:
         """Return whether a stage is asked for and not over yet."""
         if stage == "joint":
-            return self.job.budgets.compresses and (self.state is None or self.state["stage"] == "joint")
+            return self.learns and (self.state is None or self.state["stage"] == "joint")
         return self.job.recipe.epochs_recover > 0
 
     def stage(self, name: str, program: Program) -> tuple[Vit, StageHooks]:
@@ -138,7 +143,7 @@ class Run:
 
     def _settings(self, name: str) -> StageSettings:
         recipe, joint = self.job.recipe, name == "joint"
-        after_joint = not joint and self.job.budgets.compresses
+        after_joint = not joint and self.learns
         return stage_settings(
             recipe,
             joint=joint,
