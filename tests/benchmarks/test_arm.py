@@ -26,7 +26,7 @@ def recorded() -> list[Row]:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("cpu", BOARDS)
-def test_a_target_takes_int8_where_it_saves_instructions(cpu: str, runtime: str) -> None:
+def test_a_target_takes_int8_where_it_takes_no_more_cycles(cpu: str, runtime: str) -> None:
     target = load_target(f"{BOARDS[cpu]}-{runtime}")
     assert target.int8 == int8_pays(recorded(), cpu, runtime)
     assert "reports/reference/arm.md" in target.reasons["int8"]
@@ -56,8 +56,17 @@ def test_the_range_holds_what_a_core_at_hand_takes() -> None:
 
 
 def test_the_choice_follows_the_counts() -> None:
-    float_row = next(row for row in recorded() if row.model == DENSE and not row.int8)
-    rows = [float_row, replace(float_row, int8=True, all_open=0.74 * float_row.all_open)]
-    place = (float_row.cpu, float_row.backend)
-    assert int8_pays(rows, *place)
-    assert not int8_pays([rows[0], replace(rows[1], all_open=0.76 * float_row.all_open)], *place)
+    plain = next(row for row in recorded() if row.model == DENSE and not row.int8)
+    place = (plain.cpu, plain.backend)
+    assert plain.estimate
+    path = plain.estimate.paths[0]
+
+    def int8(lower: float, upper: float, instructions: float = 1.0) -> Row:
+        assert plain.estimate
+        own = replace(path, lower_cycles=lower * path.lower_cycles, upper_cycles=upper * path.upper_cycles)
+        estimate = replace(plain.estimate, paths=(own,))
+        return replace(plain, int8=True, all_open=instructions * plain.all_open, estimate=estimate)
+
+    assert int8_pays([plain, int8(0.99, 0.99, instructions=1.1)], *place)
+    assert not int8_pays([plain, int8(1.01, 0.5, instructions=0.5)], *place)
+    assert not int8_pays([plain, int8(0.5, 1.01, instructions=0.5)], *place)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgevit.schema.target import load_target
 from tests.bundles import sample_bundle, sample_manifest
 from tests.tiny import tiny_program
 
-FLOAT = load_target("rpi4-onnxruntime")
+FLOAT = dataclasses.replace(load_target("rpi4-onnxruntime"), int8=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
