@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.backends.tvm.available import import_or_skip
@@ -68,5 +69,5 @@ def test_few_tiles_ask_for_nothing() -> None:
 def test_only_wide_vectors_ask(name: str) -> None:
     """Instructions count where others are: what runs on them has been counted without."""
     product = Product(rows=8, columns=16, depth=32)
-    function, _, _ = tune._float(isa(name), product, Tile(rows=2, vectors=1), tune.np.random.default_rng(0))
+    function, _, _ = tune._float(isa(name), product, Tile(rows=2, vectors=1), np.random.default_rng(0))
     assert ("llvm.prefetch" in function.script()) == (isa(name).lanes > 4)
