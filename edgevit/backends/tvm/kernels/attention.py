@@ -6,26 +6,35 @@ loops read them; scores of one row tile are all that is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 
 from edgevit.backends.tvm.codegen.code import (
+    LOG2_E,
     Code,
+    Register,
+    bits,
     exp,
+    integer,
     lane_max,
     lane_sum,
     load,
     load_lanes,
     load_vector,
     number,
+    pairwise,
     splat,
+    to_float,
+    whole,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix, put
 from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
-from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
+from edgevit.backends.tvm.codegen.narrow import rounded
+from edgevit.backends.tvm.codegen.schedules import BY_LANE, Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
     each,
@@ -46,13 +55,20 @@ from edgevit.backends.tvm.kernels.heads import (
     panels_of,
     rows_of,
 )
+from edgevit.backends.tvm.kernels.pack_rows import pack_rows
+
+# 2^x with |x| <= 1/2: the polynomial whose largest relative error, 7.5e-8, is the least.
+POWER = (1.32764725e-3, 9.67554189e-3, 5.55071309e-2, 2.40221202e-1, 6.93146944e-1, 1.00000012)
+LEAST = -126.0  # the power of 2 that is no subnormal number
+APART = 4  # sums, or largest values, beside each other, so that none waits for the one before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
     """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums.
 
-    Of the latter two each thread has a copy, `distance` behind the one before.
+    Of the latter two each thread has a copy, `distance` behind the one before. `second` is the tile of the product with
+    the values, where it is another than that with the keys.
     """
 
     keys: Place
@@ -60,6 +76,7 @@ class Scratch:
     scores: Place
     inverse: Place
     distance: int
+    second: Tile | None = None
 
     def of(self, part: Part) -> Scratch:
         """Return the places of one thread."""
@@ -67,14 +84,14 @@ class Scratch:
         return replace(self, scores=self.scores.moved(behind), inverse=self.inverse.moved(behind))
 
 
-def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa) -> Scratch:
-    """Return places for one head at a time."""
+def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa, second: Tile | None = None) -> Scratch:
+    """Return places for one head at a time; `second` as in `Scratch`."""
     padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
     keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
     begin = arena.mark()
     scores, inverse = arena.place(block, padded), arena.place(1, block)
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
-    return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance)
+    return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance, second=second)
 
 
 def attention(
@@ -96,7 +113,8 @@ def attention(
 
     def head(code: Code, memory: Any, values: Any, column: Any) -> Head:
         threads = attention_threads(isa, heads)
-        return _Attention(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
+        kind = _Attention if isa.lanes == BY_LANE else _Wide
+        return kind(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
 
     return attend(isa, arena, blob, heads, Tile(rows=work.scores.rows, vectors=tile.vectors), head, alive)
 
@@ -108,13 +126,10 @@ class _Attention(Head):
         self.pack_keys()
         self.pack_values()
 
-    def _panels(self, columns: int) -> Iterator[Panel]:
-        return panels_of(columns, self.tile, self.lanes)
-
     def pack_keys(self) -> None:
         """Keys transposed, panel by panel; columns of padding are 0. No two threads write into one panel's lines."""
         code, key = self.code, self.heads.key
-        for panel in self._panels(key.rows):
+        for panel in panels_of(key.rows, self.tile, self.lanes):
             columns = panel.vectors * self.lanes
             with each(code, self.threads, panel.count, panel.there(self.keys)) as index:
                 first = panel.first + index * columns
@@ -128,7 +143,7 @@ class _Attention(Head):
 
     def pack_values(self) -> None:
         code, value, lanes = self.code, self.heads.value, self.lanes
-        for panel in self._panels(self.heads.stride):
+        for panel in panels_of(self.heads.stride, self._second, lanes):
             columns = panel.vectors * lanes
             with code.loop(panel.count) as index, each(code, self.threads, value.rows, self.keys) as k:
                 first = panel.first + index * columns
@@ -144,8 +159,13 @@ class _Attention(Head):
         self._softmax(block.rows if there is None else there)
         self._values(row, block.rows, there)
 
+    @property
+    def _second(self) -> Tile:
+        return self.work.second or self.tile
+
     def _product(
         self,
+        tile: Tile,
         rows: int,
         columns: int,
         depth: int,
@@ -158,6 +178,7 @@ class _Attention(Head):
         """`[rows, depth] x [depth, columns]`, panel by panel of the packed matrix at `base`; a panel stays in cache.
 
         Args:
+            tile: of the product.
             rows: of this block.
             columns: of the packed matrix.
             depth: of the product.
@@ -168,13 +189,13 @@ class _Attention(Head):
             store: takes row, column and vector of every result.
         """
         code, lanes = self.code, self.lanes
-        for panel in self._panels(columns):
+        for panel in panels_of(columns, tile, lanes):
             width = panel.vectors * lanes
             with code.loop(panel.count if there[1] is None else panel.there(there[1])) as index:
                 first = panel.first + index * width
                 right = packed(self.memory, base + first * depth, width, lanes)
 
-                def tile(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
+                def emit(row: Any, part: Tile, panel: Panel = panel, first: Any = first, right: Any = right) -> None:
                     sums = multiply(
                         code,
                         lanes,
@@ -188,8 +209,8 @@ class _Attention(Head):
                         for v in range(part.vectors):
                             store(row + r, first + v * lanes, sums[r * part.vectors + v].value)
 
-                down = Part(end=row_units(rows, self.tile) if there[0] is None else units_of(there[0], self.tile.rows))
-                row_tiles(code, rows, Tile(rows=self.tile.rows, vectors=panel.vectors), tile, down)
+                down = Part(end=row_units(rows, tile) if there[0] is None else units_of(there[0], tile.rows))
+                row_tiles(code, rows, Tile(rows=tile.rows, vectors=panel.vectors), emit, down)
 
     def _scores(self, row: Any, rows: int, there: Any) -> None:
         query, scores = self.heads.query, self.work.scores
@@ -203,6 +224,7 @@ class _Attention(Head):
             self.code.store_vector(self.memory, scores.offset + r * scores.stride + column, value, self.lanes)
 
         self._product(
+            self.tile,
             rows,
             self.heads.key.rows,
             self.heads.width,
@@ -242,6 +264,7 @@ class _Attention(Head):
             put(self.code, self.memory, self.values, target, row + r, self.column + column, value, self.lanes)
 
         self._product(
+            self._second,
             rows,
             self.heads.stride,
             self.heads.value.rows,
@@ -251,3 +274,68 @@ class _Attention(Head):
             lambda *_: splat(0.0, self.lanes),
             store,
         )
+
+
+class _Wide(_Attention):
+    """The same with wide vectors: keys are transposed in registers, and softmax is of powers of 2."""
+
+    def pack_keys(self) -> None:
+        key = self.heads.key
+        pack_rows(
+            self.code,
+            self.lanes,
+            self.memory,
+            self.threads,
+            (key.rows, self.heads.width),
+            lambda row: key.offset + row * key.stride + self.column,
+            self.work.keys.offset,
+            self.tile,
+            self.keys,
+        )
+
+    def _softmax(self, rows: Any) -> None:
+        code, lanes, scores = self.code, self.lanes, self.work.scores
+        vectors = scores.stride // lanes if self.keys is None else code.let(units_of(self.keys, lanes))
+        with code.loop(rows) as row:
+            base = scores.offset + row * scores.stride
+            first = code.let(load_vector(self.memory, base, lanes))
+            largest = [code.register(first) for _ in range(APART)]
+            totals = [code.register(splat(0.0, lanes)) for _ in range(APART)]
+
+            def compare(v: Any, cell: Register, base: Any = base) -> None:
+                cell.set(tirx.max(cell.value, load_vector(self.memory, base + v * lanes, lanes)))
+
+            def weigh(v: Any, cell: Register, base: Any = base) -> None:
+                x = load_vector(self.memory, base + v * lanes, lanes) * splat(LOG2_E, lanes) - top
+                x = power(code, x, lanes)
+                code.store_vector(self.memory, base + v * lanes, x, lanes)
+                cell.set(cell.value + x)
+
+            _in_turn(code, vectors, largest, compare)
+            found = lane_max(code, pairwise(code, tirx.max, [cell.value for cell in largest]), lanes)
+            top = code.let(splat(found * number(LOG2_E), lanes))
+            _in_turn(code, vectors, totals, weigh)
+            total = lane_sum(code, pairwise(code, operator.add, [cell.value for cell in totals]), lanes)
+            code.store(self.memory, self.work.inverse.offset + row, number(1.0) / total)
+
+
+def _in_turn(code: Code, count: Any, cells: Sequence[Register], emit: Callable[[Any, Register], None]) -> None:
+    """Call `emit(v, cell)` for 0 <= v < count, each cell in turn."""
+    full = whole(count, len(cells))
+    with code.loop(full) as index:
+        for v, cell in enumerate(cells):
+            emit(index * len(cells) + v, cell)
+    with code.loop(count - full * len(cells)) as index:
+        emit(integer(full) * len(cells) + index, cells[0])
+
+
+def power(code: Code, x: Any, lanes: int) -> Any:
+    """Return 2^x for x <= 0 on x86, relative error below 3e-7 (measured); what is below 2^-126 is 2^-126."""
+    x = code.let(tirx.max(x, splat(LEAST, lanes)))
+    steps = code.let(rounded(x, lanes))
+    rest = code.let(x - to_float(steps, lanes))
+    value = splat(POWER[0], lanes)
+    for coefficient in POWER[1:]:
+        value = value * rest + splat(coefficient, lanes)
+    raised = bits(f"int32x{lanes}", value) + (steps << tirx.Broadcast(integer(23), lanes))
+    return code.let(bits(f"float32x{lanes}", raised))

@@ -46,7 +46,7 @@ from edgevit.backends.tvm.codegen.threads import (
 from edgevit.backends.tvm.kernels.attention_int8 import POWER, Attention, thresholds
 from edgevit.backends.tvm.kernels.heads import Heads, attend, attention_threads, block_rows, mask
 from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch
-from edgevit.backends.tvm.kernels.merge import transposed
+from edgevit.backends.tvm.kernels.pack_rows import transposed
 
 LANES = 16
 MOST_ROWS = 8

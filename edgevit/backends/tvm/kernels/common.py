@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgevit.backends.tvm.codegen.ahead import Ahead
 from edgevit.backends.tvm.codegen.code import (
     Code,
     Register,
@@ -156,16 +157,18 @@ def multiply_rows(
     """The body of `product`, for kernels that do more; `there` as in `over_panels`."""
     depth, lanes = weights.depth, isa.lanes
     width = tile.vectors * lanes
+    ahead = Ahead(code, isa, values, int(values.shape[0]))
 
     def panel(index: Any, vectors: int, part: Part) -> None:
         """A part of the rows of so many vectors of columns."""
         first, base = index * width, weights.offset + index * (width * depth)
 
-        def rows(row: Any, part: Tile) -> None:
+        def rows(row: Any, now: Tile) -> None:
+            ahead.panel("float32", base, vectors * lanes * depth, source.rows, tile, row, part)
             sums = multiply(
                 code,
                 lanes,
-                part,
+                now,
                 depth,
                 lambda r, k, count: load_lanes(memory, source.offset + (row + r) * source.stride + k, count),
                 packed(values, base, vectors * lanes, lanes),
@@ -175,8 +178,8 @@ def multiply_rows(
                     else load_vector(values, weights.bias + first + v * lanes, lanes)
                 ),
             )
-            for r in range(part.rows):
-                store([cell.value for cell in sums[r * part.vectors : (r + 1) * part.vectors]], row + r, first)
+            for r in range(now.rows):
+                store([cell.value for cell in sums[r * now.vectors : (r + 1) * now.vectors]], row + r, first)
 
         row_tiles(code, source.rows, Tile(rows=tile.rows, vectors=vectors), rows, part)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevit.backends.tvm.codegen.ahead import Ahead
 from edgevit.backends.tvm.codegen.code import (
     Code,
     bits,
@@ -140,6 +141,7 @@ def product(
     memory, values = buffer("arena", arena), buffer("weights", blob)
     given, there = alive_rows(code, alive, source.rows)
     width = tile.vectors * lanes
+    ahead = Ahead(code, isa, values, blob)
     results = _Results(code, memory, values, source, target, weights, epilogue, tile, lanes)
 
     def panel(index: Any, vectors: int, tiles: Part) -> None:
@@ -147,6 +149,8 @@ def product(
         first, base = index * width, weights.offset + index * (width * weights.depth // WORD)
 
         def rows(row: Any, part: Tile) -> None:
+            words = vectors * lanes * weights.depth // WORD
+            ahead.panel("int8", base, words, source.rows, tile, row, tiles)
             inner = Inner(
                 code=code,
                 tile=part,

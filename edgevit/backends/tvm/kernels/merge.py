@@ -19,7 +19,6 @@ from edgevit.backends.tvm.codegen.code import (
     Code,
     buffer,
     integer,
-    joined,
     lane_max,
     lane_min,
     larger,
@@ -49,6 +48,7 @@ from edgevit.backends.tvm.codegen.threads import (
 from edgevit.backends.tvm.kernels.common import multiply, packed
 from edgevit.backends.tvm.kernels.heads import MASKED, panels_of
 from edgevit.backends.tvm.kernels.norm import moments
+from edgevit.backends.tvm.kernels.pack_rows import pack_rows
 from edgevit.program.tokens import halves
 
 NO_INDEX = 1e9  # larger than any
@@ -240,25 +240,18 @@ class _Merge:
 
     def pack(self, second: Any) -> None:
         """Transpose the second set in blocks of as many tokens as lanes; behind the last one come copies of it."""
-        code, lanes, source = self.code, self.lanes, self.work.second
-        for panel in panels_of(source.rows, self.tile, lanes):
-            columns = panel.vectors * lanes
-            there = panel.there(_known_late(second))
-            with each(code, self.threads, panel.count, there) as index, code.loop(panel.vectors) as v:
-                first = panel.first + index * columns
-                base = self.work.keys.offset + first * self.dim + v * lanes
-                rows = [code.let(integer(smaller(first + v * lanes + i, second - 1))) for i in range(lanes)]
-
-                def block(k: Any, depth: int, base: Any = base, columns: int = columns, rows: list[Any] = rows) -> None:
-                    read = [load_vector(self.memory, source.offset + r * source.stride + k, lanes) for r in rows]
-                    for i, column in enumerate(transposed(code, read)[:depth]):
-                        code.store_vector(self.memory, base + (k + i) * columns, column, lanes)
-
-                whole, rest = divmod(self.dim, lanes)
-                with code.loop(whole) as step:
-                    block(step * lanes, lanes)
-                if rest:
-                    block(whole * lanes, rest)
+        source = self.work.second
+        pack_rows(
+            self.code,
+            self.lanes,
+            self.memory,
+            self.threads,
+            (source.rows, self.dim),
+            lambda row: source.offset + row * source.stride,
+            self.work.keys.offset,
+            self.tile,
+            _known_late(second),
+        )
 
     def scores(self, first: Any, second: Any) -> None:
         """Products of every token of the first set with all of the second, and the best of them."""
@@ -425,15 +418,3 @@ class _Merge:
 def _known_late(count: Any) -> Any:
     """Return a number that is known only when the kernel runs, None for others."""
     return None if isinstance(count, int) else count
-
-
-def transposed(code: Code, rows: list[Any]) -> list[Any]:
-    """Return the columns of as many vectors as they have lanes: each round interleaves the two halves."""
-    lanes, half = len(rows), len(rows) // 2
-    orders = [
-        [lane // 2 + part * half + (lane % 2) * lanes for lane in range(lanes)] for part in range(2)
-    ]  # the lower and the upper half of two vectors, lane by lane
-    rows = [code.let(row) for row in rows]
-    for _ in range(lanes.bit_length() - 1):
-        rows = [code.let(joined(rows[i], rows[i + half], *order)) for i in range(half) for order in orders]
-    return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from edgevit.backends.tvm.codegen.ahead import LINE, NORM_LINES, Ahead
 from edgevit.backends.tvm.codegen.code import (
     Code,
     buffer,
@@ -48,7 +49,8 @@ def layer_norm(
     """
     code, memory, values = Code(), buffer("arena", arena), buffer("weights", blob)
     given, there = alive_rows(code, alive, source.rows)
-    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs, there)
+    ahead = Ahead(code, isa, values, blob)
+    norm_rows(code, isa, memory, values, source, target, width, scale, shift, eps, groups, runs, there, ahead)
     return code.function([memory, values, *given])
 
 
@@ -66,28 +68,35 @@ def norm_rows(
     groups: int = 1,
     runs: int = 1,
     there: Any = None,
+    ahead: Ahead | None = None,
 ) -> None:
-    """Emit the body of `layer_norm`, for kernels that do more; of the rows, `there` exist (None: all)."""
+    """Emit the body of `layer_norm`, for kernels that do more.
+
+    Of the rows, `there` exist (None: all); `ahead` asks for what lies behind the norm's own weights.
+    """
     lanes = isa.lanes
     vectors = -(-source.width // lanes)
     threads = threads_for(isa.threads, source.rows * groups * vectors * NORM_STEPS)
-    with each(code, threads, source.rows, there) as row, code.loop(groups) as group:
-        start = group * (vectors * lanes)
-        base = source.offset + row * source.stride + start
+    with each(code, threads, source.rows, there) as row:
+        if ahead is not None:
+            ahead.lines(max(scale, shift) + vectors * lanes + row * (NORM_LINES * LINE), NORM_LINES)
+        with code.loop(groups) as group:
+            start = group * (vectors * lanes)
+            base = source.offset + row * source.stride + start
 
-        def normed(centred: Any, scaled: Any, column: Any) -> Any:
-            y = centred * splat(scaled, lanes) * load_vector(values, scale + column, lanes)
-            return y + load_vector(values, shift + column, lanes)
+            def normed(centred: Any, scaled: Any, column: Any) -> Any:
+                y = centred * splat(scaled, lanes) * load_vector(values, scale + column, lanes)
+                return y + load_vector(values, shift + column, lanes)
 
-        if lanes > BY_LANE and runs == 1 and vectors <= isa.registers - OTHERS:
-            centred, scaled = centred_row(code, memory, base, vectors, width, eps, lanes)
-            whole_row = [normed(x, scaled, v * lanes) for v, x in enumerate(centred)]
-            put_vectors(code, memory, values, target, row, start, whole_row, lanes)
-        else:
-            mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
-            with code.loop(vectors) as v:
-                x = load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)
-                put(code, memory, values, target, row, start + v * lanes, normed(x, scaled, v * lanes), lanes)
+            if lanes > BY_LANE and runs == 1 and vectors <= isa.registers - OTHERS:
+                centred, scaled = centred_row(code, memory, base, vectors, width, eps, lanes)
+                whole_row = [normed(x, scaled, v * lanes) for v, x in enumerate(centred)]
+                put_vectors(code, memory, values, target, row, start, whole_row, lanes)
+            else:
+                mean, scaled = moments(code, memory, base, source.width, width, eps, lanes, runs)
+                with code.loop(vectors) as v:
+                    x = load_vector(memory, base + v * lanes, lanes) - splat(mean, lanes)
+                    put(code, memory, values, target, row, start + v * lanes, normed(x, scaled, v * lanes), lanes)
 
 
 def centred_row(

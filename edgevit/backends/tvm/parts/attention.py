@@ -10,7 +10,7 @@ import numpy as np
 from edgevit.backends.tvm.codegen.dots import dot
 from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Place, pad_heads
-from edgevit.backends.tvm.codegen.schedules import Product, pad
+from edgevit.backends.tvm.codegen.schedules import BY_LANE, Product, pad
 from edgevit.backends.tvm.kernels import attention_int8, attention_neon, attention_registers
 from edgevit.backends.tvm.kernels.attention import attention, scratch
 from edgevit.backends.tvm.kernels.common import Epilogue
@@ -68,8 +68,10 @@ def _attention(
     alive = alive_of(sizes, heads.key.rows)
     natural, binary = ((), ()) if sizes is None else ((sizes.bias.first(1),), (sizes.bias.after(1),))
     if name not in shared.plan.attentions:
-        tile = shared.choose(isa, shape)
-        work = scratch(shared.arena, heads, tile, isa)
+        tile, second = shared.choose(isa, shape), None
+        if isa.lanes > BY_LANE:
+            second = shared.choose(isa, replace(shape, columns=heads.stride, depth=heads.key.rows))
+        work = scratch(shared.arena, heads, tile, isa, second)
         stage.call("attention", attention, heads, context, work, tile, *natural, alive=alive)
         return
     how = dot(isa, 7)  # the fastest: it chooses the scales itself, so that nothing saturates

@@ -20,7 +20,8 @@ from edgevit.backends.tvm.codegen.code import Code, buffer, load_vector  # noqa:
 from edgevit.backends.tvm.codegen.layout import Arena, pad_columns  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Isa, Product, default_tile, isa  # noqa: E402
 from edgevit.backends.tvm.kernels.heads import MASKED  # noqa: E402
-from edgevit.backends.tvm.kernels.merge import Pairs, Sizes, merge, scratch, transposed  # noqa: E402
+from edgevit.backends.tvm.kernels.merge import Pairs, Sizes, merge, scratch  # noqa: E402
+from edgevit.backends.tvm.kernels.pack_rows import transposed  # noqa: E402
 from tests.backends.tvm import crossed  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 

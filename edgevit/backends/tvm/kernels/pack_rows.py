@@ -1,0 +1,60 @@
+"""Rows packed as the columns of a product's right side, transposed block by block in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgevit.backends.tvm.codegen.code import Code, integer, joined, load_vector, smaller
+from edgevit.backends.tvm.codegen.schedules import Tile
+from edgevit.backends.tvm.codegen.threads import each
+from edgevit.backends.tvm.kernels.heads import panels_of
+
+
+def pack_rows(
+    code: Code,
+    lanes: int,
+    memory: Any,
+    threads: int,
+    shape: tuple[int, int],
+    place: Callable[[Any], Any],
+    target: int,
+    tile: Tile,
+    there: Any = None,
+) -> None:
+    """Pack the rows at `place(row)`, `shape` of them by their depth, as columns at `target`, in blocks of `lanes` rows.
+
+    There must be whole vectors of a row to read. Behind the last row, number `there` - 1 where so many exist (None:
+    all), come copies of it up to the end of its panel.
+    """
+    rows, depth = shape
+    last = (rows if there is None else there) - 1
+    for panel in panels_of(rows, tile, lanes):
+        columns = panel.vectors * lanes
+        with each(code, threads, panel.count, panel.there(there)) as index, code.loop(panel.vectors) as v:
+            first = panel.first + index * columns
+            base = target + first * depth + v * lanes
+            numbers = [code.let(integer(smaller(first + v * lanes + i, last))) for i in range(lanes)]
+
+            def block(k: Any, count: int, base: Any = base, columns: int = columns, rows: list[Any] = numbers) -> None:
+                read = [load_vector(memory, place(row) + k, lanes) for row in rows]
+                for i, column in enumerate(transposed(code, read)[:count]):
+                    code.store_vector(memory, base + (k + i) * columns, column, lanes)
+
+            full, rest = divmod(depth, lanes)
+            with code.loop(full) as step:
+                block(step * lanes, lanes)
+            if rest:
+                block(full * lanes, rest)
+
+
+def transposed(code: Code, rows: list[Any]) -> list[Any]:
+    """Return the columns of as many vectors as they have lanes: each round interleaves the two halves."""
+    lanes, half = len(rows), len(rows) // 2
+    orders = [
+        [lane // 2 + part * half + (lane % 2) * lanes for lane in range(lanes)] for part in range(2)
+    ]  # the lower and the upper half of two vectors, lane by lane
+    rows = [code.let(row) for row in rows]
+    for _ in range(lanes.bit_length() - 1):
+        rows = [code.let(joined(rows[i], rows[i + half], *order)) for i in range(half) for order in orders]
+    return rows
