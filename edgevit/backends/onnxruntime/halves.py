@@ -1,9 +1,10 @@
-"""Let the blocks before tokens merge need less memory: their int8 FFNs compute their hidden units half by half.
+"""Let blocks with many tokens need less memory: their int8 FFNs compute their hidden units half by half.
 
 What an int8 model needs most memory for is the activation function of an FFN, whose input and output are both float:
 where tokens merge later, the first blocks alone would set the memory of the whole model. So a half of the hidden units
-is activated and rounded to bytes before the other half begins. The numbers are the same, and the time is but for
-0.5 %. Where all blocks are alike it would take that in all of them, so none is halved.
+is activated and rounded to bytes before the other half begins: in the blocks before tokens merge, and in all where
+their number follows the image, which may keep all of them. The numbers are the same. Halves in all twelve blocks of a
+DeiT-Ti take 0.4 % of its time; a model that merges nothing has none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def halve(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.M
     halved = type(model)()
     halved.CopyFrom(model)
     constants = Constants(halved, beside or {})
-    early = halved.graph.node[: merges[0]]
+    follows = any(output.name == "tokens" for output in model.graph.output)
+    early = halved.graph.node[: None if follows else merges[0]]
     for body in (attribute.g for node in early for attribute in node.attribute if attribute.HasField("g")):
         _halve(body, body.node, constants)
     _halve(halved.graph, early, constants)

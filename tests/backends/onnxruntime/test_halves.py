@@ -48,7 +48,7 @@ def halved(model: onnx.ModelProto) -> list[str]:
 def test_the_same_numbers(case: str, outliers: tuple[int, ...]) -> None:
     program, plan, model = model_of(LATE[case], outliers)
     whole, _ = fuse(model, {})
-    assert halved(whole) == ["b00_ffn", "b01_ffn"][: 1 if case == "gated" else 2]
+    assert halved(whole) == [f"b0{block}_ffn" for block in range({"gated": 1, "follows": 4}.get(case, 2))]
     assert not any(node.op_type == "Split" and node.name.endswith("halves") for g in graphs(whole) for node in g.node)
     onnx.checker.check_model(whole, full_check=True)
     for image in tiny_images(program.spec, 3):
