@@ -105,7 +105,8 @@ def merge(
     y = graph.op("Concat", rows_left, f"{name}/y", axis=0)
     if point.threshold is None and not varies(sizes):
         return y, Sizes(tokens=tokens, bias=bias)
-    count, owned = graph.op("Shape", [y], f"{name}/rows", start=0, end=1), ""
+    # Of the sizes, not of the rows: a runtime may count at the end of a run only, and keep until then what is counted.
+    count, owned = graph.op("Shape", [tokens], f"{name}/rows", start=0, end=1), ""
     if any(branch.skip for branch in spec.branches):
         most = owners(graph, spec, rows - point.fewest)
         start, axis = graph.const("from_start", [0]), graph.const("axis_0", [0])
