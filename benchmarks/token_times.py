@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from edgevit.util.strict_json import dumps, write_atomic
 
 TARGETS = ("x86-64-onnxruntime", "x86-64-openvino", "x86-64-avx512vnni-tvm")
 CALIBRATION, TIMED = 64, 20
+PRECISE = re.compile(r"@(-?[0-9.e-]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,9 @@ def table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:
+        plan = PRECISE.sub(lambda threshold: f"@{float(threshold[1]):.3f}", r.plan)
         lines.append(
-            f"| {r.model} | {r.target} | {r.plan} | {r.macs:.3f} | {r.time:.3f} ({r.low:.3f} to {r.high:.3f}) | "
+            f"| {r.model} | {r.target} | {plan} | {r.macs:.3f} | {r.time:.3f} ({r.low:.3f} to {r.high:.3f}) | "
             f"{100 * (r.time - r.macs):.1f} points | {r.activations:.2f} of {r.dense_activations_bytes / 1e6:.2f} MB | "
             f"{r.rounds} | {r.load:.1f} |"
         )
