@@ -10,9 +10,7 @@ ONNX model, or the Program itself.
 from __future__ import annotations
 
 import importlib
-import math
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from edgevit.errors import ImagesError, RuntimeMissingError
+from edgevit.errors import RuntimeMissingError
 from edgevit.schema.memory_bound import BoundDetail, CappedRun, PathMemory
 
 if TYPE_CHECKING:
@@ -396,32 +394,3 @@ def _module(name: str) -> str:
     if name not in MODULES:
         raise RuntimeMissingError(f"unknown runtime {name!r}; known: {', '.join(MODULES)}")
     return MODULES[name]
-
-
-def lacks_vnni() -> bool:
-    """Return whether this is an x86 CPU that adds int8 products in 16 bits, which 8-bit weights can overflow."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags
-
-
-def feed(image: np.ndarray, effort: float, *, shape: tuple[int, ...], gated: bool) -> dict[str, np.ndarray]:
-    """Build a model's inputs; refuse what a runtime would refuse in its own words, or silently convert.
-
-    Raises:
-        ImagesError: not uint8, or another shape than the model's.
-        ValueError: `effort` is nan.
-    """
-    if image.dtype != np.uint8 or image.shape != shape:
-        raise ImagesError(
-            f"the model takes a uint8 RGB image of shape {list(shape)}, got {image.dtype} {list(image.shape)}; "
-            "resize and crop as the manifest's preprocessing says"
-        )
-    if math.isnan(effort):
-        raise ValueError("effort must be a number, got nan")
-    inputs = {"image": image}
-    if gated:
-        inputs["effort"] = np.array(effort, dtype=np.float32)
-    return inputs

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgevit.backends import feed
 from edgevit.backends.given_pairs import accept_pairs, given, point_names
+from edgevit.backends.inputs import feed
 from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
 from edgevit.verify.pairs import Pairs
 from edgevit.verify.tokens import PointMargins

@@ -1,22 +1,26 @@
 """Plans of merges that meet a budget of MACs: where the points lie, and how many pairs are merged at each.
 
 Every point of a plan merges the same number of pairs, the smallest with which the budget is met; what rounding leaves
-is given back at the first point, where tokens cost most.
+is given back at the first point, where tokens cost most. Then numbers are moved so that whole tiles of rows are left:
+runtimes compute products in tiles of 16 rows, and a row too many costs a tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import merge_branches, merge_faults
+from edgevit.program.tokens import merge_branches, merge_faults, most_left
 
 MOST_POINTS = 4  # every point costs time beside its MACs
 # Of the dense model's MACs: below it merging alone loses more accuracy than pruning a part away first.
 LEAST_MERGED = 0.5
+TILE = 16  # rows that runtimes compute together
+GIVEN_AWAY = 0.01  # of the dense model's MACs, at most, for whole tiles
 
 
 def plan_at(spec: ProgramSpec, blocks: Sequence[int], budget_macs: int) -> ProgramSpec | None:
@@ -32,7 +36,26 @@ def plan_at(spec: ProgramSpec, blocks: Sequence[int], budget_macs: int) -> Progr
     counts = [high] * len(blocks)
     while counts[0] > 1 and total_macs(merged(spec, blocks, [counts[0] - 1, *counts[1:]])) <= budget_macs:
         counts[0] -= 1
-    return merged(spec, blocks, counts)
+    return _in_whole_tiles(spec, blocks, counts, budget_macs) or merged(spec, blocks, counts)
+
+
+def _in_whole_tiles(
+    spec: ProgramSpec, blocks: Sequence[int], counts: Sequence[int], budget_macs: int
+) -> ProgramSpec | None:
+    """Return the plan nearest the budget that leaves whole tiles of rows at every point, by a tile more or fewer each.
+
+    None: there is none, or it merges so much more that accuracy would pay for it.
+    """
+    left = most_left(merged(spec, blocks, counts))
+    rows = [(spec.stem.prefix + n) // TILE * TILE for n in left]
+    found, most = None, budget_macs - GIVEN_AWAY * total_macs(replace(spec, merges=()))
+    for chosen in product(*((r, r + TILE) for r in rows)):
+        before = (spec.tokens, *chosen)
+        plan = merged(spec, blocks, [a - b for a, b in zip(before, chosen, strict=False)])
+        macs = total_macs(plan) if not merge_faults(plan) else 0
+        if most <= macs <= budget_macs:
+            found, most = plan, macs
+    return found
 
 
 def merged(spec: ProgramSpec, blocks: Sequence[int], counts: Sequence[int]) -> ProgramSpec:

@@ -1,9 +1,11 @@
-"""Architectures by the names that operating systems give them, and the emulator that runs another one's programs."""
+"""Architectures by the names that operating systems give them, the emulator of another one, and what a CPU lacks."""
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 # The first name is ours.
@@ -17,3 +19,12 @@ INSTALL_EMULATOR = "apt install qemu-user-static"
 def emulator_path() -> str | None:
     """Return the emulator of aarch64, if there is one."""
     return next((found for name in EMULATORS if (found := shutil.which(name))), None)
+
+
+def lacks_vnni() -> bool:
+    """Return whether this is an x86 CPU that adds int8 products in 16 bits, which 8-bit weights can overflow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return platform.machine() in ("x86_64", "AMD64") and "vnni" not in flags

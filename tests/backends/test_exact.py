@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgevit.backends import lacks_vnni, onnx_backend, onnxruntime, openvino
+from edgevit.backends import onnx_backend, onnxruntime, openvino
 from edgevit.backends.onnxruntime import shipped_runner
 from edgevit.backends.reference import reference
 from edgevit.onnx_form.assemble import assemble
+from edgevit.util.machines import lacks_vnni
 from tests.bundles import sample_bundle
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program

@@ -7,8 +7,8 @@ import pytest
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.spec import ProgramSpec
-from edgevit.program.token_plans import least_share, plan_at, predicted, spread, starts
-from edgevit.program.tokens import merge_faults, write_plan
+from edgevit.program.token_plans import GIVEN_AWAY, TILE, least_share, plan_at, predicted, spread, starts
+from edgevit.program.tokens import merge_faults, most_left, write_plan
 from tests.tiny import tiny_spec
 
 DEEP: dict[str, Any] = {"depth": 12, "dim": 64, "image": (64, 64), "patch": 8}
@@ -31,7 +31,30 @@ def test_every_start_meets_the_budget_and_wastes_little(share: float) -> None:
         assert not merge_faults(plan)
         assert share - 0.02 < cost(plan) <= share
         counts = [point.count for point in plan.merges]
-        assert all(c == counts[-1] for c in counts[1:]) and counts[0] <= counts[-1]
+        equal = all(c == counts[-1] for c in counts[1:]) and counts[0] <= counts[-1]
+        assert equal or leaves_whole_tiles(plan)
+
+
+def leaves_whole_tiles(plan: ProgramSpec) -> bool:
+    return all((plan.stem.prefix + left) % TILE == 0 for left in most_left(plan))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "share", "expected"),
+    [
+        ((4, 6), 0.7, "5:53,7:64"),  # 57 each would leave 140 and 83 rows
+        ((3, 6, 8), 0.7, "4:53,7:32,9:32"),
+        ((5,), 0.8, "6:75"),  # the next whole tile would merge far more
+    ],
+)
+def test_whole_tiles_of_rows_are_left_where_that_gives_little_away(
+    blocks: tuple[int, ...], share: float, expected: str
+) -> None:
+    spec = tiny_spec(depth=12, dim=192, heads=3, hidden=768, image=(224, 224), patch=16)
+    plan = plan_at(spec, blocks, int(share * total_macs(spec)))
+    assert plan is not None and write_plan(plan) == expected
+    assert leaves_whole_tiles(plan) == ("," in expected)
+    assert share - GIVEN_AWAY <= total_macs(plan) / total_macs(spec) <= share
 
 
 def test_the_first_plan_that_fits_merges_no_pair_too_many() -> None:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed, lacks_vnni
+from edgevit.backends import NO_TOKENS, Answer, Source, Start
+from edgevit.backends.inputs import feed
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.ort_format import canonical
 from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_precision
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
+from edgevit.util.machines import lacks_vnni
 from edgevit.util.optional import imported
 from edgevit.util.strict_json import write_atomic
 

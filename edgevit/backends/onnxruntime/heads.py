@@ -12,6 +12,7 @@ from collections import Counter
 import numpy as np
 import onnx
 
+from edgevit.backends.onnxruntime.halves import halve
 from edgevit.backends.projections import Constants, Weights, graphs, node_attributes, separate
 
 ROWS, KEYS = ([0, 2, 1, 3], [1, 0, 2]), ([0, 2, 3, 1], [1, 2, 0])
@@ -22,7 +23,7 @@ def fuse(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.Mo
 
     `beside` are the initialisers that a model only names.
     """
-    fused, weights = separate(model, beside)
+    fused, weights = separate(*halve(model, beside))
     constants = Constants(fused, weights)
     for graph in graphs(fused):
         found = _Graph(graph, fused, constants)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Build, Merged, feed
+from edgevit.backends import NO_TOKENS, Answer, Build, Merged
 from edgevit.backends import onnxruntime as runtime
 from edgevit.backends.given_pairs import pair_outputs, telling_pairs, told_pairs
+from edgevit.backends.inputs import feed
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.heads import fuse
 from edgevit.verify.pairs import Pairs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Build, Merged, feed
+from edgevit.backends import NO_TOKENS, Answer, Build, Merged
 from edgevit.backends import openvino as runtime
 from edgevit.backends.given_pairs import pair_outputs, telling_pairs, told_pairs
+from edgevit.backends.inputs import feed
 from edgevit.verify.pairs import Pairs
 
 

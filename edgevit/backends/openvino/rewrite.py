@@ -9,6 +9,7 @@ Measured on a CPU with AMX and bf16, of an int8 DeiT-Ti in 2026.4.1:
 - keys are transposed to heads first and then once more, which the plugin turns into a product with a transposed
   operand. In one step it copies them element by element. 4 %.
 - queries, keys and values by a product each. 1 %.
+- where tokens merge, the best of every row is looked for along columns instead, which takes whole vectors. 1.5 %.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def rewrite(
                 _give_three_axes(node, found)
             elif node.op_type == "Transpose" and node_attributes(node).get("perm") == KEYS:
                 _transpose_twice(node, found)
+            elif node.op_type == "ArgMax":
+                _search_columns(node, found)
         found.insert()
     return rewritten, constants.beside
 
@@ -161,6 +164,26 @@ def _transpose_twice(transpose: onnx.NodeProto, graph: _Graph) -> None:
     transpose.attribute.append(helper.make_attribute("perm", HEADS))
     transpose.output[0] = transpose.name = f"{y}/rows"
     graph.after[f"{y}/rows"] = _node("Transpose", [f"{y}/rows"], y, perm=SWAPPED)
+
+
+def _search_columns(search: onnx.NodeProto, graph: _Graph) -> None:
+    """Let the product of two sets of rows be `[S, F]` instead of `[F, S]` where only the best of each F are read."""
+    scores, constants = str(search.input[0]), graph.constants
+    product, readers = graph.makers.get(scores), graph.readers(scores)
+    if product is None or product.op_type != "Gemm" or len(product.input) != 2:
+        return
+    if node_attributes(product) != {"transB": 1} or node_attributes(search) != {"axis": 1, "keepdims": 0}:
+        return
+    others = [reader for reader in readers if reader is not search]
+    if any(n.op_type != "ReduceMax" or node_attributes(n).get("keepdims", 1) for n in others) or any(
+        n.input[1] not in constants or constants.array(n.input[1]).tolist() != [1] for n in others
+    ):
+        return
+    product.input[0], product.input[1] = product.input[1], product.input[0]
+    del search.attribute[:]
+    search.attribute.extend(helper.make_attribute(name, 0) for name in ("axis", "keepdims"))
+    for reduce in others:
+        reduce.input[1] = constants.add(f"{scores}/down", np.array([0], dtype=np.int64), like=reduce.input[1])
 
 
 def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends import NO_TOKENS, Answer, Source, Start, feed
+from edgevit.backends import NO_TOKENS, Answer, Source, Start
+from edgevit.backends.inputs import feed
 from edgevit.backends.refusals import refuse_search, refused_cpu, refused_formats
 from edgevit.errors import BundleError
 from edgevit.measure.branch_times import Trace, medians, times_by_branch, traced_efforts

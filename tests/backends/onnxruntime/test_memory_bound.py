@@ -56,6 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "gated": {"gated": True},
     "merged": {"depth": 3, "tokens": "1:4,2:3"},
+    "merged_late": {"depth": 4, "tokens": "2:4,3:3"},
+    "merged_late_gated": {"depth": 4, "gated": True, "skip": True, "tokens": "2:8,3:2"},
     "merged_gated": {"depth": 3, "gated": True, "skip": True, "tokens": "1:8,2:3"},
     "merged_mean": {"depth": 3, "gated": True, "prefix": 0, "tokens": "1:4,2:3"},
     "mean_pool": {"gated": True, "prefix": 0},

@@ -122,3 +122,14 @@ def test_weights_beside_the_model() -> None:
     whole, named = rewrite(assemble(program, plan)), rewrite(*detached(program, plan))
     assert named[1]
     np.testing.assert_allclose(reference(*named).run(image)[0], reference(*whole).run(image)[0], atol=1e-5)
+
+
+def test_the_best_of_every_row_is_searched_along_columns() -> None:
+    program = tiny_program(**MODELS["merged"])
+    rewritten, _ = rewrite(assemble(program))
+    searches = [node for node in rewritten.graph.node if node.op_type == "ArgMax"]
+    assert len(searches) == len(program.spec.merges)
+    makers = {output: node for node in rewritten.graph.node for output in node.output}
+    for search in searches:
+        assert {a.name: a.i for a in search.attribute} == {"axis": 0, "keepdims": 0}
+        assert makers[search.input[0]].input[0].endswith("alike_second")

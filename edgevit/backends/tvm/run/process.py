@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import Answer, feed
+from edgevit.backends import Answer
+from edgevit.backends.inputs import feed
 from edgevit.backends.tvm.run.runner import Manifest
 from edgevit.backends.tvm.run.trace import Call, kernel_calls
 from edgevit.errors import BundleError, EdgevitError, ImagesError, RuntimeMissingError

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgevit.backends import Answer, feed
+from edgevit.backends import Answer
+from edgevit.backends.inputs import feed
 from edgevit.backends.tvm.run.canary import versions
 from edgevit.backends.tvm.run.plugin import Plugin
 from edgevit.backends.tvm.run.pool import Pool
