@@ -30,6 +30,7 @@ class Candidate:
 
     `arithmetic` is what its logits depend on beside the files: candidates with the same of both need one evaluation.
     `exact` loads a peer's with int8 computed in float, where this CPU's kernels saturate; edgevit loads its own so.
+    `share`: what merging tokens was to leave of the MACs; None for a dense model.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Candidate:
     arithmetic: str
     exact: Callable[[int], Logits] | None = None
     plan: QuantPlan | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

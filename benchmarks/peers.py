@@ -16,6 +16,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from benchmarks.peer_optional import OPTIONAL
 from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio, take_turn
 from edgevit.backends import Source, backend, onnx_backend
+from edgevit.compress.budgets import Budgets
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
 from edgevit.measure.environment import cpu_flags, environment, snapshot
 from edgevit.onnx_form.assemble import assemble
-from edgevit.pipeline import quantize
-from edgevit.program.program import Program
+from edgevit.pipeline import compress, quantize
+from edgevit.program.program import Program, load_program, save_program
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import Target, list_targets, load_target, missing_flags
 from edgevit.util.progress import track
@@ -44,44 +46,65 @@ from edgevit.verify.accuracy import fraction, paired_drop
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
 # What of a target decides how a model is quantized.
 QUANTIZATION = ("int8", "weight_bits", "activations", "range_method", "percentile", "smoothing", "attention")
+MERGED = ("x86-64-onnxruntime", "x86-64-openvino", "x86-64-avx512vnni-tvm", "x86-64-v3-tvm")
 TVM = "TVM"  # no peer builds with it: beside those of every runtime
 Made = dict[tuple[object, ...], tuple[Program, QuantPlan | None]]
 Predicted = tuple[np.ndarray, np.ndarray | None]
 
 
-def own_candidates(case: Case, only: tuple[str, ...] = ()) -> list[Candidate]:
-    """Build edgevit's dense models as `edgevit build` would: float per runtime, int8 per x86 target that ships.
+def own_candidates(case: Case, only: tuple[str, ...] = (), shares: tuple[float, ...] = ()) -> list[Candidate]:
+    """Build edgevit's models as `edgevit build` would: float per runtime, int8 per x86 target that ships, all dense.
 
-    With `only` there are just these targets, and no float ones.
+    With `only` there are just these targets, and no float ones. Then, for every share, what `--macs` makes of the model
+    for the fastest target of each runtime.
     """
     found = []
     made: Made = {}
     for short, name in RUNTIMES.items() if not only else ():
-        folder = _compiled(case, f"edgevit-float-{short}", name, case.program, None)
+        folder = _compiled(case.folder / f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
-    for target in (load_target(name) for name in only or list_targets()):
-        if target.arch != "x86_64":
-            continue
-        if target.backend not in RUNTIMES.values():
-            found += [] if missing_flags(target, cpu_flags()) else [_machine_code(case, target, made)]
-            continue
-        short = next(s for s, name in RUNTIMES.items() if name == target.backend)
-        program, plan = _quantized(case, target, made)
-        folder = _compiled(case, f"edgevit-{target.name}", target.backend, program, plan)
-        found.append(replace(_own(f"edgevit {target.name}", short, folder, target), plan=plan))
+    for name in only or list_targets():
+        found += _int8(case, load_target(name), case.program, made)
+    for share in shares:
+        program = merged(case, share)
+        for name in MERGED:
+            found += _int8(case, load_target(name), program, made, share)
     return found
 
 
-def _quantized(case: Case, target: Target, made: Made) -> tuple[Program, QuantPlan | None]:
+def merged(case: Case, share: float) -> Program:
+    """Return what `edgevit build --macs` makes of the model, kept in the work folder: the search takes minutes."""
+    folder = case.folder / f"merged-{share:g}"
+    if not folder.exists():
+        budgets = Budgets(merged=share)
+        save_program(compress(case.program, case.calibration, budgets, say=partial(click.echo, err=True)), folder)
+    return load_program(folder)
+
+
+def _int8(case: Case, target: Target, program: Program, made: Made, share: float | None = None) -> list[Candidate]:
+    """The build of one target, if this CPU is of its kind."""
+    if target.arch != "x86_64":
+        return []
+    told = f"edgevit {target.name}" + (f", --macs {share:g}" if share is not None else "")
+    folder = case.folder / told.replace(" ", "-").replace(",", "")
+    lowered = partial(_quantized, case, target, program, made)
+    if target.backend not in RUNTIMES.values():
+        return [] if missing_flags(target, cpu_flags()) else [_machine_code(told, folder, target, *lowered(), share)]
+    short = next(s for s, name in RUNTIMES.items() if name == target.backend)
+    quantized, plan = lowered()
+    _compiled(folder, target.backend, quantized, plan)
+    return [replace(_own(told, short, folder, target), plan=plan, share=share)]
+
+
+def _quantized(case: Case, target: Target, program: Program, made: Made) -> tuple[Program, QuantPlan | None]:
     """Quantize as `edgevit build` does; targets that ask the same of it share one, which takes a minute."""
-    asked = tuple(getattr(target, field) for field in QUANTIZATION)
+    asked = (id(program), *(getattr(target, field) for field in QUANTIZATION))
     if asked not in made:
-        made[asked] = quantize(case.program, target, case.calibration)
+        made[asked] = quantize(program, target, case.calibration)
     return made[asked]
 
 
-def _compiled(case: Case, name: str, runtime: str, program: Program, plan: QuantPlan | None) -> Path:
-    folder = case.folder / name
+def _compiled(folder: Path, runtime: str, program: Program, plan: QuantPlan | None) -> Path:
     folder.mkdir(exist_ok=True)
     onnx_backend(runtime).compile(
         assemble(program, plan, gating="open"), folder, formats=tuple(onnx_backend(runtime).FILES)[:1]
@@ -89,11 +112,11 @@ def _compiled(case: Case, name: str, runtime: str, program: Program, plan: Quant
     return folder
 
 
-def _machine_code(case: Case, target: Target, made: Made) -> Candidate:
-    """A dense build by TVM, which only a CPU with all that the target asks for runs."""
-    folder = case.folder / f"edgevit-{target.name}"
+def _machine_code(
+    told: str, folder: Path, target: Target, program: Program, plan: QuantPlan | None, share: float | None
+) -> Candidate:
+    """A build by TVM, which only a CPU with all that the target asks for runs."""
     folder.mkdir(exist_ok=True)
-    program, plan = _quantized(case, target, made)
     runtime = backend(target.backend)
     source = Source(program=program, plan=plan, model=assemble(program, plan, gating="open"), target=target)
     runtime.build(source, folder)
@@ -103,7 +126,7 @@ def _machine_code(case: Case, target: Target, made: Made) -> Candidate:
         return lambda image: runner.run(image)[0]
 
     return Candidate(
-        name=f"edgevit {target.name}",
+        name=told,
         runtime=TVM,
         own=True,
         int8=target.int8,
@@ -111,6 +134,7 @@ def _machine_code(case: Case, target: Target, made: Made) -> Candidate:
         load=load,
         arithmetic=target.name,
         plan=plan,
+        share=share,
     )
 
 
@@ -219,6 +243,7 @@ def measure(
                 exact=exact,
                 float_linears=tuple(p.name for p in c.plan.linears if not p.int8) if c.plan else (),
                 outlier_columns=sum(len(p.outliers) for p in c.plan.linears) if c.plan else 0,
+                share=c.share,
                 to_hand_built=ratio(times[c.name], times[BY_HAND]) if c.plan and c.runtime == "ORT" else None,
             )
         )
@@ -244,6 +269,7 @@ def _median(times: dict[str, Times]) -> Callable[[str], float]:
 @click.option("--model", "models", multiple=True, type=click.Choice(sorted(MODELS)), default=tuple(MODELS))
 @click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built models, kept.")
 @click.option("--target", "only", multiple=True, help="Only these of edgevit's builds; the report's name says so.")
+@click.option("--macs", "shares", multiple=True, type=float, help="Builds that merge tokens to this share too.")
 @click.option("--runs", default=100, show_default=True, type=click.IntRange(1), help="Timed rounds.")
 @click.option(
     "--images", default=1000, show_default=True, type=click.IntRange(1), help="Labelled images to evaluate on."
@@ -256,6 +282,7 @@ def main(
     models: tuple[str, ...],
     work: Path,
     only: tuple[str, ...],
+    shares: tuple[float, ...],
     runs: int,
     images: int,
     calibration: int,
@@ -269,11 +296,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     name = "-".join(["peers-vnni" if VNNI & cpu_flags() else "peers", *only])
     told = f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}"
-    told += "".join(f" --target {target}" for target in only)
+    told += "".join(f" --target {target}" for target in only) + "".join(f" --macs {share:g}" for share in shares)
     done: tuple[Row, ...] = ()
     for key in models:
         case = _case(key, data, work, images, calibration)
-        candidates = peer_candidates(case, data) + own_candidates(case, only)
+        candidates = peer_candidates(case, data) + own_candidates(case, only, shares)
         times = time_candidates(case, candidates, runs, turn)
         machine = environment(
             before,

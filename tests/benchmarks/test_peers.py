@@ -61,6 +61,10 @@ def row(**changed: Any) -> Row:
         ({"accuracy": accuracy(741, 1000)}, 1),
         ({"accuracy": accuracy(742, 950)}, 0),
         ({"accuracy": accuracy(750, 949)}, 1),
+        ({"share": 0.7, "runtime": "TVM", "to_fastest_peer": Ratio(value=0.42, low=0.4, high=0.43)}, 0),
+        ({"share": 0.7, "runtime": "TVM", "to_fastest_peer": Ratio(value=0.43, low=0.4, high=0.44)}, 1),
+        ({"share": 0.7, "accuracy": accuracy(740, 900)}, 0),
+        ({"share": 0.7, "accuracy": accuracy(739, 900)}, 1),
     ],
 )
 def test_a_missed_figure_is_called_so(changed: dict[str, Any], missed: int) -> None:
@@ -70,7 +74,7 @@ def test_a_missed_figure_is_called_so(changed: dict[str, Any], missed: int) -> N
     report = Report(command="c", machine=machine, runs=1, images=1000, calibration=1, rows=(row(**changed),))
     text = table(report)
     assert text.count("**missed**") == missed
-    assert text.count(": met") == 3 + ("to_hand_built" in changed) - missed
+    assert text.count(": met") == 3 + ("to_hand_built" in changed) - ("share" in changed) - missed
 
 
 def test_a_row_without_accuracy_says_nothing_about_it() -> None:
