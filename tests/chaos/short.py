@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.backends.tvm.available import MISSING
 from tests.chaos import faults, kills, run
 
 
@@ -32,8 +33,9 @@ def _last(counts: Iterator[kills.Killed]) -> list[kills.Killed]:
 
 def faulted(root: Path) -> Iterator[faults.Tried]:
     """Every writer where files cannot grow, and one of the other faults each."""
-    more = {
+    more: dict[str, list[faults.Fault]] = {
         "build": [faults.memory_limit(0), faults.file_limit(64_000)],
+        **({} if MISSING else {"build-tvm": [faults.file_limit(64_000)]}),
         "compress": [faults.file_limit(16_000)],
         "device": [faults.clock_back(), faults.file_limit(100)],
         "profile": [faults.vanish(2)],
