@@ -102,11 +102,13 @@ def require(target: Target, tune_s: float = 0.0) -> None:
 
 
 def build(source: Source, folder: Path) -> tuple[str, ...]:
-    return compile(source.model, folder, formats=source.target.formats)
+    return compile(source.model, folder, formats=source.target.formats, arch=source.target.arch)
 
 
-def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS) -> tuple[str, ...]:
-    """Write `model.onnx` and `model.onnx.data`, and `model.ort`, as `formats` asks.
+def compile(
+    model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FORMATS, arch: str = ""
+) -> tuple[str, ...]:
+    """Write `model.onnx` and `model.onnx.data`, and `model.ort`, as `formats` asks, for a CPU of `arch`.
 
     Raises:
         OutputError: the disk refuses.
@@ -116,7 +118,7 @@ def compile(model: onnx.ModelProto, folder: Path, *, formats: Sequence[str] = FO
 
     try:
         written: list[str] = []
-        model = localise(fuse(model)[0])
+        model = localise(fuse(model, arch=arch)[0])
         if "onnx" in formats:
             graph, data = externalise(model)
             write_atomic(folder / DATA, data)
@@ -150,7 +152,7 @@ def load(
     return OnnxRuntimeRunner(session(_model_file(folder, file), configured))
 
 
-def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[tuple[str, bool], ...]:
+def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32", arch: str = "") -> tuple[tuple[str, bool], ...]:
     """Return kernels of Linears in the optimised graph, If bodies included: (name of the weight, runs as int8)."""
     import onnx
 
@@ -158,7 +160,7 @@ def linear_kernels(model: onnx.ModelProto, *, precision: str = "f32") -> tuple[t
 
     with scratch() as temporary:
         path = temporary / MODEL
-        _optimise(localise(fuse(model)[0]), path, "ONNX")
+        _optimise(localise(fuse(model, arch=arch)[0]), path, "ONNX")
         graph = onnx.load(path).graph
     found = []
     for node in _nodes(graph):

@@ -27,7 +27,7 @@ HEADER, LICENCE = "onnxruntime_c_api.h", "LICENSE.onnxruntime"
 
 
 def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecast:
-    model = fuse(*detached(program, plan))
+    model = fuse(*detached(program, plan), arch=target.arch)
     return Forecast(
         model_bytes=runtime.written_bytes(*model),
         holds="weights and graph",
@@ -36,7 +36,7 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Forecas
 
 
 def linear_kernels(build: Build) -> tuple[tuple[str, bool], ...]:
-    return runtime.linear_kernels(build.model, precision=build.target.inference_precision)
+    return runtime.linear_kernels(build.model, precision=build.target.inference_precision, arch=build.target.arch)
 
 
 def executed(build: Build) -> Executed:
@@ -51,7 +51,7 @@ def memory(build: Build, image: np.ndarray, efforts: Mapping[str, float], *, run
     """Prove a bound over all paths, hold the arena of a fresh process against it, and run inside a cap of it."""
     onnx = "onnx" in build.target.formats
     path = build.folder / runtime.FILES["onnx" if onnx else "ort"]
-    detail = memory_bound.bound(path if onnx else fuse(build.model)[0])
+    detail = memory_bound.bound(path if onnx else fuse(build.model, arch=build.target.arch)[0])
     settings = runtime.entries(build.target.weight_bits)
     measured = arena.measure_arena(path, image, settings=settings)
     sequence = arena.drawn_efforts() if build.program.spec.adaptive else arena.TWICE

@@ -12,14 +12,15 @@ from collections import Counter
 import numpy as np
 import onnx
 
+from edgevit.backends.onnxruntime import arm
 from edgevit.backends.onnxruntime.halves import halve
 from edgevit.backends.projections import Constants, Weights, graphs, node_attributes, separate
 
 ROWS, KEYS = ([0, 2, 1, 3], [1, 0, 2]), ([0, 2, 3, 1], [1, 2, 0])
 
 
-def fuse(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.ModelProto, Weights]:
-    """Return the same function in the form that ONNX Runtime runs fastest; standard operators only.
+def fuse(model: onnx.ModelProto, beside: Weights | None = None, *, arch: str = "") -> tuple[onnx.ModelProto, Weights]:
+    """Return the same function in the form that ONNX Runtime runs fastest on a CPU of `arch`.
 
     `beside` are the initialisers that a model only names.
     """
@@ -30,7 +31,7 @@ def fuse(model: onnx.ModelProto, beside: Weights | None = None) -> tuple[onnx.Mo
         for node in graph.node:
             if node.op_type == "Softmax":
                 _flatten(node, found, constants)
-    return fused, constants.beside
+    return arm.lighten(fused, constants.beside) if arch == arm.ARCH else (fused, constants.beside)
 
 
 class _Graph:

@@ -14,11 +14,11 @@ reuse of dead buffers, no memory pattern, an arena that splits every chunk to si
    freed when it ends; what it reads from outside stays alive through the `If`. Ifs are never nested here. So at any
    moment the activations are those live in the main graph plus those live in one body, and the maximum over the main
    graph's nodes of (live there + the larger of the two bodies' peaks) covers all 2^gates paths.
-5. Weights do not depend on the path. A constant second operand of Gemm, QGemm or a 2-D MatMul is packed into the arena
-   and its original is released (from an `.ort` file it stays mapped); constants of at most 127 bytes are copied into
-   the arena, where they stay even if they are packed; others stay where they were loaded (a mapped file, or the heap).
-   Packed sizes are those of MLAS, the runtime's matrix library, on x86-64 with AVX2 or better; other CPUs pack
-   otherwise, and nothing here is proven for them.
+5. Weights do not depend on the path. A constant matrix that is the second operand of a product, float or int8, is
+   packed into the arena and its original is released (from an `.ort` file it stays mapped); constants of at most 127
+   bytes are copied into the arena, where they stay even if they are packed; others stay where they were loaded (a
+   mapped file, or the heap). Packed sizes are those of MLAS, the runtime's matrix library, on x86-64 with AVX2 or
+   better; other CPUs pack otherwise, and nothing here is proven for them.
 6. No kernel in `shapes.RULES` takes arena memory inside its node. But while the model loads, packing an int8 weight
    stored `[out, in]` first copies it to `[in, out]` (matmul_integer_base.h, `PrePack`), into the arena's chunks and not
    beside them like the packed weight. One weight is packed at a time, so loading has at most all weights and the
@@ -58,7 +58,10 @@ from edgevit.util.atomic import scratch
 SMALL_CONSTANT_BYTES = 127
 MOST_FRAMES = 1500  # combinations of sizes whose placement is replayed; about 25 ms each
 # Operator: the input that is packed when it is a constant matrix.
-PACKED: Mapping[str, int] = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "QGemm": 3}
+PACKED: Mapping[str, int] = {
+    **{"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1},
+    **{"QGemm": 3, "MatMulIntegerToFloat": 1},
+}
 COVERS = (
     "what ONNX Runtime's arena has in use while the model loads and at any moment of a run over any gate path, plus "
     "the constants outside it and the input, on x86-64 with AVX2 or better"
@@ -199,7 +202,7 @@ def _constants(
 
 
 def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto) -> _Packed:
-    int8 = node.op_type == "QGemm"
+    int8 = node.op_type in ("QGemm", "MatMulIntegerToFloat")
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     columns, rows = tensor.dims if transposed else tensor.dims[::-1]
     return _Packed(packed_bytes(rows, columns, int8=int8), rows * columns if int8 and transposed else 0)

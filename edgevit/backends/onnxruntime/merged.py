@@ -17,7 +17,8 @@ from edgevit.verify.pairs import Pairs
 
 def merged(build: Build) -> Merged:
     """Return a function that tells the pairs that a run merged."""
-    model, places = runtime.localise(fuse(telling_pairs(build.model))[0]), pair_outputs(build.model)
+    fused, _ = fuse(telling_pairs(build.model), arch=build.target.arch)
+    model, places = runtime.localise(fused), pair_outputs(build.model)
     configured = runtime.options(build.target.threads, build.target.weight_bits)
     memory.configure(configured)
     session: Any = runtime.session(model.SerializeToString(), configured)

@@ -189,6 +189,11 @@ def _qgemm(node: _Node) -> tuple[Value, ...]:
     return (Value(_gemm_shape(node, node.first(), node.first(3)), kind),)
 
 
+def _integer_matmul(node: _Node) -> tuple[Value, ...]:
+    (product,) = _matmul(node)
+    return (replace(product, kind=TensorProto.FLOAT),)
+
+
 def _gemm_shape(node: _Node, a: Value, b: Value) -> Shape:
     rows = a.shape[1] if node.attributes.get("transA") else a.shape[0]
     columns = b.shape[0] if node.attributes.get("transB") else b.shape[1]
@@ -352,6 +357,7 @@ RULES: Mapping[str, Rule] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
     "QGemm": _qgemm,
+    "MatMulIntegerToFloat": _integer_matmul,
     "Transpose": _transpose,
     "Reshape": _reshape,
     "Squeeze": _squeeze,

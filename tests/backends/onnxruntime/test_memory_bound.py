@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from edgevit.backends.onnxruntime import compile, memory_bound, shapes
 from edgevit.backends.onnxruntime import settings as backend_settings
 from edgevit.backends.onnxruntime.arena import drawn_efforts, measure_arena, run_capped
+from edgevit.backends.onnxruntime.arm import ARCH
 from edgevit.backends.onnxruntime.heads import fuse
 from edgevit.backends.onnxruntime.memory_bound import bound, packed_bytes
 from edgevit.errors import BoundError
@@ -41,8 +42,8 @@ def quantized(spec: ProgramSpec, outliers: bool = False) -> QuantPlan:
     )
 
 
-def write(program: Program, folder: Path, plan: QuantPlan | None = None) -> Path:
-    compile(assemble(program, plan), folder, formats=("onnx",))
+def write(program: Program, folder: Path, plan: QuantPlan | None = None, arch: str = "") -> Path:
+    compile(assemble(program, plan), folder, formats=("onnx",), arch=arch)
     return folder / "model.onnx"
 
 
@@ -74,13 +75,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("kind", ["float", "int8", "int8_arm"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_node_of_every_path_has_in_use_what_the_bound_says(case: str, int8: bool, tmp_path: Path) -> None:
+def test_every_node_of_every_path_has_in_use_what_the_bound_says(case: str, kind: str, tmp_path: Path) -> None:
     # Packed int8 rows are padded to 64 in the bound (AMX) and to 4 where there is no AMX: with 64 columns, to neither.
+    int8, arch = kind != "float", ARCH if kind == "int8_arm" else ""
     program = tiny_program(**{"dim": 64 if int8 else 32, **CASES[case]})
     image = tiny_images(program.spec, 1)
-    model = write(program, tmp_path, quantized(program.spec, outliers=True) if int8 else None)
+    model = write(program, tmp_path, quantized(program.spec, outliers=True) if int8 else None, arch)
     made = bound(model)
     measured = measure_arena(model, image)
     check_bound(made, measured)
