@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ def compiled(
         flags = (*flags, "-mno-outline-atomics")
     kernels = work / "kernels.o"
     (native,) = [module for module in executable.mod.imports if module.kind == "llvm"]
-    native.write_to_file(str(kernels))
-    for source in (name, "plugin"):
-        tools.run(*flags, "-I", work, "-c", work / f"{source}.c", "-o", work / f"{source}.o")
+    with ThreadPoolExecutor(2) as pool:  # the C compiler is a process of its own
+        made = [
+            pool.submit(tools.run, *flags, "-I", work, "-c", work / f"{source}.c", "-o", work / f"{source}.o")
+            for source in (name, "plugin")
+        ]
+        native.write_to_file(str(kernels))
+        for each in made:
+            each.result()
     # One object, of which nothing can be seen but what the header names: so two models fit into one program.
     whole = work / f"{name}_all.o"
     tools.run("-r", "-nostdlib", work / f"{name}.o", kernels, "-o", whole)
