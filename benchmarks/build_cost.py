@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ STAGES: Mapping[str, str] = {
     "Compiling": "compile",
     "Writing": "compile",
 }
+STAGED = "stages"  # what benchmarks/build_stages.py tells
 VNNI = ("avx512_vnni", "avx_vnni")
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
@@ -78,24 +80,34 @@ def main() -> None:
         rows.append(measure(command))
         print(f"{name}: {rows[-1].cpu_s:.0f} s CPU, {rows[-1].peak_bytes / 1e9:.2f} GB", file=sys.stderr)
     conditions = machine(arguments.target)
-    document = {"command": "python -m benchmarks.build_cost", **conditions, "builds": strict_json.to_data(rows)}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    strict_json.write_atomic(arguments.out / "build-cost.json", json.dumps(document, indent=2) + "\n")
-    strict_json.write_atomic(arguments.out / "build-cost.md", markdown(rows, conditions))
+    update(
+        arguments.out,
+        {"command": "python -m benchmarks.build_cost", **conditions, "builds": strict_json.to_data(rows)},
+    )
+
+
+def update(out: Path, told: Mapping[str, Any]) -> None:
+    """Put what a run told into build-cost.json, beside what others told of other things, and write build-cost.md."""
+    path = out / "build-cost.json"
+    document = {**(strict_json.read_json(path) if path.is_file() else {}), **told}
+    out.mkdir(parents=True, exist_ok=True)
+    strict_json.write_atomic(path, json.dumps(document, indent=2) + "\n")
+    strict_json.write_atomic(out / "build-cost.md", render(document))
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Return build-cost.md of all that build-cost.json tells."""
+    rows = [Cost(**row) for row in document.get("builds", ())]
+    parts = [markdown(rows, document)] if rows else ["# What a build costs\n"]
+    return "\n".join([*parts, *([staged(document[STAGED])] if STAGED in document else [])])
 
 
 def measure(command: Sequence[str]) -> Cost:
     """Run a process that prints a `Cost`, and fill in what it and its children used."""
     begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as answer:
-        process = subprocess.Popen(command, stdout=answer)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-        answer.seek(0)
-        faults: list[str] = []
-        found = strict_json.from_data(Cost, json.load(answer), faults, "cost")
+    answer, usage = finished(command)
+    faults: list[str] = []
+    found = strict_json.from_data(Cost, answer, faults, "cost")
     if found is None:
         raise SystemExit("; ".join(faults))
     return replace(
@@ -104,6 +116,18 @@ def measure(command: Sequence[str]) -> Cost:
         wall_s=time.perf_counter() - begin,
         peak_bytes=usage.ru_maxrss * MAXRSS_BYTES,
     )
+
+
+def finished(command: Sequence[str]) -> tuple[Any, resource.struct_rusage]:
+    """Run a process; return what it prints, as JSON, and what it and its children used."""
+    with tempfile.TemporaryFile("w+") as answer:
+        process = subprocess.Popen(command, stdout=answer)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        answer.seek(0)
+        return json.load(answer), usage
 
 
 def build_one(name: str, target_name: str) -> Cost:
@@ -200,6 +224,35 @@ def markdown(rows: Sequence[Cost], conditions: Mapping[str, Any]) -> str:
         cells += [f"{row.peak_bytes / row.float_bytes:.1f}", f"{row.dry_run_s:.1f} s"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def staged(told: Mapping[str, Any]) -> str:
+    """Return the part of build-cost.md with the stages of builds, from what build_stages.py told."""
+    runtime, builds = load_target(told["target"]).backend, told["builds"]
+    first, last = told["load"]
+    lines = [
+        "## Where the time goes",
+        "",
+        f"Made by `{told['command']}` on {told['cpu']} ({', '.join(told['vnni']) or 'no VNNI'}), {told['cores']} "
+        f"cores, OMP_NUM_THREADS {told['blas_threads']}, load {first:.1f} to {last:.1f}, {runtime} {told[runtime]}, "
+        f"target {told['target']}. One build each from a Program in a fresh process, from the start of Python on, with "
+        f"{builds[0]['images']} images, of which {builds[0]['calibrating']} calibrate and the others judge.",
+        "",
+        "CPU: seconds of all threads and of processes that were started. Wall: seconds on this machine under this "
+        "load; on two cores that have nothing else to do they lie between half of CPU and CPU. Asked: "
+        f"{told['asked_s']:.0f} s on two quiet cores for the gated model. Peak: the largest resident set of a process.",
+        "",
+        "| stage | " + " | ".join(f"{one['model']}: wall | CPU" for one in builds) + " |",
+        "| --- |" + " ---: | ---: |" * len(builds),
+    ]
+    for name in dict.fromkeys(name for one in builds for name in one["stages"]):
+        taken = [one["stages"].get(name) for one in builds]
+        cells = ["–" if t is None else f"{t[key]:.1f} s" for t in taken for key in ("wall_s", "cpu_s")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    sums = [sum(s[key] for s in one["stages"].values()) for one in builds for key in ("wall_s", "cpu_s")]
+    lines.append(f"| all | {' | '.join(f'{value:.1f} s' for value in sums)} |")
+    peaks = " | | ".join(f"{one['peak_bytes'] / 1e6:.0f} MB" for one in builds)
+    return "\n".join([*lines, f"| peak | {peaks} | |", ""])
 
 
 if __name__ == "__main__":

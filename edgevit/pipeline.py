@@ -50,7 +50,7 @@ from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.util.atomic import scratch
 from edgevit.util.progress import Say, track
-from edgevit.util.threads import one_blas_thread
+from edgevit.util.threads import in_order, one_blas_thread
 
 if TYPE_CHECKING:
     from edgevit.compress.usdc.inputs import Training
@@ -266,8 +266,8 @@ def _quantized(program: Program, target: Target, images: np.ndarray) -> tuple[Pr
         # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
         if plan is None:
             return floats[judged][:JUDGED_IMAGES]
-        runner = reference(*detached(rounded(plan), plan, gating="open"), exact=True)
-        return np.concatenate([runner.run(image[None])[0] for image in images[judged][:JUDGED_IMAGES]])
+        run = taps(*detached(rounded(plan), plan, gating="open"), exact=True)
+        return np.concatenate(list(in_order(lambda i: run(i[None])["logits"], images[judged][:JUDGED_IMAGES])))
 
     plan = plan_quantization(
         program,
@@ -361,7 +361,7 @@ def build(
         )
         runner = _load(case)
         evidence = verify_build(case, runner, say)
-        points = measure_points(case, runner, say)
+        points = measure_points(case, runner, say, floats=evidence.floats)
         say("Writing the bundle")
         golden = golden_runs(
             runner, program.spec, calibration.images, chooser=reference(model) if case.elsewhere else runner

@@ -35,14 +35,14 @@ class Margins(Protocol):
 
 
 def taps(
-    model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True
+    model: onnx.ModelProto, weights: Weights | None = None, *, optimised: bool = True, exact: bool = False
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Return every output of a lowered model by name, as a function of an image uint8 `[1, height, width, 3]`.
 
     It computes in the thread that calls it, and several may at once. With `optimised` false a quantized model is
-    computed as it is written, as `reference_with_margins` does.
+    computed as it is written, as `reference_with_margins` does; `exact` is as for `reference`.
     """
-    session = _session(model, weights, optimised=optimised, threads=1)
+    session = _session(model, weights, optimised=optimised, weight_bits=8 if exact else 7, threads=1)
     names = [output.name for output in session.get_outputs()]
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgevit.backends import Runner, desk
-from edgevit.backends.reference import reference, reference_with_margins
+from edgevit.backends.reference import reference_with_margins, taps
 from edgevit.build.case import LEAST_PART, Case, claim, head_deviation
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.original import kept_answers, told, when_compressed
@@ -22,8 +22,10 @@ from edgevit.verify.parity import INT8
 EMULATED_IMAGES = 4  # each takes seconds
 
 
-def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim]:
+def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...], Claim, Named]:
     """Hold the bundle against the float model that was quantized, and both against the original where it is known.
+
+    Returns rows of the report, the claim, and what the bundle and the float model decided.
 
     Raises:
         AccuracyError: more is lost than the target, or the limit against the original, allows.
@@ -53,15 +55,17 @@ def verify_accuracy(case: Case, runner: Runner) -> tuple[tuple[AccuracyRow, ...]
         when = when_compressed(spec.original, spec.head.classes, labelled=True) if labels is None else ""
         summary = f"{against.summary}{judged_on}{'; ' if when else ''}{when}"
     figures = AccuracyFigures(against_float=result, against_original=against)
-    return accuracy_rows(result, against), claim(summary, figures)
+    return accuracy_rows(result, against), claim(summary, figures), named
 
 
 def _compare(case: Case, bundle: Run, images: np.ndarray) -> Named:
     """Return what the bundle and the float model name; the float weights are held no longer than this takes."""
-    floats = reference(*detached(case.program))
+    floats = taps(*detached(case.program))
     least = LEAST_PART * head_deviation(case.program)
     features = not case.program.spec.head.linear
-    return name_classes(bundle, lambda image: floats.run(image)[0], images, features=features, least_deviation=least)
+    return name_classes(
+        bundle, lambda image: floats(image)["logits"], images, features=features, least_deviation=least, threads=None
+    )
 
 
 def _explain(case: Case, named: Named, images: np.ndarray) -> Named:

@@ -14,6 +14,7 @@ from edgevit.backends.reference import taps
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.schema.quant_plan import QuantPlan
+from edgevit.util.threads import in_order
 
 IMAGES, SMALLEST = 4, 1e-12
 MOST_BYTES = 500_000_000  # of float weights: a larger model would need as much memory twice more
@@ -48,7 +49,7 @@ def _unmerged(program: Program) -> Program:
 
 def _streams(program: Program, plan: QuantPlan | None, images: NDArray[np.uint8]) -> list[dict[str, np.ndarray]]:
     run = taps(assemble(program, plan, gating="open", streams=True), optimised=False)
-    return [run(image[None]) for image in images]
+    return list(in_order(lambda image: run(image[None]), images))
 
 
 def _error(before: list[np.ndarray], after: list[np.ndarray]) -> float:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from edgevit.backends import Runner
-from edgevit.backends.reference import reference
+from edgevit.backends.reference import reference, taps
 from edgevit.build.case import LEAST_PART, Case, head_deviation
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.macs import run_macs
@@ -25,6 +25,7 @@ from edgevit.schema.claims import Fraction
 from edgevit.schema.manifest import EFFORT_ALL_OPEN, EFFORT_ALL_SKIPPED
 from edgevit.schema.points import OperatingPoint, PointName
 from edgevit.util.progress import Say, track
+from edgevit.util.threads import in_order
 from edgevit.verify.accuracy import NEAR, fraction
 from edgevit.verify.parity import deviation_over_images
 
@@ -82,10 +83,19 @@ class _Judge:
     against: Literal["original", "float"]
 
 
-def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> Points:
+def measure_points(
+    case: Case, runner: Runner, say: Say = lambda _: None, *, floats: np.ndarray | None = None
+) -> Points:
     """Return the operating points of a build and their times; none where effort moves nothing.
 
     What does not run here is measured as its lowered graph computes it, whose gates parity has compared.
+
+    Args:
+        case: the build.
+        runner: the compiled model.
+        say: told what is done.
+        floats: classes that the float model names for the images that accuracy is judged on, int64 `[n]`, where that
+            is known already; for all of them, else it is asked.
     """
     spec = case.program.spec
     if not spec.steered:
@@ -93,7 +103,7 @@ def measure_points(case: Case, runner: Runner, say: Say = lambda _: None) -> Poi
     say("Measuring operating points")
     elsewhere = case.elsewhere or not case.runnable
     watched = reference(case.model) if elsewhere else runner
-    efforts, judge = _efforts(case, watched), _judge(case)
+    efforts, judge = _efforts(case, watched), _judge(case, floats)
     named = {effort for effort, name in efforts if name is not None}
     wanted = [(effort, name) for effort, name in efforts if name is not None or effort not in named]
     apart = track(list(dict.fromkeys(effort for effort, _ in wanted)), "Measuring points")
@@ -197,7 +207,7 @@ def _time(effort: float, runs: Sequence[_Run]) -> PointTime:
     return PointTime(effort=effort, mean_ms=float(np.mean(times)), most_ms=max(times))
 
 
-def _judge(case: Case) -> _Judge:
+def _judge(case: Case, floats: np.ndarray | None) -> _Judge:
     """Return images that nothing was chosen by where there are such, spread over the set."""
     judged = case.evaluation or case.calibration
     chosen = np.unique(np.linspace(0, len(judged) - 1, min(len(judged), MEASURED_IMAGES)).round().astype(int))
@@ -208,8 +218,11 @@ def _judge(case: Case) -> _Judge:
     kept = kept_answers(spec, judged.images)
     if kept is not None:
         return _Judge(images=images, expected=kept[chosen], labels=labels, against="original")
-    floats = reference(*detached(case.program))
-    expected = np.array([floats.run(image[None])[0].argmax() for image in images])
+    if floats is not None and len(floats) == len(judged):
+        expected = floats[chosen]
+    else:
+        run = taps(*detached(case.program))
+        expected = np.array(list(in_order(lambda image: run(image[None])["logits"].argmax(), images)))
     return _Judge(images=images, expected=expected, labels=labels, against="float")
 
 

@@ -73,6 +73,7 @@ class Evidence:
         tokens: how many tokens and MACs the calibration images take (None: their number is fixed).
         accuracy: rows of the report: original, compressed and bundle.
         deviation: of the logits (`verify.parity.deviation`); golden outputs may differ by a part of it.
+        floats: classes that the float model names for the first of the images that accuracy is judged on, int64 `[n]`.
     """
 
     claims: tuple[Claim, ...]
@@ -82,6 +83,7 @@ class Evidence:
     tokens: TokenUse | None
     accuracy: tuple[AccuracyRow, ...]
     deviation: float
+    floats: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Found:
     bound: MemoryBound | None = None
     branch_bytes: Mapping[str, int] = field(default_factory=dict)
     accuracy: tuple[AccuracyRow, ...] = ()
+    floats: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,7 @@ def verify_build(case: Case, runner: Runner, say: Say = lambda _: None) -> Evide
         tokens=tokens,
         accuracy=tuple(row for each in found for row in each.accuracy),
         deviation=spread,
+        floats=next((each.floats for each in found if each.floats is not None), None),
     )
 
 
@@ -258,11 +262,11 @@ def _bound(case: Case, runner: Runner, say: Say) -> Found:
 
 
 def _accuracy(case: Case, runner: Runner, say: Say) -> Found:
-    rows, held = verify_accuracy(case, runner)
+    rows, held, named = verify_accuracy(case, runner)
     float_top1 = next((row for row in rows if row.metric == "top1"), None)  # the least changed model comes first
     if float_top1 and (warned := chance_warning(float_top1.value, float_top1.images, case.program.spec.head.classes)):
         say(warned)
-    return Found(claim=held, accuracy=rows)
+    return Found(claim=held, accuracy=rows, floats=named.floats if named.decides == "class" else None)
 
 
 VERIFIERS = (

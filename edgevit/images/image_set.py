@@ -10,7 +10,8 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,10 +27,12 @@ from edgevit.images.sources import Entry, labelling, list_images
 from edgevit.program.spec import ImageSpec, ProgramSpec
 from edgevit.util.limits import IMAGE_PIXELS, IMAGE_SCANS, PICTURE_SIDE
 from edgevit.util.progress import Say, track
+from edgevit.util.threads import in_order, threads_here
 
 T = TypeVar("T")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what the errors say, too
 UNREADABLE_LIMIT = 0.1
+READERS = 2  # pictures that are decoded at once: one of a phone takes 100 MB
 TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
 # Of Pillow's formats only these are opened, whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
@@ -108,13 +111,14 @@ def load_entries(
     pixels = np.empty((len(chosen), image.height, image.width, 3), dtype=np.uint8)
     read: list[Entry] = []
     unreadable: list[str] = []
-    for entry in track(chosen, f"Reading {len(chosen)} images"):
-        try:
-            pixels[len(read)] = prepare(open_image(entry), image)
-        except UnreadableImage as error:
-            unreadable.append(f"{entry.name}: {error}")
-        else:
-            read.append(entry)
+    with _decoding():  # a process has one list of what it warns of: it is set for all threads at once
+        prepared = in_order(lambda entry: _prepared(entry, image), chosen, min(threads_here(), READERS))
+        for entry, found in zip(chosen, track(prepared, f"Reading {len(chosen)} images", len(chosen)), strict=True):
+            if isinstance(found, UnreadableImage):
+                unreadable.append(f"{entry.name}: {found}")
+            else:
+                pixels[len(read)] = found
+                read.append(entry)
     check_unreadable(source, unreadable, len(chosen))
     labels = np.array([entry.label for entry in read], dtype=np.int64) if labelled else None
     pixels = pixels[: len(read)]
@@ -195,11 +199,23 @@ def open_image(entry: Entry) -> Image.Image:
     Raises:
         UnreadableImage: its bytes cannot be read, or are no image.
     """
+    with _decoding():
+        return _opened(entry)
+
+
+def _opened(entry: Entry) -> Image.Image:
     try:
         raw = entry.read()
     except READ_FAULTS as error:
         raise UnreadableImage(str(error) or type(error).__name__) from None
-    return decode(raw)
+    return _decoded(raw)
+
+
+def _prepared(entry: Entry, image: ImageSpec) -> NDArray[np.uint8] | UnreadableImage:
+    try:
+        return prepare(_opened(entry), image)
+    except UnreadableImage as error:
+        return error
 
 
 def decode(raw: bytes) -> Image.Image:
@@ -208,22 +224,32 @@ def decode(raw: bytes) -> Image.Image:
     Modes are converted as timm converts them, by Pillow, which drops alpha; but grey of more than 8 bits, which Pillow
     would clip, is scaled, and pixels of an unknown range are refused.
     """
+    with _decoding():
+        return _decoded(raw)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
     with warnings.catch_warnings():
         # What Pillow remarks about odd metadata is no news to the user; a decompression bomb is.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
-                _check_size(file, raw)
-                return _to_rgb(file)
-        except UnreadableImage:
-            raise
-        except UnidentifiedImageError:
-            raise UnreadableImage(f"not an image of these formats: {', '.join(FORMATS)}") from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise UnreadableImage(f"too many pixels, allowed: {IMAGE_PIXELS}") from None
-        except Exception as error:  # Pillow raises nearly anything for a damaged file
-            raise UnreadableImage(str(error) or type(error).__name__) from None
+        yield
+
+
+def _decoded(raw: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
+            _check_size(file, raw)
+            return _to_rgb(file)
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"not an image of these formats: {', '.join(FORMATS)}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UnreadableImage(f"too many pixels, allowed: {IMAGE_PIXELS}") from None
+    except Exception as error:  # Pillow raises nearly anything for a damaged file
+        raise UnreadableImage(str(error) or type(error).__name__) from None
 
 
 def _check_size(file: Image.Image, raw: bytes) -> None:

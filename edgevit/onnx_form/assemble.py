@@ -212,11 +212,19 @@ def _taps(graph: Graph, program: Program, plan: QuantPlan | None) -> list[onnx.V
     if plan is not None:
         raise ValueError("taps are of the float graph: pass no plan")
     sources = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Gemm"}
-    outputs = []
+    made = {name for node in graph.nodes for name in node.output}
+    outputs, named = [], dict[str, str]()
     for name, shape in tap_shapes(program.spec).items():
-        source = sources.get(f"{name}/y") or sources[f"{name.removesuffix('qkv')}kv/y"]
-        rows = f"rows:{name}" if program.spec.adaptive else shape[0]
-        outputs.append(_expose(graph, f"tap:{name}", source, (rows, shape[1])))
+        source, tap = sources.get(f"{name}/y") or sources[f"{name.removesuffix('qkv')}kv/y"], f"tap:{name}"
+        size = (f"rows:{name}" if program.spec.adaptive else shape[0], shape[1])
+        if source in made and source not in named:
+            named[source] = tap
+            outputs.append(tensor(tap, size))
+        else:
+            outputs.append(_expose(graph, tap, named.get(source, source), size))
+    for node in graph.nodes:  # a value that is an output itself is not copied to become one
+        for names in (node.input, node.output):
+            names[:] = [named.get(name, name) for name in names]
     return outputs
 
 

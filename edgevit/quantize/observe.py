@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -118,6 +119,12 @@ def observe(
     return Ranges(tensors=tuple(w.range() for w in watchers.values()), images=count)
 
 
+@lru_cache(maxsize=64)
+def _sampled(index: int, rows: int) -> np.ndarray:
+    """Return which rows of an image are taken, the same of every tensor with as many."""
+    return np.unique([0, *np.random.default_rng(index).integers(0, rows, SAMPLED_ROWS)])
+
+
 class _Watcher:
     """Running statistics of one tensor."""
 
@@ -183,8 +190,7 @@ class _Watcher:
     def _sample(self, x: np.ndarray) -> None:
         room = MAX_SAMPLED_ROWS - self.sampled
         if room > 0:
-            picked = np.random.default_rng(self.seen).integers(0, len(x), SAMPLED_ROWS)
-            self.rows.append(x[np.unique([0, *picked])][:room].copy())
+            self.rows.append(x[_sampled(self.seen, len(x))][:room].copy())
             self.sampled += len(self.rows[-1])
 
     def range(self) -> TensorRange:

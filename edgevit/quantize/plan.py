@@ -16,7 +16,7 @@ import numpy as np
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
 from edgevit.quantize.observe import Ranges, TensorRange
-from edgevit.quantize.ranges import Activations, Method, kept_range, output_error, quantizer
+from edgevit.quantize.ranges import Activations, Method, kept_range, output_error, output_sizes, quantizer
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
 from edgevit.tasks.sensitivity import Evaluate, drift, with_linear
 from edgevit.util.threads import in_order
@@ -95,12 +95,15 @@ def _choose(
     seen: TensorRange, weight: np.ndarray, method: Method, percentile: float, activations: Activations, most: int
 ) -> _Choice:
     """Return one Linear: outlier columns while each halves the error, then the range."""
+    sizes = output_sizes(seen, weight)
 
     def quantized(columns: np.ndarray) -> _Choice:
         out = tuple(sorted(int(c) for c in columns))
-        low, high = kept_range(seen, method, weight, percentile=percentile, activations=activations, without=out)
+        low, high = kept_range(
+            seen, method, weight, percentile=percentile, activations=activations, without=out, sizes=sizes
+        )
         scale, zero = quantizer(low, high, activations)
-        error = output_error(seen, weight, scale, zero, activations, out)
+        error = output_error(seen, weight, scale, zero, activations, out, sizes)
         entry = LinearPlan(name=seen.name, int8=True, scale=scale, zero_point=zero, outliers=out)
         return _Choice(plan=entry, error=error)
 

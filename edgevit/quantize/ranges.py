@@ -35,6 +35,7 @@ def kept_range(
     percentile: float = 99.999,
     activations: Activations = "uint8",
     without: Collection[int] = (),
+    sizes: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Return the range `(low, high)` that the quantizer of one Linear's input keeps; what lies outside is clipped.
 
@@ -45,6 +46,7 @@ def kept_range(
         percentile: percentage of the absolute values that `percentile` keeps, 50..100.
         activations: type of the quantized input.
         without: columns that leave the int8 product and need no room in the range.
+        sizes: `output_sizes`, where they are known already.
     """
     if not 50 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must lie within 50..100")
@@ -58,10 +60,11 @@ def kept_range(
         top = _percentile(seen, percentile)
         return max(low, -top), min(high, top)
     best, kept_error = (low, high), np.inf
+    sizes = output_sizes(seen, weight) if sizes is None else sizes
     for clip in CLIPS:
         limit = clip * max(-low, high)
         tried = max(low, -limit), min(high, limit)
-        error = output_error(seen, weight, *quantizer(*tried, activations), activations, without)
+        error = output_error(seen, weight, *quantizer(*tried, activations), activations, without, sizes)
         if error < kept_error:
             best, kept_error = tried, error
         elif error > GIVE_UP * kept_error:
@@ -86,15 +89,22 @@ def output_error(
     zero_point: int,
     activations: Activations,
     without: Collection[int] = (),
+    sizes: np.ndarray | None = None,
 ) -> float:
     """How far a quantized input moves the Linear's output: squared error over squared size, mean over sampled rows.
 
-    1 is noise as large as the output. Columns of `without` are exact.
+    1 is noise as large as the output. Columns of `without` are exact; `sizes` are as for `kept_range`.
     """
     error = fake_quantize(seen.sample, scale, zero_point, activations) - seen.sample
     error[:, list(without)] = 0
-    moved, size = ((error @ weight) ** 2).sum(axis=1), ((seen.sample @ weight) ** 2).sum(axis=1)
+    moved, size = ((error @ weight) ** 2).sum(axis=1), output_sizes(seen, weight) if sizes is None else sizes
     return float((moved[size > 0] / size[size > 0]).mean()) if (size > 0).any() else 0.0
+
+
+def output_sizes(seen: TensorRange, weight: np.ndarray) -> np.ndarray:
+    """Return the squared length of the Linear's output for every sampled row, `[n]`; no quantizer changes it."""
+    sizes: np.ndarray = ((seen.sample @ weight) ** 2).sum(axis=1)
+    return sizes
 
 
 def quantizer(low: float, high: float, activations: Activations) -> tuple[float, int]:

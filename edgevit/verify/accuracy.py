@@ -20,6 +20,7 @@ import numpy as np
 from edgevit.errors import AccuracyError
 from edgevit.schema.claims import AccuracyResult, Decides, Drop, Fraction
 from edgevit.util.progress import track
+from edgevit.util.threads import in_order
 from edgevit.verify.parity import deviation_over_images
 
 Z = 1.959964  # 95 %, two-sided
@@ -44,7 +45,13 @@ class Named:
 
 
 def name_classes(
-    run: Run, reference: Run, images: np.ndarray, *, features: bool = False, least_deviation: float = 0.0
+    run: Run,
+    reference: Run,
+    images: np.ndarray,
+    *,
+    features: bool = False,
+    least_deviation: float = 0.0,
+    threads: int | None = 1,
 ) -> Named:
     """Run both models, image uint8 `[1, height, width, 3]` to logits `[1, classes]`, on uint8 `[n, height, width, 3]`.
 
@@ -54,6 +61,7 @@ def name_classes(
         images: what to run them on.
         features: the models have no classes; what they give is features of an image.
         least_deviation: what logits deviate by at least, whatever the images; see `verify.parity.deviation`.
+        threads: how many may call the float model at once (None: one per core).
 
     Raises:
         AccuracyError: no images.
@@ -62,8 +70,10 @@ def name_classes(
         raise AccuracyError("accuracy was asked for on 0 images; give at least one")
     predicted, expected = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
     cosines, kept = np.zeros(len(images)), []
-    for index, image in enumerate(track(images, "Comparing with the float model", total=len(images))):
-        got, want = (model(image[None]).astype(np.float64).ravel() for model in (run, reference))
+    wanted = in_order(lambda image: reference(image[None]), images, threads)
+    pairs = track(zip(images, wanted, strict=True), "Comparing with the float model", total=len(images))
+    for index, (image, expects) in enumerate(pairs):
+        got, want = (logits.astype(np.float64).ravel() for logits in (run(image[None]), expects))
         predicted[index], expected[index] = got.argmax(), want.argmax()
         cosines[index] = got @ want / max(float(np.linalg.norm(got) * np.linalg.norm(want)), 1e-12)
         if features or want.size == 1:

@@ -12,6 +12,7 @@ import pytest
 from edgevit.backends import backend
 from edgevit.backends.reference import reference
 from edgevit.backends.targets import load_target
+from edgevit.build import points as measuring
 from edgevit.build.case import Case
 from edgevit.build.points import GRID, Points, _between, measure_points
 from edgevit.onnx_form.assemble import assemble
@@ -169,6 +170,16 @@ def test_times_are_told_where_it_runs_and_stay_out_of_the_points() -> None:
     assert {time.effort for time in found.times} == {point.effort for point in found.measured}
     assert all(0 <= time.mean_ms <= time.most_ms for time in found.times)
     assert gradual(Gradual()).measured == found.measured
+
+
+def test_what_the_float_model_said_of_all_images_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, images = case(), image_set(PROGRAM, 6).images
+    floats = np.array([reference(assemble(PROGRAM)).run(image[None])[0].argmax() for image in images])
+    expected = points()
+    monkeypatch.setattr(measuring, "taps", lambda *_: pytest.fail("the float model is asked"))
+    assert measure_points(asked, reference(asked.model), floats=floats).measured == expected
+    monkeypatch.undo()
+    assert measure_points(asked, reference(asked.model), floats=floats[:2]).measured == expected
 
 
 class Elsewhere(Case):

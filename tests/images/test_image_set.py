@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgevit.errors import ImagesError
-from edgevit.images import sources
+from edgevit.images import image_set, sources
 from edgevit.images.image_set import TESTED, load_images, number_labels, prepare
 from edgevit.program.spec import ImageSpec
 from edgevit.util.limits import Limit
@@ -86,6 +87,20 @@ def test_unreadable_images_are_counted_and_too_many_refused(tmp_path: Path) -> N
     (folder / "4.png").write_bytes(picture(4)[:200])
     with pytest.raises(ImagesError, match=r"2 of 11 .*\n.*3\.png.*\n.*4\.png"):
         load_images(folder, SPEC)
+
+
+def test_a_set_is_the_same_however_many_threads_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a process warns of is again what it was."""
+    folder, sets, before = fill(tmp_path / "set", 21), [], list(warnings.filters)
+    (folder / "20.png").write_bytes(b"no image")
+    (folder / "3.png").write_bytes(picture(4)[:200])
+    for threads in (1, 2):
+        monkeypatch.setattr(image_set, "threads_here", lambda count=threads: count)
+        sets.append(load_images(folder, SPEC))
+        assert list(warnings.filters) == before
+    for loaded in sets:
+        assert loaded.digest == sets[0].digest and loaded.names == sets[0].names and len(loaded) == 19
+        assert [line.partition(":")[0] for line in loaded.unreadable] == ["20.png", "3.png"]
 
 
 def test_a_strip_that_would_be_resized_to_gigabytes_counts_as_unreadable(tmp_path: Path) -> None:

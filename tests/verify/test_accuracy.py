@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgevit.errors import AccuracyError
 from edgevit.util.strict_json import to_data
-from edgevit.verify.accuracy import Named, Run, check_accuracy, fraction, judge, paired_drop
+from edgevit.verify.accuracy import Named, Run, check_accuracy, fraction, judge, name_classes, paired_drop
 
 CLASSES = 5
 
@@ -49,6 +49,13 @@ def test_figures_are_those_of_the_predictions() -> None:
     assert result.cosine_min == 0.0 and result.cosine_mean == pytest.approx(0.95)
     assert result.summary.startswith("agrees with the float model on 95.0% (91.0% to 97.3%, n = 200); top-1 85.0% (")
     assert to_data(result)["agreement"]["low"] == result.agreement.low
+
+
+def test_it_does_not_matter_how_many_threads_call_the_float_model() -> None:
+    found = [name_classes(model(wrong(3)), model(TRUTH), images(50), threads=threads) for threads in (1, 3, None)]
+    for one in found:
+        assert one.build.tolist() == wrong(3)[:50].tolist() and one.floats.tolist() == TRUTH[:50].tolist()
+        np.testing.assert_array_equal(one.cosines, found[0].cosines)
 
 
 def test_without_labels_only_agreement_is_judged() -> None:

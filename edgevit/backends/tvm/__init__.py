@@ -37,7 +37,7 @@ from edgevit.backends.tvm.run.runner import (
     read_manifest,
 )
 from edgevit.backends.tvm.run.runner import load as load_here
-from edgevit.backends.tvm.run.runtime import compiles_for, llvm_architectures, runtime
+from edgevit.backends.tvm.run.runtime import compiler, compiles_for, llvm_architectures, runtime
 from edgevit.errors import BundleError, DeviceError, RuntimeMissingError, TargetError
 from edgevit.util.resources import usable_cache
 from edgevit.util.strict_json import dumps, write_atomic
@@ -141,8 +141,10 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         TargetError: no kernels for the target, or to be searched for where its code does not run.
     """
     usable()
+    compiler()
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile import library, native, tune
+    from edgevit.backends.tvm.compile.clib import link
     from edgevit.backends.tvm.compile.emit import lower
     from edgevit.backends.tvm.inspect import counts
 
@@ -156,8 +158,10 @@ def build(source: Source, folder: Path) -> tuple[str, ...]:
         lowered = lower(source.program, isa, source.plan, choose=choose)
         executable = library.build(lowered)
         name = library.name_of(source.program.spec.name)
-        names = library.write(lowered, folder, executable, name=name, tools=tools_of(source.target))
-        write_atomic(folder / KERNELS, dumps(counts.linear_kernels(lowered, executable)))
+        tools = tools_of(source.target)
+        names = library.write(lowered, folder, executable, name=name, tools=tools)
+        kernels = counts.linear_kernels(lowered, executable, folder / link.FOLDER / f"lib{name}.a", tools)
+        write_atomic(folder / KERNELS, dumps(kernels))
         write_atomic(folder / PAIRS, dumps(library.pair_places(lowered, executable, name)))
         runner.result()
     for path in native.SOURCES:
@@ -179,6 +183,7 @@ def require(target: Target, tune_s: float = 0.0) -> None:
     """
     versions()
     usable()
+    compiler()
     from edgevit.backends.tvm.compile import tune
 
     isa, arch = isa_of(target), target.arch
@@ -307,6 +312,7 @@ def predict(program: Program, plan: QuantPlan | None, target: Target) -> Memory:
         TargetError: no kernels for the target.
     """
     usable()
+    compiler()
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile.emit import chain
     from edgevit.backends.tvm.parts.stages import Stages

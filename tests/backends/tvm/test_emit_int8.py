@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgevit.backends.reference import reference_with_margins, taps
-from edgevit.errors import CoverageError
+from edgevit.errors import CoverageError, RuntimeMissingError
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.quantize.observe import observe
@@ -22,16 +22,26 @@ from edgevit.schema.claims import Tolerance
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.verify.coverage import check_coverage
 from edgevit.verify.parity import FLOAT, QUANTIZED, check_parity
+from tests.absent import unavailable
 from tests.backends.tvm.available import import_or_skip
 from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
+from edgevit.backends.tvm.codegen import threads as shares  # noqa: E402
 from edgevit.backends.tvm.codegen.dots import Maddubs  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
 from edgevit.backends.tvm.compile import library  # noqa: E402
-from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
-from edgevit.backends.tvm.inspect.counts import assembly, count_int8, linear_kernels  # noqa: E402
+from edgevit.backends.tvm.compile.emit import Lowered, lower  # noqa: E402
+from edgevit.backends.tvm.compile.toolchain import Toolchain, linker, toolchain  # noqa: E402
+from edgevit.backends.tvm.inspect import counts  # noqa: E402
+from edgevit.backends.tvm.inspect.counts import (  # noqa: E402
+    assembly,
+    count_int8,
+    disassembly,
+    linear_kernels,
+    named,
+)
 from edgevit.backends.tvm.run.runner import TvmRunner  # noqa: E402
 
 AVX2 = isa("avx2")
@@ -67,6 +77,11 @@ def changed(plan: QuantPlan, name: str, **values: Any) -> QuantPlan:
     return replace(plan, linears=tuple(replace(p, **values) if p.name == name else p for p in plan.linears))
 
 
+def counted(lowered: Lowered) -> tuple[tuple[str, bool], ...]:
+    """Kernels as the compiler's own assembler tells them."""
+    return named(count_int8(lowered, assembly(library.build(lowered))))
+
+
 def assert_reference(program: Program, plan: QuantPlan) -> None:
     reference = reference_with_margins(assemble(program, plan), optimised=False)
     check_parity(reference, runner(program, plan), tiny_images(program.spec, 4), TIGHT)
@@ -88,10 +103,9 @@ def test_attention_in_int8_is_near_the_reference_and_counted() -> None:
     errors = [float(np.abs(o - outputs[0]).max()) / float(outputs[0].std()) for o in outputs[1:]]
     assert 0 < errors[0] != errors[1] and max(errors) < 0.1
     lowered = lower(program, AVX2, whole)
-    executable = library.build(lowered)
-    assert check_coverage(whole, linear_kernels(lowered, executable)).summary.endswith("2 of 2 attentions")
+    assert check_coverage(whole, counted(lowered)).summary.endswith("2 of 2 attentions")
     with pytest.raises(CoverageError, match="0 of 2 attentions"):
-        check_coverage(whole, linear_kernels(lower(program, AVX2, plan), library.build(lower(program, AVX2, plan))))
+        check_coverage(whole, counted(lower(program, AVX2, plan)))
 
 
 @pytest.mark.parametrize("activations", ["uint8", "int8"])
@@ -163,10 +177,9 @@ def test_every_int8_linear_is_counted_in_the_code() -> None:
     program = tiny_program(seed=1, gated=True)
     plan = planned(program)
     lowered = lower(program, AVX2, plan)
-    executable = library.build(lowered)
-    result = check_coverage(plan, linear_kernels(lowered, executable))
-    assert result.summary == "10 of 10 Gemm int8"
-    assert all(c.mnemonic == "v?pmaddubsw" and c.found > 0 for c in count_int8(lowered, executable))
+    assert check_coverage(plan, counted(lowered)).summary == "10 of 10 Gemm int8"
+    found = count_int8(lowered, assembly(library.build(lowered)))
+    assert all(c.mnemonic == "v?pmaddubsw" and c.found > 0 for c in found)
 
 
 @pytest.mark.parametrize("name", ["sse42", "avx512", "avx512vnni", "avxvnni", "neon", "dotprod", "i8mm"])
@@ -174,7 +187,7 @@ def test_every_instruction_set_compiles_the_whole_model(name: str) -> None:
     program = tiny_program(seed=1, gated=True)
     plan = planned(program, weight_bits=8)
     lowered = lower(program, isa(name), plan)
-    result = check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+    result = check_coverage(plan, counted(lowered))
     assert result.int8 == result.planned == 10
 
 
@@ -197,10 +210,10 @@ def test_a_float_build_is_no_int8_build() -> None:
     plan = planned(program)
     lowered = lower(program, AVX2)
     with pytest.raises(CoverageError, match="fc1"):
-        check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+        check_coverage(plan, counted(lowered))
     float_code = library.build(lowered)
     with pytest.raises(CoverageError, match="fc1"):
-        check_coverage(plan, linear_kernels(lower(program, AVX2, plan), float_code))
+        check_coverage(plan, named(count_int8(lower(program, AVX2, plan), assembly(float_code))))
 
 
 def test_kernels_that_multiply_in_float_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +228,49 @@ def test_kernels_that_multiply_in_float_are_found_out(monkeypatch: pytest.Monkey
     plan = planned(program)
     lowered = lower(program, AVX2, plan)
     with pytest.raises(CoverageError, match="fc1"):
-        check_coverage(plan, linear_kernels(lowered, library.build(lowered)))
+        check_coverage(plan, counted(lowered))
+
+
+def written(folder: Path, name: str, threads: int) -> tuple[Lowered, Any, Path, Toolchain]:
+    """A model whose attention is int8 too, its executable and its static library, for an instruction set."""
+    made = replace(isa(name), threads=threads)
+    arch = str(made.target["mtriple"]).split("-")[0]
+    try:
+        linker(arch)
+        tools = toolchain(arch)
+    except RuntimeMissingError as error:
+        unavailable(str(error))
+    program = tiny_program(seed=1, gated=True, dim=36, heads=3)
+    plan = replace(planned(program, weight_bits=8), attentions=attention_names(program.spec))
+    lowered = lower(program, made, plan)
+    executable = library.build(lowered)
+    library.write(lowered, folder, executable, tools=tools)
+    return lowered, executable, folder / "lib/libmodel.a", tools
+
+
+@pytest.mark.parametrize(("name", "threads"), [("avx2", 1), ("avxvnni", 2), ("dotprod", 1), ("i8mm", 2)])
+def test_the_library_that_ships_is_counted_as_the_compiler_writes_it(
+    name: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where several threads run a kernel's loops, which have no name of their own in a library."""
+    monkeypatch.setattr(shares, "WORTH", 0)
+    lowered, executable, archive, tools = written(tmp_path, name, threads)
+    found = count_int8(lowered, disassembly(archive, tools))
+    assert found == count_int8(lowered, assembly(executable)) and all(each.int8 for each in found)
+
+
+@pytest.mark.parametrize("listing", ["", "0000 <fc1_9>:\n   0:\t(bad)\n"])
+def test_what_no_disassembler_knows_is_counted_by_the_compiler(
+    listing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowered, executable, archive, tools = written(tmp_path, "avx2", 1)
+    monkeypatch.setattr(counts, "disassembly", lambda *_: listing)
+    assert all(int8 for _, int8 in linear_kernels(lowered, executable, archive, tools))
+
+
+def test_without_a_disassembler_there_is_no_listing(tmp_path: Path) -> None:
+    assert disassembly(tmp_path / "missing.a", Toolchain(arch="x86_64", cc="gcc")) == ""
+    assert disassembly(tmp_path / "missing.a", Toolchain(arch="x86_64", cc="true")) == ""
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (Debian: binutils)")
@@ -252,7 +307,7 @@ def test_real_models(data: Path, name: str) -> None:
     ranges = observe(program.spec, runs, [image[None] for image in images[2:]])
     plan = plan_quantization(program, ranges, weight_bits=7)
     lowered = lower(program, AVX2, plan)
-    assert check_coverage(plan, linear_kernels(lowered, library.build(lowered))).int8 == 50
+    assert check_coverage(plan, counted(lowered)).int8 == 50
     # Measured: 0.30 of the logits' deviation, cosine 0.998 (DeiT-Ti); 0.16 and 0.999 (ViT-Ti).
     tolerance = replace(QUANTIZED, max_error=0.75, min_cosine=0.98)
     reference = reference_with_margins(assemble(program, plan), optimised=False)

@@ -6,6 +6,8 @@ import ctypes
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,14 +83,35 @@ def package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _ffi() -> Any:
-    """Return tvm_ffi; where it finds torch it imports it, which costs seconds and 200 MB that nothing here needs."""
-    hidden = "tvm_ffi" not in sys.modules and "torch" not in sys.modules
+def compiler() -> Any:
+    """Return the package tvm, imported as `without_torch` says: what compiles kernels is a part of it.
+
+    Raises:
+        RuntimeMissingError: see `runtime`.
+    """
+    runtime()
+    with without_torch("tvm"):
+        import tvm
+    return tvm
+
+
+@contextmanager
+def without_torch(name: str) -> Iterator[None]:
+    """Let a package that is imported here for the first time find no torch, unless that is loaded already.
+
+    Where TVM's packages find it they import it, which costs two seconds and 200 MB that nothing here needs.
+    """
+    hidden = name not in sys.modules and "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        import tvm_ffi
+        yield
     finally:
         if hidden:
             del sys.modules["torch"]
+
+
+def _ffi() -> Any:
+    with without_torch("tvm_ffi"):
+        import tvm_ffi
     return tvm_ffi

@@ -31,7 +31,7 @@ from edgevit.backends.tvm.codegen.layout import Arena, Place  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Tile, isa  # noqa: E402
 from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
-from edgevit.backends.tvm.inspect.counts import count_int8  # noqa: E402
+from edgevit.backends.tvm.inspect.counts import assembly, count_int8  # noqa: E402
 from edgevit.backends.tvm.kernels import attention, attention_int8  # noqa: E402
 from edgevit.backends.tvm.kernels.heads import Heads, block_rows  # noqa: E402
 from edgevit.backends.tvm.memory_bound import MACHINE_BYTES  # noqa: E402
@@ -108,7 +108,7 @@ def test_int8_gives_the_same_bits_and_is_counted_where_the_threads_run_it() -> N
     assert_equal(runner(program, 2, plan), runner(program, 1, plan), program)
     for count in (1, 2):
         lowered = lower(program, replace(AVX2, threads=count), plan)
-        found = count_int8(lowered, library.build(lowered))
+        found = count_int8(lowered, assembly(library.build(lowered)))
         assert len(found) > 10 and all(k.int8 for k in found)
 
 

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from edgevit.errors import OutputError
 SAID_BYTES = 4096
 
 
-def write_object(native: Any, path: Path) -> None:
-    """Write a module of LLVM as an object file.
+@contextmanager
+def writing_object(native: Any, path: Path) -> Iterator[None]:
+    """Write a module of LLVM as an object file while the context does other work; after it the file is there.
 
     A child does it: where the disk refuses, LLVM ends its process at once.
 
@@ -31,14 +34,15 @@ def write_object(native: Any, path: Path) -> None:
     if child == 0:
         _write_and_end(native, path, writes)
     os.close(writes)
-    try:
-        _, status = os.waitpid(child, 0)
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(reads)
-        raise
     with os.fdopen(reads, "rb") as pipe:
+        try:
+            yield
+            _, status = os.waitpid(child, 0)
+        except BaseException:
+            with suppress(ProcessLookupError, ChildProcessError):  # it may have ended just now
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            raise
         said = pipe.read(SAID_BYTES).decode("utf-8", "replace").strip()
     if code := os.waitstatus_to_exitcode(status):
         raise OutputError(f"cannot write {path}: {said or f'LLVM ended with code {code}'}")

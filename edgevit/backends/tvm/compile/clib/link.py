@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevit.backends.tvm.compile.clib.emit import write_object
+from edgevit.backends.tvm.compile.clib.emit import writing_object
 from edgevit.backends.tvm.compile.clib.source import Library, checked_name
 from edgevit.backends.tvm.compile.toolchain import Toolchain
 from edgevit.backends.tvm.run.asked import MATH, PLAIN, POOLED
@@ -58,9 +58,9 @@ def compiled(
         flags = (*flags, "-mno-outline-atomics")
     kernels = work / "kernels.o"
     (native,) = [module for module in executable.mod.imports if module.kind == "llvm"]
-    write_object(native, kernels)
-    for source in (name, "plugin"):
-        tools.run(*flags, "-I", work, "-c", work / f"{source}.c", "-o", work / f"{source}.o")
+    with writing_object(native, kernels):
+        for source in (name, "plugin"):
+            tools.run(*flags, "-I", work, "-c", work / f"{source}.c", "-o", work / f"{source}.o")
     # One object, of which nothing can be seen but what the header names: so two models fit into one program.
     whole = work / f"{name}_all.o"
     tools.run("-r", "-nostdlib", work / f"{name}.o", kernels, "-o", whole)
