@@ -125,4 +125,4 @@ def _measurement(each: Bundle | Measurement | str | Path) -> Measurement:
 
 
 def _file_name(each: Bundle | Measurement | str | Path, measurement: Measurement) -> str:
-    return Path(each).stem if isinstance(each, str | Path) else measurement.bundle
+    return strict_json.utf8(Path(each).stem) if isinstance(each, str | Path) else measurement.bundle

@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 32  # the most that are taken in
+MANIFEST_BYTES = 16 << 20
+GOLDEN = ("image", "logits", "gates")  # what every golden case has
 RESIZED_PIXELS = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 MOST_THREADS = 1024
 RUN_SECONDS = 600  # that loading may take, and each run
@@ -224,7 +226,7 @@ def refuse(reason: str) -> NoReturn:
 def read_manifest() -> dict[str, Any]:
     """Return `manifest.json`, if it is what was written."""
     try:
-        raw = (ROOT / "manifest.json").read_bytes()
+        raw = read_bytes(ROOT / "manifest.json", MANIFEST_BYTES)
         manifest: dict[str, Any] = json.loads(raw)
         digest = manifest.get("sha256", "")
         whole = not digest or hashlib.sha256(raw.replace(digest.encode(), b"", 1)).hexdigest() == digest
@@ -241,7 +243,7 @@ def used_files(manifest: dict[str, Any]) -> tuple[str, ...]:
     What is read by its name is refused where the manifest does not list it: nobody would have checked it.
     """
     named = [manifest["model"], *([manifest["labels"]] if manifest["labels"] else [])]
-    named += [case[key] for case in manifest["golden"] for key in ("image", "logits", "gates")]
+    named += [case[key] for case in manifest["golden"] for key in (*GOLDEN, "tokens") if case.get(key)]
     unlisted = sorted(set(named) - {file["path"] for file in manifest["files"]})
     if unlisted:
         refuse(f"manifest.json does not list {', '.join(unlisted)}, which it uses")
@@ -284,7 +286,7 @@ def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
         return prepare(to_rgb(file), contract)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = IMAGE_BYTES) -> bytes:
     """Return a regular file of bounded size; a pipe would wait for ever, a device never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is a folder, pipe or device, and only regular files are read")
@@ -292,9 +294,9 @@ def read_bytes(path: Path) -> bytes:
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        raw = b"" if size > IMAGE_BYTES else file.read(IMAGE_BYTES + 1)
-    if max(size, len(raw)) > IMAGE_BYTES:
-        raise ValueError(f"it has {max(size, len(raw))} bytes, allowed: {IMAGE_BYTES}")
+        raw = b"" if size > most else file.read(most + 1)
+    if max(size, len(raw)) > most:
+        raise ValueError(f"it has {max(size, len(raw))} bytes, allowed: {most}")
     return raw
 
 
@@ -423,7 +425,7 @@ def check_golden(manifest: dict[str, Any], run: Run) -> int:
     """Run the golden inputs; 0 if every output is the expected one within the manifest's tolerance."""
     failed = 0
     for case in manifest["golden"]:
-        keys = [key for key in ("image", "logits", "gates", "tokens") if case.get(key)]
+        keys = [*GOLDEN, *(["tokens"] if case.get("tokens") else [])]
         image, logits, *counted = (np.load(ROOT / case[key], allow_pickle=False) for key in keys)
         with in_time():
             got_logits, *got = run(image, case["effort"])

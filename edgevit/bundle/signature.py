@@ -54,7 +54,12 @@ def sign(bundle: Bundle, key: Path) -> bytes:
     with scratch() as folder, _quiet():
         written = folder / f"bundle{SUFFIX}"
         config = signing.Config().set_hashing_config(whole).use_elliptic_key_signer(private_key=key)
-        config.sign(bundle.folder, written)
+        try:
+            config.sign(bundle.folder, written)
+        except UnicodeEncodeError:
+            raise SignatureError(
+                "the format of signatures takes no folder whose name is not UTF-8; rename it, or sign its .zip"
+            ) from None
         return written.read_bytes()
 
 

@@ -170,7 +170,8 @@ def _put(content: Path, name: str, value: Content) -> BundleFile:
         )
     path = content / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw = value.read_bytes() if isinstance(value, Path) else value.encode() if isinstance(value, str) else value
+    raw = value.read_bytes() if isinstance(value, Path) else value
+    raw = strict_json.utf8(raw).encode() if isinstance(raw, str) else raw
     path.write_bytes(raw)
     path.chmod(_mode(name))
     return BundleFile(path=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import time
 import traceback
@@ -17,7 +18,7 @@ import click
 from edgevit import __version__
 from edgevit.cli import terminal
 from edgevit.errors import OutputError
-from edgevit.util import atomic
+from edgevit.util import atomic, ownership
 from edgevit.util.progress import LOGGER, without_bars
 
 
@@ -51,7 +52,13 @@ class _ToFile(logging.Handler):
         atomic.refuse_inside(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = path.open("a", encoding="utf-8", errors="backslashreplace")
+            # Weights or notes are no place for messages; a pipe or a terminal is.
+            if path.is_file() and ownership.foreign(path.resolve(), "messages"):
+                raise OutputError(
+                    f"--log-file {path} holds something else than messages of edgevit, and nothing is added to it; "
+                    "choose another file"
+                )
+            self._stream = os.fdopen(_opened(path), "a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise self._refused(error) from error
 
@@ -72,6 +79,13 @@ class _ToFile(logging.Handler):
 
     def _refused(self, error: OSError) -> OutputError:
         return OutputError(f"--log-file {self._path} cannot be written: {error.strerror or error}")
+
+
+def _opened(path: Path) -> int:
+    """Open a file to add to it, but wait for nobody: a pipe without a reader is refused."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    os.set_blocking(handle, True)
+    return handle
 
 
 class Messages:

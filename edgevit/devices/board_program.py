@@ -75,8 +75,8 @@ if __name__ == "__main__":
         os.setpgid(0, 0)  # whoever started it can then end it with all that it started
     confined.hold(asked["allowed"])
     confined.draw_on(asked.get("terminal"))
-    answer = json.dumps(main(asked, Path.cwd()))
+    answer = main(asked, Path.cwd())
     if "answer" in asked:  # apart from what native code may print
-        strict_json.write_atomic(Path.cwd() / asked["answer"], answer)
+        strict_json.write_atomic(Path.cwd() / asked["answer"], json.dumps(answer, ensure_ascii=False))
     else:
-        print(answer)
+        print(json.dumps(answer))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -30,6 +31,7 @@ from edgevit.util.limits import (
     SOURCE_MEMBERS,
     SOURCE_NAME,
     TABLE_COLUMNS,
+    TEXT_LINES,
     ZIP_DIRECTORY_BYTES,
     Limit,
     LimitError,
@@ -45,6 +47,7 @@ KINDS = (
     "bytes"
 )
 LABELS = "labels.csv"
+_PLAIN = re.compile(r"[^/.][^/]*(?:/[^/.][^/]*)*")  # a name that means itself
 ENCRYPTED = 0x41  # flags of a zip's member: in the old way, or strongly
 SPLITS = {
     "train": "train",
@@ -165,8 +168,11 @@ def _entries(source: Path, files: Mapping[str, Callable[[], bytes]]) -> tuple[En
 
 def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str, _Facts]:
     try:
-        reader = csv.DictReader(io.StringIO(decode_text(read()), newline=""))
-        columns = list(reader.fieldnames or [])
+        text = decode_text(read())
+        if text.count("\n") > TEXT_LINES.value:
+            raise LimitError(f"it has {text.count(chr(10))} lines, allowed: {TEXT_LINES}")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        columns = next(reader, [])
         if len(columns) > TABLE_COLUMNS.value:
             raise LimitError(f"it has {len(columns)} columns, allowed: {TABLE_COLUMNS}")
         column = next((c for c in columns if c == "label"), next((c for c in columns if c.endswith("label")), ""))
@@ -175,24 +181,35 @@ def _csv_facts(source: Path, table: str, read: Callable[[], bytes]) -> dict[str,
             raise ImagesError(f"{source}: {table} needs the columns 'file' and 'label', got: {got[:400]}")
         if max(columns.count(name) for name in ("file", column, "name", "split")) > 1:
             raise ImagesError(f"{source}: {table} has a column twice: {', '.join(columns)[:400]}; leave one")
+        places = [columns.index(name) if name in columns else None for name in ("file", column, "name", "split")]
         facts: dict[str, _Facts] = {}
-        for number, row in enumerate(reader, start=2):
-            name, known = _row(row, column, f"{source}: {table} line {number}")
-            place = str(PurePosixPath(table).parent / name)
-            if facts.setdefault(place, known) != known:
+        folder = PurePosixPath(table).parent
+        for number, row in enumerate((row for row in reader if row), start=2):
+            name, label, class_name, split = ("" if at is None or at >= len(row) else row[at] for at in places)
+            known = _told(label, class_name, split)
+            if known is None:
+                allowed = f"allowed: a whole number from 0 to {MAX_LABEL}"
+                raise ImagesError(f"{source}: {table} line {number}: got label {label[:40]!r}, {allowed}")
+            if facts.setdefault(_beside(folder, name), known) != known:
                 raise ImagesError(f"{source}: {table} line {number}: {name[:80]!r} was told another label before")
     except (*READ_FAULTS, csv.Error, ValueError) as error:
         raise ImagesError(f"{source}: {table} cannot be read as a table: {error}") from None
     return facts
 
 
-def _row(row: Mapping[str, str | None], column: str, where: str) -> tuple[str, _Facts]:
-    """Return a file's name and what one row of a table says of it."""
-    value = row[column] or ""
-    if not _is_label(value):
-        raise ImagesError(f"{where}: got label {value[:40]!r}, allowed: a whole number from 0 to {MAX_LABEL}")
-    split = split_name(row.get("split") or "")
-    return row["file"] or "", _Facts(label=int(value), class_name=row.get("name") or "", split=split)
+@lru_cache(maxsize=4096)
+def _told(label: str, class_name: str, split: str) -> _Facts | None:
+    """Return what one row of a table says of its file; None if its label is none."""
+    if not _is_label(label):
+        return None
+    return _Facts(label=int(label), class_name=class_name, split=split_name(split))
+
+
+def _beside(folder: PurePosixPath, name: str) -> str:
+    """Return where a file named in a table in `folder` lies; a table may have a million, and few need a path's care."""
+    if not _PLAIN.fullmatch(name):
+        return str(folder / name)
+    return f"{folder}/{name}" if folder.name else name
 
 
 def _folder_facts(names: list[str]) -> dict[str, _Facts]:

@@ -274,7 +274,7 @@ def save_program(program: Program, folder: Path, *, storage: Storage = "float32"
             content = staging / "content"
             content.mkdir()
             content.chmod(0o755)
-            (content / "program.json").write_text(strict_json.dumps(document), encoding="utf-8")
+            (content / "program.json").write_text(strict_json.utf8(strict_json.dumps(document)), encoding="utf-8")
             (content / "weights.safetensors").write_bytes(save(arrays))
             atomic.install(staging, {"content": (folder, "program")}, replace=force)
     except OSError as error:

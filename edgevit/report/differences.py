@@ -29,13 +29,13 @@ class Difference:
 
 def bundle_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """Return a name for every bundle: that of its folder or zip, with as many parents as tell them apart."""
-    parts = [path.absolute().parts for path in paths]
+    parts = [tuple(map(strict_json.utf8, path.absolute().parts)) for path in paths]
     parts = [(*whole[:-1], whole[-1].removesuffix(".zip")) for whole in parts]
     for count in range(1, max(map(len, parts), default=0) + 1):
         names = tuple("/".join(whole[-count:]) for whole in parts)
         if len(set(names)) == len(names):
             return names
-    return tuple(map(str, paths))
+    return tuple(strict_json.utf8(str(path)) for path in paths)
 
 
 def differences(manifests: Sequence[Manifest], *, figures: bool = True) -> tuple[Difference, ...]:

@@ -1,7 +1,7 @@
 """Files and folders appear whole or not at all, whatever ends the process; what it leaves goes at the next start.
 
-Everything is made under a name of its own, `.NAME.edgevit-PID-XXXXXXXX` beside its place or `edgevit-PID-XXXXXXXX` in
-the temporary folder, which its process holds locked (flock). Then it is put in place by renames. A process that is
+Everything is made under a name of its own (`strays.py`), `.NAME.edgevit-PID-...` beside its place or `edgevit-PID-...`
+in the temporary folder, which its process holds locked (flock). Then it is put in place by renames. A process that is
 killed leaves its strays without a lock: `sweep` removes these, and finishes first what was half put in place. Only
 what edgevit wrote is ever replaced, see `refuse_foreign`.
 """
@@ -14,7 +14,6 @@ import fcntl
 import functools
 import json
 import os
-import re
 import resource
 import shutil
 import stat
@@ -29,8 +28,8 @@ from edgevit.errors import OutputError
 from edgevit.util import ownership, renames
 from edgevit.util.ownership import Kind
 from edgevit.util.signals import signals_wait
+from edgevit.util.strays import is_stray, make_file, make_folder
 
-STRAY = re.compile(r"(?:\..+\.)?edgevit-[0-9]+-[a-z0-9_]{8}")
 PLAN = "plan.json"
 OLD = ".old"  # after the name of what is staged: what was in its place
 TURN_S = 60
@@ -231,7 +230,7 @@ def sweep(parent: Path) -> None:
     """Remove what killed processes of this user left in a folder; a replacement that they had begun is finished."""
     try:
         with os.scandir(parent) as entries:
-            names = [entry.name for entry in entries if STRAY.fullmatch(entry.name)]
+            names = [entry.name for entry in entries if is_stray(entry.name)]
     except OSError:
         return
     for name in names:
@@ -255,14 +254,10 @@ def _sweep_once(parent: Path) -> None:
     sweep(parent)
 
 
-def _prefix(name: str) -> str:
-    return f"{f'.{name[:40]}.' if name else ''}edgevit-{os.getpid()}-"  # a name has 255 bytes at most
-
-
 def _new_folder(parent: Path, name: str) -> tuple[Path, int | None]:
     """Return a folder and its lock; None on a file system without locks, where nobody sweeps either."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=_prefix(name)))
+        folder = make_folder(parent, name)
         lock = _claim(folder)
         if lock is not None or folder.is_dir():  # else somebody swept it before it was locked
             return folder, lock
@@ -270,11 +265,11 @@ def _new_folder(parent: Path, name: str) -> tuple[Path, int | None]:
 
 def _new_file(path: Path) -> tuple[int, Path]:
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path.name))
+        handle, made = make_file(path)
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
-            return handle, Path(name)
+            return handle, made
         os.close(handle)
 
 

@@ -6,6 +6,7 @@ are not compared: what somebody changed inside a bundle is still the bundle that
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -17,7 +18,9 @@ from typing import Any, Literal
 
 from edgevit.util.bounded import open_zip
 
-Kind = Literal["bundle", "archive", "program", "measurement", "page", "device", "log", "result", "signature"]
+Kind = Literal[
+    "bundle", "archive", "program", "measurement", "page", "device", "log", "result", "signature", "messages"
+]
 
 WORDS: dict[Kind, str] = {
     "bundle": "a bundle",
@@ -29,6 +32,7 @@ WORDS: dict[Kind, str] = {
     "log": "the log of a training run",
     "result": "the result of a training run",
     "signature": "the signature of a bundle",
+    "messages": "a file of messages of edgevit",
 }
 MANIFEST, PROGRAM, WEIGHTS, RECORD = "manifest.json", "program.json", "weights.safetensors", "device.json"
 DEVICE_FILES = (RECORD, "root", "site", "host", "pycache", "count.so", "heap.so", "counts")
@@ -36,6 +40,8 @@ LIMIT_BYTES = 64 << 20
 PAGE_BYTES = 4096
 PAGE = re.compile(rb'<meta name="generator" content="edgevit |: edgevit report</title>')
 LOG = b"step,stage,loss,rate,gradient,"  # its first line begins so
+MESSAGES = re.compile(rb"\d{4}-\d\d-\d\dT[0-9:.+]+ DEBUG edgevit ")  # and that of --log-file
+SIGNED = "https://model_signing/signature/"  # the kind of statement that a bundle's signature is over
 SHOWN = 20
 
 
@@ -96,20 +102,32 @@ def zip_root(names: Sequence[str]) -> str:
 
 
 def _is_file_of(path: Path, kind: Kind) -> bool:
-    if kind in ("page", "log"):
+    if kind in ("page", "log", "messages"):
         try:
             with path.open("rb") as file:
                 start = file.read(PAGE_BYTES)
         except OSError:
             return False
+        if kind == "messages":
+            return not start or MESSAGES.match(start) is not None
         # A log may have been cut short in its first line.
         return bool(PAGE.search(start)) if kind == "page" else start.startswith(LOG) or LOG.startswith(start)
     found = _json(path)
     if kind == "measurement":
         return _has(found, schema=int, bundle=str, bundle_sha256=str, edgevit=str, paths=list)
     if kind == "signature":
-        return _has(found, mediaType=str, verificationMaterial=dict, dsseEnvelope=dict)
+        return _has(found, mediaType=str, verificationMaterial=dict, dsseEnvelope=dict) and _signs_bundle(found)
     return _has(found, program=str, dense=dict, compressed=dict, expected_budget=float, versions=dict)
+
+
+def _signs_bundle(signature: Any) -> bool:
+    """Return whether a signature is over the files of a bundle; others, of containers say, look the same outside."""
+    try:
+        statement = json.loads(base64.b64decode(signature["dsseEnvelope"]["payload"]))
+        ours = str(statement["predicateType"]).startswith(SIGNED)
+        return ours and any(resource["name"] == MANIFEST for resource in statement["predicate"]["resources"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def _members(manifest: Any) -> set[str] | None:

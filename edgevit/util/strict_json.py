@@ -30,6 +30,7 @@ from edgevit.util.limits import (
 
 T = TypeVar("T")
 _LONG_NUMBER = re.compile(rb"\d{19}|\d[eE]\+?\d{3}")  # an integer beyond 64 bits, or a float beyond 1e308, has these
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: bytes of a file's name that are no UTF-8
 _ENOUGH_FAULTS = 100
 _SHOWN_CHARACTERS = 80
 _CHOSEN_BY = "chosen by"
@@ -166,8 +167,14 @@ def dumps(value: Any) -> str:
 
 
 def write_atomic(path: Path, content: bytes | str, *, sync: bool = True, replace: bool = True) -> None:
-    """Write a file so that a reader never meets half of it; see `atomic.write_file`."""
-    atomic.write_file(path, content.encode() if isinstance(content, str) else content, sync=sync, replace=replace)
+    """Write a file so that a reader never meets half of it; see `atomic.write_file`, and `utf8` for text."""
+    raw = utf8(content).encode() if isinstance(content, str) else content
+    atomic.write_file(path, raw, sync=sync, replace=replace)
+
+
+def utf8(text: str) -> str:
+    """Return text as a file can hold it: of names that are no UTF-8, U+FFFD stands for what cannot be read."""
+    return _HALVES.sub("\ufffd", text)
 
 
 def seal(value: Any) -> str:
@@ -175,7 +182,7 @@ def seal(value: Any) -> str:
 
     It tells damage, not who wrote it: anybody can seal what he changed.
     """
-    text = dumps(value)
+    text = utf8(dumps(value))
     return text.replace('"sha256": ""', f'"sha256": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
 
 

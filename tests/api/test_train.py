@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from edgevit.program.program import Program, expected_shapes, load_program
 from edgevit.program.tokens import read_plan
 from edgevit.util import strict_json
 from edgevit.util.ownership import LOG
+from edgevit.util.strays import stray_name
 from tests.backends.tvm.available import needs_tvm
 from tests.building import build
 from tests.compressing import (
@@ -158,11 +160,18 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_can_start_anew(finish
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "recipe.toml").write_text(to_toml(SHORT))
-    (folder / ".checkpoint.pt.edgevit-1-abcdefgh").write_bytes(b"half")
+    (folder / stray_name("checkpoint.pt", process=1)).write_bytes(b"half")
     refuse_foreign(folder)
     assert {p.name for p in folder.iterdir()} - {"tensorboard"} == {
         *("checkpoint.pt", "metrics.csv", "program", "recipe.toml")
     }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_recipe_that_is_no_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "recipe.toml")
+    with pytest.raises(OutputError, match="is not what a training run leaves there"):
+        refuse_foreign(tmp_path)
 
 
 def test_resuming_with_other_images_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def test_preprocessing_is_the_builds_own_bit_for_bit(size: tuple[int, int], spec
     pixels = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     np.testing.assert_array_equal(runner.prepare(picture, asdict(spec))[0], prepare(picture, spec))
+
+
+def test_in_a_folder_that_is_called_by_any_bytes_it_runs_or_says_why_not(
+    folder: Path, photo: Path, tmp_path: Path
+) -> None:
+    done = run(shutil.copytree(folder, tmp_path / os.fsdecode(b"b\xff")), str(photo))
+    refused = done.returncode == 18 and done.stderr.endswith("opens no path that is not UTF-8; move the bundle\n")
+    openvino = (folder / "model" / "model.xml").exists()
+    assert done.returncode == 0 if openvino else refused, done.stderr
 
 
 def test_it_classifies_an_image_with_labels_gates_and_time(folder: Path, photo: Path) -> None:
@@ -150,7 +160,7 @@ def test_limits_are_the_builds_own() -> None:
     known = runner.RUN_SECONDS, runner.RUN_BYTES, runner.RUN_EXPANSION, runner.RUN_THREAD_BYTES, runner.RUN_BOUND_BYTES
     names = ("SECONDS", "BYTES", "EXPANSION", "THREAD_BYTES", "BOUND_BYTES")
     assert known == tuple(getattr(limits, f"RUN_{name}").value for name in names)
-    assert runner.NO_MEMORY == errors.NO_MEMORY
+    assert runner.NO_MEMORY == errors.NO_MEMORY and limits.DOCUMENT_BYTES.value == runner.MANIFEST_BYTES
     assert runner.RESIZED_PIXELS == RESIZED_PIXELS_LIMIT
 
 
@@ -329,7 +339,7 @@ def test_a_manifest_of_odd_values_is_refused_in_a_line(
     assert ends(monkeypatch, capsys, str(photo))[0] == 19
 
 
-@pytest.mark.parametrize("place", ["model", "labels", "golden.0.logits"])
+@pytest.mark.parametrize("place", ["model", "labels", "golden.0.logits", "golden.0.tokens"])
 @pytest.mark.parametrize("name", ["/etc/hostname", "../outside.json", "runner/../labels.json", f"a{ESCAPE}"])
 def test_what_the_manifest_does_not_list_is_not_read(
     place: str, name: str, at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -338,6 +348,20 @@ def test_what_the_manifest_does_not_list_is_not_read(
     rewrite(at_home, put(json.loads((at_home / "manifest.json").read_text()), place, name))
     code, said = ends(monkeypatch, capsys, "--check")
     assert code == 19 and "manifest.json does not list " in said
+
+
+def test_only_a_regular_manifest_of_bounded_size_is_read(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle may come in a tar, which holds pipes too."""
+    (at_home / "manifest.json").unlink()
+    os.mkfifo(at_home / "manifest.json")
+    assert ends(monkeypatch, capsys, "x.jpg") == (19, ANY)
+    (at_home / "manifest.json").unlink()
+    (at_home / "manifest.json").touch()
+    os.truncate(at_home / "manifest.json", 1 << 40)
+    code, said = ends(monkeypatch, capsys, "x.jpg")
+    assert code == 19 and "bytes, allowed: 16777216" in said
 
 
 def test_names_of_a_manifest_do_not_steer_the_terminal(

@@ -67,6 +67,34 @@ def test_a_file_keeps_every_message_and_is_added_to(tmp_path: Path, capsys: pyte
     assert LOGGER.handlers == [] or not any(type(each).__name__ == "_ToFile" for each in LOGGER.handlers)
 
 
+@pytest.mark.parametrize("content", [b"my notes\n", b"\x08\0\0\0\0\0\0\0{}      ", b"2026-11-29 DEBUG edgevit 1\n"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_messages_are_added_to_messages_only(
+    content: bytes, linked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights with a line behind them are none any more."""
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    if linked:
+        (tmp_path / "link").symlink_to(path)
+    given = str(tmp_path / "link" if linked else path)
+    assert main(["targets", "x86-64-onnxruntime", "--log-file", given]) == OutputError.exit_code
+    assert "holds something else than messages of edgevit" in capsys.readouterr().err and path.read_bytes() == content
+
+
+def test_nobody_is_waited_for_to_read_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert main(["targets", "x86-64-onnxruntime", "--log-file", str(pipe)]) == OutputError.exit_code
+    assert "cannot be written" in capsys.readouterr().err
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["targets", "x86-64-onnxruntime", "--log-file", str(pipe)]) == 0
+        assert b" DEBUG edgevit " in os.read(reader, 1000)
+    finally:
+        os.close(reader)
+
+
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["doctor", "--log-file", str(tmp_path / "file" / "log")]) == OutputError.exit_code

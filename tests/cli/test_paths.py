@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,28 @@ def test_what_can_be_no_path_is_one_error(
     assert main([word.format(**there) for word in given]) not in (0, 1)  # a bug would be raised
     assert capsys.readouterr().err.count("edgevit: error: ") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_text_are_no_fault(
+    there: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files may be called by any bytes; where a page or JSON tells of them, what cannot be read is one sign."""
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"b\xff")
+    shutil.copytree(there["bundle"], name)
+    shutil.copy(f"{there['bundle']}.zip", f"{name}.zip")
+    for given in (
+        ["report", name, there["other"], "--folder", "pages"],
+        ["compare", name, there["other"], "--html", "page.html"],
+        ["verify", f"{name}.zip", "--run"],
+    ):
+        assert main(given) == 0, capsys.readouterr().err
+    assert "b\ufffd" in Path("page.html").read_text(encoding="utf-8")
+    assert main(["sign", name, "--key", there["key"]]) == 24
+    said = capsys.readouterr().err
+    assert main(["verify", name, "--run"]) == 19
+    assert "opens no path that is not UTF-8; move the bundle" in capsys.readouterr().err
+    assert "whose name is not UTF-8; rename it, or sign its .zip" in said
 
 
 @pytest.mark.parametrize(

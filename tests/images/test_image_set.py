@@ -73,6 +73,27 @@ def test_labels_from_a_table_or_from_folders(tmp_path: Path) -> None:
     assert labels.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("place", ["", "set/"])
+def test_rows_of_a_table_name_files_beside_it(place: str) -> None:
+    """Whatever way a path is written; empty lines say nothing, and what a short row leaves out is empty."""
+    table = b"file,label,name,split\na.png,1,cat,valid\n\n./b.png,2\nx//y.png,3,,\nx/./z.png,4\n"
+    facts = sources._csv_facts(Path("photos"), f"{place}labels.csv", lambda: table)
+    told = {name: (known.label, known.class_name, known.split) for name, known in facts.items()}
+    assert told == {
+        f"{place}a.png": (1, "cat", "val"),
+        f"{place}b.png": (2, "", ""),
+        f"{place}x/y.png": (3, "", ""),
+        f"{place}x/z.png": (4, "", ""),
+    }
+    with pytest.raises(ImagesError, match=r"labels.csv line 2: got label '', allowed: a whole number"):
+        sources._csv_facts(Path("photos"), "labels.csv", lambda: b"file,label\na.png\n")
+
+
+def test_a_table_of_too_many_lines_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ImagesError, match="it has 1000001 lines, allowed: 1000000 lines"):
+        sources._csv_facts(Path("photos"), "labels.csv", lambda: b"a\n" * 1_000_001)
+
+
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match=r"no label for 4 of 4.*0\.png"):
         load_images(fill(tmp_path / "set"), SPEC, labelled=True)

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgevit.bundle.write import refuse_existing
 from edgevit.errors import OutputError
 from edgevit.util import atomic, renames
 from edgevit.util.resources import usable_cache
+from edgevit.util.strays import is_stray, stray_name
 from tests.bundles import sample_bundle
 from tests.killing import bundle, versions_of_bundle
 
@@ -240,12 +240,12 @@ def test_only_strays_of_processes_that_are_gone_are_swept(tmp_path: Path) -> Non
     mine = [tmp_path / name for name in (".out.old", "edgevit-notes", ".edgevit-1-abcdefgh", ".a.edgevit-x-abcdefgh")]
     for path in mine:
         path.write_text("dear")
-    link = tmp_path / "edgevit-1-abcdefgh"
+    link = tmp_path / stray_name(process=1)
     link.symlink_to(tmp_path)
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         strays = [Path(name) for name in process.stdout.readline().split()]
-        assert all(atomic.STRAY.fullmatch(path.name) and f"-{process.pid}-" in path.name for path in strays)
+        assert all(is_stray(path.name) and f"-{process.pid}-" in path.name for path in strays)
         atomic.sweep(tmp_path)
         assert all(path.exists() for path in strays)
         process.stdin.close()
@@ -254,11 +254,35 @@ def test_only_strays_of_processes_that_are_gone_are_swept(tmp_path: Path) -> Non
     assert all(path.read_text() == "dear" for path in mine) and link.is_symlink()
 
 
+def test_what_is_called_like_a_stray_by_its_owner_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swept are the folders of outputs and of temporary files, where a name that begins as ours is soon made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = ("edgevit-2-notebook", "edgevit-2024-archived", ".x.edgevit-1-pictures", f"edgevit-1-{'0' * 16}")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("dear")
+    (tmp_path / "edgevit-3-snapshot").write_text("dear")
+    atomic.sweep(tmp_path)
+    with atomic.scratch():
+        pass
+    assert all((tmp_path / name / "thesis.tex").read_text() == "dear" for name in names)
+    assert (tmp_path / "edgevit-3-snapshot").read_text() == "dear"
+
+
+def test_a_relative_place_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own temporary folders are absolute from 3.12 on, and then nothing would lie beside them."""
+    monkeypatch.chdir(tmp_path)
+    with atomic.scratch(Path(), "out") as staging:
+        (staging / "new").write_text("x")
+        atomic.install(staging, {"new": (Path("out"), "log")}, replace=False)
+    assert not staging.is_absolute() and (tmp_path / "out").read_text() == "x"
+
+
 def test_scratch_is_gone_after_an_error_and_sweeps_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "edgevit-1-abcdefgh").mkdir()
+    (tmp_path / stray_name(process=1)).mkdir()
     with pytest.raises(KeyError), atomic.scratch() as folder:
         (folder / "file").write_text("x")
         assert [p.name for p in tmp_path.iterdir()] == [folder.name]
@@ -270,7 +294,7 @@ def test_a_plan_names_nothing_outside_its_folder(tmp_path: Path) -> None:
     """A folder that looks like one of ours may come out of an archive."""
     inside = tmp_path / "downloads"
     inside.mkdir()
-    stray = inside / ".x.edgevit-1-abcdefgh"
+    stray = inside / stray_name("x", process=1)
     stray.mkdir()
     (tmp_path / "mine").write_text("step,dear\n")
     (stray / "new.old").write_text("")
@@ -317,19 +341,18 @@ def test_whatever_is_made_for_a_moment_can_be_swept(tmp_path: Path, monkeypatch:
     """Had the process been killed then; also what only tries whether a place can be written."""
     made: list[str] = []
     monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "cache"))
-    for name in ("mkdtemp", "mkstemp"):
-        real = getattr(tempfile, name)
+    for name, real in (("make_folder", atomic.make_folder), ("make_file", atomic.make_file)):
 
-        def spy(*arguments: object, real: Callable[..., Any] = real, **named: object) -> Any:
-            found = real(*arguments, **named)
-            made.append(Path(found if isinstance(found, str) else found[1]).name)
+        def spy(*arguments: Any, real: Callable[..., Any] = real) -> Any:
+            found = real(*arguments)
+            made.append((found[1] if isinstance(found, tuple) else found).name)
             return found
 
-        monkeypatch.setattr(tempfile, name, spy)
+        monkeypatch.setattr(atomic, name, spy)
     ready([Output(path=tmp_path / "bundle")])
     usable_cache()
     atomic.write_file(tmp_path / "file", b"")
-    assert len(made) == 3 and all(atomic.STRAY.fullmatch(name) for name in made), made
+    assert len(made) == 3 and all(map(is_stray, made)), made
 
 
 @pytest.mark.parametrize("moment", ["_new_folder", "_remove"])

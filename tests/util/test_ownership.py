@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_a_measurement_and_other_json(tmp_path: Path) -> None:
     assert foreign(path, "measurement") == ["m.json"]
 
 
-@pytest.mark.parametrize("kind", ["archive", "measurement", "page", "log", "result"])
+@pytest.mark.parametrize("kind", ["archive", "measurement", "page", "log", "result", "signature", "messages"])
 def test_no_kind_is_a_folder_or_something_else(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\xff\x00 something else")
     assert foreign(tmp_path / "file", kind) == ["file"]
@@ -45,6 +47,27 @@ def test_no_kind_is_a_folder_or_something_else(kind: Kind, tmp_path: Path) -> No
 def test_odd_json_is_not_ours(kind: Kind, name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert foreign(tmp_path, kind) == [name]
+
+
+def signature(**statement: Any) -> str:
+    payload = base64.b64encode(json.dumps(statement).encode()).decode()
+    return json.dumps({"mediaType": "x", "verificationMaterial": {}, "dsseEnvelope": {"payload": payload}})
+
+
+def test_a_signature_of_something_else_is_not_ours(tmp_path: Path) -> None:
+    """Those of containers and packages have the same form."""
+    path, kind = tmp_path / "a.sig", "https://model_signing/signature/v1.0"
+    path.write_text(signature(predicateType=kind, predicate={"resources": [{"name": "manifest.json"}]}))
+    assert foreign(path, "signature") == []
+    for other in (
+        signature(predicateType="https://slsa.dev/provenance/v1", predicate={"resources": [{"name": "manifest.json"}]}),
+        signature(predicateType=kind, predicate={"resources": [{"name": "weights.bin"}]}),
+        signature(predicateType=kind, predicate={"resources": 5}),
+        signature(),
+        json.dumps({"mediaType": "x", "verificationMaterial": {}, "dsseEnvelope": {"payload": "?"}}),
+    ):
+        path.write_text(other)
+        assert foreign(path, "signature") == ["a.sig"]
 
 
 def test_of_many_files_some_are_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
 from edgevit.util.machines import lacks_vnni
 from edgevit.util.optional import imported
-from edgevit.util.strict_json import write_atomic
+from edgevit.util.strict_json import utf8, write_atomic
 
 if TYPE_CHECKING:
     import onnx
@@ -362,7 +362,12 @@ def _model_file(folder: Path, file: str | None) -> str:
     names = (file,) if file else (MODEL, ORT_MODEL)
     for name in names:
         if (folder / name).is_file():
-            return str(folder / name)
+            path = str(folder / name)
+            if utf8(path) != path:
+                raise BundleError(
+                    f"{path}: ONNX Runtime opens no path that is not UTF-8; move the bundle, or use its .zip"
+                )
+            return path
     raise BundleError(f"{folder} has no {' or '.join(names)}")
 
 

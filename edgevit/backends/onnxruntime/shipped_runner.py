@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevit.bundle.runner import ROOT, Run, lacks_vnni
+from edgevit.bundle.runner import MISSING, ROOT, Run, escaped, lacks_vnni
 
 RUNTIME = "onnxruntime"
 USED: tuple[str, ...] = ()
@@ -38,7 +39,11 @@ def load_model(manifest: dict[str, Any], threads: int) -> Run:
         ),
         onnxruntime.OrtArenaCfg({**arena, "max_dead_bytes_per_chunk": 256}),
     )
-    session = onnxruntime.InferenceSession(str(ROOT / manifest["model"]), options, providers=["CPUExecutionProvider"])
+    path = str(ROOT / manifest["model"])
+    if path.encode(errors="replace").decode() != path:
+        print(escaped(f"{path}: ONNX Runtime opens no path that is not UTF-8; move the bundle"), file=sys.stderr)
+        sys.exit(MISSING)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     names = [output["name"] for output in manifest["outputs"]]
 

@@ -21,6 +21,7 @@ from edgevit.program.program import Program, check_spec, expected_shapes
 from edgevit.program.spec import ProgramSpec
 from edgevit.program.tokens import write_plan
 from edgevit.util import atomic, strict_json
+from edgevit.util.limits import SETTINGS_BYTES, LimitError, read_regular
 from edgevit.util.ownership import Kind
 
 CHECKPOINT = "checkpoint.pt"
@@ -81,8 +82,9 @@ def refuse_foreign(folder: Path) -> None:
         atomic.refuse_foreign(folder / name, kind)
     recipe = folder / RECIPE
     try:
-        whole = not os.path.lexists(recipe) or recipe.read_text(encoding="utf-8") == to_toml(load_recipe(recipe))
-    except (TrainingError, OSError, UnicodeDecodeError):
+        written = read_regular(recipe, SETTINGS_BYTES) if os.path.lexists(recipe) else None
+        whole = written is None or written == to_toml(load_recipe(recipe)).encode()
+    except (TrainingError, OSError, LimitError):
         whole = False
     if not whole or recipe.is_symlink():
         raise OutputError(

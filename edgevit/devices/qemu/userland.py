@@ -246,7 +246,9 @@ def _locked() -> Iterator[Path]:
     folder = devices_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        # Nothing that is called so is emptied, followed elsewhere or waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.fdopen(os.open(folder / ".lock", flags, 0o600), "rb", buffering=0)
     except OSError as error:
         raise DeviceError(
             f"{folder} cannot be written: {error.strerror}; set EDGEVIT_DEVICES or EDGEVIT_CACHE to a folder of yours"

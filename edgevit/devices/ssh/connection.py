@@ -34,7 +34,7 @@ ADDRESS = re.compile(r"ssh://(?:(?P<user>[^@/]*)@)?(?P<host>\[[^]/]*\]|[^@/:]*)(
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]")
 # A socket's path has at most 104 bytes on some systems, and ssh adds 17 to the one it is given.
-TMPDIR_LIMIT_BYTES = 52
+TMPDIR_LIMIT_BYTES = 44
 ALIVE = b"EDGEVIT-ALIVE"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from edgevit.devices.qemu import packages, userland
 from edgevit.errors import DeviceError, OutputError
+from edgevit.util.strays import stray_name
 from tests.absent import unavailable
 from tests.devices.standins import APT_GET, DPKG_DEB, QEMU, make, write
 
@@ -61,7 +63,7 @@ def test_what_is_not_a_device_is_neither_replaced_nor_removed(tools: Path, tmp_p
             change()
     assert (mine / "disk.img").read_text() == "dear"
     mine.rename(tmp_path / "kept")
-    left = tmp_path / "devices" / ".qemu.edgevit-1-abcdefgh"  # of one that was killed
+    left = tmp_path / "devices" / stray_name("qemu", process=1)  # of one that was killed
     left.mkdir()
     (tmp_path / "devices" / ".qemu.conf").write_text("dear")
     userland.setup()
@@ -173,13 +175,35 @@ def test_one_made_by_another_edgevit_is_refused(tools: Path, monkeypatch: pytest
         userland.installed()
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_what_is_called_like_the_lock_is_not_emptied(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, mine = tmp_path / "devices", tmp_path / "mine"
+    monkeypatch.setenv("EDGEVIT_DEVICES", str(devices))
+    devices.mkdir()
+    mine.write_text("dear")
+    lock = devices / ".lock"
+    if kind == "pipe":
+        os.mkfifo(lock)
+        assert not userland.remove()
+    elif kind == "link":
+        lock.symlink_to(mine)
+        with pytest.raises(DeviceError, match="cannot be written"):
+            userland.remove()
+    else:
+        lock.write_text("dear")
+        assert not userland.remove() and lock.read_text() == "dear"
+    assert mine.read_text() == "dear"
+
+
 def test_one_edgevit_at_a_time(tools: Path) -> None:
     with userland._locked(), pytest.raises(DeviceError, match="another edgevit is changing the devices"):
         userland.setup()
 
 
 def test_what_a_killed_edgevit_left_is_swept(tools: Path, tmp_path: Path) -> None:
-    (tmp_path / "devices/.qemu.edgevit-1-abcdefgh/qemu").mkdir(parents=True)
+    (tmp_path / "devices" / stray_name("qemu", process=1) / "qemu").mkdir(parents=True)
     userland.setup()
     assert_nothing_but(tmp_path / "devices", "qemu")
 
