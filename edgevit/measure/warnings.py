@@ -68,8 +68,8 @@ def measurement_warnings(machine: Environment) -> tuple[str, ...]:
         ),
         (
             others is not None and others > IDLE_LOAD,
-            f"other programs kept {others or 0:g} CPUs busy while measuring; results may be noisy: "
-            "close them and measure again",
+            f"other programs kept {others or 0:g} CPU{'s' * (f'{others or 0:g}' != '1')} busy while measuring; results may "
+            "be noisy: close them and measure again",
         ),
         # The load average still counts what ended a minute ago, such as the build: only where nothing else is told.
         (

@@ -25,7 +25,7 @@ from edgevit.schema.manifest import AccuracyRow
         (text.percent(None), "–"),
         (text.points(-0.007), "-0.7 points"),
         (text.points(0.012), "+1.2 points"),
-        (text.percentile(None), "n too small"),
+        (text.percentile(None), "too few runs"),
     ],
 )
 def test_numbers_are_shown_with_three_digits_and_their_unit(shown: str, expected: str) -> None:
