@@ -85,8 +85,8 @@ def images_card(report: Report, drawn: Drawn) -> Section | None:
         tokens = report.measurements[0].tokens
         easiest, hardest = (say.tokens(end(tokens, key=sum)) for end in (min, max))
         intro = (
-            f"Patch tokens left after every point where they merge: of {len(tokens)} images the easiest keeps {easiest}, the "
-            f"hardest {hardest}. Images stand in the order of all that they keep together."
+            f"Patch tokens left after every point where they merge: of {len(tokens)} images the easiest keeps "
+            f"{easiest}, the hardest {hardest}. Images stand in the order of all that they keep together."
         )
         pictures = [drawn[name] for name in ("tokens-per-image", "cost-per-image") if name in drawn]
         return section("Cost per image", intro, *pictures, *report.thumbs)
