@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from edgevit.schema.manifest import AccuracyRow
@@ -77,8 +78,11 @@ def unbroken(value: str) -> str:
 
 
 def int8_choice(target: Target) -> list[tuple[str, str]]:
-    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
-    reason = target.reasons.get("int8")
+    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing.
+
+    What a reason refers to lies in edgevit's sources, not beside the page.
+    """
+    reason = re.sub(r"(reports/reference/[\w-]+\.md)", r"\1 in edgevit's sources", target.reasons.get("int8", ""))
     return [("int8 or float", reason)] if reason else []
 
 
