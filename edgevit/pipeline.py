@@ -44,7 +44,8 @@ from edgevit.quantize.smooth import smooth
 from edgevit.report import html as report_html
 from edgevit.report import json as report_json
 from edgevit.report.view import make_report
-from edgevit.schema.manifest import Manifest
+from edgevit.schema.manifest import BundleFile, Manifest
+from edgevit.schema.manifest_file import MANIFEST, parse_manifest
 from edgevit.schema.quant_plan import QuantPlan, attention_names
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
@@ -392,7 +393,9 @@ def _load(case: Case) -> Runner:
 def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) -> Built:
     """Write manifest, model, report and golden runs as one bundle."""
     manifest = describe(facts, files)
-    report = make_report(manifest)
+    # Budgets count the program that ships; all the files that there will be, its own among them, no page can list.
+    shipped = tuple(BundleFile(path=name, bytes=path.stat().st_size, sha256="") for name, path in files.items())
+    report = replace(make_report(replace(manifest, files=shipped)), files=())
     pages = {"report.json": report_json.render(report), "report.html": report_html.render(report)}
     asked = desk(manifest.backend)
     pages["runner/run.py"] = asked.runner_source()
@@ -400,4 +403,4 @@ def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) 
     archive = write_bundle(
         folder, manifest, {**files, **pages}, facts.golden, labels=labels, guide=asked.guide(), force=force
     )
-    return Built(folder=folder, archive=archive, manifest=manifest)
+    return Built(folder=folder, archive=archive, manifest=parse_manifest((folder / MANIFEST).read_bytes(), folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,10 +25,12 @@ from edgevit.bundle.read import open_bundle
 from edgevit.devices import local
 from edgevit.devices.profile import profile
 from edgevit.errors import BoundError, CoverageError, DeviceError, ParityError, RuntimeMissingError, SkipError
+from edgevit.schema.budget import check_budgets
 from edgevit.schema.claims import Claim
 from edgevit.schema.target import Target, load_target
 from edgevit.util import machines
 from tests.absent import unavailable
+from tests.backends import examples
 from tests.backends.tvm.available import import_or_skip
 from tests.building import RECIPE, image_set, lenient
 from tests.bundles import rehash
@@ -49,6 +52,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="written 
 HERE, BOARD, DOT_BOARD = "x86-64-v3-tvm", "cortex-a72-tvm", "cortex-a76-tvm"
 FLOAT: dict[str, Any] = {"int8": False, "attention": "float32"}
 PROGRAM = tiny_program(gated=True, skip=True, depth=2)
+FLASH_MB = 0.5
 FILES = {"model.so", "model.weights", "model.json"}
 NATIVE = {"runner/native/runner"}
 LIB = {f"lib/{name}" for name in ("libtiny.a", "libtiny.so", "tiny.h", "tiny.c", "tiny_weights.S")}
@@ -58,7 +62,7 @@ LICENCES = {f"licences/apache-tvm/{name}" for name in ("LICENSE", "NOTICE", "LIC
 
 
 def build(folder: Path, target: str = HERE, **changes: Any) -> pipeline.Built:
-    wanted = replace(lenient(target), **changes)
+    wanted = replace(lenient(target), flash_mb=FLASH_MB, **changes)
     return pipeline.build(PROGRAM, wanted, image_set(PROGRAM), folder, recipe=RECIPE)
 
 
@@ -105,6 +109,43 @@ def test_a_bundle_holds_code_weights_and_what_runs_them(built: pipeline.Built) -
     memory = manifest.bound
     assert memory.proven and "held by fresh processes on 3" in held["bound"]
     assert memory.bound_bytes == memory.weights_bytes + memory.arena_bytes
+
+
+def test_its_readme_can_be_followed(built: pipeline.Built, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.folder, folder)
+    examples.assert_link_it_can_be_followed(folder)
+
+
+def test_whatever_shows_a_budget_shows_the_same(built: pipeline.Built) -> None:
+    """Also what was made before the bundle was written: the page in it, and what the command prints."""
+    needed = built.manifest.sizes.model_bytes + (built.folder / "runner/native/runner").stat().st_size
+    (check,) = check_budgets(built.manifest)
+    with open_bundle(built.folder) as bundle:
+        assert bundle.manifest == built.manifest and check_budgets(bundle.manifest) == (check,)
+    assert check.value == pytest.approx(needed / 1e6) and "the program that loads them" in check.what
+    told = json.loads((built.folder / "report.json").read_text())
+    assert told["budgets"][0]["value"] == check.value and told["files"] == []
+    assert f"| {FLASH_MB:g} | {check.value:.3g} |" in (built.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "told"), [(b"\x7fELF?", 0o755, "(Exec format error): it is for x86_64, this")]
+)
+def test_a_program_that_does_not_start_is_one_message(
+    built: pipeline.Built, content: bytes, mode: int, told: str, tmp_path: Path
+) -> None:
+    """Such as one of another machine's bundle."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(built.folder, folder)
+    program = folder / "runner/native/runner"
+    program.write_bytes(content)
+    program.chmod(mode)
+    rehash(folder)
+    done = subprocess.run(
+        [sys.executable, folder / "runner/run.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (19, 1) and f"{program} does not start {told}" in done.stderr
 
 
 def assert_predicted(built: pipeline.Built, target: Target) -> None:

@@ -12,10 +12,12 @@ from edgevit.api.job import (
     HOST,
     Job,
     beside_original,
+    check_name,
     fitting_target,
     given_of,
     images_of,
     least_bytes,
+    named,
     outputs_of,
     target_of,
 )
@@ -54,6 +56,7 @@ def build(
     tune_s: float = 0.0,
     original: str | Path | None = None,
     max_drop: float | None = None,
+    name: str = "",
     output: str | Path | None = None,
     force: bool = False,
 ) -> Bundle:
@@ -72,14 +75,16 @@ def build(
         tune_s: CPU seconds to search for faster kernels on this machine, for targets whose kernels are compiled.
         original: the model before compression, a Program folder or a name, to compare with.
         max_drop: fail if more points are lost against the original in float: of top-1, or without labels of agreement.
-        output: the bundle's folder, with its .zip beside it (default: out/MODEL-TARGET).
+        name: what the bundle is called, and the functions of its C library: of two models of one architecture in one
+            program each needs its own (default: the model's name).
+        output: the bundle's folder, with its .zip beside it (default: out/NAME-TARGET).
         force: replace a bundle that is there.
 
     Raises:
         TargetError: no such target, or one that cannot be built here.
         ImagesError: images that cannot calibrate, or labels that do not fit.
         BudgetError: `macs` or `static` cannot be met.
-        OutputError: the output is there already, or cannot be written.
+        OutputError: the output is there already, or cannot be written; or the name cannot be one.
         RuntimeMissingError: the target's runtime or torch is not installed.
         VerificationError: a claim about the build does not hold; its class says which.
 
@@ -105,6 +110,7 @@ def build(
             tune_s=tune_s,
             original=None if original is None else str(original),
             max_drop=max_drop,
+            name=name,
             output=None if output is None else Path(output),
             force=force,
         )
@@ -170,7 +176,7 @@ def run_build(job: Job) -> Built:
     given, kept = given_of(job)
     target = fitting_target(job, target, given.spec)
     given, original = beside_original(job, given)
-    folder = job.output or Path("out") / f"{given.spec.name.split('.')[0]}-{target.name}"
+    folder = job.output or Path("out") / f"{job.name or given.spec.name.split('.')[0]}-{target.name}"
     refuse_existing(folder, force=job.force)
     if job.save_program:
         refuse_existing_program(job.save_program, force=job.replace_program)
@@ -211,7 +217,7 @@ def run_build(job: Job) -> Built:
         tokens=job.tokens or "",
     )
     return pipeline.build(
-        program,
+        named(job, program),
         target,
         images.calibration,
         folder,
@@ -233,6 +239,7 @@ def _gainful(budgets: Budgets, target: Target) -> Budgets:
 
 def _ready_to_begin(job: Job, target: Target) -> None:
     """Refuse what the command line, the disk and the installed tools rule out, before a checkpoint is read."""
+    check_name(job)
     ready(outputs_of(job, job.output, target), target=target, tune_s=job.tune_s)
     if job.output is not None:
         refuse_existing(job.output, force=job.force)

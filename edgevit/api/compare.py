@@ -21,7 +21,7 @@ from edgevit.schema.measurement_file import read_measurement
 from edgevit.util import atomic, strict_json
 from edgevit.util.progress import warn
 
-__all__ = ["Comparison", "as_markdown", "compare", "show", "to_json"]
+__all__ = ["Comparison", "as_markdown", "compare", "set_side_by_side", "show", "to_json", "undecided"]
 
 
 def compare(
@@ -43,7 +43,7 @@ def compare(
     Raises:
         BundleError: not a bundle or a measurement.
         ComparisonError: fewer than two of them, one twice, no limit, or a limit on what is not known or was taken under
-            other conditions.
+            other conditions (the page is written all the same).
         OutputError: the page is there already, or cannot be written.
 
     Example:
@@ -52,6 +52,20 @@ def compare(
         >>> [column.name for column in comparison.columns], len(comparison.crossed)
         (['tiny', 'demo'], 0)
     """
+    made = set_side_by_side(first, *others, fail_if=fail_if, html=html, force=force)
+    if error := undecided(made):
+        raise error
+    return made
+
+
+def set_side_by_side(
+    first: Bundle | Measurement | str | Path,
+    *others: Bundle | Measurement | str | Path,
+    fail_if: Sequence[str] = (),
+    html: str | Path | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Compare as `compare` does, but let limits be undecided: for whoever shows the comparison first."""
     limits = [read_limit(text) for text in fail_if]
     page = None if html is None else Path(html)
     if page is not None:
@@ -61,6 +75,15 @@ def compare(
     if page is not None:
         write_page(page, render(made), force=force)
     return made
+
+
+def undecided(comparison: Comparison) -> ComparisonError | None:
+    """Return what to raise where a limit is on what is not known or cannot be compared; crossed ones are said too."""
+    if not comparison.undecided:
+        return None
+    said = [f"{each.limit}: {each.why}" for each in comparison.undecided]
+    said += [f"{each.limit} is crossed: {each.column} has {each.value}" for each in comparison.crossed]
+    return ComparisonError("; ".join(said))
 
 
 def to_json(comparison: Comparison) -> str:

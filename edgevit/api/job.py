@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from edgevit.api.load import DEFAULT_PROGRAM, load_kept
 from edgevit.backends.targets import accept, accept_program, following_costs, load_target
 from edgevit.build.host import host_target
 from edgevit.build.preflight import Output
-from edgevit.errors import BudgetError, ImagesError, ProgramError
+from edgevit.errors import BudgetError, ImagesError, OutputError, ProgramError
 from edgevit.frontends.preprocessing import Preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
 from edgevit.images.calibration_checks import check_calibration, copies, shared_images, split_calibration
@@ -27,6 +28,7 @@ from edgevit.util.progress import say, warn
 from edgevit.util.resources import shipped
 
 MANY_IMAGES = 100
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 HOST = "host"  # a target's name: this machine
 PRUNED_AT_MOST = 1.5  # share of the weights that goes for a share of the MACs
 
@@ -38,6 +40,7 @@ class Job:
     `prune` is the fraction of the MACs to remove, `gate` the expected MACs with gates as a fraction of what is left.
     `merge` is the fraction of the MACs that merging tokens is to leave, `tokens` a plan of merges by hand. `formats`
     are the model's files (none: as the target says), `budget` what the device allows, over what the target says.
+    `name` is what the bundle and its C library are called ("": as the model).
     """
 
     model: str | Program | None
@@ -68,6 +71,7 @@ class Job:
     replace_program: bool = False
     formats: tuple[str, ...] = ()
     budget: str | None = None
+    name: str = ""
 
 
 def fitting_target(job: Job, target: Target, spec: ProgramSpec) -> Target:
@@ -170,6 +174,25 @@ def beside_original(job: Job, given: Program) -> tuple[Program, Program | None]:
             f"from those of {known.name}"
         )
     return with_original(given, replace(as_original(fitted), steps=known.steps if known else ())), fitted
+
+
+def named(job: Job, program: Program) -> Program:
+    """Return a Program under the name that was asked for: what is built of it, bundle and C library, is called so.
+
+    Raises:
+        OutputError: it is no name that a folder and the functions of a C library can have.
+    """
+    check_name(job)
+    return replace(program, spec=replace(program.spec, name=job.name)) if job.name else program
+
+
+def check_name(job: Job) -> None:
+    """Refuse a name that a folder and the functions of a C library cannot have."""
+    if job.name and not NAME.fullmatch(job.name):
+        raise OutputError(
+            f"{job.name!r} cannot be the name of a bundle and of its C library; allowed: a letter, then letters, "
+            "'_' and '-', 48 in all"
+        )
 
 
 def outputs_of(job: Job, folder: Path | None, target: Target, given: Program | None = None) -> list[Output]:

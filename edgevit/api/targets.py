@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from edgevit.backends.targets import load_target
@@ -10,6 +11,21 @@ from edgevit.schema.target import Target, list_targets
 from edgevit.util import atomic
 from edgevit.util.paths import is_there
 from edgevit.util.resources import shipped
+
+# Keys that a target may have beside those that all of them have.
+BUDGET_LINES = (
+    "# Budgets; the build, the bundle's README and the report say which are met.",
+    "# ram_mb = 64         most memory of the process, in MB",
+    "# flash_mb = 8        most bytes of the files that the device loads, in MB",
+    "# latency_ms = 30     most time of an image, 95th percentile, in ms",
+    "# drop_points = 1     most points lost against the original",
+)
+COMPILER_LINES = (
+    "# What compiles the C library.",
+    '# libc = "musl"       or glibc, glibc-2.17 (no symbol may be newer), bionic',
+    '# cc = "..."          the C compiler, by name or path',
+    '# sysroot = "..."     a folder with the device\'s C library',
+)
 
 __all__ = ["Target", "export_target", "list_targets", "target", "targets"]
 
@@ -43,6 +59,8 @@ def target(name: str | Path) -> Target:
 def export_target(name: str, output: str | Path | None = None) -> Path:
     """Write the TOML file of a target that ships with edgevit, to be changed into one of your own; return its path.
 
+    Keys that it leaves open stand in it as comments.
+
     Args:
         name: a name that `targets()` lists.
         output: the file (default: NAME.toml here); it may be called anything that ends in .toml.
@@ -61,7 +79,16 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
     if is_there(path):
         raise OutputError(f"{path} already exists; choose another file with -o")
     try:
-        atomic.write_file(path, (shipped("targets") / f"{name}.toml").read_bytes(), replace=False)
+        text = (shipped("targets") / f"{name}.toml").read_text(encoding="utf-8")
+        atomic.write_file(path, _with_what_may_be_set(text).encode(), replace=False)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def _with_what_may_be_set(text: str) -> str:
+    """Return the text of a target with the keys that may be set, and are not, as comments before its reasons."""
+    machine_code = re.search(r"^cpu = ", text, re.MULTILINE) is not None
+    lines = [*BUDGET_LINES, *(COMPILER_LINES if machine_code else ())]
+    said = "\n".join(line for line in lines if not re.search(rf"^{line[2:].split(' ')[0]} = ", text, re.MULTILINE))
+    return text.replace("\n[reasons]", f"\n{said}\n\n[reasons]", 1)

@@ -17,7 +17,7 @@ from edgevit.program.macs import macs_by_branch, total_macs
 from edgevit.program.original import uncompressed, without_answers
 from edgevit.program.program import expected_shapes
 from edgevit.program.spec import ProgramSpec
-from edgevit.program.tokens import MERGE_EFFORT, write_plan
+from edgevit.program.tokens import MERGE_EFFORT, merge_branches
 from edgevit.schema.claims import Claim, ParityFigures
 from edgevit.schema.manifest import (
     EFFORT_ALL_OPEN,
@@ -140,7 +140,9 @@ def _effort(spec: ProgramSpec) -> EffortContract | None:
 def _tokens_output(spec: ProgramSpec) -> list[OutputContract]:
     if not spec.adaptive:
         return []
-    meaning = f"patch tokens left after each point where they merge: {write_plan(spec)}"
+    blocks = {name: f"block {number}" for number, name in enumerate(merge_branches(spec), 1)}
+    places = [blocks.get(point.after, point.after) for point in spec.merges]
+    meaning = f"patch tokens left after each point where they merge: {', '.join(places)}"
     return [OutputContract(name="tokens", dtype="int32", shape=(len(spec.merges),), meaning=meaning, kind="tokens")]
 
 

@@ -6,7 +6,7 @@ Both are made of the manifest and of the little that only the runtime knows (`Gu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import jinja2
 
 from edgevit.program.original import when_compressed
 from edgevit.schema.budget import BUDGETS, BudgetCheck, check_budgets
+from edgevit.schema.claims import Fraction
 from edgevit.schema.manifest import AccuracyRow, Manifest
 from edgevit.schema.points import OperatingPoint
 
@@ -58,7 +59,14 @@ def requirements(manifest: Manifest, guide: Guide) -> str:
 
 def example(manifest: Manifest, guide: Guide) -> dict[str, str]:
     """Return the files of a program that runs the model, by their path inside the bundle."""
-    return {path: _environment().from_string(text).render(m=manifest) for path, text in guide.example.items()}
+    named = _named(manifest)
+    return {
+        path: _environment().from_string(text).render(m=manifest, named=named) for path, text in guide.example.items()
+    }
+
+
+def _named(manifest: Manifest) -> list[OperatingPoint]:
+    return [point for point in manifest.points if point.name is not None]
 
 
 def readme(manifest: Manifest, guide: Guide) -> str:
@@ -70,11 +78,12 @@ def readme(manifest: Manifest, guide: Guide) -> str:
             m=manifest,
             facts=_facts(manifest),
             accuracy=[_accuracy(row) for row in manifest.accuracy],
-            points=[_point(point) for point in manifest.points],
-            named=[point.name for point in manifest.points if point.name is not None],
+            points=_points(manifest.points),
+            named=[point.name for point in _named(manifest)],
             budgets=[_budget(check) for check in check_budgets(manifest)],
             open_claims=[claim for claim in manifest.claims if claim.held is None],
             resize=_resize(manifest),
+            pixels=_pixels(manifest),
             linking=_environment().from_string(guide.linking).render(m=manifest).strip(),
             licence=licence_of(manifest.origin),
             runtime=guide.packages,
@@ -136,11 +145,23 @@ def _compressed(manifest: Manifest) -> str:
     return f"{said[0].upper()}{said[1:]} (original, then compressed, both in float)." if said else ""
 
 
-def _point(point: OperatingPoint) -> tuple[str, ...]:
-    right = "-" if point.agreement is None else f"{point.agreement.value:.1%}"
-    top1 = "-" if point.top1 is None else f"{point.top1.value:.1%}"
-    macs = _millions(point.macs), _millions(point.worst_macs)
-    return point.name or "", f"{point.effort:g}", right, top1, *macs, f"{point.branches:.1f}"
+def _points(points: Sequence[OperatingPoint]) -> list[dict[str, str]]:
+    """Return a row of words by column for every point; a column that no point has a figure of is left out."""
+    columns: dict[str, Callable[[OperatingPoint], str]] = {
+        "name": lambda point: point.name or "-",
+        "effort": lambda point: f"{point.effort:g}",
+        "agreement": lambda point: _share(point.agreement),
+        "top-1": lambda point: _share(point.top1),
+        "million MACs, mean": lambda point: _millions(point.macs),
+        "million MACs, most": lambda point: _millions(point.worst_macs),
+        "branches that ran": lambda point: f"{point.branches:.1f}",
+    }
+    unknown = {name for name in ("agreement", "top-1") if all(columns[name](point) == "-" for point in points)}
+    return [{name: show(point) for name, show in columns.items() if name not in unknown} for point in points]
+
+
+def _share(share: Fraction | None) -> str:
+    return "-" if share is None else f"{share.value:.1%}"
 
 
 def _budget(check: BudgetCheck) -> tuple[str, ...]:
@@ -163,6 +184,12 @@ def _resize(manifest: Manifest) -> str:
     )
     turned = "turned as its EXIF orientation says; " if spec.orientation == "apply" else ""
     return f"{turned}{how} ({spec.interpolation})"
+
+
+def _pixels(manifest: Manifest) -> str:
+    """Return what of a picture's file is taken, with what the manifest says elsewhere."""
+    turned = "applied" if manifest.input.preprocessing.orientation == "apply" else "ignored"
+    return manifest.input.pixels.replace("as preprocessing.orientation says", turned)
 
 
 def licence_of(origin: Mapping[str, str]) -> str:

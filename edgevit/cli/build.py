@@ -80,7 +80,14 @@ STAGES = {
     metavar="SECONDS",
     help="CPU time to search for TVM's tiles on this machine; what is found is kept.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder (default: out/MODEL-TARGET).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder (default: out/NAME-TARGET).")
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    help="What the bundle and its C library are called (default: the model's name); names keep models of one "
+    "architecture apart.",
+)
 @click.option("--save-program", type=click.Path(path_type=Path), help="Also save the compressed Program here (fp16).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Predict size, MACs, memory bound and coverage; build nothing.")

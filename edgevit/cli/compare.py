@@ -44,12 +44,12 @@ def command(
     force: bool,
 ) -> None:
     """Set builds (folders or zips) and measurements side by side, of one model or of several."""
-    from edgevit.api.compare import as_markdown, compare, show, to_json
+    from edgevit.api.compare import as_markdown, set_side_by_side, show, to_json, undecided
     from edgevit.errors import RegressionError
 
     if markdown and as_json:
         raise click.UsageError("--markdown and --json are two forms of one answer; give one of them.")
-    made = compare(first, *others, fail_if=fail_if, html=html, force=force)
+    made = set_side_by_side(first, *others, fail_if=fail_if, html=html, force=force)
     if as_json:
         click.echo(to_json(made), nl=False)
     elif markdown:
@@ -64,6 +64,9 @@ def command(
         from edgevit.cli.terminal import plain
 
         show(plain(made), Console(file=getattr(sys.stdout, "styled", sys.stdout)))
+    if error := undecided(made):
+        error.answered = True  # the comparison is printed, and says it too
+        raise error
     if made.crossed:
         told = "; ".join(f"{each.limit}: {each.column} has {each.value}" for each in made.crossed)
         raise RegressionError(f"{len(made.crossed)} of {len(made.verdicts)} limits crossed: {told}")

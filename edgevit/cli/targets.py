@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,12 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.command(epilog=EPILOG, short_help="List the devices that can be built for; explain or export one.")
 @click.argument("name", required=False, shell_complete=complete_target)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--export", metavar="NAME", help="Write the file of a target, to make your own of it.")
+@click.option(
+    "--export",
+    metavar="NAME",
+    shell_complete=complete_target,
+    help="Write the file of a target, to make your own of it.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File of --export (default: NAME.toml).")
 def command(name: str | None, as_json: bool, export: str | None, output: Path | None) -> None:
     """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
@@ -40,7 +46,8 @@ def command(name: str | None, as_json: bool, export: str | None, output: Path | 
         if name is not None or as_json:
             raise click.UsageError("--export writes a file; give it alone, or with -o.")
         path = api.export_target(export, output)
-        click.echo(f"{path}: change what differs on your device, then: edgevit build --target {path}")
+        build = f"edgevit build --target {shlex.quote(str(path))}"
+        click.echo(f"{path}: change what differs on your device, then: {build}")
         return
     if output is not None:
         raise click.UsageError("-o is the file of --export.")

@@ -55,6 +55,7 @@ def measurement_warnings(machine: Environment) -> tuple[str, ...]:
     temperatures = (machine.temperature_before_c, machine.temperature_after_c)
     hottest = max((t for t in temperatures if t is not None), default=0.0)
     load, others = machine.load_average_before or 0.0, machine.others_cpus
+    busy = f"{others or 0:g}"
     checks = (
         (bool(machine.throttling), f"the clock was held down ({', '.join(machine.throttling or ())}): cool or feed it"),
         (
@@ -68,7 +69,7 @@ def measurement_warnings(machine: Environment) -> tuple[str, ...]:
         ),
         (
             others is not None and others > IDLE_LOAD,
-            f"other programs kept {others or 0:g} CPUs busy while measuring; results may be noisy: "
+            f"other programs kept {busy} CPU{'s' * (busy != '1')} busy while measuring; results may be noisy: "
             "close them and measure again",
         ),
         # The load average still counts what ended a minute ago, such as the build: only where nothing else is told.

@@ -53,12 +53,12 @@ def effort(report: Report, wide: float = WIDE) -> str:
         for cost, worst in [(p.time_ms, p.worst_ms) if by_time else (p.macs, p.worst_macs)]
         if p.accuracy is not None and cost is not None and worst is not None
     ]
-    height, left, right, top, bottom = 270.0, 56.0, wide - 14, 28.0, 214.0
+    height, left, right, top, bottom = 286.0, 56.0, wide - 14, 44.0, 230.0
     shares = [share for _, share, _, _ in points]
     low = max(0.0, (int(min(shares) * 20) - 1) / 20)
     x = Scale(top=1.05 * max(worst for _, _, _, worst in points), begin=left, end=right)
     y = Scale(low=100 * low, top=100 * min(1.0, max(shares) + 0.03), begin=bottom, end=top)
-    parts = [*y_axis(y, left, right, "%")]
+    parts = [*y_axis(y, left, right, "%"), text(0, 14, report.effort_metric, class_="note")]
     for tick in x.ticks:
         parts.append(text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", class_="tick"))
     parts.append(text(right, bottom + 33, unit, anchor="end", class_="note"))

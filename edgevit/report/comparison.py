@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from edgevit.errors import ComparisonError
 from edgevit.report import text as say
 from edgevit.report.differences import Difference, differences
-from edgevit.report.figures import Figure, figures, shown
+from edgevit.report.figures import FIGURES, Figure, figures, shown
 from edgevit.report.limits import Limit
 from edgevit.schema.manifest import Manifest
 from edgevit.schema.measurement import Measurement, not_the_device
 
 COMPARISON_SCHEMA = 1
+# How a figure becomes known, by its name.
+REMEDY = "give a measurement of it (edgevit profile)"
+REMEDIES = {
+    "p95": f"{REMEDY}, of more runs if it has too few for a percentile",
+    "top1": "build it with --eval and labelled images",
+    "lost": "build it with --eval and labelled images, and with --original where it was compressed",
+    "agreement": "give its bundle, built where its model can run",
+    **dict.fromkeys(("memory", "size", "macs", "macs_all_open", "parameters"), "give its bundle"),
+}
 UNIT_WORDS = {"ms": "ms", "bytes": "bytes", "count": "", "share": "fraction"}
 
 
@@ -63,12 +72,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A limit in one column: whether it was crossed."""
+    """A limit in one column: whether it was crossed (None: nobody can tell, and `why` says so)."""
 
     limit: str
     column: str
     value: str
-    crossed: bool
+    crossed: bool | None
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +99,17 @@ class Comparison:
         """Return the limits that were crossed."""
         return tuple(verdict for verdict in self.verdicts if verdict.crossed)
 
+    @property
+    def undecided(self) -> tuple[Verdict, ...]:
+        """Return the limits on what is not known, or cannot be compared."""
+        return tuple(verdict for verdict in self.verdicts if verdict.crossed is None)
+
 
 def compare(subjects: Sequence[Subject], limits: Sequence[Limit] = ()) -> Comparison:
     """Set subjects side by side; the first is what the others are held against.
 
     Raises:
-        ComparisonError: fewer than two, or a limit on what is not known or cannot be compared.
+        ComparisonError: fewer than two.
     """
     if len(subjects) < 2:
         raise ComparisonError("a comparison takes at least two builds or measurements; give another one")
@@ -155,9 +170,10 @@ def _column(subject: Subject) -> Column:
 def _row(found: Sequence[Figure]) -> Row:
     first = found[0]
     unlike = tuple(_unlike(first, figure) for figure in found)
+    titles = {figure.title for figure in found if figure.value is not None}
     return Row(
         name=first.name,
-        title=first.title,
+        title=titles.pop() if len(titles) == 1 else next(each.title for each in FIGURES if each.name == first.name),
         unit=UNIT_WORDS[first.unit],
         less_is_better=first.less,
         values=tuple(figure.value for figure in found),
@@ -184,24 +200,25 @@ def _change(first: Figure, other: Figure) -> float | None:
 
 
 def _verdict(limit: Limit, row: Row, index: int, subjects: Sequence[Subject]) -> Verdict:
-    """Hold one column against a limit; what is not known or cannot be compared is refused, never passed."""
+    """Hold one column against a limit; what is not known or cannot be compared is said, never passed."""
+    name, value = subjects[index].name, row.values[index]
+    shown = row.shown[index] + (f" ({change(row, index)})" if change(row, index) else "")
     held = [index] if limit.kind == "value" else [0, index]
-    for each in held:
-        if row.values[each] is None:
-            raise ComparisonError(
-                f"{limit.text}: the {row.title} of {subjects[each].name} is not known; give a measurement of it "
-                "(edgevit profile) or build with --eval"
-            )
-    if limit.kind != "value" and row.unlike[index]:
-        raise ComparisonError(
-            f"{limit.text}: the {row.title} of {subjects[index].name} cannot be held against {subjects[0].name}'s, "
-            f"they were taken under other conditions ({row.unlike[index]}); measure both alike"
+    unknown = [subjects[each].name for each in held if row.values[each] is None]
+    why = ""
+    if unknown:
+        why = f"the {row.title} of {unknown[0]} is not known; {REMEDIES.get(row.name, REMEDY)}"
+    elif limit.kind != "value" and row.unlike[index]:
+        why = (
+            f"the {row.title} of {name} cannot be held against {subjects[0].name}'s, they were taken under other "
+            f"conditions ({row.unlike[index]}); measure both alike"
         )
-    first, value = row.values[0], row.values[index]
-    assert value is not None
+    if why or value is None:
+        return Verdict(limit=limit.text, column=name, value=shown, crossed=None, why=why)
+    first = row.values[0]
     return Verdict(
         limit=limit.text,
-        column=subjects[index].name,
-        value=row.shown[index] + (f" ({change(row, index)})" if change(row, index) else ""),
+        column=name,
+        value=shown,
         crossed=limit.crossed(first if first is not None else value, value),
     )

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from edgevit import __version__
 from edgevit.report import markdown
-from edgevit.report.cards import Card, Note, Section, Tile, Tiles, section, status, table
+from edgevit.report.cards import Card, Note, Section, State, Tile, Tiles, section, status, table
 from edgevit.report.comparison import Comparison, Row, change, summary
 from edgevit.report.page import page
 from edgevit.report.text import UNKNOWN, unbroken
@@ -21,8 +21,10 @@ CHANGED, SAME, MADE, LIMITS = (
     "Differences in how they were made",
     "Limits",
 )
+VERDICTS = {True: "crossed", False: "kept", None: "not known"}
+_STATES: dict[str, State] = {"crossed": "failed", "kept": "met", "not known": "unknown"}
 ALIKE = "They were made the same way."
-UNLIKE = "unlike"
+UNLIKE = "incomparable"
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -63,12 +65,12 @@ def render(comparison: Comparison) -> str:
         numbers = range(1, len(head)) if title in (CHANGED, SAME) else ()
         cells = [[row[0], *map(unbroken, row[1:])] for row in rows] if numbers else rows
         if title == LIMITS:
-            cells = [[*row[:-1], status("failed" if row[-1] == "crossed" else "met", row[-1])] for row in rows]
+            cells = [[*row[:-1], status(_STATES[row[-1]], row[-1])] for row in rows]
         cards.append(section(title, _intro(title), table(head, cells, numbers=numbers, class_="wrap")))
     notes = list(_notes(comparison))
     if notes:
-        cards.append(Section(title="Doubts", intro="", parts=(Note(lines=notes, kind="list"),)))
-    title = f"{names[0]} and {', '.join(names[1:])}"
+        cards.append(Section(title="Warnings", intro="", parts=(Note(lines=notes, kind="list"),)))
+    title = f"{', '.join(names[1:])} against {names[0]}"
     return page(title, f"{summary(comparison)}.", cards, made_by=__version__)
 
 
@@ -82,8 +84,10 @@ def _intro(title: str) -> str:
 
 
 def _tiles(comparison: Comparison) -> Iterator[Tile]:
-    """Yield the changes that matter most, of the last column against the first."""
+    """Yield the changes that matter most, of the last column against the first; both are named where there are more."""
     index = len(comparison.columns) - 1
+    names = (comparison.columns[0].name, comparison.columns[index].name)
+    of = [f"{name} " for name in names] if index > 1 else ["", ""]
     rows = {row.name: row for row in comparison.rows}
     for name in ("latency", "process", "memory", "size", "top1", "agreement"):
         row = rows.get(name)
@@ -94,7 +98,7 @@ def _tiles(comparison: Comparison) -> Iterator[Tile]:
         yield Tile(
             name=row.title[0].upper() + row.title[1:],
             value=told,
-            note=f"{row.shown[0]} → {row.shown[index]}",
+            note=f"{of[0]}{row.shown[0]} → {of[1]}{row.shown[index]}",
             state="" if told == "same" else "met" if better else "failed",
         )
 
@@ -103,7 +107,7 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[
     """Yield title, head and cells of each table there is."""
     names = [column.name for column in comparison.columns]
     if comparison.verdicts:
-        rows = [[v.limit, v.column, v.value, "crossed" if v.crossed else "kept"] for v in comparison.verdicts]
+        rows = [[v.limit, v.column, v.value, VERDICTS[v.crossed]] for v in comparison.verdicts]
         yield LIMITS, ["limit", "of", "is", ""], rows
     changed = [row for row in comparison.rows if _told(row)]
     if changed:
@@ -131,7 +135,8 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
-    """Yield why figures are not to be compared, and what spoils them."""
+    """Yield why limits could not be decided, why figures are not to be compared, and what spoils them."""
+    yield from (f"{verdict.limit}: {verdict.why}" for verdict in comparison.undecided)
     for index, column in enumerate(comparison.columns):
         reasons: dict[str, list[str]] = {}
         for row in comparison.rows:

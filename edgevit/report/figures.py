@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgevit.report import text as say
@@ -39,12 +39,13 @@ FIGURES = (
     Figure(name="memory", title="memory bound of the model", unit="bytes"),
     Figure(name="size", title="size of the model", unit="bytes"),
     Figure(name="top1", title="top-1", unit="share", less=False),
-    Figure(name="agreement", title="agreement with the original", unit="share", less=False),
+    Figure(name="agreement", title="agreement", unit="share", less=False),
     Figure(name="lost", title="top-1 lost against the original", unit="share"),
     Figure(name="macs", title="MACs of an image, expected", unit="count"),
     Figure(name="macs_all_open", title="MACs with every branch open", unit="count"),
     Figure(name="parameters", title="parameters", unit="count"),
 )
+OWN_FLOAT = "with its own float model"
 NAMES = tuple(figure.name for figure in FIGURES)
 
 # Value and conditions.
@@ -57,10 +58,15 @@ def figures(manifest: Manifest | None, measurement: Measurement | None) -> tuple
     if measurement is not None:
         found |= dict(_measured(measurement, manifest))
     return tuple(
-        Figure(name=f.name, title=f.title, unit=f.unit, less=f.less, value=value, conditions=conditions)
+        replace(f, title=_title(f, conditions), value=value, conditions=conditions)
         for f in FIGURES
         for value, conditions in [found.get(f.name, (None, {}))]
     )
+
+
+def _title(figure: Figure, conditions: dict[str, str]) -> str:
+    """Return what a figure is called; of an agreement also with what."""
+    return f"{figure.title} {conditions.get('agreement', '')}".rstrip() if figure.name == "agreement" else figure.title
 
 
 def shown(figure: Figure, value: float | None) -> str:
@@ -87,8 +93,8 @@ def _built(manifest: Manifest) -> Iterator[tuple[str, Found]]:
             yield "lost", (original.value - top1.value, under)
     agreed = _row(manifest, "bundle", "agreement", "original") or _row(manifest, "bundle", "agreement")
     if agreed is not None:
-        other = "the original" if agreed.against == "original" else "its own float model"
-        under = {"images": f"{agreed.images} images", "classes": classes, "agreement": f"with {other}"}
+        other = "with the original" if agreed.against == "original" else OWN_FLOAT
+        under = {"images": f"{agreed.images} images", "classes": classes, "agreement": other}
         yield "agreement", (agreed.value, under)
 
 

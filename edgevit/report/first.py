@@ -70,9 +70,9 @@ def effort_card(report: Report, drawn: Drawn) -> Section | None:
     if timed:
         machine = report.measurements[0].environment
         clock = "CPU time" if machine.threads == 1 else "wall time"
-        intro += f"Times are {clock} on {machine.cpu}; a line to the right ends at the dearest image's. "
+        intro += f"Times are {clock} on {machine.cpu}; a line ends at the time of the image that takes most. "
     else:
-        intro += "A line to the right is what the dearest image costs; edgevit profile measures the time of each. "
+        intro += "A line ends at the cost of the image that takes most; edgevit profile measures times. "
     less = (1, 2, 3, 4, 7) if timed else (1, 3, 4)
     shown = table(efforts.head(points, report.effort_metric), efforts.rows(points), numbers=range(1, 8), less=less)
     title = "Accuracy against time, over effort" if timed else "Accuracy against cost, over effort"
@@ -83,10 +83,10 @@ def images_card(report: Report, drawn: Drawn) -> Section | None:
     """Return what ran for which image, and the easiest and hardest of them where pictures were given."""
     if "tokens-per-image" in drawn:
         tokens = report.measurements[0].tokens
-        kept = [row[-1] for row in tokens]
+        easiest, hardest = (say.tokens(end(tokens, key=sum)) for end in (min, max))
         intro = (
-            f"Of {len(tokens)} images the easiest keeps {min(kept)} patch tokens to the end, the hardest {max(kept)}; "
-            "a bar is what is left after a point where tokens merge."
+            f"Patch tokens left after every point where they merge: of {len(tokens)} images the easiest keeps "
+            f"{easiest}, the hardest {hardest}. Images stand in the order of all that they keep together."
         )
         pictures = [drawn[name] for name in ("tokens-per-image", "cost-per-image") if name in drawn]
         return section("Cost per image", intro, *pictures, *report.thumbs)
@@ -177,8 +177,8 @@ def _speed(report: Report) -> Tile:
             why = "not measured on the device this was built for"
         return Tile(name=name, value=say.UNKNOWN, note=why, state="unknown")
     ratio = timed[0].ratio or 0.0
-    others = [f"{times(row.ratio)} of {row.name}" for row in timed[1:]]
-    note = f"{timed[0].name}: {say.ms(timed[0].time_ms)}" + (f"; {', '.join(others)}" if others else "")
+    others = [f"{times(row.ratio)} as fast as {row.name}" for row in timed[1:]]
+    note = "; ".join([f"{timed[0].name}: {say.ms(timed[0].time_ms)}", *others])
     state: State = "met" if ratio >= FASTER else "failed" if ratio < SLOWER else ""
     return Tile(name=name, value=f"{ratio:.2f}× as fast", note=note, state=state)
 

@@ -89,14 +89,24 @@ def _hits(memory: MemoryView, x: Scale, y: Scale, top: float, bottom: float) -> 
 
 
 def _peak(memory: MemoryView, x: Scale, y: Scale, middle: float, *, small: bool) -> list[str]:
-    """Return the highest point of the trace, named; its label stands above the curve, on the side with more room."""
+    """Return the highest point of the trace, named; its label stands above the curve, on the side with more room.
+
+    Under the curve where the line of the bound would go through it.
+    """
     peak = max(memory.points, key=lambda point: point.bytes)
     px, py = x(peak.time_ms), y(peak.bytes / 1e6)
     name = f"peak {say.size(peak.bytes)}{'' if small else f' at {peak.where}'}"
     end = px > middle
+    under = memory.limit_bytes is not None and 0 <= py - y(memory.limit_bytes / 1e6) < 22
     return [
         element("circle", cx=px, cy=py, r=4, class_="peak"),
-        text(px + (-9 if end else 9), py - 5, name, anchor="end" if end else "start", class_="label halo"),
+        text(
+            px + (-9 if end else 9),
+            py + 18 if under else py - 5,
+            name,
+            anchor="end" if end else "start",
+            class_="label halo",
+        ),
     ]
 
 

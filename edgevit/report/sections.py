@@ -90,7 +90,7 @@ def memory_card(report: Report, drawn: Drawn) -> Section:
                 say.ms(first.first_run_ms),
             ]
         ]
-        head = ["process after imports", "after loading", "peak over all paths", "loading takes", "first run takes"]
+        head = ["process before it loads", "after loading", "peak over all paths", "loading takes", "first run takes"]
         parts.append(table(head, rows))
     elif not first:
         parts.append(unmeasured("Memory over a run and the peak of a whole process are measured by"))
@@ -139,7 +139,7 @@ def latency_card(report: Report, drawn: Drawn) -> Section:
 
 def _others(machine: Environment) -> str:
     if machine.others_cpus is not None:
-        return f"{machine.others_cpus:g} CPUs"
+        return say.cpus(machine.others_cpus)
     return f"load average {machine.load_average_before or 0:g}"
 
 
@@ -283,12 +283,12 @@ def environment_card(measurement: Measurement) -> Section:
         images += f", {measurement.images.unreadable} unreadable left out"
     rows = [
         ("processor", f"{e.cpu}, {e.cores} cores, {e.arch}"),
-        ("instruction sets", ", ".join(e.isa) or "not told"),
+        ("instruction sets", ", ".join(e.isa) or "unavailable"),
         ("clock before and after", _range(e.frequency_before_mhz, e.frequency_after_mhz, "MHz", e)),
         ("temperature before and after", _range(e.temperature_before_c, e.temperature_after_c, "°C", e)),
-        ("CPUs that other programs kept busy", "not told" if e.others_cpus is None else f"{e.others_cpus:g}"),
+        ("CPUs that other programs kept busy", "unavailable" if e.others_cpus is None else f"{e.others_cpus:g}"),
         ("load average before and after", _range(e.load_average_before, e.load_average_after, "", e)),
-        ("governor", e.governor or "not told"),
+        ("governor", e.governor or "unavailable"),
         ("memory", say.size(e.memory_total_bytes)),
         ("system", e.system),
         (
@@ -301,7 +301,7 @@ def environment_card(measurement: Measurement) -> Section:
     told = (
         ("CPU part", e.cpu_part),
         ("pinned to CPUs", e.cpus and ", ".join(map(str, e.cpus))),
-        ("throttling", ", ".join(e.throttling) or "none seen" if e.throttling is not None else "not told"),
+        ("throttling", ", ".join(e.throttling) or "none seen" if e.throttling is not None else "unavailable"),
         ("reached over", None if measurement.device == "local" else measurement.device),
         ("warnings", "; ".join(measurement.warnings)),
     )
@@ -311,5 +311,5 @@ def environment_card(measurement: Measurement) -> Section:
 
 def _range(before: float | None, after: float | None, unit: str, _: Environment) -> str:
     if before is None or after is None:
-        return "not told"
+        return "unavailable"
     return f"{before:g} and {after:g} {unit}".strip()

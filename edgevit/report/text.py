@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from edgevit.schema.manifest import AccuracyRow
 from edgevit.schema.measurement import Latency
 from edgevit.schema.target import Target
@@ -66,7 +69,7 @@ def interval(row: AccuracyRow) -> str:
 
 def percentile(value: float | None) -> str:
     """Return a percentile, or why there is none."""
-    return "n too small" if value is None else ms(value)
+    return "too few runs" if value is None else ms(value)
 
 
 def unbroken(value: str) -> str:
@@ -75,9 +78,22 @@ def unbroken(value: str) -> str:
 
 
 def int8_choice(target: Target) -> list[tuple[str, str]]:
-    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing."""
-    reason = target.reasons.get("int8")
+    """Return whether the target computes in int8 or float, and why, if it says so: (name, reason) or nothing.
+
+    What a reason refers to lies in edgevit's sources, not beside the page.
+    """
+    reason = re.sub(r"(reports/reference/[\w-]+\.md)", r"\1 in edgevit's sources", target.reasons.get("int8", ""))
     return [("int8 or float", reason)] if reason else []
+
+
+def tokens(left: Sequence[int]) -> str:
+    """Return the patch tokens left after every point where they merge, of one image: 158, 119, 80, 48."""
+    return ", ".join(map(str, left))
+
+
+def cpus(count: float) -> str:
+    """Return a number of CPUs, one in the singular: 0.8 CPUs, 1 CPU."""
+    return f"{count:g} CPU{'s' * (f'{count:g}' != '1')}"
 
 
 def spread(latency: Latency) -> str:

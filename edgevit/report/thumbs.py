@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevit.report import text as say
 from edgevit.report.cards import Thumb, Thumbs
 from edgevit.schema.measurement import Measurement
 
@@ -37,7 +38,7 @@ def thumbs(images: NDArray[np.uint8], measured: Measurement) -> tuple[Thumbs, ..
 def _costs(measured: Measurement) -> tuple[NDArray[np.int64], list[str]]:
     """Return what orders the images, `[n]`, and what is said of each."""
     if len(set(measured.tokens)) > 1:
-        return np.array([sum(row) for row in measured.tokens]), [f"{row[-1]} tokens kept" for row in measured.tokens]
+        return np.array([sum(row) for row in measured.tokens]), [f"{say.tokens(row)} tokens" for row in measured.tokens]
     counts = [row.count("1") for row in measured.gates]
     return np.array(counts), [f"{count} of {len(measured.branches)} branches" for count in counts]
 

@@ -31,8 +31,9 @@ SHORT: dict[str, BudgetKey] = {
     "latency": "latency_ms",
     "drop": "drop_points",
 }
-# What belongs to the device of a bundle, beside the model: its program and its libraries, by how their paths begin.
-ON_DEVICE = ("runner/native/", "lib/")
+# What a device has of a bundle beside the model: the program that loads it. `lib/` is the same code again, to link
+# into a program that takes the place of this one.
+ON_DEVICE = "runner/native/"
 
 # What is needed, whether that is all of it, and what it is.
 Found = tuple[float | None, bool, str]
@@ -113,8 +114,8 @@ def _ram(manifest: Manifest, measurement: Measurement | None) -> Found:
 
 def _flash(manifest: Manifest, measurement: Measurement | None) -> Found:
     own = sum(file.bytes for file in manifest.files if file.path.startswith(ON_DEVICE))
-    runtime = "" if own else f", without {manifest.backend}, which the device has"
-    return (manifest.sizes.model_bytes + own) / 1e6, True, f"the files that the device loads{runtime}"
+    more = ", and the program that loads them" if own else f", without {manifest.backend}, which the device has"
+    return (manifest.sizes.model_bytes + own) / 1e6, True, f"the files that the device loads{more}"
 
 
 def _latency(manifest: Manifest, measurement: Measurement | None) -> Found:

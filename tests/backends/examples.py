@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgevit.schema.points import OperatingPoint
 from tests.absent import unavailable
 
 ANSWERS = """
@@ -22,6 +24,7 @@ run = found["load_model"](manifest, manifest["target"]["threads"])
 answers = [run(np.load(path), float(effort)) for path, effort in zip(sys.argv[1::2], sys.argv[2::2])]
 print(json.dumps([[output.ravel().tolist() for output in answer] for answer in answers]))
 """
+POINTS = (OperatingPoint(effort=-1e30, name="fast", macs=1e6, worst_macs=1_000_000, branches=0.0, images=4),)
 FLAGS = {"gcc": "-DCMAKE_C_FLAGS", "g++": "-DCMAKE_CXX_FLAGS"}
 
 
@@ -69,8 +72,45 @@ def assert_answers_of_the_runner(folder: Path, program: Path, raw: Path) -> None
 
 
 def assert_wrong_images_are_refused(program: Path, folder: Path) -> None:
-    """A file that is too short, and none."""
-    short = folder / "short.raw"
-    short.write_bytes(b"\0")
-    assert "does not hold" in answered(program, short).stderr
+    """A file that is too short, one that is too long, and none."""
+    wrong = folder / "wrong.raw"
+    for size in (1, 3 * 32 * 32 + 1):
+        wrong.write_bytes(bytes(size))
+        assert "does not hold 3072 bytes" in answered(program, wrong).stderr
     assert answered(program, folder / "absent.raw").returncode == 1
+
+
+def assert_efforts_are_numbers_or_names(program: Path, raw: Path) -> None:
+    """What is neither is refused, and none stands for 0; the bundle has `POINTS`."""
+    raw.write_bytes(bytes(range(256)) * 12)
+    assert (
+        answered(program, raw, "fast").stdout == answered(program, raw, "-inf").stdout != answered(program, raw).stdout
+    )
+    for word in ("", "quick", "nan", "1,5", "0x"):
+        done = answered(program, raw, word)
+        assert done.returncode == 2 and done.stderr == f"{word} is no effort; allowed: a number, fast\n"
+    assert answered(program, raw, "0", "1").stderr.startswith("usage: ")
+
+
+def assert_link_it_can_be_followed(folder: Path) -> None:
+    """Do what the README of a bundle says under `Link it`, word for word: it answers, and the bundle stays whole."""
+    (part,) = re.findall(
+        r"^## Link it$(.*?)^## Input$", (folder / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    commands = [text for text in re.findall(r"^```\w*\n(.*?)^```$", part, re.M | re.S) if "golden/real" in text]
+    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-e", "-c", "\n".join(commands)],
+        cwd=folder,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    best = int(np.load(folder / "golden/real.logits.npy").argmax())
+    assert f"\nclass {best}: " in f"\n{done.stdout}"
+    checked = subprocess.run(
+        [sys.executable, folder / "runner/run.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr

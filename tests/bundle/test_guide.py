@@ -75,8 +75,21 @@ def test_points_stand_in_a_table() -> None:
         OperatingPoint(effort=0.0, macs=2e6, worst_macs=3_000_000, branches=3, images=64),
     )
     text = readme(dataclasses.replace(manifest(), points=points), Guide())
-    assert "| fast | -1.5 | 97.0% | - | 1.5 | 2 | 1.5 |" in text and "--effort fast" in text
-    assert "|  | 0 | - | - | 2 | 3 | 3.0 |" in text and "on 64 images" in text
+    assert "| fast | -1.5 | 97.0% | 1.5 | 2 | 1.5 |" in text and "--effort fast" in text
+    assert "| - | 0 | - | 2 | 3 | 3.0 |" in text and "on 64 images" in text and "A row without a name" in text
+    assert "| name | effort | agreement | million MACs, mean |" in text  # no labels, so no column of top-1
+    labelled = tuple(dataclasses.replace(point, top1=SHARE) for point in points[:1])
+    text = readme(dataclasses.replace(manifest(), points=labelled), Guide())
+    assert "| fast | -1.5 | 97.0% | 97.0% | 1.5 | 2 | 1.5 |" in text and "A row without a name" not in text
+
+
+def test_what_is_read_of_a_picture_is_said_without_the_manifest() -> None:
+    made = manifest()
+    turned = dataclasses.replace(made.input.preprocessing, orientation="apply")
+    upright = dataclasses.replace(made, input=dataclasses.replace(made.input, preprocessing=turned))
+    for each, word in ((made, "ignored"), (upright, "applied")):
+        text = readme(each, Guide())
+        assert f"the EXIF orientation {word} (" in text and "preprocessing.orientation" not in text
 
 
 def test_without_gates_there_are_no_points_and_that_is_said() -> None:

@@ -83,6 +83,23 @@ def test_it_classifies_an_image_with_labels_gates_and_time(folder: Path, photo: 
     assert f"{sum(answer['gates'])} of 4 branches ran" in text and answer["top"][0]["label"] in text
 
 
+def test_the_time_is_a_programs_own_where_it_tells_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What starting it took, and handing an image over, is no time of the model."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    asked = argparse.Namespace(effort=0.0, top=1, json=True)
+
+    def started(image: Any, effort: float) -> list[Any]:
+        runner.TOLD["milliseconds"] = 12.5
+        return [np.zeros((1, 10), dtype=np.float32), np.ones(4, dtype=np.uint8)]
+
+    monkeypatch.setattr(runner, "TOLD", {})
+    monkeypatch.setattr(runner, "ROOT", folder)
+    runner.classify(manifest, started, Path("a.png"), np.zeros((1, 32, 32, 3), dtype=np.uint8), asked)
+    assert json.loads(capsys.readouterr().out)["milliseconds"] == 12.5
+
+
 @pytest.mark.parametrize(
     "environment",
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],

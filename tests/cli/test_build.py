@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,29 @@ def test_build_verify_and_report(
     assert main([*command, "--force", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert {c["name"] for c in answer["manifest"]["claims"]} == {"coverage", "parity", "skip", "bound", "accuracy"}
+    assert answer["manifest"]["files"] == json.loads((folder / "manifest.json").read_text())["files"] != []
+
+
+def test_a_bundle_has_the_name_it_is_given(program: Path, target: Path, photos: Path, tmp_path: Path) -> None:
+    """Models of one architecture stay apart: in folders, when unpacked, and linked into one program."""
+    command = ["build", str(program), "--target", str(target), "--calibration", str(photos)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main([*command, "--name", "door-bell"]) == 0
+    data = json.loads((tmp_path / "out/door-bell-lenient/manifest.json").read_text())
+    assert (data["name"], data["recipe"]["model"]) == ("door-bell-lenient", "tiny")
+    assert "# door-bell-lenient\n" in (tmp_path / "out/door-bell-lenient/README.md").read_text()
+    with zipfile.ZipFile(tmp_path / "out/door-bell-lenient.zip") as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"door-bell-lenient"}
+
+
+@pytest.mark.parametrize("name", ["a b", "1st", "../x", "v1.2", "x" * 49, "ä"])
+def test_a_name_that_cannot_be_one_is_refused_at_once(
+    name: str, program: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", str(program), "--target", str(target), "--name", name]
+    assert main(command) == errors.OutputError.exit_code
+    assert "cannot be the name of a bundle and of its C library; allowed: a letter" in capsys.readouterr().err
 
 
 def test_formats_and_budgets_are_the_users(

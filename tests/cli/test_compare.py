@@ -65,7 +65,15 @@ def test_a_crossed_limit_has_its_own_exit_code_and_the_answer_is_printed(
     assert err == "edgevit: error: 1 of 2 limits crossed: latency>+5%: two has 5.00 ms (+25.0 %)\n"
     assert run(folder, *given[:4], "--fail-if", "latency>+30%") == 0
     assert run(folder, "one", "two", "--fail-if", "latency>+5%") == ComparisonError.exit_code == 40
-    assert "is not known" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "What changed" in out and "not known" in out and err.count("\n") == 1
+    assert "the time of an image, expected of one is not known; give a measurement of it (edgevit profile)\n" in err
+    assert run(folder, "one", "two", "--fail-if", "latency>+5%", "--json") == 40
+    assert [v["crossed"] for v in json.loads(capsys.readouterr().out)["verdicts"]] == [None]
+    page = folder / "undecided.html"
+    assert run(folder, "one", "two", "--fail-if", "latency>+5%", "--html", str(page)) == 40 and page.is_file()
+    with pytest.raises(ComparisonError, match="is not known"):
+        edgevit.compare(folder / "one", folder / "two", fail_if=["latency>+5%"])
 
 
 def test_its_forms(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from edgevit.cli import main
+from edgevit.schema.budget import BUDGETS
 from edgevit.schema.target import load_target
 from edgevit.util.resources import shipped
 
@@ -15,11 +17,26 @@ def test_a_target_is_exported_to_a_file_of_any_name(
     monkeypatch.chdir(tmp_path)
     assert main(["targets", "--export", "rpi5-onnxruntime"]) == 0
     assert main(["targets", "--export", "rpi5-onnxruntime", "-o", "my board.toml"]) == 0
-    assert "edgevit build --target my board.toml" in capsys.readouterr().out
-    text = (shipped("targets") / "rpi5-onnxruntime.toml").read_bytes()
-    assert (tmp_path / "rpi5-onnxruntime.toml").read_bytes() == (tmp_path / "my board.toml").read_bytes() == text
-    assert load_target("my board.toml").name == "rpi5-onnxruntime"
+    assert "edgevit build --target 'my board.toml'\n" in capsys.readouterr().out
+    assert (tmp_path / "rpi5-onnxruntime.toml").read_bytes() == (tmp_path / "my board.toml").read_bytes()
+    assert load_target("my board.toml") == load_target("rpi5-onnxruntime")
     assert main(["targets", "my board.toml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("rpi5-onnxruntime", {*BUDGETS}), ("cortex-a72-tvm", {*BUDGETS, "libc", "cc", "sysroot"})],
+)
+def test_an_exported_target_shows_what_may_be_set(name: str, keys: set[str], tmp_path: Path) -> None:
+    """As comments; uncommented they are read."""
+    path = tmp_path / "board.toml"
+    assert main(["targets", "--export", name, "-o", str(path)]) == 0
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"^# (\w+) = ", text, re.MULTILINE)
+    assert set(found) == keys
+    path.write_text(re.sub(r"^# (\w+_\w+ = \d+).*", r"\1", text, flags=re.MULTILINE), encoding="utf-8")
+    own = load_target(path)
+    assert (own.ram_mb, own.flash_mb, own.latency_ms, own.drop_points) == (64, 8, 30, 1)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_a_quiet_board_raises_none_and_so_does_one_that_tells_nothing() -> None:
         ({"governor": "ondemand"}, "the governor is ondemand"),
         ({"load_average_before": 1.2}, "load average 1.2 before measuring"),
         ({"others_cpus": 0.8}, "other programs kept 0.8 CPUs busy while measuring"),
+        ({"others_cpus": 1.0}, "other programs kept 1 CPU busy while measuring"),
         ({"cpus": (3,)}, "2 threads share 1 CPU"),
         ({"threads": 8}, "8 threads share 4 CPUs"),
     ],

@@ -13,14 +13,16 @@ import pytest
 
 from edgevit.errors import BundleError
 from edgevit.measure.percentiles import latency
+from edgevit.report import pictures
 from edgevit.report.drawn import figures
 from edgevit.report.html import render
+from edgevit.report.memory_view import MemoryView
 from edgevit.report.page import STYLE
 from edgevit.report.thumbs import thumbs
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim, Fraction
 from edgevit.schema.manifest import BundleFile, Manifest, PointUse, Spread, TokenUse
-from edgevit.schema.measurement import Baseline, PointLatency
+from edgevit.schema.measurement import Baseline, MemoryPoint, PointLatency
 from edgevit.schema.points import OperatingPoint, PointName
 from tests.bundles import RECIPE
 from tests.report.sample import SHA, manifest, measurement, path
@@ -153,7 +155,7 @@ def test_figures_stand_on_the_page() -> None:
         "8 of 8 Gemm",
     ):
         assert figure in page
-    assert "n too small" in page and "p90" in page
+    assert "too few runs" in page and "p90" in page
     assert "Not measured yet" not in page
     assert "Not measured yet" in render(make_report(manifest()))
 
@@ -295,7 +297,7 @@ def merging(**changes: Any) -> Report:
 
 def test_cost_per_image_is_shown_of_tokens() -> None:
     page = render(merging())
-    assert "Of 3 images the easiest keeps 40 patch tokens to the end, the hardest 64" in page
+    assert "of 3 images the easiest keeps 40, the hardest 64." in page
     picture = figures(merging())["tokens-per-image"]
     assert list(picture.data.head) == ["image", "after b00_mhsa"] and picture.data.rows[1] == ["1", "40"]
     assert picture.wide.count("tokens left after b00_mhsa") == 3
@@ -307,7 +309,30 @@ def test_cost_per_image_is_shown_of_tokens() -> None:
 def test_images_are_ordered_by_the_tokens_that_they_keep() -> None:
     images = np.zeros((3, 32, 32, 3), np.uint8)
     shown = thumbs(images, measurement(tokens=((64,), (40,), (56,)), gates=GATES[:3]))
-    assert [[each.caption for each in row.pictures] for row in shown] == [["40 tokens kept"], ["64 tokens kept"]]
+    assert [[each.caption for each in row.pictures] for row in shown] == [["40 tokens"], ["64 tokens"]]
+    several = measurement(tokens=((60, 20), (50, 40), (40, 10)), gates=GATES[:3])
+    captions = [[each.caption for each in row.pictures] for row in thumbs(images, several)]
+    assert captions == [["40, 10 tokens"], ["50, 40 tokens"]]  # of all points: the last alone orders nothing
+
+
+@pytest.mark.parametrize(("peak", "under"), [(290_000, False), (395_000, True)])
+def test_the_peak_is_named_clear_of_the_line_of_the_bound(peak: int, under: bool) -> None:
+    """Its words stand above the curve; below it where the dashed line would go through them."""
+    points = (MemoryPoint(time_ms=0.1, bytes=200_000, where="stem"), MemoryPoint(time_ms=2.0, bytes=peak, where="head"))
+    view = MemoryView(of="runtime", points=points, spans=(), peak_bytes=peak, limit_bytes=400_000)
+    drawn = pictures.memory_over_run(view)
+    mark = re.search(r'<circle[^>]* cy="([\d.]+)"[^>]*class="peak"', drawn)
+    label = re.search(r'<text[^>]* y="([\d.]+)"[^>]*>peak ', drawn)
+    assert mark and label and (float(label[1]) > float(mark[1])) is under
+
+
+def test_what_the_accuracy_of_efforts_is_stands_on_the_picture() -> None:
+    share = Fraction(hits=9, images=10, value=0.9, low=0.6, high=1.0)
+    points = tuple(dataclasses.replace(point, agreement=share) for point in POINTS)
+    report = make_report(dataclasses.replace(manifest(), points=points), bundle_sha256=SHA)
+    picture = figures(report)["effort"]
+    for drawn in (picture.wide, picture.narrow):
+        assert f">{report.effort_metric}</text>" in drawn
 
 
 @pytest.mark.parametrize("tokens", [((64, 40),), ((),)])

@@ -30,7 +30,7 @@ def test_one_row_per_branch_and_nothing_is_cut_at_80_columns() -> None:
     assert "…" not in text
 
 
-@pytest.mark.parametrize("figure", ["8 of 8 Gemm int8", "420 kB", "400 kB", "n = 1000", "expected", "n too small"])
+@pytest.mark.parametrize("figure", ["8 of 8 Gemm int8", "420 kB", "400 kB", "n = 1000", "expected", "too few runs"])
 def test_the_headline_figures_are_there(figure: str) -> None:
     assert figure in shown(measurement())
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from edgevit.report import text
 from edgevit.schema.manifest import AccuracyRow
+from edgevit.schema.target import load_target
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ from edgevit.schema.manifest import AccuracyRow
         (text.percent(None), "–"),
         (text.points(-0.007), "-0.7 points"),
         (text.points(0.012), "+1.2 points"),
-        (text.percentile(None), "n too small"),
+        (text.percentile(None), "too few runs"),
     ],
 )
 def test_numbers_are_shown_with_three_digits_and_their_unit(shown: str, expected: str) -> None:
@@ -35,3 +38,10 @@ def test_numbers_are_shown_with_three_digits_and_their_unit(shown: str, expected
 def test_a_fraction_is_never_shown_without_interval_and_n() -> None:
     row = AccuracyRow(model="bundle", metric="top1", value=0.744, low=0.716, high=0.77, images=1000)
     assert text.interval(row) == "74.4 % [71.6, 77.0], n = 1000"
+
+
+def test_what_a_reason_refers_to_is_said_to_lie_elsewhere() -> None:
+    ((_, reason),) = text.int8_choice(load_target("cortex-a72-tvm"))
+    assert "see reports/reference/tvm-counts.md in edgevit's sources" in reason
+    bare = dataclasses.replace(load_target("cortex-a72-tvm"), reasons={})
+    assert text.int8_choice(bare) == []

@@ -20,7 +20,8 @@ pytest.importorskip("onnxruntime")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample_bundle(tmp_path_factory.mktemp("example") / "tiny", runtime="onnxruntime")
+    changes = {"points": examples.POINTS}
+    return sample_bundle(tmp_path_factory.mktemp("example") / "tiny", runtime="onnxruntime", changes=changes)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,15 @@ def test_it_answers_what_the_runner_does_to_the_last_bit(folder: Path, program: 
 
 def test_it_says_what_is_wrong(program: Path, tmp_path: Path) -> None:
     examples.assert_wrong_images_are_refused(program, tmp_path)
+
+
+def test_an_effort_is_a_number_or_a_name(program: Path, tmp_path: Path) -> None:
+    examples.assert_efforts_are_numbers_or_names(program, tmp_path / "image.raw")
+
+
+def test_its_readme_can_be_followed(tmp_path: Path) -> None:
+    examples.need_tools("cmake")
+    examples.assert_link_it_can_be_followed(sample_bundle(tmp_path / "tiny", runtime="onnxruntime"))
 
 
 def test_another_version_of_the_runtime_is_refused(folder: Path, program: Path, tmp_path: Path) -> None:
@@ -64,7 +74,7 @@ def test_a_runtime_is_taken_from_a_release_archive_or_asked_for(folder: Path, tm
     (root / "lib").mkdir(parents=True)
     words = ["cmake", "-B", "build", f"-DONNXRUNTIME_ROOT={root}"]
     done = subprocess.run(words, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode and "pip install -r ../requirements.txt, or name an unpacked" in " ".join(
+    assert done.returncode and "python -m pip install -r requirements.txt, or name an unpacked" in " ".join(
         done.stderr.split()
     )
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")

@@ -18,7 +18,8 @@ pytest.importorskip("openvino")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample_bundle(tmp_path_factory.mktemp("example") / "tiny", runtime="openvino")
+    changes = {"points": examples.POINTS}
+    return sample_bundle(tmp_path_factory.mktemp("example") / "tiny", runtime="openvino", changes=changes)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,15 @@ def test_it_answers_what_the_runner_does_to_the_last_bit(folder: Path, program: 
 
 def test_it_says_what_is_wrong(program: Path, tmp_path: Path) -> None:
     examples.assert_wrong_images_are_refused(program, tmp_path)
+
+
+def test_an_effort_is_a_number_or_a_name(program: Path, tmp_path: Path) -> None:
+    examples.assert_efforts_are_numbers_or_names(program, tmp_path / "image.raw")
+
+
+def test_its_readme_can_be_followed(tmp_path: Path) -> None:
+    examples.need_tools("cmake")
+    examples.assert_link_it_can_be_followed(sample_bundle(tmp_path / "tiny", runtime="openvino"))
 
 
 def test_another_version_of_the_runtime_is_refused(folder: Path, program: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 /* Run the model of this bundle on an image: raw uint8 RGB, {{ m.input.shape[2] }} x {{ m.input.shape[1] }} pixels, row by row.
  * Prints the five likeliest classes. Built by the CMakeLists.txt beside it; takes the bundle's folder and the image:
  *
- *   build/example .. image.raw{{ " [effort]" if m.effort }}
+ *   ../build/example . ../image.raw{{ " [effort]" if m.effort }}
  *
  * C has no switch for one setting that the memory bound was proven with (enable_mem_reuse): the bound is runner/run.py's.
  */
@@ -107,6 +107,26 @@ static void print(float *logits, const unsigned char *gates) {
   printf("(branches that ran)\n");
 }
 
+{% if m.effort %}
+/* Put into `effort` what a word stands for{{ ": a number, or the name of an operating point" if named }}; return whether it is one. */
+static int read_effort(const char *word, float *effort) {
+  char *rest = NULL;
+{% if named %}
+  static const struct {
+    const char *name;
+    float effort;
+  } points[] = { {%- for point in named %}{"{{ point.name }}", {{ "%.9g" | format(point.effort) }}}{{ ", " if not loop.last }}{% endfor -%} };
+  for (size_t i = 0; i < sizeof points / sizeof *points; ++i)
+    if (strcmp(word, points[i].name) == 0) {
+      *effort = points[i].effort;
+      return 1;
+    }
+{% endif %}
+  *effort = strtof(word, &rest);
+  return rest != word && *rest == '\0' && *effort == *effort;
+}
+
+{% endif %}
 int main(int count, char **words) {
   static float logits[CLASSES];
   static unsigned char gates[BRANCHES + 1];
@@ -114,10 +134,17 @@ int main(int count, char **words) {
   OrtEnv *env;
   OrtSession *session;
   FILE *file;
-  if (count < 3) {
+  float effort = 0;
+  if (count < 3 || count > {{ 4 if m.effort else 3 }}) {
     fprintf(stderr, "usage: %s BUNDLE image.raw{{ " [effort]" if m.effort }}\n", words[0]);
     return 2;
   }
+{% if m.effort %}
+  if (count > 3 && !read_effort(words[3], &effort)) {
+    fprintf(stderr, "%s is no effort; allowed: a number{{ ", " ~ named | map(attribute="name") | join(", ") if named }}\n", words[3]);
+    return 2;
+  }
+{% endif %}
 #ifndef ANY_VERSION
   if (strcmp(base->GetVersionString(), VERIFIED) != 0) {
     fprintf(stderr, "ONNX Runtime %s is here, the bundle was verified with %s: install that, or configure with "
@@ -139,7 +166,7 @@ int main(int count, char **words) {
   setenv("ORT_DISABLE_TELEMETRY", "1", 1); /* it would report its use over the network */
   check(ort->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "example", &env));
   session = loaded(env, words[1]);
-  run(session, count > 3 ? strtof(words[3], NULL) : 0.0f, logits, gates);
+  run(session, effort, logits, gates);
   print(logits, gates);
   ort->ReleaseSession(session);
   ort->ReleaseEnv(env);

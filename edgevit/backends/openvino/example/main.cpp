@@ -1,7 +1,7 @@
 // Run the model of this bundle on an image: raw uint8 RGB, {{ m.input.shape[2] }} x {{ m.input.shape[1] }} pixels, row by row.
 // Prints the five likeliest classes. Built by the CMakeLists.txt beside it; takes the bundle's folder and the image:
 //
-//   build/example .. image.raw{{ " [effort]" if m.effort }}
+//   ../build/example . ../image.raw{{ " [effort]" if m.effort }}
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -9,6 +9,9 @@
 #include <exception>
 #include <fstream>
 #include <iterator>
+{% if named %}
+#include <map>
+{% endif %}
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -36,7 +39,8 @@ ov::AnyMap settings() {
 
 void read(const std::string& path, ov::Tensor& image) {
   std::ifstream file(path, std::ios::binary);
-  if (!file.read(reinterpret_cast<char*>(image.data<std::uint8_t>()), static_cast<std::streamsize>(image.get_byte_size())))
+  if (!file.read(reinterpret_cast<char*>(image.data<std::uint8_t>()), static_cast<std::streamsize>(image.get_byte_size())) ||
+      file.peek() != std::ifstream::traits_type::eof())
     throw std::runtime_error(path + " does not hold " + std::to_string(image.get_byte_size()) + " bytes");
 }
 
@@ -64,15 +68,39 @@ void run(const std::string& bundle, const std::string& path, float effort) {
   std::printf("(branches that ran)\n");
 }
 
+{% if m.effort %}
+// Put into `effort` what a word stands for{{ ": a number, or the name of an operating point" if named }}; return whether it is one.
+bool read_effort(const std::string& word, float& effort) {
+{% if named %}
+  static const std::map<std::string, float> points = { {%- for point in named %}{"{{ point.name }}", static_cast<float>({{ "%.9g" | format(point.effort) }})}{{ ", " if not loop.last }}{% endfor -%} };
+  const auto found = points.find(word);
+  if (found != points.end()) {
+    effort = found->second;
+    return true;
+  }
+{% endif %}
+  char* rest = nullptr;
+  effort = std::strtof(word.c_str(), &rest);
+  return rest != word.c_str() && *rest == '\0' && effort == effort;
+}
+
+{% endif %}
 }  // namespace
 
 int main(int count, char** words) {
-  if (count < 3) {
+  float effort = 0;
+  if (count < 3 || count > {{ 4 if m.effort else 3 }}) {
     std::fprintf(stderr, "usage: %s BUNDLE image.raw{{ " [effort]" if m.effort }}\n", words[0]);
     return 2;
   }
+{% if m.effort %}
+  if (count > 3 && !read_effort(words[3], effort)) {
+    std::fprintf(stderr, "%s is no effort; allowed: a number{{ ", " ~ named | map(attribute="name") | join(", ") if named }}\n", words[3]);
+    return 2;
+  }
+{% endif %}
   try {
-    run(words[1], words[2], count > 3 ? std::strtof(words[3], nullptr) : 0.0f);
+    run(words[1], words[2], effort);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -1,7 +1,7 @@
 /* Run a model on images: raw uint8 RGB, MODEL_WIDTH x MODEL_HEIGHT pixels, row by row. Prints the five likeliest classes.
  *
- *   cc -std=c99 -O2 example.c lib@NAME@.a -o example
- *   ./example ../model.weights image.raw [effort]
+ *   cc -std=c99 -O2 -I lib lib/example.c lib/lib@NAME@.a -o ../example      in the bundle's folder
+ *   ../example model.weights ../image.raw [effort]
  */
 #define _POSIX_C_SOURCE 200809L
 
