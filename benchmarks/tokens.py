@@ -120,7 +120,7 @@ def searched(case: Case, share: float) -> dict[str, dict[str, float | bool]]:
     for kind, each in (("fixed", found.fixed), ("follows", found.follows)):
         if each is not None:
             save_program(
-                repaired.program.with_weights({}, each.spec), case.folder(share, kind == "follows"), force=True
+                repaired.program.with_weights(each.shifts, each.spec), case.folder(share, kind == "follows"), force=True
             )
             told[kind] = {"drift": each.drift, "chosen": each is found.chosen, "seconds": seconds}
     write_atomic(file, dumps(told))

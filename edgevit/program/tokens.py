@@ -67,7 +67,7 @@ def cheapest_left(spec: ProgramSpec) -> tuple[int, ...]:
 
 
 def most_pairs(point: MergeSpec, patches: int) -> int:
-    """Return how many pairs a point can merge of so many patch tokens: the first set's at most, and of `pair_counts`."""
+    """Return how many pairs a point can merge of so many patch tokens: one of `pair_counts`, the first set at most."""
     first = halves(patches)[0]
     return point.count if point.count <= first else max(first - first % MERGE_STEP, point.fewest)
 
@@ -119,6 +119,11 @@ def halves(patches: int) -> tuple[int, int]:
     return (patches + 1) // 2, patches // 2
 
 
+def half_of(patches: int) -> int:
+    """Return the most pairs that a point may be allowed where there are so many patch tokens; below 1: none."""
+    return min(patches // 2, patches - LEAST_PATCHES)
+
+
 def merge_faults(spec: ProgramSpec) -> list[str]:
     """Return what makes a plan of merges impossible, one sentence each."""
     places = {branch.name: index for index, branch in enumerate(spec.branches)}
@@ -147,7 +152,7 @@ def _count_fault(spec: ProgramSpec, point: MergeSpec, name: str, fewest: int, mo
     needed = [(point.fewest, fewest, "at least")] if point.fewest else []
     needed += [] if point.threshold is None else [(point.count, most, "at most")]
     for count, there, bound in needed or [(0, fewest, "at least")]:
-        half = min(there // 2, there - LEAST_PATCHES)
+        half = half_of(there)
         if not 1 <= count <= half:
             allowed = f"allowed: 1 to {half}, half of them" if half > 0 else f"{LEAST_PATCHES} have to be left"
             where = f"there are {there}" + (f" {bound}" if fewest != most or spec.adaptive else "")
