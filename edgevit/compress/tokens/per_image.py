@@ -3,7 +3,7 @@
 At every point the threshold is the one that merges as many pairs on average, over the calibration images, as the fixed
 plan does times one factor; the factor is found by bisection. An image merges up to half of its tokens at a point, and
 none where none are alike: what one image saves another may spend, and the closer numbers are held to the fixed ones,
-the less of the drift that goes away (reports/reference/token-rules.md).
+the less of the drift goes away (reports/reference/token-freedom.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ Stream = tuple[Tensor, tokens.Sizes]
 
 @torch.no_grad()
 def follow_images(
-    program: Program, work: Sequence[Tensor], budget_macs: float, reserve: Reserve | None = None
+    program: Program,
+    work: Sequence[Tensor],
+    budget_macs: float,
+    reserve: Reserve | None = None,
+    *,
+    most: float = np.inf,
 ) -> ProgramSpec | None:
     """Return the spec of a Program with a fixed plan, its points with thresholds, for mean MACs within the budget.
 
@@ -42,13 +47,14 @@ def follow_images(
         program: its merges have no thresholds; no gates.
         work: batches of calibration images from `stream.batches`.
         budget_macs: mean MACs of an image.
-        reserve: goes in front; what it merges nothing of comes to the others in another order, and costs its MACs.
+        reserve: goes in front; it costs MACs, and hands tokens on in another order where it merges none.
+        most: times its number in the fixed plan that an image may merge at a point, if that is below half.
 
     Returns:
         None where no thresholds were found: the points merge half of all tokens already.
     """
     model, spec = Vit(program).eval(), program.spec
-    free, lead = opened(spec), () if reserve is None else (reserve.point,)
+    free, lead = opened(spec, most), () if reserve is None else (reserve.point,)
     begun = _begin(model, work, reserve)
     whole = total_macs(replace(spec, merges=()))
     low, high, found, factor = 0.0, MOST_FACTOR, None, 1.0

@@ -61,10 +61,14 @@ def find_reserve(program: Program, work: Sequence[Tensor]) -> Reserve | None:
     return Reserve(point=point, shifts={} if shift is None else {shift_name(point): shift.numpy()})
 
 
-def opened(spec: ProgramSpec) -> ProgramSpec:
-    """Return the spec with points that merge from none to half of the tokens, by thresholds that are yet to be set."""
-    half = half_of(spec.patches)
-    return replace(spec, merges=tuple(replace(p, count=half, least=0, threshold=0.0) for p in spec.merges))
+def opened(spec: ProgramSpec, most: float = np.inf) -> ProgramSpec:
+    """Return the spec with points that merge from none to half of the tokens, by thresholds that are yet to be set.
+
+    At most `most` times as many pairs as they did.
+    """
+    counts = [int(min(half_of(spec.patches), most * point.count)) for point in spec.merges]
+    merges = (replace(p, count=n, least=0, threshold=0.0) for p, n in zip(spec.merges, counts, strict=True))
+    return replace(spec, merges=tuple(merges))
 
 
 def _place(spec: ProgramSpec) -> MergeSpec | None:
