@@ -111,10 +111,10 @@ def table(rows: list[Row]) -> str:
         "",
         f"The plan {plan} merges as many pairs in every image. Its variants merge those above thresholds, which "
         f"{FITTED} images set so that the mean cost is the same; at a point an image merges at most so many times the "
-        f"fixed number. Drift (mean KL divergence from the dense model) and equal classes on {JUDGED} other images, float32, "
-        "no training; gain: how much less it drifts than the fixed plan, with its standard error, paired over images. "
-        "MACs: mean, and in brackets the 10th and 90th percentile. `--macs` leaves numbers free up to half of the "
-        "tokens that are left.",
+        f"fixed number. Drift (mean KL divergence from the dense model) and equal classes on {JUDGED} other images, "
+        "float32, no training; gain: how much less it drifts than the fixed plan, with its standard error, paired over "
+        "images. MACs: mean, and in brackets the 10th and 90th percentile. `--macs` leaves numbers free up to half of "
+        "the tokens that are left.",
         "",
         "| model | at most | MACs | drift | gain | agreement |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
