@@ -174,18 +174,17 @@ def follow(
 def _gain(judge: _Judge, program: Program, budget_macs: int, reserve: Reserve | None) -> Gain | None:
     """Return what numbers that follow the image gain, each half of the images with the thresholds of the other.
 
-    None where there are none, or too few images to tell. What a half costs more with thresholds of the other, the other
+    None where there are none, or too few images. What a half costs more with thresholds of the other, the other
     costs less with its own.
     """
-    halves = range(0, len(judge.work), 2), range(1, len(judge.work), 2)
+    if sum(map(len, judge.work)) < 2:
+        return None
     differences = []
-    for one, other in (halves, halves[::-1]):
-        if not one or not other:
-            return None
-        spec = follow_images(program, [judge.work[i] for i in one], budget_macs, reserve)
+    for one in (0, 1):
+        spec = follow_images(program, [batch[one::2] for batch in judge.work if len(batch) > one], budget_macs, reserve)
         if spec is None:
             return None
-        differences.append(judge.drifts(program.spec, other) - judge.drifts(spec, other))
+        differences.append(judge.drifts(program.spec, 1 - one) - judge.drifts(spec, 1 - one))
     found = torch.cat(differences).double()
     return Gain(mean=float(found.mean()), error=float(found.std(correction=0)) / len(found) ** 0.5, images=len(found))
 
@@ -267,10 +266,11 @@ class _Judge:
             shifts=self._shifts(spec),
         )
 
-    def drifts(self, spec: ProgramSpec, which: Sequence[int]) -> Tensor:
-        """Run a plan on these batches and return the drift of every image, `[n]`."""
+    def drifts(self, spec: ProgramSpec, half: int) -> Tensor:
+        """Run a plan on every other image, from number `half`, and return the drift of each, `[n]`."""
         self._model.spec = spec = self._guarded(spec)
-        return torch.cat([drifts(spec, self._expected[i], _answers(self._model, self.work[i])[0]) for i in which])
+        work = [(e[half::2], b[half::2]) for e, b in zip(self._expected, self.work, strict=True) if len(b) > half]
+        return torch.cat([drifts(spec, expected, _answers(self._model, batch)[0]) for expected, batch in work])
 
     def _guarded(self, spec: ProgramSpec) -> ProgramSpec:
         merges = tuple(replace(point, shift=point.shift or point.after in self._guards) for point in spec.merges)
