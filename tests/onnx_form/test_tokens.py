@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:5,2:2-13@0.85,3:3", "prefix": 2, "qk_norm": True},
     {"tokens": "1:5,2:2-13@1.1,3:3", "shift": True},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},

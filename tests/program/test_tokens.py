@@ -12,6 +12,8 @@ from edgevit.program.program import Program, load_program, save_program
 from edgevit.program.spec import MergeSpec
 from edgevit.program.tokens import (
     MERGE_STEP,
+    cheapest_left,
+    fewest_before,
     fewest_left,
     merge_faults,
     most_left,
@@ -61,8 +63,10 @@ def test_a_plan_that_follows_the_image_is_read_and_written() -> None:
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        ("1:0-9@0.5", "9 tokens are merged after 'b00_mhsa', where there are 16 at least; allowed: 1 to 8"),
-        ("1:0-8@0.5,2:0-5@0.5", "where there are 8 at least; allowed: 1 to 4"),
+        ("1:0-9@0.5", "9 tokens are merged after 'b00_mhsa', where there are 16 at most; allowed: 1 to 8"),
+        ("1:0-8@0.5,2:0-9@0.5", "where there are 16 at most; allowed: 1 to 8"),
+        ("1:2-8@0.5,2:0-8@0.5", "where there are 14 at most; allowed: 1 to 7"),
+        ("1:0-8@0.5,2:5-8@0.5", "5 tokens are merged .* there are 8 at least; allowed: 1 to 4"),
         ("1:0-8@0.5,2:5", "where there are 8 at least; allowed: 1 to 4"),
         ("1:4-4@0.5", "at least 4 tokens are merged after 'b00_mhsa'; allowed: 0 to 3"),
         ("1:0-4@8.5", r"the threshold after 'b00_mhsa' is 8.5, allowed for .*-8 to 8"),
@@ -73,6 +77,21 @@ def test_a_plan_that_follows_the_image_and_is_not_possible_is_refused(plan: str,
     spec = tiny_spec(depth=4)
     with pytest.raises(BudgetError, match=said):
         with_merges(spec, read_plan(plan, spec))
+
+
+@pytest.mark.parametrize("plan", ["1:0-98@0.5,3:0-98@0.5,5:0-98@0.5", "1:5-90@0.5,2:11-60@0.5,4:13", "2:40,3:0-70@0.5"])
+def test_no_image_has_fewer_than_the_fewest(plan: str) -> None:
+    spec = tiny_spec(depth=7, image=(112, 112))
+    spec = with_merges(spec, read_plan(plan, spec))
+    there, found, cheapest = {spec.patches}, [], spec.patches
+    for point, said in zip(spec.merges, cheapest_left(spec), strict=True):
+        # An image has no more pairs than tokens of its first set.
+        allowed = {left: [n for n in pair_counts(point) if n <= (left + 1) // 2] for left in there}
+        cheapest -= max(allowed[cheapest])
+        assert cheapest == said and 0 <= min(there) - fewest_before(spec, point) < MERGE_STEP
+        there = {left - count for left, counts in allowed.items() for count in counts}
+        found.append(min(there))
+    assert all(0 <= one - bound < MERGE_STEP for one, bound in zip(found, fewest_left(spec), strict=True))
 
 
 def test_pairs_come_in_steps() -> None:

@@ -104,6 +104,7 @@ def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
 )
 

@@ -27,6 +27,7 @@ from edgevit.backends.tvm.run.runner import TvmRunner  # noqa: E402
 AVX2 = isa("avx2")
 VARIANTS: dict[str, dict[str, Any]] = {
     "one point": {"tokens": "1:0-30@0.83"},
+    "half of what is left": {"tokens": "1:0-32@0.84,2:0-32@0.84,3:0-32@0.86"},
     "guarded": {"tokens": "1:0-30@1.1,2:3", "shift": True, "dim": 36, "heads": 3},
     "gates on the mean": {"tokens": "1:1-30@0.84,2:1-15@0.85", "gated": True, "skip": True, "gate_pool": "mean"},
     "fixed before and after": {"tokens": "1:7,2:2-23@0.8,3:3", "prefix": 2, "head_prefix": 2, "qk_norm": True},
