@@ -2,9 +2,8 @@
 
 A point costs time beside its products, so its nodes are few: rows are gathered, none is scattered; pairs are added up
 by a small product with a 0/1 matrix. `TopK` and `ArgMax` take the lower index first among equals, as the ONNX standard
-demands; only OpenVINO's `TopK` takes any, which gives nothing away (`verify.pairs`): keeping order takes it four times
-as long, 1 % of the time of an int8 DeiT-Ti. Where the number of pairs follows the image, later rows are counted when
-the model runs.
+demands; a runtime whose `TopK` takes any gives nothing away (`verify.pairs`). Where the number of pairs follows the
+image, later rows are counted when the model runs.
 """
 
 from __future__ import annotations

@@ -175,7 +175,21 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     cmyk = io.BytesIO()
     Image.new("CMYK", (8, 8)).save(cmyk, "JPEG")
+    deep = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(deep, "JPEG", progressive=True)
+    deeper = deep.getvalue()
+    place = deeper.index(b"\xff\xc2")
+    packer = zlib.compressobj(1)
+    endless = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(40)), packer.flush()])
     return {
+        "jpeg of much memory": (
+            deeper[: place + 5] + struct.pack(">HH", 9000, 9000) + deeper[place + 9 :],
+            "decoding it needs more memory than allowed: 805306368 bytes",
+        ),
+        "png that unpacks without end": (
+            png[:33] + chunk(b"IDAT", endless) + chunk(b"IEND", b""),
+            "decoding it needs more memory than allowed",
+        ),
         "png cut": (png[: len(png) // 2], "cut short"),
         "png without end": (png[:-12], "cut short"),
         "png with one bit": (png[:60] + bytes([png[60] ^ 1]) + png[61:], "another CRC"),

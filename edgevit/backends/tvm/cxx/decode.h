@@ -3,6 +3,8 @@
 #ifndef EDGEVIT_DECODE_H_
 #define EDGEVIT_DECODE_H_
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
@@ -17,6 +19,38 @@
 #include "picture.h"
 #include "png.h"
 
+namespace edgevit {
+
+// What a decoder holds at a time; runner/run.py is limited as a process.
+struct DecoderMemory {
+  size_t held = 0;
+  bool refused = false;
+};
+
+inline DecoderMemory& decoder() {
+  static DecoderMemory used;
+  return used;
+}
+
+inline void* decoder_memory(void* old, size_t size) {
+  DecoderMemory& used = decoder();
+  const size_t before = old ? malloc_usable_size(old) : 0, others = used.held - std::min(before, used.held);
+  if (size > Limits::decoding - std::min(others, Limits::decoding)) {
+    used.refused = true;
+    return nullptr;
+  }
+  void* const found = std::realloc(old, size);
+  if (found) used.held = others + malloc_usable_size(found);
+  return found;
+}
+
+inline void decoder_release(void* held) {
+  if (held) decoder().held -= std::min(malloc_usable_size(held), decoder().held);
+  std::free(held);
+}
+
+}  // namespace edgevit
+
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_JPEG
@@ -28,6 +62,10 @@
 #define STBI_FAILURE_USERMSG
 #define STBI_MAX_DIMENSIONS 65535
 #define STBI_ASSERT(held) static_cast<void>(held)
+// A small file may ask for any memory: a picture of many pixels and deep colours, a stream that unpacks without end.
+#define STBI_MALLOC(size) edgevit::decoder_memory(nullptr, size)
+#define STBI_REALLOC(old, size) edgevit::decoder_memory(old, size)
+#define STBI_FREE(held) edgevit::decoder_release(held)
 // Its function for colours of half the width is set aside, by its parameters, for one that rounds as libjpeg does.
 #define stbi__resample_row_h_2(...) stbi__resample_row_h_2_aside(__VA_ARGS__)
 static unsigned char*(stbi__resample_row_h_2)(unsigned char*, unsigned char*, unsigned char*, int, int);
@@ -80,6 +118,8 @@ constexpr stbi_io_callbacks kFed = {Fed::read, Fed::skip, Fed::eof};
 
 inline void check_decoded(const void* found, const Fed& fed, int64_t width, int64_t height, const Picture& picture) {
   const char* why = stbi_failure_reason();
+  if (decoder().refused)
+    fail(kImage, "decoding it needs more memory than allowed: " + std::to_string(Limits::decoding) + " bytes");
   if (!found && !fed.beyond) fail(kImage, std::string("it cannot be decoded (") + (why ? why : "no reason told") + ")");
   if (fed.beyond) fail(kImage, "the file is cut short");
   if (width != picture.width || height != picture.height) fail(kImage, "it tells two sizes of itself");
@@ -210,6 +250,7 @@ inline Picture decode_ppm(Bytes file, const Limits& limits) {
 
 // `oriented` asks for the EXIF orientation too.
 inline Picture decode(Bytes file, const Limits& limits, bool oriented) {
+  decoder() = {};
   if (is_jpeg(file)) {
     const Jpeg jpeg = read_jpeg(file, limits);
     Picture picture = decoded_jpeg({{file}}, jpeg.width, jpeg.height);

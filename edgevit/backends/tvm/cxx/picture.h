@@ -16,6 +16,7 @@ namespace edgevit {
 // The most that is taken in; as runner/run.py has it.
 struct Limits {
   int64_t bytes = 256 << 20, pixels = 89478485, side = 65535, scans = 32, resized = 1 << 26;
+  static constexpr size_t decoding = size_t{768} << 20;
 };
 
 struct Bytes {
