@@ -2,7 +2,7 @@
 
 A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. `4:10-98@0.8` merges as
 many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98, and
-of the numbers between them a multiple of `MERGE_STEP`. Of an image with few tokens left half are merged at most,
+of the numbers between them a multiple of the point's step. Of an image with few tokens left half are merged at most,
 whatever its point allows.
 Blocks count from 1; a block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
 
@@ -24,8 +24,9 @@ from edgevit.util import limits, strict_json
 
 LEAST_PATCHES = 2  # what has to be left to be mixed
 MERGE_EFFORT = 0.1  # cosine that a unit of effort adds to every threshold
-# Pairs by which images differ: every number of rows is a shape that runtimes prepare and memory is proven for.
+# Pairs by which images differ at least: every number of rows is a shape that runtimes prepare and memory is proven for.
 MERGE_STEP = 8
+MOST_COUNTS = 14  # numbers of pairs that a point may have of which half of all patches can merge
 Left = Sequence[int] | np.ndarray | None
 _NUMBER = r"-?(?:\d{1,3}(?:\.\d{1,20})?|\.\d{1,20})(?:e-\d{1,2})?"
 _POINT = re.compile(rf"\s*(\d{{1,6}}):(?:(\d{{1,6}})|(\d{{1,6}})-(\d{{1,6}})@({_NUMBER}))\s*", re.ASCII)
@@ -50,7 +51,7 @@ def fewest_left(spec: ProgramSpec) -> tuple[int, ...]:
     fewest, most, found = spec.patches, spec.patches, []
     for point in spec.merges:
         # Numbers in steps: of one token more a few less may be left, but no longer two steps further on.
-        there = range(fewest, min(most, fewest + 2 * MERGE_STEP) + 1)
+        there = range(fewest, min(most, fewest + 2 * point.step) + 1)
         fewest = min(left - most_pairs(point, left) for left in there)
         most -= point.fewest
         found.append(fewest)
@@ -69,7 +70,7 @@ def cheapest_left(spec: ProgramSpec) -> tuple[int, ...]:
 def most_pairs(point: MergeSpec, patches: int) -> int:
     """Return how many pairs a point can merge of so many patch tokens: one of `pair_counts`, the first set at most."""
     first = halves(patches)[0]
-    return point.count if point.count <= first else max(first - first % MERGE_STEP, point.fewest)
+    return point.count if point.count <= first else max(first - first % point.step, point.fewest)
 
 
 def _left_after(spec: ProgramSpec, left: Left) -> tuple[int, ...]:
@@ -81,12 +82,17 @@ def _left(patches: int, pairs: Sequence[int]) -> tuple[int, ...]:
 
 
 def pair_counts(point: MergeSpec) -> tuple[int, ...]:
-    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of `MERGE_STEP` between them.
+    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of its step between them.
 
     Of as many pairs as are alike enough the largest of these is merged, otherwise the first.
     """
-    between = range(point.fewest + MERGE_STEP - point.fewest % MERGE_STEP, point.count, MERGE_STEP)
+    between = range(point.fewest + point.step - point.fewest % point.step, point.count, point.step)
     return tuple(sorted({point.fewest, *between, point.count}))
+
+
+def merge_step(patches: int) -> int:
+    """Return the step of points that follow the image in a model of so many patches: a multiple of `MERGE_STEP`."""
+    return MERGE_STEP * max(-(-half_of(patches) // (MERGE_STEP * (MOST_COUNTS - 1))), 1)
 
 
 def fewest_before(spec: ProgramSpec, point: MergeSpec) -> int:
@@ -135,6 +141,10 @@ def merge_faults(spec: ProgramSpec) -> list[str]:
             return [*faults, f"tokens are merged after {name}, which is no branch"]
         if place <= last:
             return [*faults, f"points where tokens are merged must be in the order of the branches, one each: {name}"]
+        largest = max(MERGE_STEP, spec.patches)
+        if not MERGE_STEP <= point.step <= largest:
+            said = f"pairs after {name} come in steps of {point.step:.6g}"
+            return [*faults, f"{said}; allowed: {MERGE_STEP} to {largest}"]
         if fault := _count_fault(spec, point, name, fewest, most):
             return [*faults, fault]
         faults += _threshold_faults(point, name)
@@ -221,7 +231,11 @@ def read_plan(text: str, spec: ProgramSpec) -> tuple[MergeSpec, ...]:
             points.append(MergeSpec(after=names[block - 1], count=int(found[2])))
         else:
             least, most, threshold = int(found[3]), int(found[4]), float(found[5])
-            points.append(MergeSpec(after=names[block - 1], count=most, least=least, threshold=threshold))
+            points.append(
+                MergeSpec(
+                    after=names[block - 1], count=most, least=least, threshold=threshold, step=merge_step(spec.patches)
+                )
+            )
     return tuple(points)
 
 

@@ -50,7 +50,7 @@ from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.frames import Frame, main_frame, rounded
 from edgevit.backends.onnxruntime.placement import room_for_any, room_needed
 from edgevit.backends.onnxruntime.shapes import constant
-from edgevit.backends.onnxruntime.stages import runs, stages
+from edgevit.backends.onnxruntime.stages import stages
 from edgevit.errors import BoundError
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 from edgevit.util.atomic import scratch
@@ -146,11 +146,10 @@ def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
 
 def _room(graph: onnx.GraphProto, main: Frame, running: int) -> int:
     """Return bytes in one piece that the buffers of a run need, whatever it counts."""
-    found = stages(graph, main)
-    if len(found) == 1:
-        return room_needed(main, running)
-    most = MOST_GATED_RUNS if any(step.bodies for step in main.steps) else MOST_RUNS
-    return room_needed(main, running, found) if runs(found) <= most else room_for_any(main)
+    found = stages(graph, main, MOST_GATED_RUNS if any(step.bodies for step in main.steps) else MOST_RUNS)
+    if not found:
+        return room_for_any(main)
+    return room_needed(main, running, found if len(found) > 1 else ())
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,20 @@ class Stage:
     ends: tuple[int, ...]
 
 
-def stages(graph: onnx.GraphProto, main: Frame) -> tuple[Stage, ...]:
-    """Return the stages of a main graph, one if it never counts; `main` is its frame of the largest sizes."""
+def stages(graph: onnx.GraphProto, main: Frame, most: int) -> tuple[Stage, ...]:
+    """Return the stages of a main graph, one if it never counts; none if there are more than `most` runs.
+
+    `main` is the frame of the largest sizes, and a run a sequence of counts.
+    """
     cut, found = _Cut(graph, main), list[Stage]()
-    ways = [_Way((), (0,))]
+    ways, runs = [_Way((), (0,))], [1]  # how many runs come to each way
     for index in range(len(cut.counts) + 1):
         variants, ends, entries = list[tuple[Step, ...]](), list[int](), list[tuple[int, ...]]()
         after: dict[tuple[int, ...], int] = {}
-        next_ways: list[_Way] = []
-        for way in ways:
+        next_ways, next_runs = list[_Way](), list[int]()
+        if sum(number * len(way.counts) for way, number in zip(ways, runs, strict=True)) > most:
+            return ()
+        for way, number in zip(ways, runs, strict=True):
             entries.append(tuple(range(len(variants), len(variants) + len(way.counts))))
             for count in way.counts:
                 steps, end = cut.variant(index, way.values, count)
@@ -56,24 +61,14 @@ def stages(graph: onnx.GraphProto, main: Frame) -> tuple[Stage, ...]:
                 if key not in after:
                     after[key] = len(next_ways)
                     next_ways.append(end)
+                    next_runs.append(0)
+                next_runs[after[key]] += number
                 variants.append(steps)
                 ends.append(after[key])
         counts = tuple(count for way in ways for count in way.counts)
         found.append(Stage(variants=tuple(variants), counts=counts, entries=tuple(entries), ends=tuple(ends)))
-        ways = next_ways
+        ways, runs = next_ways, next_runs
     return tuple(found)
-
-
-def runs(found: Sequence[Stage]) -> int:
-    """Return how many sequences of counts there are."""
-    ways = [1]
-    for stage in found:
-        after = [0] * (max(stage.ends) + 1)
-        for number, entry in zip(ways, stage.entries, strict=True):
-            for variant in entry:
-                after[stage.ends[variant]] += number
-        ways = after
-    return sum(ways)
 
 
 @dataclass(frozen=True)

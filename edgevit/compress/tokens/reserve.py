@@ -19,7 +19,7 @@ from edgevit.compress.tokens.guard import GUARD_IMAGES, guards
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
-from edgevit.program.tokens import cheapest_left, half_of, merge_branches, merge_faults, pair_counts
+from edgevit.program.tokens import cheapest_left, half_of, merge_branches, merge_faults, merge_step, pair_counts
 from edgevit.torch_form import tokens
 from edgevit.torch_form.stream import step_branch
 from edgevit.torch_form.vit import Vit
@@ -67,7 +67,8 @@ def opened(spec: ProgramSpec, most: float = np.inf) -> ProgramSpec:
     At most `most` times as many pairs as they did.
     """
     counts = [int(min(half_of(spec.patches), most * point.count)) for point in spec.merges]
-    merges = (replace(p, count=n, least=0, threshold=0.0) for p, n in zip(spec.merges, counts, strict=True))
+    step = merge_step(spec.patches)
+    merges = (replace(p, count=n, least=0, threshold=0.0, step=step) for p, n in zip(spec.merges, counts, strict=True))
     return replace(spec, merges=tuple(merges))
 
 
@@ -77,7 +78,7 @@ def _place(spec: ProgramSpec) -> MergeSpec | None:
     if reach(spec) <= REACH or spec.merges[0].after not in names:
         return None
     for name in reversed(names[: names.index(spec.merges[0].after)]):
-        point = MergeSpec(after=name, count=half_of(spec.patches), threshold=0.0)
+        point = MergeSpec(after=name, count=half_of(spec.patches), threshold=0.0, step=merge_step(spec.patches))
         wider = replace(spec, merges=(point, *spec.merges))
         if merge_faults(wider):
             break

@@ -15,7 +15,7 @@ from edgevit.backends.onnxruntime import stages as stages_module
 from edgevit.backends.onnxruntime.arena import drawn_efforts, measure_arena
 from edgevit.backends.onnxruntime.frames import Frame, main_frame
 from edgevit.backends.onnxruntime.memory_bound import bound_of_graph, optimised
-from edgevit.backends.onnxruntime.stages import BLIND, Stage, runs, stages
+from edgevit.backends.onnxruntime.stages import BLIND, Stage, stages
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
@@ -37,7 +37,7 @@ def following(**options: Any) -> Program:
 def cut(program: Program) -> tuple[onnx.GraphProto, Frame, tuple[Stage, ...]]:
     graph = optimised(assemble(program))
     main = main_frame(graph)
-    return graph, main, stages(graph, main)
+    return graph, main, stages(graph, main, 10**6)
 
 
 def possible(spec: ProgramSpec, merged: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
@@ -52,24 +52,38 @@ def possible(spec: ProgramSpec, merged: tuple[int, ...] = ()) -> Iterator[tuple[
             yield from possible(spec, (*merged, pairs))
 
 
+def runs(found: tuple[Stage, ...]) -> list[tuple[int, ...]]:
+    """The counts of every run, without the 0 that the first stage begins with."""
+    ways: list[tuple[tuple[int, ...], int]] = [((), 0)]
+    for stage in found:
+        ways = [((*counts, stage.counts[v]), stage.ends[v]) for counts, way in ways for v in stage.entries[way]]
+    return [counts[1:] for counts, _ in ways]
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_runs_are_those_that_the_points_allow(plan: str) -> None:
     program = following(tokens=plan)
-    _, _, found = cut(program)
-    assert runs(found) == len(list(possible(program.spec)))
-    assert len(found) == 1 + sum(point.threshold is not None for point in program.spec.merges)
+    graph, main, found = cut(program)
+    follows = [point.threshold is not None for point in program.spec.merges]
+    said = {
+        tuple(n - p.least for n, p, f in zip(merged, program.spec.merges, follows, strict=True) if f)
+        for merged in possible(program.spec)
+    }
+    assert set(runs(found)) == said and len(runs(found)) == len(said) > 2
+    assert len(found) == 1 + sum(follows)
+    assert stages(graph, main, len(said)) == found and stages(graph, main, len(said) - 1) == ()
 
 
 def test_a_model_that_counts_nothing_is_one_stage() -> None:
     _, main, found = cut(following(tokens="1:4,2:3"))
-    assert [stage.variants for stage in found] == [(main.steps,)] and runs(found) == 1
+    assert [stage.variants for stage in found] == [(main.steps,)] and runs(found) == [()]
 
 
 def test_what_is_not_known_to_be_impossible_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     program = following(tokens=PLANS[2])
     monkeypatch.setattr(np, "isneginf", lambda array: np.zeros(array.shape, dtype=bool))
     _, _, found = cut(program)
-    assert runs(found) == np.prod([len(pair_counts(point)) for point in program.spec.merges])
+    assert len(runs(found)) == np.prod([len(pair_counts(point)) for point in program.spec.merges])
 
 
 @pytest.mark.parametrize("options", [{}, {"gated": True, "skip": True}], ids=["plain", "gated"])
@@ -90,7 +104,7 @@ def slacks(program: Program, folder: Path) -> set[int]:
     measured = measure_arena(folder / "model.onnx", image, efforts)
     graph = optimised(folder / "model.onnx")
     main, weights = main_frame(graph), bound_of_graph(graph).arena_weights_bytes
-    cuts, runner = stages(graph, main), load(folder)
+    cuts, runner = stages(graph, main, 10**6), load(folder)
     found, seen = set(), set()
     for path, effort in zip(measured, efforts.values(), strict=True):
         left = tuple(map(int, runner.answer(image, effort).tokens))
