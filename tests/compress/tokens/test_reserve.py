@@ -47,7 +47,7 @@ def test_it_merges_nothing_as_calibrated_and_all_it_may_with_little_effort() -> 
         assert (left == program.spec.patches).all()
         # Just below its threshold is the image that would be the first to merge.
         left = torch.cat([model.answer(batch, -1e-3).tokens[:, 0] for batch in work])
-        assert sorted(left.tolist())[:2] == [program.spec.patches - 8, program.spec.patches]
+        assert sorted(left.tolist())[:2] == [program.spec.patches - found.point.step, program.spec.patches]
         left = torch.cat([model.answer(batch, -np.inf).tokens[:, 0] for batch in work])
         assert (left == program.spec.patches // 2).all()
 
