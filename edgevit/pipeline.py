@@ -153,7 +153,7 @@ def _merge(dense: Program, images: np.ndarray, budgets: Budgets, *, score: str, 
         if budgets.per_image is not False:
             always = budgets.per_image is True
             found = follow(program, images, budget, reference=dense, say=say, always=always).chosen
-            program = program.with_weights({}, found.spec)
+            program = program.with_weights(found.shifts, found.spec)
         steps += [f"{found.summary} (edgevit {__version__})", f"{repaired.summary} (edgevit {__version__})"]
     return with_original(program, original_of(dense, *steps))
 

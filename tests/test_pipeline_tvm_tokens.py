@@ -21,19 +21,19 @@ import_or_skip()
 
 
 def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: Path) -> None:
-    program = tiny_program(gated=True, skip=True, depth=4, image=(64, 64), tokens="1:0-27@0.85,2:3-17@0.8")
+    program = tiny_program(gated=True, skip=True, depth=4, image=(64, 64), tokens="1:0-32@0.85,2:3-30@0.8")
     built = build(program, tmp_path / "bundle", "x86-64-v3-tvm")
     manifest = built.manifest
     assert all(claim.held for claim in manifest.claims)
     assert [output.name for output in manifest.outputs] == ["logits", "gates", "tokens"]
     use = manifest.tokens
-    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 37), (61, 20)]
+    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 32), (61, 16)]
     assert use.points[0].left.low < use.points[0].left.high
     assert predict(program, load_target("x86-64-v3-tvm")).bound_bytes == manifest.bound.bound_bytes
     with edgevit.open_bundle(built.folder) as bundle:
         image = tiny_images(program.spec, 1)
         few, many = (bundle.run(image, effort=effort).tokens.tolist() for effort in (-np.inf, np.inf))
-    assert (few, many) == ([37, 20], [64, 61])
+    assert (few, many) == ([32, 16], [64, 61])
     photo = tmp_path / "photo.png"
     Image.fromarray(image[0]).save(photo)
     command = [sys.executable, str(built.folder / "runner/run.py"), str(photo), "--effort", "9", "--json"]

@@ -100,7 +100,8 @@ def _searched(bare: Program, data: LabelledSet, share: float, place: Place, say:
     budget = int(share * total_macs(bare.spec))
     found = search(bare, images, budget, reference=bare, say=say)
     plan = bare.with_weights(found.shifts, found.spec)
-    plan = plan.with_weights({}, follow(plan, images, budget, reference=bare, say=say).chosen.spec)
+    chosen = follow(plan, images, budget, reference=bare, say=say, spare=False).chosen
+    plan = plan.with_weights(chosen.shifts, chosen.spec)
     if place.writes:
         save_program(plan, kept, force=True)
     return plan

@@ -126,8 +126,9 @@ class _Thresholds:
         if not self.decided:
             return np.zeros(0, np.float32)
         last, limit = (values[name] for name in self.decided)
-        margins: np.ndarray = (last - limit) / self.width
-        return margins
+        margins = np.full(last.shape, -np.inf, np.float32)
+        np.subtract(last, limit, out=margins, where=np.isfinite(last))  # the others are pairs that there are not
+        return margins / np.float32(self.width)
 
 
 def _thresholds(name: str, nodes: Mapping[str, onnx.NodeProto], model: onnx.ModelProto) -> _Thresholds:

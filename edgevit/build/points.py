@@ -33,6 +33,7 @@ from edgevit.verify.parity import deviation_over_images
 KEPT: dict[PointName, float] = {"fast": 0.95, "fastest": 0.85}
 # Efforts that are tried on either side of 0.
 GRID = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+FAR = 0.2  # of the MACs at which answers change: the rest of the curve then has a point of its own
 TRIED_IMAGES, MEASURED_IMAGES = 32, 64
 
 
@@ -128,7 +129,7 @@ def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]
     fastest, fast = _cheap(tried)
     ends: list[tuple[float, PointName | None]] = [(EFFORT_ALL_SKIPPED, None)]
     if tried[-1].same < min(KEPT.values()):
-        ends.append((tried[-1].effort, None))
+        ends += [(effort, None) for effort in (*_below(case, runner, images, tried[-1]), tried[-1].effort)]
     named: list[tuple[float, PointName | None]] = [
         (fastest, "fastest"),
         (fast, "fast"),
@@ -153,6 +154,24 @@ def _cheap(tried: Sequence[_Tried]) -> tuple[float, float]:
     rising = [t for t in reversed(tried) if fastest.effort <= t.effort]
     macs = np.maximum.accumulate([t.macs for t in rising])
     return fastest.effort, _between([t.effort for t in rising], macs, (fastest.macs + tried[0].macs) / 2)
+
+
+def _below(case: Case, runner: Runner, images: np.ndarray, last: _Tried) -> list[float]:
+    """Return the effort with MACs half of the way from the `last` that was tried to all skipped; none if that is near.
+
+    What lies below may be most of the curve, where a model can be made far cheaper than it is as calibrated.
+    """
+    least = _answers(case, runner, images, EFFORT_ALL_SKIPPED)[1].mean()
+    wanted, deeper = (last.macs + least) / 2, [effort for effort in GRID if -effort < last.effort]
+    tried = [(last.effort, last.macs)]
+    if last.macs - least < FAR * last.macs:
+        return []
+    for effort in deeper:
+        tried.insert(0, (-effort, float(_answers(case, runner, images, -effort)[1].mean())))
+        if tried[0][1] <= wanted:
+            macs = np.maximum.accumulate([cost for _, cost in tried])
+            return [_between([effort for effort, _ in tried], macs, float(wanted))]
+    return []
 
 
 def _accurate(case: Case, runner: Runner, images: np.ndarray, least: float) -> float:

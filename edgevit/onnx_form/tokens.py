@@ -16,7 +16,7 @@ from onnx import TensorProto
 from edgevit.onnx_form.graph import Graph
 from edgevit.onnx_form.layers import patch_rows
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import MERGE_EFFORT, halves, most_left, pair_counts
+from edgevit.program.tokens import MERGE_EFFORT, fewest_before, halves, most_left, pair_counts
 
 ALL = int(np.iinfo(np.int64).max)  # as the end of a Slice
 
@@ -173,6 +173,9 @@ def _count(graph: Graph, spec: ProgramSpec, point: MergeSpec, ordered: str, leas
         scale = graph.const("merge.effort/scale", np.array(spec.dim * MERGE_EFFORT, dtype=np.float32))
         shift = graph.op("Mul", [effort, scale], f"{name}/shift")
         limit = graph.op("Add", [shift, limit], f"{name}/limit")
+    if (short := point.count - halves(fewest_before(spec, point))[0]) > 0:
+        never = graph.const(f"{name}/never", np.full(short, -np.inf, dtype=np.float32))
+        ordered = graph.op("Concat", [ordered, never], f"{name}/ordered_and_never", axis=0)
     last = graph.const(f"{name}/last", counts[1:] - 1)
     values = graph.op("Gather", [ordered, last], f"{name}/last_values", axis=0)
     above = graph.op("Greater", [values, limit], f"{name}/above")

@@ -107,7 +107,7 @@ class MergeSpec:
 
     Without a `threshold` these are the `count` best pairs. With one their number follows the image: pairs whose cosine
     is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
-    in steps (`tokens.pair_counts`).
+    in steps of `step` (`tokens.pair_counts`).
 
     Pairs are ranked by the product of their normalised rows over the width, the cosine. With `shift` the point has a
     row `<after>.merge.shift` `[dim]`, which is taken from the normalised rows first: tokens that matter then look less
@@ -121,6 +121,7 @@ class MergeSpec:
     count: int
     least: int = 0
     threshold: float | None = None
+    step: int = 8
     shift: bool = False
     rule: MergeRule = "bipartite"
 

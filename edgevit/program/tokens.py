@@ -2,7 +2,8 @@
 
 A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. `4:10-98@0.8` merges as
 many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98, and
-of the numbers between them a multiple of `MERGE_STEP`.
+of the numbers between them a multiple of the point's step. Of an image with few tokens left half are merged at most,
+whatever its point allows.
 Blocks count from 1; a block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
 
 How many tokens are left after each point is what a run's output `tokens` says, and `left` here: patch tokens, a number
@@ -23,8 +24,9 @@ from edgevit.util import limits, strict_json
 
 LEAST_PATCHES = 2  # what has to be left to be mixed
 MERGE_EFFORT = 0.1  # cosine that a unit of effort adds to every threshold
-# Pairs by which images differ: every number of rows is a shape that runtimes prepare and memory is proven for.
+# Pairs by which images differ at least: every number of rows is a shape that runtimes prepare and memory is proven for.
 MERGE_STEP = 8
+MOST_COUNTS = 14  # numbers of pairs that a point may have of which half of all patches can merge
 Left = Sequence[int] | np.ndarray | None
 _NUMBER = r"-?(?:\d{1,3}(?:\.\d{1,20})?|\.\d{1,20})(?:e-\d{1,2})?"
 _POINT = re.compile(rf"\s*(\d{{1,6}}):(?:(\d{{1,6}})|(\d{{1,6}})-(\d{{1,6}})@({_NUMBER}))\s*", re.ASCII)
@@ -45,8 +47,30 @@ def most_left(spec: ProgramSpec) -> tuple[int, ...]:
 
 
 def fewest_left(spec: ProgramSpec) -> tuple[int, ...]:
-    """Return the fewest patch tokens there can be after every point: as many are merged as may be."""
-    return _left(spec.patches, [point.count for point in spec.merges])
+    """Return how many patch tokens there are at least after every point, by what there may be before it."""
+    fewest, most, found = spec.patches, spec.patches, []
+    for point in spec.merges:
+        # Numbers in steps: of one token more a few less may be left, but no longer two steps further on.
+        there = range(fewest, min(most, fewest + 2 * point.step) + 1)
+        fewest = min(left - most_pairs(point, left) for left in there)
+        most -= point.fewest
+        found.append(fewest)
+    return tuple(found)
+
+
+def cheapest_left(spec: ProgramSpec) -> tuple[int, ...]:
+    """Return the patch tokens after every point of an image that merges as many as it may at each."""
+    left, found = spec.patches, []
+    for point in spec.merges:
+        left -= most_pairs(point, left)
+        found.append(left)
+    return tuple(found)
+
+
+def most_pairs(point: MergeSpec, patches: int) -> int:
+    """Return how many pairs a point can merge of so many patch tokens: one of `pair_counts`, the first set at most."""
+    first = halves(patches)[0]
+    return point.count if point.count <= first else max(first - first % point.step, point.fewest)
 
 
 def _left_after(spec: ProgramSpec, left: Left) -> tuple[int, ...]:
@@ -58,12 +82,23 @@ def _left(patches: int, pairs: Sequence[int]) -> tuple[int, ...]:
 
 
 def pair_counts(point: MergeSpec) -> tuple[int, ...]:
-    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of `MERGE_STEP` between them.
+    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of its step between them.
 
     Of as many pairs as are alike enough the largest of these is merged, otherwise the first.
     """
-    between = range(point.fewest + MERGE_STEP - point.fewest % MERGE_STEP, point.count, MERGE_STEP)
+    between = range(point.fewest + point.step - point.fewest % point.step, point.count, point.step)
     return tuple(sorted({point.fewest, *between, point.count}))
+
+
+def merge_step(patches: int) -> int:
+    """Return the step of points that follow the image in a model of so many patches: a multiple of `MERGE_STEP`."""
+    return MERGE_STEP * max(-(-half_of(patches) // (MERGE_STEP * (MOST_COUNTS - 1))), 1)
+
+
+def fewest_before(spec: ProgramSpec, point: MergeSpec) -> int:
+    """Return the fewest patch tokens there can be that come to a point."""
+    before = spec.merges[: spec.merges.index(point)]
+    return fewest_left(replace(spec, merges=before))[-1] if before else spec.patches
 
 
 def merge_at(spec: ProgramSpec, branch: str) -> MergeSpec | None:
@@ -90,28 +125,51 @@ def halves(patches: int) -> tuple[int, int]:
     return (patches + 1) // 2, patches // 2
 
 
+def half_of(patches: int) -> int:
+    """Return the most pairs that a point may be allowed where there are so many patch tokens; below 1: none."""
+    return min(patches // 2, patches - LEAST_PATCHES)
+
+
 def merge_faults(spec: ProgramSpec) -> list[str]:
     """Return what makes a plan of merges impossible, one sentence each."""
     places = {branch.name: index for index, branch in enumerate(spec.branches)}
     faults: list[str] = []
-    last, left = -1, spec.patches
-    for point in spec.merges:
+    last, fewest, most = -1, spec.patches, spec.patches
+    for index, point in enumerate(spec.merges):
         name, place = strict_json.shown(point.after), places.get(point.after)
         if place is None:
             return [*faults, f"tokens are merged after {name}, which is no branch"]
         if place <= last:
             return [*faults, f"points where tokens are merged must be in the order of the branches, one each: {name}"]
-        # The most that may be merged has to be there for the image of which most was merged before.
-        if not 1 <= point.count <= left // 2 or left - point.count < LEAST_PATCHES:
-            most = min(left // 2, left - LEAST_PATCHES)
-            allowed = f"allowed: 1 to {most}, half of them" if most > 0 else f"{LEAST_PATCHES} have to be left"
-            there = f"there are {left}" + (" at least" if spec.adaptive else "")
-            return [*faults, f"{point.count} tokens are merged after {name}, where {there}; {allowed}"]
+        largest = max(MERGE_STEP, spec.patches)
+        if not MERGE_STEP <= point.step <= largest:
+            said = f"pairs after {name} come in steps of {point.step:.6g}"
+            return [*faults, f"{said}; allowed: {MERGE_STEP} to {largest}"]
+        if fault := _count_fault(spec, point, name, fewest, most):
+            return [*faults, fault]
         faults += _threshold_faults(point, name)
         if not _read_later(spec, place):
             faults.append(f"tokens are merged after {name}, where nothing reads them any more: no attention follows")
-        last, left = place, left - point.count
+        last, fewest, most = place, fewest_left(replace(spec, merges=spec.merges[: index + 1]))[-1], most - point.fewest
     return faults
+
+
+def _count_fault(spec: ProgramSpec, point: MergeSpec, name: str, fewest: int, most: int) -> str:
+    """Return what is wrong with the numbers of a point that `fewest` to `most` patch tokens come to, "" for nothing.
+
+    What every image merges has to be there for the one of which most was merged before; what some do, for some.
+    """
+    needed = [(point.fewest, fewest, "at least")] if point.fewest else []
+    needed += [] if point.threshold is None else [(point.count, most, "at most")]
+    for count, there, bound in needed or [(0, fewest, "at least")]:
+        half = half_of(there)
+        if not 1 <= count <= half:
+            allowed = f"allowed: 1 to {half}, half of them" if half > 0 else f"{LEAST_PATCHES} have to be left"
+            where = f"there are {there}" + (f" {bound}" if fewest != most or spec.adaptive else "")
+            return f"{count} tokens are merged after {name}, where {where}; {allowed}"
+    if fewest - most_pairs(point, fewest) < LEAST_PATCHES:
+        return f"an image may have {fewest} tokens where they are merged after {name}; {LEAST_PATCHES} have to be left"
+    return ""
 
 
 def _threshold_faults(point: MergeSpec, name: str) -> list[str]:
@@ -173,7 +231,11 @@ def read_plan(text: str, spec: ProgramSpec) -> tuple[MergeSpec, ...]:
             points.append(MergeSpec(after=names[block - 1], count=int(found[2])))
         else:
             least, most, threshold = int(found[3]), int(found[4]), float(found[5])
-            points.append(MergeSpec(after=names[block - 1], count=most, least=least, threshold=threshold))
+            points.append(
+                MergeSpec(
+                    after=names[block - 1], count=most, least=least, threshold=threshold, step=merge_step(spec.patches)
+                )
+            )
     return tuple(points)
 
 

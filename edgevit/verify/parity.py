@@ -151,6 +151,7 @@ def paths(reference: Reference, images: np.ndarray) -> dict[str, float]:
     else:
         margins = [point.margins for image in images for point in points_of(reference(image[None], 0.0))]
         changes = np.concatenate([*margins, np.zeros(0)]) / MERGE_EFFORT
+        changes = changes[np.isfinite(changes)]
         if not changes.size:
             return {"real": 0.0}
         first, last, count = changes.min(), changes.max(), TOKEN_PATHS

@@ -17,7 +17,7 @@ import numpy as np
 from edgevit.errors import SkipError
 from edgevit.program.macs import run_macs, total_macs
 from edgevit.program.spec import ProgramSpec
-from edgevit.program.tokens import fewest_left
+from edgevit.program.tokens import cheapest_left
 from edgevit.schema.claims import PathNodes, SkipNodesResult
 
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
@@ -126,7 +126,7 @@ def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin
 
 def skipped_macs(spec: ProgramSpec) -> int:
     """Return MACs of the path on which every gated branch is skipped, and as many tokens merge as may be."""
-    return run_macs(spec, [branch.gate is None for branch in spec.branches], fewest_left(spec))
+    return run_macs(spec, [branch.gate is None for branch in spec.branches], cheapest_left(spec))
 
 
 def _check_closed(spec: ProgramSpec, nodes: Sequence[tuple[str, str]], gates: np.ndarray, where: str) -> None:

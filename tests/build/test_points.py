@@ -96,6 +96,19 @@ def test_thresholds_of_merges_have_points_too() -> None:
     assert found[0].macs < found[-1].macs and found[0].branches == found[-1].branches
 
 
+def test_far_below_the_fastest_the_curve_has_a_point_on_its_way() -> None:
+    # From 4 branches to none between efforts -0.1 and -6; answers change at once.
+    found = gradual(Gradual(changes=100.0, opens=(-6.0, -4.0, -2.0, -0.05))).measured
+    unnamed = [point for point in found if point.name is None]
+    assert [point.effort for point in unnamed] == sorted(point.effort for point in unnamed)
+    first, middle, last = unnamed
+    assert (first.effort, last.effort) == (EFFORT_ALL_SKIPPED, -0.1) and -6 < middle.effort < -0.1
+    assert first.macs < middle.macs < last.macs
+    # Where all is skipped soon there is none.
+    soon = gradual(Gradual(changes=100.0, opens=(-0.09, -0.08, -0.07, -0.05))).measured
+    assert len([point for point in soon if point.name is None]) == 2
+
+
 @pytest.mark.parametrize(
     ("macs", "wanted", "effort"),
     [

@@ -24,17 +24,19 @@ torch.set_num_threads(1)
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:5,2:2-13@0.85,3:3", "prefix": 2, "qk_norm": True},
     {"tokens": "1:5,2:2-13@1.1,3:3", "shift": True},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
     {"tokens": "1:0-32@0.86,2:0-16@0.8", "gated": True, "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
+    {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},  # in steps of 16
 )
 
 
 def adaptive(options: dict[str, Any] | None) -> Program:
     """A tiny Program, or a T2T-ViT, whose number of tokens follows the image."""
     if options is not None:
-        return tiny_program(depth=4, image=(64, 64), **options)
+        return tiny_program(**{"depth": 4, "image": (64, 64), **options})
     program = t2t_program("t2t_vit_7", image_size=(64, 96))
     return program.with_weights({}, with_merges(program.spec, read_plan("2:0-12@0.88,4:1-5@0.9", program.spec)))
 

@@ -12,8 +12,13 @@ from edgevit.program.program import Program, load_program, save_program
 from edgevit.program.spec import MergeSpec
 from edgevit.program.tokens import (
     MERGE_STEP,
+    MOST_COUNTS,
+    cheapest_left,
+    fewest_before,
     fewest_left,
+    half_of,
     merge_faults,
+    merge_step,
     most_left,
     pair_counts,
     patches_before,
@@ -61,8 +66,10 @@ def test_a_plan_that_follows_the_image_is_read_and_written() -> None:
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        ("1:0-9@0.5", "9 tokens are merged after 'b00_mhsa', where there are 16 at least; allowed: 1 to 8"),
-        ("1:0-8@0.5,2:0-5@0.5", "where there are 8 at least; allowed: 1 to 4"),
+        ("1:0-9@0.5", "9 tokens are merged after 'b00_mhsa', where there are 16 at most; allowed: 1 to 8"),
+        ("1:0-8@0.5,2:0-9@0.5", "where there are 16 at most; allowed: 1 to 8"),
+        ("1:2-8@0.5,2:0-8@0.5", "where there are 14 at most; allowed: 1 to 7"),
+        ("1:0-8@0.5,2:5-8@0.5", "5 tokens are merged .* there are 8 at least; allowed: 1 to 4"),
         ("1:0-8@0.5,2:5", "where there are 8 at least; allowed: 1 to 4"),
         ("1:4-4@0.5", "at least 4 tokens are merged after 'b00_mhsa'; allowed: 0 to 3"),
         ("1:0-4@8.5", r"the threshold after 'b00_mhsa' is 8.5, allowed for .*-8 to 8"),
@@ -75,6 +82,22 @@ def test_a_plan_that_follows_the_image_and_is_not_possible_is_refused(plan: str,
         with_merges(spec, read_plan(plan, spec))
 
 
+@pytest.mark.parametrize("step", [8, 24])
+@pytest.mark.parametrize("plan", ["1:0-98@0.5,3:0-98@0.5,5:0-98@0.5", "1:5-90@0.5,2:11-60@0.5,4:13", "2:40,3:0-70@0.5"])
+def test_no_image_has_fewer_than_the_fewest(plan: str, step: int) -> None:
+    spec = tiny_spec(depth=7, image=(112, 112))
+    spec = with_merges(spec, [replace(point, step=step) for point in read_plan(plan, spec)])
+    there, found, cheapest = {spec.patches}, [], spec.patches
+    for point, said in zip(spec.merges, cheapest_left(spec), strict=True):
+        # An image has no more pairs than tokens of its first set.
+        allowed = {left: [n for n in pair_counts(point) if n <= (left + 1) // 2] for left in there}
+        cheapest -= max(allowed[cheapest])
+        assert cheapest == said and 0 <= min(there) - fewest_before(spec, point) < step
+        there = {left - count for left, counts in allowed.items() for count in counts}
+        found.append(min(there))
+    assert all(0 <= one - bound < step for one, bound in zip(found, fewest_left(spec), strict=True))
+
+
 def test_pairs_come_in_steps() -> None:
     def counts(least: int, count: int) -> tuple[int, ...]:
         return pair_counts(MergeSpec(after="b00_mhsa", count=count, least=least, threshold=0.5))
@@ -83,6 +106,20 @@ def test_pairs_come_in_steps() -> None:
     assert counts(0, 24) == (0, 8, 16, 24) and counts(8, 17) == (8, 16, 17)
     assert counts(3, 20) == (3, 8, 16, 20) and counts(0, 7) == (0, 7)
     assert pair_counts(MergeSpec(after="b00_mhsa", count=20)) == (20,)
+    assert pair_counts(MergeSpec(after="b00_mhsa", count=50, threshold=0.5, step=24)) == (0, 24, 48, 50)
+
+
+@pytest.mark.parametrize(("patches", "step"), [(4, 8), (196, 8), (208, 8), (210, 16), (576, 24), (1024, 40)])
+def test_steps_grow_with_the_patches(patches: int, step: int) -> None:
+    assert merge_step(patches) == step
+    half = MergeSpec(after="b00_mhsa", count=half_of(patches), threshold=0.5, step=step)
+    assert len(pair_counts(half)) <= MOST_COUNTS
+
+
+@pytest.mark.parametrize(("step", "said"), [(-8, "-8"), (0, "0"), (7, "7"), (17, "17"), (10**30, "1e.30")])
+def test_a_step_that_no_image_could_take_is_refused(step: int, said: str) -> None:
+    with pytest.raises(BudgetError, match=f"pairs after 'b00_mhsa' come in steps of {said}; allowed: 8 to 16"):
+        with_merges(tiny_spec(depth=3), [MergeSpec(after="b00_mhsa", count=4, threshold=0.5, step=step)])
 
 
 def test_fewest_pairs_need_a_threshold() -> None:
@@ -164,10 +201,10 @@ def test_thresholds_are_kept_in_a_folder_and_missing_ones_are_none(tmp_path: Pat
     file = tmp_path / "p" / "program.json"
     document = json.loads(file.read_text())
     for point in document["spec"]["merges"]:
-        del point["least"], point["threshold"]
+        del point["least"], point["threshold"], point["step"]
     file.write_text(json.dumps(document))
     points = load_program(tmp_path / "p").spec.merges
-    assert [(p.count, p.least, p.threshold) for p in points] == [(4, 0, None), (2, 0, None)]
+    assert [(p.count, p.least, p.threshold, p.step) for p in points] == [(4, 0, None, 8), (2, 0, None, 8)]
 
 
 def test_an_unknown_rule_in_a_folder_is_refused(tmp_path: Path) -> None:

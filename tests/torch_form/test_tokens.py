@@ -130,6 +130,7 @@ def test_effort_moves_the_threshold_between_the_fewest_and_the_most() -> None:
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
     {"tokens": "1:0-24@0.85,2:9", "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
     {"tokens": "1:0-32@0.86,2:0-16@0.8", "prefix": 3, "pool": "mean", "skip": True, "removed": ("b01_ffn", "b02_mhsa")},

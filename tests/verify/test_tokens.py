@@ -21,7 +21,7 @@ from edgevit.verify.parity import FLOAT, check_parity
 from edgevit.verify.tokens import PointMargins, check_token_macs, first_moved, token_use
 from tests.tiny import tiny_images, tiny_program
 
-PROGRAM = tiny_program(depth=4, image=(64, 64), tokens="1:0-27@0.85,2:3-17@0.8,3:1")
+PROGRAM = tiny_program(depth=4, image=(64, 64), tokens="1:0-32@0.85,2:3-30@0.8,3:1")
 GATED = tiny_program(depth=4, image=(64, 64), tokens="1:2-32@0.85,3:0-13@0.85", gated=True, skip=True)
 IMAGES = tiny_images(PROGRAM.spec, 5)
 
@@ -51,7 +51,7 @@ def test_margins_say_what_the_number_of_pairs_is() -> None:
     for effort in (0.0, 0.5, -0.5):
         logits, gates, _, points = reference(IMAGES[:1], effort)
         assert logits.shape == (1, 10) and gates.all() and [p.branch for p in points] == [0, 2, 4]
-        assert [p.counts for p in points] == [(0, 8, 16, 24, 27), (3, 8, 16, 17), (1,)]
+        assert [p.counts for p in points] == [(0, 8, 16, 24, 32), (3, 8, 16, 24, 30), (1,)]
         patches = PROGRAM.spec.patches
         for point in points:
             assert point.counts[int((point.margins > 0).sum())] == patches - point.left
@@ -129,9 +129,9 @@ def test_use_of_tokens_is_told_by_mean_and_percentiles() -> None:
     assert use.images == 3 and use.macs.mean == pytest.approx(np.mean(macs))
     assert (use.macs.low, use.macs.high) == pytest.approx(tuple(np.percentile(macs, (10, 90))))
     assert [(p.after, p.most, p.fewest) for p in use.points] == [
-        ("b00_mhsa", 64, 37),
-        ("b01_mhsa", 61, 20),
-        ("b02_mhsa", 60, 19),
+        ("b00_mhsa", 64, 32),
+        ("b01_mhsa", 61, 16),
+        ("b02_mhsa", 60, 15),
     ]
     assert use.points[0].left.mean == pytest.approx(157 / 3)
 

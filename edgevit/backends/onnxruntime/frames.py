@@ -1,24 +1,19 @@
 """What each graph of a model allocates and frees, node by node, in ONNX Runtime's order; see `memory_bound`.
 
-Where sizes are computed while the model runs, a frame has the largest there can be, or those of one run.
+Where sizes are computed while the model runs, a frame has the largest there can be; `stages` has those of every run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from types import MappingProxyType
-from typing import Any, TypeVar
 
-import numpy as np
 import onnx
 
 from edgevit.backends.onnxruntime.shapes import Value, constant, declared, infer
 from edgevit.errors import BoundError
 
-T = TypeVar("T")
 ALIGN_BYTES = 256
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze")
 # Operator: the inputs whose buffer its output may take over, in the order the planner tries them.
@@ -69,45 +64,9 @@ class Frame:
         return max(self.live, default=0)
 
 
-class Known:
-    """What was found of some values stays true of the same values: most runs of a model differ in its last nodes."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], tuple[Any, Any]] = {}
-
-    def of(self, what: tuple[Any, ...], values: tuple[Any, ...], find: Callable[[], T]) -> T:
-        """Return what `find` gives for `what` and these very objects, found once."""
-        key = (*what, *map(id, values))
-        if key not in self._found:
-            self._found[key] = (values, find())  # they are kept, so that no other object gets their ids
-        found: T = self._found[key][1]
-        return found
-
-
-def main_frame(
-    graph: onnx.GraphProto, sizes: Mapping[str, int] = MappingProxyType({}), known: Known | None = None
-) -> Frame:
-    """Return the frame of a model's main graph, those of its Ifs' bodies in its steps.
-
-    `sizes` are the numbers that a run computes, all of those in `computed`; without them sizes are the largest.
-    `known` is shared by the frames of one graph for many sizes.
-    """
-    known = Known() if known is None else known
-    inputs = known.of(("inputs",), (), lambda: {v.name: declared(v) for v in graph.input})
-    return _frame(graph, inputs, sizes, known, body=False)
-
-
-def computed(graph: onnx.GraphProto, main: Frame) -> dict[str, tuple[int, ...]]:
-    """Return every number that a run computes and sizes depend on, with the values that it can take.
-
-    Each is a sum of steps of which a run takes the first few, so it is one of the partial sums.
-    """
-    found = {}
-    for node in graph.node:
-        value = main.values[node.input[0]] if node.op_type == "ReduceSum" else None
-        if value is not None and value.least is not None and value.data is not None:
-            found[str(node.output[0])] = (0, *(int(n) for n in np.cumsum(value.data)))
-    return found
+def main_frame(graph: onnx.GraphProto) -> Frame:
+    """Return the frame of a model's main graph at the largest sizes there can be, those of its Ifs in its steps."""
+    return _frame(graph, {v.name: declared(v) for v in graph.input}, body=False)
 
 
 def rounded(size: int) -> int:
@@ -149,22 +108,17 @@ class _Lifetimes:
         return None
 
 
-def _frame(
-    graph: onnx.GraphProto, outside: Mapping[str, Value], sizes: Mapping[str, int], known: Known, *, body: bool
-) -> Frame:
-    constants = known.of(("constants",), (graph,), lambda: {t.name: constant(t) for t in graph.initializer})
-    values = dict(outside) | constants
+def _frame(graph: onnx.GraphProto, outside: Mapping[str, Value], *, body: bool) -> Frame:
+    values = dict(outside) | {t.name: constant(t) for t in graph.initializer}
     lives = _Lifetimes(graph, set(values))
     steps: list[Step] = []
     held: set[str] = set()
     for index, node in enumerate(graph.node):
-        bodies = _bodies(node, values, sizes, known) if node.op_type == "If" else ()
+        bodies = tuple(_frame(inner, values, body=True) for inner in bodies_of(node))
         allocates = []
-        for name, value in zip(node.output, _results(node, bodies, values, bool(sizes), known), strict=True):
+        for name, value in zip(node.output, results(node, bodies, values), strict=True):
             if not name:
                 continue
-            if name in sizes:
-                value = known.of((name, sizes[name]), (value,), partial(_exactly, value, sizes[name]))
             values[name] = value
             taken = lives.taken_over(node, name, index, values)
             lives.add(name, index, taken)
@@ -176,39 +130,35 @@ def _frame(
         held -= set(frees)
         made = tuple(i for i, output in enumerate(graph.output) if body and output.name in node.output)
         steps.append(Step(node.name, tuple(allocates), frees, bodies, bool(bodies) and _late(node), made))
-    results = tuple((o.name, rounded(values[o.name].nbytes)) for o in graph.output)
-    copied = 0 if body else sum(size for name, size in results if name in lives.fixed)
-    return Frame(tuple(steps), values, tuple(r for r in results if r[0] not in lives.fixed), copied)
+    outputs = tuple((o.name, rounded(values[o.name].nbytes)) for o in graph.output)
+    copied = 0 if body else sum(size for name, size in outputs if name in lives.fixed)
+    return Frame(tuple(steps), values, tuple(r for r in outputs if r[0] not in lives.fixed), copied)
 
 
-def _exactly(value: Value, number: int) -> Value:
-    one = np.full(value.shape, number)
-    return replace(value, data=one, least=one)
+def bodies_of(node: onnx.NodeProto) -> tuple[onnx.GraphProto, ...]:
+    """Return the two bodies of an If, none of any other node.
 
-
-def _bodies(
-    node: onnx.NodeProto, outside: Mapping[str, Value], sizes: Mapping[str, int], known: Known
-) -> tuple[Frame, ...]:
+    Raises:
+        BoundError: a body holds another If.
+    """
+    if node.op_type != "If":
+        return ()
     graphs = {a.name: a.g for a in node.attribute}
     if any(inner.op_type == "If" for g in graphs.values() for inner in g.node):
         raise BoundError(f"{node.name} holds another If; the bound knows Ifs in sequence only")
-    return tuple(_frame(graphs[key], outside, sizes, known, body=True) for key in ("then_branch", "else_branch"))
+    return graphs["then_branch"], graphs["else_branch"]
 
 
-def _results(
-    node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value], exact: bool, known: Known
+def results(
+    node: onnx.NodeProto, bodies: tuple[Frame, ...], values: Mapping[str, Value], *, exact: bool = False
 ) -> tuple[Value, ...]:
+    """Return the outputs of a node; `exact`: those of one run, from its inputs' in that run."""
     if not bodies:
-        read = tuple(values[name] for name in node.input if name in values)
-        return known.of((exact,), (node, *read), lambda: infer(node, values, exact=exact))
-    graphs = {a.name: a.g for a in node.attribute}
-    sides = [
-        [
-            replace(body.values[o.name], data=None, least=None, varies=_varies(bodies, graphs))
-            for o in graphs[key].output
-        ]
-        for body, key in zip(bodies, ("then_branch", "else_branch"), strict=True)
-    ]
+        return infer(node, values, exact=exact)
+    graphs = bodies_of(node)
+    pairs = [(body.values[o.name], graph) for body, graph in zip(bodies, graphs, strict=True) for o in graph.output]
+    varies = any(value.varies for value, _ in pairs)
+    sides = [[replace(v, data=None, least=None, varies=varies) for v, g in pairs if g is graph] for graph in graphs]
     if sides[0] != sides[1]:
         raise BoundError(f"the two bodies of {node.name} give different shapes")
     return tuple(sides[0])
@@ -218,12 +168,6 @@ def _late(node: onnx.NodeProto) -> bool:
     """Return whether an If's outputs have no fixed shape, so that they are allocated by what makes them."""
     outputs = [o for a in node.attribute if a.HasField("g") for o in a.g.output]
     return any(not dim.HasField("dim_value") for o in outputs for dim in o.type.tensor_type.shape.dim)
-
-
-def _varies(bodies: tuple[Frame, ...], graphs: Mapping[str, onnx.GraphProto]) -> bool:
-    """Return whether an output of a body has a shape that is known only when the model runs."""
-    pairs = zip(bodies, ("then_branch", "else_branch"), strict=True)
-    return any(body.values[o.name].varies for body, key in pairs for o in graphs[key].output)
 
 
 def _read(node: onnx.NodeProto) -> Iterator[str]:

@@ -27,7 +27,7 @@ reuse of dead buffers, no memory pattern, an arena that splits every chunk to si
 8. Gaps: `placement` replays where the arena puts every buffer, over all paths and run after run.
 9. Where the number of tokens follows the image, every size is the largest there can be: its limits follow from the
    nodes that count (`shapes`). An `If` then allocates its outputs as its body makes them. Gaps are replayed for every
-   combination of counts (`frames.computed`), from an arena that holds no outputs of rule 7: the runners copy them.
+   sequence of counts (`stages`), from an arena that holds no outputs of rule 7: the runners copy them.
 
 Each rule that comes from reading the runtime's source is held against the runtime by the verifier: `check_bound`
 compares not only peaks but the bytes in use after every node, branch bodies included, of every measured run.
@@ -41,22 +41,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from edgevit.backends.onnxruntime import memory
-from edgevit.backends.onnxruntime.frames import Frame, Known, computed, main_frame, rounded
+from edgevit.backends.onnxruntime.frames import Frame, main_frame, rounded
 from edgevit.backends.onnxruntime.placement import room_for_any, room_needed
 from edgevit.backends.onnxruntime.shapes import constant
+from edgevit.backends.onnxruntime.stages import stages
 from edgevit.errors import BoundError
 from edgevit.schema.memory_bound import BoundDetail, MemoryBound
 from edgevit.util.atomic import scratch
 
 SMALL_CONSTANT_BYTES = 127
-MOST_FRAMES = 1500  # combinations of sizes whose placement is replayed; about 25 ms each
+# Sequences of counts whose placements are replayed: 20 thousand in a second. Each passes gates on many ways.
+MOST_RUNS, MOST_GATED_RUNS = 200_000, 1_500
+INLINE_BYTES = 1 << 14  # constants whose numbers may matter for sizes
 # Operator: the input that is packed when it is a constant matrix.
 PACKED: Mapping[str, int] = {
     **{"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1},
@@ -92,7 +94,9 @@ def optimised(model: onnx.ModelProto | Path, weights: Mapping[str, np.ndarray] |
         path = folder / "optimised.onnx"
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "data")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)
+        )
         options.add_session_config_entry("session.disable_prepacking", "1")
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
@@ -145,12 +149,10 @@ def bound_of_graph(graph: onnx.GraphProto) -> BoundDetail:
 
 def _room(graph: onnx.GraphProto, main: Frame, running: int) -> int:
     """Return bytes in one piece that the buffers of a run need, whatever it counts."""
-    counts = computed(graph, main)
-    if math.prod(map(len, counts.values())) > MOST_FRAMES:
+    found = stages(graph, main, MOST_GATED_RUNS if any(step.bodies for step in main.steps) else MOST_RUNS)
+    if not found:
         return room_for_any(main)
-    combined = [dict(zip(counts, chosen, strict=True)) for chosen in product(*counts.values())]
-    known = Known()
-    return room_needed([main_frame(graph, chosen, known) for chosen in combined], running)
+    return room_needed(main, running, found if len(found) > 1 else ())
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,16 @@ def logits(model: Vit, batch: Tensor) -> Tensor:
 
 
 def drift(spec: ProgramSpec, expected: Tensor, got: Tensor) -> float:
-    """Return the mean KL divergence of `got` from `expected`, `[n, classes]`, in nats.
+    """Return the mean of `drifts`."""
+    return float(drifts(spec, expected, got).mean())
+
+
+def drifts(spec: ProgramSpec, expected: Tensor, got: Tensor) -> Tensor:
+    """Return the KL divergence of `got` from `expected`, `[n, classes]`, in nats, of every image: `[n]`.
 
     Of scores that decide between no classes it is the mean squared difference over their variance.
     """
     if not spec.head.decides:
-        return float((expected - got).square().mean() / expected.var(correction=0).clamp_min(1e-12))
+        return (expected - got).square().mean(dim=1) / expected.var(correction=0).clamp_min(1e-12)
     target = F.log_softmax(expected, dim=-1)
-    return float(F.kl_div(F.log_softmax(got, dim=-1), target, reduction="batchmean", log_target=True))
+    return F.kl_div(F.log_softmax(got, dim=-1), target, reduction="none", log_target=True).sum(dim=1)

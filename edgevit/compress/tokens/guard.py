@@ -20,6 +20,7 @@ from edgevit.program.spec import BranchSpec
 from edgevit.torch_form.stream import accumulate, step_branch
 from edgevit.torch_form.vit import Vit
 
+GUARD_IMAGES = 128
 GUARD = 0.05  # cosine that a unit of importance is worth, of either token
 RIDGE = 1e-2  # of the normalised rows' covariance
 FAINTEST = 1e-4  # attention, times the number of tokens, below which nobody looks

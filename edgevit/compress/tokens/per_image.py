@@ -1,8 +1,9 @@
 """Let a plan of merges follow the image: thresholds with which it costs on average what was asked for.
 
 At every point the threshold is the one that merges as many pairs on average, over the calibration images, as the fixed
-plan does times one factor; the factor is found by bisection. As many as `SPREAD` times that are merged where an image
-allows it, and none where it does not.
+plan does times one factor; the factor is found by bisection. An image merges up to half of its tokens at a point, and
+none where none are alike: what one image saves another may spend, and the closer numbers are held to the fixed ones,
+the less of the drift goes away (reports/reference/token-freedom.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgevit.compress.tokens.reserve import Reserve, opened
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
@@ -23,7 +25,7 @@ from edgevit.torch_form import tokens
 from edgevit.torch_form.stream import step_branch
 from edgevit.torch_form.vit import Vit
 
-SPREAD = 1.5
+MOST_FACTOR = 1.5
 PASSES = 6
 TOLERANCE = 0.002  # of the MACs, below the budget
 HALVINGS = 40
@@ -31,56 +33,61 @@ Stream = tuple[Tensor, tokens.Sizes]
 
 
 @torch.no_grad()
-def follow_images(program: Program, work: Sequence[Tensor], budget_macs: float) -> ProgramSpec | None:
+def follow_images(
+    program: Program,
+    work: Sequence[Tensor],
+    budget_macs: float,
+    reserve: Reserve | None = None,
+    *,
+    most: float = np.inf,
+) -> ProgramSpec | None:
     """Return the spec of a Program with a fixed plan, its points with thresholds, for mean MACs within the budget.
 
     Args:
         program: its merges have no thresholds; no gates.
         work: batches of calibration images from `stream.batches`.
         budget_macs: mean MACs of an image.
+        reserve: goes in front; it costs MACs, and hands tokens on in another order where it merges none.
+        most: times its number in the fixed plan that an image may merge at a point, if that is below half.
 
     Returns:
-        None where the points cannot merge so many, because what they merge is capped.
+        None where no thresholds were found: the points merge half of all tokens already.
     """
     model, spec = Vit(program).eval(), program.spec
-    capped = replace(spec, merges=_capped(spec))
-    first = _place(spec, capped.merges[0])
-    begun: list[Stream] = [_advance(model, (model.stem(batch), None), 0, first) for batch in work]
-    low, high, found = 0.0, SPREAD, None
-    factor = 1.0
+    free, lead = opened(spec, most), () if reserve is None else (reserve.point,)
+    begun = _begin(model, work, reserve)
+    whole = total_macs(replace(spec, merges=()))
+    low, high, found, factor = 0.0, MOST_FACTOR, None, 1.0
     for _ in range(PASSES):
-        tried, left = _thresholds(model, capped, [p.count for p in spec.merges], factor, begun)
-        mean = float(np.mean([total_macs(tried, left=row) for row in left]))
+        tried, left = _thresholds(model, free, [p.count for p in spec.merges], factor, begun)
+        tried = replace(tried, merges=(*lead, *tried.merges))
+        mean = float(np.mean([total_macs(tried, left=[*[spec.patches] * len(lead), *row]) for row in left]))
         if mean <= budget_macs:
             found, high = tried, factor
-            if mean > budget_macs - TOLERANCE * total_macs(replace(spec, merges=())):
+            if mean > budget_macs - TOLERANCE * whole:
                 break
         else:
             low = factor
-        factor = (low + high) / 2
+        # What is saved is about as many MACs for every pair.
+        factor *= (whole - budget_macs + TOLERANCE / 2 * whole) / max(whole - mean, 1)
+        if not low < factor < high:
+            factor = (low + high) / 2
     return found
 
 
-def _capped(spec: ProgramSpec) -> tuple[MergeSpec, ...]:
-    """Return the points with caps above their counts, as far as what is left allows: half of it each."""
-    left, points = spec.patches, []
-    for index, point in enumerate(spec.merges):
-        count = min(int(SPREAD * point.count), left // 2)
-        later = [p.count for p in spec.merges[index + 1 :]]
-        while count > point.count and not _room(left - count, later):
-            count -= 1
-        points.append(replace(point, count=max(count, 1), least=0, threshold=0.0))
-        left -= count
-    return tuple(points)
-
-
-def _room(left: int, counts: Sequence[int]) -> bool:
-    """Return whether later points can merge as many pairs as fixed ones do, and a tenth more, of so many tokens."""
-    for count in counts:
-        if 1.1 * count > left // 2:
-            return False
-        left -= int(1.1 * count)
-    return True
+def _begin(model: Vit, work: Sequence[Tensor], reserve: Reserve | None) -> list[Stream]:
+    """Return the streams of batches where the first point of a plan takes them."""
+    first, streams = _place(model.spec, model.spec.merges[0]), list[Stream]()
+    for batch in work:
+        stream: Stream = (model.stem(batch), None)
+        place = 0
+        if reserve is not None:
+            place = _place(model.spec, reserve.point)
+            x, sizes = _advance(model, stream, 0, place)
+            shift = torch.from_numpy(reserve.shifts[shift_name(reserve.point)]) if reserve.point.shift else None
+            stream = tokens.merge(x, sizes, reserve.point, model.spec, 0.0, shift)
+        streams.append(_advance(model, stream, place, first))
+    return streams
 
 
 def _thresholds(

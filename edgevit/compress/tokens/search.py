@@ -3,7 +3,8 @@
 From spread points on, one plan for each number of points is moved block by block while the logits drift less for it, on
 a few images; the best of each number is judged on all. A further point has to lower the drift by a tenth, because it
 costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The plan that is found has
-a variant whose numbers follow the image at the same mean cost (`per_image`); `follow` takes it where it drifts no more.
+a variant whose numbers follow the image at the same mean cost (`per_image`); `follow` takes it where it drifts clearly
+less, on images that had no part in its thresholds.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevit.compress.tokens.drift import drift, logits
-from edgevit.compress.tokens.guard import guards
+from edgevit.compress.tokens.drift import drift, drifts, logits
+from edgevit.compress.tokens.guard import GUARD_IMAGES, guards
 from edgevit.compress.tokens.per_image import follow_images
+from edgevit.compress.tokens.reserve import Reserve, find_reserve
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec, shift_name
@@ -29,9 +31,9 @@ from edgevit.util.progress import Say
 
 SCREENED_IMAGES = 64
 SCREENED_PLANS = 10  # for each number of points
-GUARD_IMAGES = 128
 WORTH_A_POINT = 0.9
 BATCH = 32
+SURE = 1.0  # standard errors by which numbers that follow the image have to drift less than fixed ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,35 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """How much less a plan drifts than another, with its standard error: paired over `images` that set no threshold."""
+
+    mean: float
+    error: float
+    images: int
+
+    @property
+    def sure(self) -> bool:
+        """Return whether it is more than what these images say by chance."""
+        return self.mean > SURE * self.error
+
+    @property
+    def summary(self) -> str:
+        """Return it in one sentence."""
+        return (
+            f"numbers that follow the image drift less by {self.mean:.3g}, standard error {self.error:.2g}, on "
+            f"{self.images} images that set no thresholds"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """A fixed plan, its variant that follows the image (None: impossible), and the choice."""
+    """A fixed plan, its variant that follows the image with what it gains (None: impossible), and the choice."""
 
     fixed: Found
     follows: Found | None
     chosen: Found
+    gain: Gain | None = None
 
 
 def search(
@@ -108,9 +133,19 @@ def search(
 
 
 def follow(
-    program: Program, images: np.ndarray, budget_macs: int, *, reference: Program, say: Say, always: bool = False
+    program: Program,
+    images: np.ndarray,
+    budget_macs: int,
+    *,
+    reference: Program,
+    say: Say,
+    always: bool = False,
+    spare: bool = True,
 ) -> Candidates:
-    """Judge the plan of a Program and its variant whose numbers of pairs follow the image; choose which drifts no more.
+    """Judge the plan of a Program and its variant whose numbers of pairs follow the image, and choose.
+
+    The variant is chosen where it drifts less than the fixed plan by more than chance would have it (`Gain.sure`): what
+    a fixed plan costs is known beforehand.
 
     Args:
         program: merges fixed numbers of pairs.
@@ -119,16 +154,39 @@ def follow(
         reference: whose logits count: the dense model.
         say: told what was chosen.
         always: whether the numbers follow the image wherever they can.
+        spare: whether the variant gets a point for little effort where it needs one (`reserve`).
     """
     judge = _Judge(program, images, reference)
     fixed = judge.judge(program.spec, len(images))
-    spec = follow_images(program, judge.work, budget_macs)
+    reserve = find_reserve(program, judge.work) if spare else None
+    judge.add(reserve.shifts if reserve else {})
+    spec = follow_images(program, judge.work, budget_macs, reserve)
     if spec is None:
         return Candidates(fixed=fixed, follows=None, chosen=fixed)
-    follows = judge.judge(spec, len(images))
-    chosen = follows if always or follows.drift <= fixed.drift else fixed
+    follows, gain = judge.judge(spec, len(images)), _gain(judge, program, budget_macs, reserve)
+    if gain is not None:
+        say(gain.summary)
+    chosen = follows if always or (gain is not None and gain.sure) else fixed
     _tell(say, (fixed, follows), chosen)
-    return Candidates(fixed=fixed, follows=follows, chosen=chosen)
+    return Candidates(fixed=fixed, follows=follows, chosen=chosen, gain=gain)
+
+
+def _gain(judge: _Judge, program: Program, budget_macs: int, reserve: Reserve | None) -> Gain | None:
+    """Return what numbers that follow the image gain, each half of the images with the thresholds of the other.
+
+    None where there are none, or too few images. What a half costs more with thresholds of the other, the other
+    costs less with its own.
+    """
+    if sum(map(len, judge.work)) < 2:
+        return None
+    differences = []
+    for one in (0, 1):
+        spec = follow_images(program, [batch[one::2] for batch in judge.work if len(batch) > one], budget_macs, reserve)
+        if spec is None:
+            return None
+        differences.append(judge.drifts(program.spec, 1 - one) - judge.drifts(spec, 1 - one))
+    found = torch.cat(differences).double()
+    return Gain(mean=float(found.mean()), error=float(found.std(correction=0)) / len(found) ** 0.5, images=len(found))
 
 
 def _tell(say: Say, plans: Sequence[Found], chosen: Found) -> None:
@@ -180,8 +238,12 @@ class _Judge:
         self._model = Vit(program).eval()
         self._expected = [logits(Vit(reference).eval(), batch) for batch in self.work]
         self._guards = guards(program, self.work[: -(-GUARD_IMAGES // BATCH)]) if guarded else {}
-        for name, shift in self._guards.items():
-            self._model.arrays[f"{name}/merge/shift"] = nn.Parameter(shift, requires_grad=False)
+        self.add({f"{name}.merge.shift": shift.numpy() for name, shift in self._guards.items()})
+
+    def add(self, shifts: Mapping[str, np.ndarray]) -> None:
+        """Add arrays that points of a plan need."""
+        for name, shift in shifts.items():
+            self._model.arrays[name.replace(".", "/")] = nn.Parameter(torch.from_numpy(shift), requires_grad=False)
 
     def judge(self, spec: ProgramSpec, images: int) -> Found:
         """Run a plan on the first `images` images, in whole batches."""
@@ -203,6 +265,12 @@ class _Judge:
             macs=float(np.mean(macs)),
             shifts=self._shifts(spec),
         )
+
+    def drifts(self, spec: ProgramSpec, half: int) -> Tensor:
+        """Run a plan on every other image, from number `half`, and return the drift of each, `[n]`."""
+        self._model.spec = spec = self._guarded(spec)
+        work = [(e[half::2], b[half::2]) for e, b in zip(self._expected, self.work, strict=True) if len(b) > half]
+        return torch.cat([drifts(spec, expected, _answers(self._model, batch)[0]) for expected, batch in work])
 
     def _guarded(self, spec: ProgramSpec) -> ProgramSpec:
         merges = tuple(replace(point, shift=point.shift or point.after in self._guards) for point in spec.merges)

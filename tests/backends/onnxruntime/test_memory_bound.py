@@ -106,6 +106,7 @@ def test_t2t_stems(kind: Any, tmp_path: Path) -> None:
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
+    {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
 )
 
@@ -148,7 +149,7 @@ def test_of_too_many_combinations_the_bound_still_holds(tmp_path: Path, monkeypa
     program = tiny_program(depth=4, image=(64, 64), dim=64, **ADAPTIVE[0])
     model, image = write(program, tmp_path), tiny_images(program.spec, 1)
     exact = bound(model)
-    monkeypatch.setattr(memory_bound, "MOST_FRAMES", 4)
+    monkeypatch.setattr(memory_bound, "MOST_RUNS", 4)
     loose = bound(model)
     assert loose.in_use_bytes == exact.in_use_bytes and loose.bound.arena_bytes > exact.bound.arena_bytes
     assert run_capped(model, loose, image, efforts=drawn_efforts()).passed

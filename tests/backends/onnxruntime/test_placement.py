@@ -1,5 +1,7 @@
 """The replay of the arena: against every path walked one by one, and on frames worked out by hand."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
 
@@ -7,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgevit.backends.onnxruntime import placement
 from edgevit.backends.onnxruntime.frames import ALIGN_BYTES, Frame, Step
-from edgevit.backends.onnxruntime.placement import fits, room_needed
+from edgevit.backends.onnxruntime.placement import Replay, room_needed
+from edgevit.backends.onnxruntime.stages import Stage
 from edgevit.errors import BoundError
 
 K = ALIGN_BYTES
@@ -16,6 +20,10 @@ K = ALIGN_BYTES
 
 def frame(steps: list[Step], results: tuple[tuple[str, int], ...] = ()) -> Frame:
     return Frame(steps=tuple(steps), values=MappingProxyType({}), results=results, copied=0)
+
+
+def fits(main: Frame, room: int, stages: Sequence[Stage] = ()) -> bool:
+    return Replay(main, stages).fits(room)
 
 
 def test_a_gap_too_small_for_the_next_buffer_needs_room_beside_it() -> None:
@@ -26,7 +34,7 @@ def test_a_gap_too_small_for_the_next_buffer_needs_room_beside_it() -> None:
     ]
     assert not fits(frame(steps), 4 * K)
     assert fits(frame(steps), 6 * K)
-    assert room_needed([frame(steps)], 4 * K) == 6 * K
+    assert room_needed(frame(steps), 4 * K) == 6 * K
 
 
 def test_the_smallest_gap_that_holds_a_buffer_is_taken() -> None:
@@ -48,7 +56,17 @@ def test_outputs_of_the_run_before_may_be_held() -> None:
 
 def test_more_than_twice_the_live_bytes_is_refused() -> None:
     with pytest.raises(BoundError, match="more than twice"):
-        room_needed([frame([Step("one", (("a", 5 * K),), ("a",))])], 2 * K)
+        room_needed(frame([Step("one", (("a", 5 * K),), ("a",))]), 2 * K)
+
+
+def test_an_empty_tensor_takes_no_place() -> None:
+    # Gaps of 2 (front) and 1 (behind p): were the empty one at the start of the second, 4 would not fit when p goes.
+    steps = [
+        Step("one", (("x", 2 * K), ("p", K)), ("x",)),
+        Step("two", (("none", 0),), ("p",)),
+        Step("three", (("c", 4 * K),), ("none", "c")),
+    ]
+    assert fits(frame(steps), 4 * K)
 
 
 sizes = st.integers(1, 6).map(lambda n: n * K)
@@ -128,9 +146,60 @@ def test_the_room_holds_every_path_and_is_not_below_what_is_live(main: Frame) ->
         for own, step in zip(main.live, main.steps, strict=True)
     )
     try:
-        room = room_needed([main], live)
+        room = room_needed(main, live)
     except BoundError:
         return
     assert room >= live
     ifs = sum(bool(step.bodies) for step in main.steps)
     assert all(walk(main, choices, room) for choices in product((0, 1), repeat=ifs))
+
+
+@st.composite
+def counted_frames(draw: st.DrawFn) -> tuple[Frame, tuple[Stage, ...]]:
+    """The same steps with sizes of several runs, cut into stages; what a stage can go on with depends on the last."""
+    main = draw(gated_frames())
+    places = sorted(draw(st.sets(st.integers(1, len(main.steps) - 1), min_size=1, max_size=3)))
+    stages, ways = [], 1
+    for start, stop in zip([0, *places], [*places, len(main.steps)], strict=True):
+        count = draw(st.integers(1, 3))
+        variants = tuple(tuple(draw(resized(step)) for step in main.steps[start:stop]) for _ in range(count))
+        some = st.lists(st.integers(0, count - 1), min_size=1, max_size=count, unique=True)
+        entries = tuple(tuple(draw(some)) for _ in range(ways))
+        ways = draw(st.integers(1, 2))
+        ends = tuple(draw(st.integers(0, ways - 1)) for _ in range(count))
+        stages.append(Stage(variants=variants, counts=(0,) * count, entries=entries, ends=ends))
+    return main, tuple(stages)
+
+
+@st.composite
+def resized(draw: st.DrawFn, step: Step) -> Step:
+    """A step with other sizes, some of them none; those of bodies as they are."""
+    return replace(step, allocates=tuple((name, draw(st.integers(0, 6)) * K) for name, _ in step.allocates))
+
+
+def sequences(stages: Sequence[Stage]) -> list[list[Step]]:
+    """The steps of every sequence of variants."""
+    found: list[tuple[list[Step], int]] = [([], 0)]
+    for stage in stages:
+        found = [
+            ([*steps, *stage.variants[variant]], stage.ends[variant])
+            for steps, way in found
+            for variant in stage.entries[way]
+        ]
+    return [steps for steps, _ in found]
+
+
+@settings(max_examples=100, deadline=None)
+@given(counted_frames(), st.sampled_from([1, 3, 4000]))
+def test_stages_side_by_side_agree_with_every_run_walked_alone(
+    drawn: tuple[Frame, tuple[Stage, ...]], at_once: int
+) -> None:
+    main, stages = drawn
+    ifs = sum(bool(step.bodies) for step in main.steps)
+    alone = [frame(steps) for steps in sequences(stages)]
+    least = max(run.peak for run in alone) // K
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(placement, "AT_ONCE", at_once << ifs)
+        for units in range(least, least + 8):
+            ended = (walk(run, choices, units * K) for run in alone for choices in product((0, 1), repeat=ifs))
+            assert fits(main, units * K, stages) == all(ended)

@@ -27,16 +27,18 @@ from edgevit.backends.tvm.run.runner import TvmRunner  # noqa: E402
 AVX2 = isa("avx2")
 VARIANTS: dict[str, dict[str, Any]] = {
     "one point": {"tokens": "1:0-30@0.83"},
+    "half of what is left": {"tokens": "1:0-32@0.84,2:0-32@0.84,3:0-32@0.86"},
     "guarded": {"tokens": "1:0-30@1.1,2:3", "shift": True, "dim": 36, "heads": 3},
     "gates on the mean": {"tokens": "1:1-30@0.84,2:1-15@0.85", "gated": True, "skip": True, "gate_pool": "mean"},
     "fixed before and after": {"tokens": "1:7,2:2-23@0.8,3:3", "prefix": 2, "head_prefix": 2, "qk_norm": True},
     "mean head": {"tokens": "1:1-31@0.85,3:1-15@0.85", "prefix": 0, "dim": 36, "heads": 3, "hidden": 50},
+    "steps of 16": {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},
 }
 
 
 def drawn(name: str) -> tuple[Program, np.ndarray]:
-    """A program with 64 patches, and images whose patches are more or less alike."""
-    program = tiny_program(seed=1, depth=4, image=(64, 64), **VARIANTS[name])
+    """A program with 64 patches or more, and images whose patches are more or less alike."""
+    program = tiny_program(**{"seed": 1, "depth": 4, "image": (64, 64), **VARIANTS[name]})
     images = tiny_images(program.spec, 6).astype(np.int64)
     for index in range(len(images)):
         images[index] = (images[index] * (index + 1) + 128 * (5 - index)) // 6

@@ -29,9 +29,8 @@ def test_the_mean_cost_is_what_was_asked_for() -> None:
     work, budget = batches(program.spec, images), total_macs(program.spec)
     spec = follow_images(program, work, budget)
     assert spec is not None and spec.adaptive
-    assert all(
-        p.least == 0 and p.count >= fixed.count for p, fixed in zip(spec.merges, program.spec.merges, strict=True)
-    )
+    # An image may lose half of its tokens at every point, so that others may keep more than the fixed plan leaves.
+    assert all(p.least == 0 and p.count == spec.patches // 2 for p in spec.merges)
     with torch.no_grad():
         model = Vit(program.with_weights({}, spec)).eval()
         left = np.concatenate([model.answer(batch).tokens.numpy() for batch in work])
@@ -41,7 +40,7 @@ def test_the_mean_cost_is_what_was_asked_for() -> None:
     assert np.mean(costs) > budget - 5 * TOLERANCE * total_macs(tiny_program(depth=6, image=(96, 96)).spec)
 
 
-def test_what_caps_do_not_allow_is_not_found() -> None:
+def test_what_half_of_the_tokens_does_not_allow_is_not_found() -> None:
     program = tiny_program(depth=4, image=(64, 64), tokens="1:32")
     images = mixed(program, 4)
     assert follow_images(program, batches(program.spec, images), 0.9 * total_macs(program.spec)) is None

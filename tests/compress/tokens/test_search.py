@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
+from edgevit.compress.tokens import search as module
 from edgevit.compress.tokens.search import SCREENED_PLANS, Found, _Judge, follow, search
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
@@ -76,11 +79,57 @@ def test_few_plans_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("always", [False, True])
-def test_numbers_follow_the_image_where_that_drifts_no_more(always: bool) -> None:
+def test_both_variants_of_a_plan_are_judged(always: bool) -> None:
     program = tiny_program(depth=6, image=(96, 96), tokens="2:12,4:6", shift=True)
     images, budget, said = tiny_images(program.spec, 12), total_macs(program.spec), list[str]()
     found = follow(program, images, budget, reference=program, say=said.append, always=always).chosen
-    assert len(said) == 2 and found.images == 12 and found.macs <= budget
-    fixed, followed = (float(line.split("drift ")[1].split(" ")[0]) for line in said)
-    assert found.spec.adaptive == (always or followed <= fixed)
+    assert len(said) == 3 and found.images == 12 and found.macs <= budget
+    assert found.spec.adaptive >= always
     assert np.array_equal(found.shifts["b01_mhsa.merge.shift"], program.weights["b01_mhsa.merge.shift"])
+
+
+@pytest.mark.parametrize(("gained", "follows"), [((0.4, 0.4, 0.4, 0.5), True), ((3.0, -1.0, -1.0, 0.5), False)])
+def test_numbers_follow_the_image_where_that_drifts_surely_less(
+    gained: tuple[float, ...], follows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tiny_program(depth=6, image=(96, 96), tokens="2:12,4:6", shift=True)
+    images, budget, said = tiny_images(program.spec, 4), total_macs(program.spec), list[str]()
+    asked: list[tuple[bool, int]] = []
+
+    def drifts(_: object, spec: ProgramSpec, half: int) -> torch.Tensor:
+        asked.append((spec.adaptive, half))
+        return torch.tensor([0.0 if spec.adaptive else gain for gain in gained[half::2]])
+
+    monkeypatch.setattr(_Judge, "drifts", drifts)
+    found = follow(program, images, budget, reference=program, say=said.append)
+    assert asked == [(False, 1), (True, 1), (False, 0), (True, 0)]
+    assert found.gain is not None and found.gain.images == 4 and found.gain.sure == follows
+    assert found.gain.mean == pytest.approx(np.mean(gained))
+    assert found.gain.error == pytest.approx(np.std(gained) / 2)
+    assert found.chosen.spec.adaptive == follows and said[0] == found.gain.summary
+
+
+def test_halves_of_the_images_are_judged_by_thresholds_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program(depth=6, image=(96, 96), tokens="2:12,4:6", shift=True)
+    images, seen = tiny_images(program.spec, 5), list[Sequence[torch.Tensor]]()
+
+    def thresholds(given: Program, work: Sequence[torch.Tensor], *_: object) -> ProgramSpec:
+        seen.append(work)
+        return given.spec
+
+    monkeypatch.setattr(module, "follow_images", thresholds)
+    monkeypatch.setattr(module, "BATCH", 3)
+    found = follow(program, images, total_macs(program.spec), reference=program, say=print)
+    assert found.gain is not None and (found.gain.mean, found.gain.error, found.gain.images) == (0.0, 0.0, 5)
+    assert [[len(batch) for batch in work] for work in seen] == [[3, 2], [2, 1], [1, 1]]
+    one, other = (torch.cat(list(work)) for work in seen[1:])
+    torch.testing.assert_close(torch.cat([one, other]).sum(dim=0), torch.cat(list(seen[0])).sum(dim=0))
+    alone = follow(program, images[:1], total_macs(program.spec), reference=program, say=print)
+    assert alone.gain is None and alone.chosen is alone.fixed
+
+
+def test_what_is_as_good_as_fixed_stays_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program(depth=6, image=(96, 96), tokens="2:12,4:6", shift=True)
+    monkeypatch.setattr(_Judge, "drifts", lambda *_: torch.zeros(2))
+    found = follow(program, tiny_images(program.spec, 4), total_macs(program.spec), reference=program, say=print)
+    assert found.gain is not None and not found.gain.sure and found.chosen is found.fixed

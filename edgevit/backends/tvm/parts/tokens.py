@@ -12,7 +12,7 @@ from edgevit.backends.tvm.kernels import merge as kernels
 from edgevit.backends.tvm.kernels.merge import Pairs, Sizes
 from edgevit.backends.tvm.parts.stage import Shared, StageWriter
 from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
-from edgevit.program.tokens import MERGE_EFFORT, MERGE_STEP, halves
+from edgevit.program.tokens import MERGE_EFFORT, halves
 
 
 def merge(shared: Shared, stage: StageWriter, point: MergeSpec, rows: int, sizes: Sizes | None = None) -> None:
@@ -61,4 +61,4 @@ def _pairs(point: MergeSpec, dim: int) -> Pairs:
     if point.threshold is None:
         return Pairs(count=point.count)
     limit, gain = dim * point.threshold, dim * MERGE_EFFORT
-    return Pairs(count=point.count, least=point.least, step=MERGE_STEP, limit=limit, gain=gain)
+    return Pairs(count=point.count, least=point.least, step=point.step, limit=limit, gain=gain)
