@@ -33,11 +33,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 ROOT = Path(__file__).resolve().parent.parent
+MISSING = 18  # exit code, the native runner's too
+INSTALL = f"install what it needs: python -m pip install -r {ROOT / 'requirements.txt'}"
+
+try:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError as error:
+    print(f"{error}; {INSTALL}", file=sys.stderr)
+    sys.exit(MISSING)
+
 # Whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
@@ -59,7 +66,6 @@ NO_MEMORY = re.compile(
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 RELEASE = re.compile(r"[0-9]+(?:\.(?:post)?[0-9]+)*")  # of a version
 WRONG_IMAGE = 15  # exit code, the native runner's too
-MISSING = 18  # exit code, the native runner's too
 DAMAGED = 19  # exit code, the native runner's too
 STARTED: list[subprocess.Popen[bytes]] = []  # to be ended with this process
 TOLD: dict[str, float] = {}  # `milliseconds` of the last run, where a program that was started tells them itself
@@ -96,7 +102,7 @@ def main() -> int:
     except OSError:  # nobody reads what is printed, or the disk is full
         raise
     except ImportError as error:
-        print(escaped(f"{error}; install it: pip install {manifest.get('backend')}"), file=sys.stderr)
+        print(escaped(f"{error}; {INSTALL}"), file=sys.stderr)
         return MISSING
     except Exception as error:  # the runtimes' exceptions share no base class of their own
         told = f"{type(error).__name__}: {error}"
@@ -148,7 +154,7 @@ def check_version(manifest: dict[str, Any]) -> None:
     if here and proven and here[0] != proven[0]:
         print(
             f"{RUNTIME} {here[0]} is installed; this bundle was verified, its memory proven, with {proven[0]}; "
-            f"install that: python -m pip install -r {ROOT / 'requirements.txt'}, or go on with --any-version",
+            f"{INSTALL}, or go on with --any-version",
             file=sys.stderr,
         )
         sys.exit(MISSING)

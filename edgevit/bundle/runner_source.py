@@ -23,7 +23,7 @@ def joined(part: Path) -> str:
     own = OWN.sub("", DOCSTRING.sub("", part.read_text(encoding="utf-8"), count=1))
     if re.search(r"^\s*(from|import) edgevit", own, re.M):
         raise ValueError(f"{part} imports from edgevit, which no bundle has; allowed: from edgevit.bundle.runner")
-    there = {line for line in common.splitlines() if line.startswith(("import ", "from "))}
+    there = {line.strip() for line in common.splitlines() if line.strip().startswith(("import ", "from "))}
     kept = "\n".join(line for line in own.splitlines() if line not in there).strip()
     before, after = PLACE.split(common)
     return f"{before}{kept}{after}"

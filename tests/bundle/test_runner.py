@@ -31,8 +31,8 @@ SPEC = ImageSpec(height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=
 FORBIDDEN = ("torch", "timm", "onnx", "safetensors", "click", "rich", "edgevit")
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in FORBIDDEN)
+def run(folder: Path, *arguments: str, lacking: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in (*FORBIDDEN, *lacking))
     path = str(folder / "runner" / "run.py")
     call = f"sys.argv = {[path, *arguments]!r}; runpy.run_path({path!r}, run_name='__main__')"
     code = f"import runpy, sys; {blocked}; {call}"
@@ -245,6 +245,14 @@ def test_another_version_of_the_runtime_is_refused_unless_asked_for(photo: Path,
     assert "with 1.30.2" in done.stderr and "requirements.txt" in done.stderr and "--any-version" in done.stderr
     assert run(bundle, str(photo), "--any-version").returncode == 0
     assert "onnxruntime==1.30.2" in (bundle / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["numpy", "PIL", "onnxruntime"])
+def test_what_is_not_installed_is_one_line_with_what_to_do(name: str, photo: Path, tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "bundle")
+    done = run(bundle, str(photo), lacking=(name,))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (18, "", 1)
+    assert name in done.stderr and f"python -m pip install -r {bundle / 'requirements.txt'}\n" in done.stderr
 
 
 def test_the_version_is_compared_without_its_commit(photo: Path, tmp_path: Path) -> None:

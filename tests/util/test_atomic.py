@@ -18,7 +18,7 @@ from edgevit.build.preflight import Output, ready
 from edgevit.bundle.read import open_bundle
 from edgevit.bundle.write import refuse_existing
 from edgevit.errors import OutputError
-from edgevit.util import atomic, renames
+from edgevit.util import atomic, renames, strays
 from edgevit.util.resources import usable_cache
 from edgevit.util.strays import is_stray, stray_name
 from tests.bundles import sample_bundle
@@ -341,7 +341,7 @@ def test_whatever_is_made_for_a_moment_can_be_swept(tmp_path: Path, monkeypatch:
     """Had the process been killed then; also what only tries whether a place can be written."""
     made: list[str] = []
     monkeypatch.setenv("EDGEVIT_CACHE", str(tmp_path / "cache"))
-    for name, real in (("make_folder", atomic.make_folder), ("make_file", atomic.make_file)):
+    for name, real in (("make_folder", strays.make_folder), ("make_file", strays.make_file)):
 
         def spy(*arguments: Any, real: Callable[..., Any] = real) -> Any:
             found = real(*arguments)
