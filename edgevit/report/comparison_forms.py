@@ -24,7 +24,7 @@ CHANGED, SAME, MADE, LIMITS = (
 VERDICTS = {True: "crossed", False: "kept", None: "not known"}
 _STATES: dict[str, State] = {"crossed": "failed", "kept": "met", "not known": "unknown"}
 ALIKE = "They were made the same way."
-UNLIKE = "incomparable"
+UNLIKE = "*"  # behind a value that is not to be compared with the first; why is said below
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -131,7 +131,7 @@ def _told(row: Row) -> bool:
 def _cells(row: Row) -> Iterator[str]:
     for index, value in enumerate(row.shown):
         how = change(row, index) if index else ""
-        yield f"{value} ({UNLIKE})" if row.unlike[index] else f"{value} ({how})" if how else value
+        yield f"{value} {UNLIKE}" if row.unlike[index] else f"{value} ({how})" if how else value
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
@@ -143,7 +143,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             if row.unlike[index]:
                 reasons.setdefault(row.unlike[index], []).append(row.title)
         for why, titles in reasons.items():
-            yield f"{column.name}: {', '.join(titles)}: not to be compared with {comparison.columns[0].name}'s ({why})"
+            first = comparison.columns[0].name
+            yield f"{UNLIKE} {column.name}: {', '.join(titles)}: not to be compared with {first}'s ({why})"
         yield from (f"{column.name}: warning: {doubt}" for doubt in column.doubts)
     if all(column.target for column in comparison.columns) and not comparison.made:
         yield ALIKE

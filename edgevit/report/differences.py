@@ -66,12 +66,12 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "int8 Linears", str(sum(branch.int8_linears for branch in manifest.branches))
     for row in manifest.accuracy:
         path = "" if row.path == "real" else f", {say.PATH_NAMES[row.path]}"
-        yield f"{say.METRIC_NAMES[row.metric]}, {row.model}{path}", say.interval(row)
+        yield f"{say.metric(row)}, {row.model}{path}", say.interval(row)
 
 
 def _flat(prefix: str, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in table.items():
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{say.key(key)}"
         if isinstance(value, Mapping):
             yield from _flat(f"{name}, ", value)
         else:

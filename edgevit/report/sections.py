@@ -265,7 +265,7 @@ def recipe_card(report: Report) -> Section:
 
 def _flat(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for key, value in table.items():
-        name = f"{prefix}{key}".replace("_", " ")
+        name = f"{prefix}{say.key(key)}"
         if isinstance(value, Mapping):
             yield from _flat(f"{name}, ", value)
         elif isinstance(value, list | tuple) and value:

@@ -14,6 +14,17 @@ PATH_NAMES = {"all_open": "all open", "all_skipped": "all skipped", "real": "rea
 # Where no branch has a gate, and effort moves how many tokens are merged alone.
 TOKEN_PATH_NAMES = {"all_open": "most tokens", "all_skipped": "fewest tokens", "real": "real images"}
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "agreement": "agreement with float"}
+KEYS = {
+    "ram_mb": "budget of RAM, MB",
+    "flash_mb": "budget of flash, MB",
+    "latency_ms": "budget of time, ms",
+    "drop_points": "budget of loss, points",
+    "tune_s": "search for tiles, s",
+    "held_out": "images held out",
+    "arch": "architecture",
+    "requires_flags": "CPU flags",
+    "cpu": "compiled for",
+}
 CLAIM_NAMES = {
     "parity": "same function",
     "skip": "skipped is skipped",
@@ -53,6 +64,11 @@ def points(value: float) -> str:
 def path(name: str, gated: bool) -> str:
     """Return what a path is called in a build with gates, or with numbers of tokens alone."""
     return (PATH_NAMES if gated else TOKEN_PATH_NAMES)[name]
+
+
+def key(name: str) -> str:
+    """Return what a key of a target or a recipe is, in words and with its unit."""
+    return KEYS.get(name, name.replace("_", " "))
 
 
 def metric(row: AccuracyRow) -> str:

@@ -52,6 +52,23 @@ def test_targets_runtimes_and_bits() -> None:
     assert "description" not in told and "reasons" not in told and "made with onnxruntime" in told
 
 
+def test_agreements_with_two_models_are_two_rows() -> None:
+    """One does not stand for the other, whichever came last."""
+    facts = manifest()
+    (agreed,) = [row for row in facts.accuracy if row.metric == "agreement"]
+    for against in (0.8, 0.9):
+        rows = (dataclasses.replace(agreed, against="original", value=against), agreed)
+        told = values(facts, dataclasses.replace(facts, accuracy=rows))
+        assert [name for name in told if name.startswith("agreement")] == ["agreement with original, bundle"]
+        assert told["agreement with original, bundle"][1].startswith(f"{100 * against:.1f} %")
+
+
+def test_budgets_are_named_with_their_units() -> None:
+    facts = manifest()
+    asked = dataclasses.replace(facts, target=dataclasses.replace(facts.target, ram_mb=64.0, latency_ms=30.0))
+    assert values(facts, asked) == {"budget of RAM, MB": ("–", "64.0"), "budget of time, ms": ("–", "30.0")}
+
+
 def test_names_tell_bundles_apart() -> None:
     assert bundle_names([Path("out/a"), Path("out/b.zip")]) == ("a", "b")
     assert bundle_names([Path("one/deit"), Path("two/deit.zip"), Path("x")])[:2] == ("one/deit", "two/deit")
