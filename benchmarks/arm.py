@@ -4,14 +4,17 @@
     python -m benchmarks.arm --work out/arm -o reports/reference
 
 Counted instructions, an estimated range of cycles, memory, and whether the outputs are those of the machine that built
-the bundle. Two dense blocks of a ViT-Ti at 224 x 224 stand for the whole: what is executed depends on shapes alone, so
-their weights are random and twelve blocks would execute six times as much. The targets' choice between float and int8
-per processor is read off these counts (`int8_pays`), and tests/benchmarks/test_arm.py holds the target files against
-it. Bundles and measurements are kept in --work: a run that was stopped goes on where it was.
+the bundle. Two dense blocks of a ViT-Ti at 224 x 224 stand for the whole: what is executed depends on shapes, and for
+GELU on how wide steps of 8 bits are, so their weights are random, and twelve blocks would execute six times as much.
+The targets' choice between float and int8 per processor is read off these counts (`int8_pays`), and
+tests/benchmarks/test_arm.py holds the target files against it. Bundles and measurements are kept in --work: a run that
+was stopped goes on where it was. `--only` counts some builds anew, such as `dense-onnxruntime-int8`, and keeps the
+other rows of a table that is there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -33,6 +36,7 @@ from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import CycleEstimate, HeapPeaks, Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
 from edgevit.schema.target import load_target
+from edgevit.util import strict_json
 from edgevit.util.resources import shipped
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -282,7 +286,10 @@ def _millions(count: float | None) -> str:
 
 
 def dense_blocks(blocks: int = BLOCKS) -> Program:
-    """The first blocks of the shipped Program's model, nothing pruned, no gates, random weights."""
+    """The first blocks of the shipped Program's model, nothing pruned, no gates, random weights.
+
+    LayerNorms scale by one, as trained ones about do: else the steps behind GELU were far finer than there.
+    """
     spec = resolve(DEFAULT_PROGRAM).spec
     whole = tuple(
         replace(branch, kept=tuple(range(branch.units_total)), gate=None, skip=False)
@@ -294,12 +301,34 @@ def dense_blocks(blocks: int = BLOCKS) -> Program:
         name: (draw.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
         for name, shape in expected_shapes(spec).items()
     }
+    weights |= {name: np.ones_like(array) for name, array in weights.items() if name.endswith("norm.weight")}
     return Program(spec=spec, weights=weights)
+
+
+def build_name(model: str, runtime: str, *, int8: bool) -> str:
+    """Return what a build is called."""
+    return f"{'dense' if model == DENSE else 'gated'}-{runtime}-{'int8' if int8 else 'float'}"
+
+
+def kept_rows(path: Path) -> dict[tuple[str, str, bool, str], Row]:
+    """Return the rows of a table by model, runtime, whether int8, and processor.
+
+    Raises:
+        ClickException: there is no such table.
+    """
+    faults: list[str] = []
+    try:
+        rows = [strict_json.from_data(Row, row, faults) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path} has no rows to keep: {error}; run without --only") from None
+    if faults:
+        raise click.ClickException(f"{path} is of another version: {faults[0]}; run without --only")
+    return {(row.model, row.backend, row.int8, row.cpu): row for row in rows if row is not None}
 
 
 def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:
     """The bundle of one model for one runtime, in int8 or float; one that is there is kept."""
-    folder = work / f"{'dense' if model == DENSE else 'gated'}-{runtime}-{'int8' if int8 else 'float'}"
+    folder = work / build_name(model, runtime, int8=int8)
     if folder.exists():
         return folder
     program = dense_blocks() if model == DENSE else resolve(DEFAULT_PROGRAM)
@@ -314,13 +343,23 @@ def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:
 @click.command()
 @click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built bundles, kept.")
 @click.option("--images", default=2, show_default=True, type=click.IntRange(2), help="Real images for gated builds.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([build_name(model, runtime, int8=int8) for model, runtime, int8 in BUILDS]),
+    help="Count this build anew, and keep the table's other rows; may be given again.",
+)
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
-def main(work: Path, images: int, out: Path) -> None:
+def main(work: Path, images: int, only: tuple[str, ...], out: Path) -> None:
     """Build, run on every emulated processor, and write arm.json and arm.md."""
     out.mkdir(parents=True, exist_ok=True)
+    kept = kept_rows(out / "arm.json") if only else {}
     rows = []
     for model, backend, int8 in BUILDS:
         for cpu in BOARDS:
+            if only and build_name(model, backend, int8=int8) not in only:
+                rows.append(kept[model, backend, int8, cpu])
+                continue
             click.echo(f"{model}, {backend}, {'int8' if int8 else 'float'}, {cpu}", err=True)
             rows.append(measure(work, model, backend, cpu, images, int8=int8))
     write_atomic(out / "arm.json", dumps(rows))

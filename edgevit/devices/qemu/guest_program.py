@@ -33,9 +33,9 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked.
 
     The request: {"bundle": folder, "runs": [[image, effort]], "between": runs to add, "threads"}. The answer:
-    {"golden": [{"path", "logits", "gates", "tokens"}], "gates": one list per run, "heap": see `_held`,
-    "environment"}. The first run warms up and is counted like the others; those that are added look for gates that no
-    run had yet.
+    {"golden": [{"path", "logits", "gates", "tokens"}], "gates", "tokens": one list per run, empty of tokens where their
+    number is fixed, "heap": see `_held`, "environment"}. The first run warms up and is counted like the others; those
+    that are added look for gates that no run had yet.
     """
     bundle = Path(request["bundle"])
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
@@ -48,15 +48,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     run = load(manifest, request["threads"])
     heap += [_heap(MOST), _heap(BEGIN_ANEW)]
     golden = [_golden(bundle, case, run) for case in manifest["golden"]]
-    mark = ctypes.CDLL(None).syscall
-
-    def counted(index: int, effort: float) -> list[int]:
-        image = images[index : index + 1]
-        mark(MARK, BEGIN)
-        _, gates, *_ = run(image, effort)  # perhaps tokens
-        mark(MARK, END)
-        return [int(gate) for gate in gates]
-
+    counted, tokens = counting(run, images, ctypes.CDLL(None).syscall)
     taken = [counted(index, effort) for index, effort in request["runs"]]
     taken += between(counted, len(images), request["between"])
     heap.append(_heap(MOST))
@@ -68,7 +60,25 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         inference_precision=manifest["target"]["inference_precision"],
         threads=request["threads"],
     )
-    return {"golden": golden, "gates": taken, "heap": _held(heap), "environment": strict_json.to_data(machine)}
+    told = {"golden": golden, "gates": taken, "tokens": tokens, "heap": _held(heap)}
+    return {**told, "environment": strict_json.to_data(machine)}
+
+
+def counting(
+    run: Callable[[Any, float], Any], images: Any, mark: Callable[[int, int], Any]
+) -> tuple[Callable[[int, float], list[int]], list[list[int]]]:
+    """Return a function that runs an image between two marks and tells its gates, and where it keeps its tokens."""
+    tokens: list[list[int]] = []
+
+    def counted(index: int, effort: float) -> list[int]:
+        image = images[index : index + 1]
+        mark(MARK, BEGIN)
+        _, gates, *told = run(image, effort)
+        mark(MARK, END)
+        tokens.append([int(left) for left in told[0]] if told else [])
+        return [int(gate) for gate in gates]
+
+    return counted, tokens
 
 
 def _golden(bundle: Path, case: dict[str, Any], run: Callable[[Any, float], Any]) -> dict[str, Any]:

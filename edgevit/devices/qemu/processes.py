@@ -242,6 +242,8 @@ def read_answer(path: Path, manifest: Manifest, runs: int) -> GuestAnswer:
             faults.append("golden outputs are of another shape")
         if len(answer.gates) < runs or {len(gates) for gates in answer.gates} != {len(manifest.branches)}:
             faults.append("gates do not fit the runs and branches")
+        if len(answer.tokens) not in (0, len(answer.gates)) or len(set(map(len, answer.tokens))) > 1:
+            faults.append("tokens do not fit the runs")
     if answer is None or faults:
         raise DeviceError(f"the bundle's runner gives no answer that can be read: {'; '.join(faults[:3])}")
     return answer

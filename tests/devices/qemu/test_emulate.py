@@ -317,6 +317,7 @@ def test_answers_are_not_trusted(int8: Path, tmp_path: Path) -> None:
     assert processes.read_answer(path, manifest, 2).gates[0][0] == 1
     wrong: list[object] = [[], None, {}, good | {"golden": golden[:1]}, good | {"gates": [[1]]}, good | {"more": 1}]
     wrong.append(good | {"golden": [golden[0] | {"logits": [0.0]}, *golden[1:]]})
+    wrong += [good | {"tokens": tokens} for tokens in ([[9]], [[9], [9, 4]])]
     for answer in wrong:
         path.write_text(json.dumps(answer))
         with pytest.raises(DeviceError, match="gives no answer that can be read"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgevit.devices.qemu.guest_program import FIRST, _golden, between
+from edgevit.devices.qemu.guest_program import BEGIN, END, FIRST, _golden, between, counting
 
 
 @pytest.mark.parametrize("tokens", [(), (np.array([9, 4], np.int32),)], ids=["fixed", "following the image"])
@@ -18,6 +18,17 @@ def test_a_golden_input_runs_whether_or_not_tokens_are_told(tmp_path: Path, toke
     told = _golden(tmp_path, case, lambda image, effort: answer)
     assert told["path"] == "real" and told["gates"] == [1, 0]
     assert told["logits"] == [1.0, pytest.approx(1e30)]
+
+
+@pytest.mark.parametrize("told", [(), (np.array([9, 4], np.int32),)], ids=["fixed", "following the image"])
+def test_tokens_of_every_run_are_kept_beside_its_gates(told: tuple[np.ndarray, ...]) -> None:
+    """Equal gates with other numbers of tokens execute other products: only the tokens tell why."""
+    marks: list[int] = []
+    answer = (np.zeros((1, 2), np.float32), np.array([1, 0], np.uint8), *told)
+    run, tokens = counting(lambda image, effort: answer, np.zeros((2, 1)), lambda _, what: marks.append(what))
+    assert run(0, 0.0) == run(1, 1.0) == [1, 0]
+    assert tokens == [[9, 4] if told else []] * 2
+    assert marks == [BEGIN, END] * 2
 
 
 def test_efforts_between_neighbours_that_differ_most() -> None:
