@@ -24,6 +24,7 @@ from edgevit.backends.tvm.codegen.layout import Alive, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
     even_block,
+    even_rows,
     row_tiles,
     row_units,
     shared,
@@ -76,10 +77,11 @@ def attention_threads(isa: Isa, heads: Heads) -> int:
     return threads_for(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
 
 
-def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
-    """Return query rows of a block."""
-    rows = heads.query.rows
-    return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
+def block_rows(isa: Isa, heads: Heads, tile: Tile, *, whole: bool = False) -> int:
+    """Return query rows of a block: `whole` tiles, unless parts of tiles share them out more evenly."""
+    rows, threads = heads.query.rows, attention_threads(isa, heads)
+    tiles = min(rows, tile.rows * even_block(threads, row_units(rows, tile), BLOCK))
+    return tiles if whole else even_rows(threads, rows, tile, BLOCK, tiles)
 
 
 def attend(

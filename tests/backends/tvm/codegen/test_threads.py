@@ -90,6 +90,16 @@ def test_blocks_are_chosen_so_that_parts_are_even(count: int, units: int, larges
     assert threads.even_block(1, units, 4) == min(units, 4)
 
 
+@pytest.mark.parametrize(
+    ("count", "rows", "tile", "given", "block"),
+    [(2, 197, 6, 18, 33), (2, 197, 3, 9, 9), (1, 197, 6, 24, 24), (2, 4, 6, 4, 4), (4, 197, 6, 24, 25)],
+)
+def test_blocks_end_with_a_part_of_a_tile_where_that_shares_rows_more_evenly(
+    count: int, rows: int, tile: int, given: int, block: int
+) -> None:
+    assert threads.even_rows(count, rows, Tile(rows=tile, vectors=4), 4, given) == block
+
+
 @pytest.mark.parametrize("name", ["gates on the mean", "registers, qk-norm", "the same, joined and normed", "removed"])
 def test_every_form_gives_the_same_bits_as_one_thread(name: str) -> None:
     program = tiny_program(seed=1, **VARIANTS[name])
