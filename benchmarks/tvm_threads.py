@@ -218,8 +218,9 @@ def main(work: Path, name: str | None, rounds: int, calibration: int, out: Path)
         rows += found
         kernels += told
     version = tvm.versions()["tvm"]
+    asked = f"--target {target.name} --rounds {rounds} --calibration {calibration}"
     report = Report(
-        command=f"python -m benchmarks.tvm_threads --target {target.name} --rounds {rounds} --calibration {calibration}",
+        command=f"python -m benchmarks.tvm_threads {asked}",
         machine=environment(
             before, snapshot(), runtime="tvm", runtime_version=f"tvm {version}", inference_precision="f32", threads=2
         ),
