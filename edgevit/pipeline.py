@@ -382,12 +382,7 @@ def build(
 
 def _load(case: Case) -> Runner:
     """The compiled model; where nothing here can run it the lowered graph, whose outputs a device will be held to."""
-    if not case.runnable:
-        return reference(case.model)
-    target = case.target
-    return case.runtime.load(
-        case.folder, threads=target.threads, precision=target.inference_precision, weight_bits=target.weight_bits
-    )
+    return case.load() if case.runnable else reference(case.model)
 
 
 def _bundle(facts: Facts, files: dict[str, Path], folder: Path, *, force: bool) -> Built:

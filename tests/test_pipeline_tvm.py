@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -166,7 +167,11 @@ def test_no_file_names_the_place_it_was_made_at(built: pipeline.Built) -> None:
             assert not any(place in path.read_bytes() for place in places), path
 
 
-def test_equal_inputs_give_equal_bundles(built: pipeline.Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cores", [1, 3])
+def test_equal_inputs_give_equal_bundles_on_any_number_of_cores(
+    cores: int, built: pipeline.Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     again = build(tmp_path / "again")
     assert (again.folder / "manifest.json").read_bytes() == (built.folder / "manifest.json").read_bytes()
 

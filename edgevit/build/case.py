@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevit.backends import Backend, Build, backend
+from edgevit.backends import Backend, Build, Runner, backend
 from edgevit.images.image_set import ImageSet
 from edgevit.measure.environment import cpu_flags
 from edgevit.program.program import Program
@@ -64,6 +64,13 @@ class Case(Place, Build):
     calibration: ImageSet
     evaluation: ImageSet | None
     max_drop: float | None = None
+
+    def load(self) -> Runner:
+        """Return the compiled model, loaded as the target's device does."""
+        target = self.target
+        return self.runtime.load(
+            self.folder, threads=target.threads, precision=target.inference_precision, weight_bits=target.weight_bits
+        )
 
     @property
     def efforts(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ import numpy as np
 from edgevit.backends import Runner
 from edgevit.backends.reference import reference, taps
 from edgevit.build.case import LEAST_PART, Case, head_deviation
+from edgevit.build.crew import answers, crew
 from edgevit.onnx_form.assemble import detached
 from edgevit.program.macs import run_macs
 from edgevit.program.original import kept_answers
@@ -104,7 +105,9 @@ def measure_points(
     say("Measuring operating points")
     elsewhere = case.elsewhere or not case.runnable
     watched = reference(case.model) if elsewhere else runner
-    efforts, judge = _efforts(case, watched), _judge(case, floats)
+    with crew(case, watched) as runners:
+        efforts = _efforts(case, runners)
+    judge = _judge(case, floats)
     named = {effort for effort, name in efforts if name is not None}
     wanted = [(effort, name) for effort, name in efforts if name is not None or effort not in named]
     apart = track(list(dict.fromkeys(effort for effort, _ in wanted)), "Measuring points")
@@ -116,25 +119,25 @@ def measure_points(
     )
 
 
-def _efforts(case: Case, runner: Runner) -> list[tuple[float, PointName | None]]:
+def _efforts(case: Case, runners: Sequence[Runner]) -> list[tuple[float, PointName | None]]:
     """Return the efforts to measure, with their names, from the least: those without one mark the end of the curve."""
     images = case.calibration.images[:TRIED_IMAGES]
-    before, macs = _answers(case, runner, images, 0.0)
+    before, macs = _answers(case, runners, images, 0.0)
     tried = [_Tried(0.0, 1.0, float(macs.mean()))]
     for effort in (-effort for effort in GRID):
-        logits, cost = _answers(case, runner, images, effort)
+        logits, cost = _answers(case, runners, images, effort)
         tried.append(_Tried(effort, float(_same(case, logits, before).mean()), float(cost.mean())))
         if tried[-1].same < min(KEPT.values()):
             break
     fastest, fast = _cheap(tried)
     ends: list[tuple[float, PointName | None]] = [(EFFORT_ALL_SKIPPED, None)]
     if tried[-1].same < min(KEPT.values()):
-        ends += [(effort, None) for effort in (*_below(case, runner, images, tried[-1]), tried[-1].effort)]
+        ends += [(effort, None) for effort in (*_below(case, runners, images, tried[-1]), tried[-1].effort)]
     named: list[tuple[float, PointName | None]] = [
         (fastest, "fastest"),
         (fast, "fast"),
         (0.0, "balanced"),
-        (_accurate(case, runner, images, macs.mean()), "accurate"),
+        (_accurate(case, runners, images, macs.mean()), "accurate"),
         (EFFORT_ALL_OPEN, "full"),
     ]
     return [*ends, *named]
@@ -156,42 +159,46 @@ def _cheap(tried: Sequence[_Tried]) -> tuple[float, float]:
     return fastest.effort, _between([t.effort for t in rising], macs, (fastest.macs + tried[0].macs) / 2)
 
 
-def _below(case: Case, runner: Runner, images: np.ndarray, last: _Tried) -> list[float]:
+def _below(case: Case, runners: Sequence[Runner], images: np.ndarray, last: _Tried) -> list[float]:
     """Return the effort with MACs half of the way from the `last` that was tried to all skipped; none if that is near.
 
     What lies below may be most of the curve, where a model can be made far cheaper than it is as calibrated.
     """
-    least = _answers(case, runner, images, EFFORT_ALL_SKIPPED)[1].mean()
+    least = _answers(case, runners, images, EFFORT_ALL_SKIPPED)[1].mean()
     wanted, deeper = (last.macs + least) / 2, [effort for effort in GRID if -effort < last.effort]
     tried = [(last.effort, last.macs)]
     if last.macs - least < FAR * last.macs:
         return []
     for effort in deeper:
-        tried.insert(0, (-effort, float(_answers(case, runner, images, -effort)[1].mean())))
+        tried.insert(0, (-effort, float(_answers(case, runners, images, -effort)[1].mean())))
         if tried[0][1] <= wanted:
             macs = np.maximum.accumulate([cost for _, cost in tried])
             return [_between([effort for effort, _ in tried], macs, float(wanted))]
     return []
 
 
-def _accurate(case: Case, runner: Runner, images: np.ndarray, least: float) -> float:
+def _accurate(case: Case, runners: Sequence[Runner], images: np.ndarray, least: float) -> float:
     """Return the effort with MACs half of the way from as calibrated, `least` on average, to all open."""
     efforts = (0.0, *GRID, EFFORT_ALL_OPEN)
-    most = _answers(case, runner, images, efforts[-1])[1].mean()
+    most = _answers(case, runners, images, efforts[-1])[1].mean()
     wanted = (least + most) / 2
     counted = [least]
     for effort in efforts[1:-1]:
-        counted.append(_answers(case, runner, images, effort)[1].mean())
+        counted.append(_answers(case, runners, images, effort)[1].mean())
         if counted[-1] >= wanted:
             break
     macs = np.maximum.accumulate([*counted, *[most] * (len(efforts) - len(counted))])
     return _between(efforts, macs, float(wanted))
 
 
-def _answers(case: Case, runner: Runner, images: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray]:
+def _answers(case: Case, runners: Sequence[Runner], images: np.ndarray, effort: float) -> tuple[np.ndarray, np.ndarray]:
     """Return logits float32 `[n, classes]` and MACs `[n]` of images at an effort."""
-    runs = [_run(case, runner, image, effort) for image in images]
-    return np.concatenate([run.logits for run in runs]), np.array([run.macs for run in runs])
+    told = list(answers(case, runners, images, effort))
+    return np.concatenate([logits for logits, *_ in told]), np.array([_macs(case, *rest) for _, *rest in told])
+
+
+def _macs(case: Case, gates: np.ndarray, tokens: np.ndarray | None = None) -> int:
+    return run_macs(case.program.spec, gates, tokens)
 
 
 def _same(case: Case, logits: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -218,7 +225,7 @@ def _run(case: Case, runner: Runner, image: np.ndarray, effort: float) -> _Run:
     begin = time.process_time()
     logits, gates, *tokens = (runner.answer if spec.adaptive else runner.run)(image[None], effort)
     cpu_ms = 1000 * (time.process_time() - begin)
-    return _Run(logits, run_macs(spec, gates, tokens[0] if tokens else None), int(gates.sum()), cpu_ms)
+    return _Run(logits, _macs(case, gates, *tokens), int(gates.sum()), cpu_ms)
 
 
 def _time(effort: float, runs: Sequence[_Run]) -> PointTime:

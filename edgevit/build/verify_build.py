@@ -20,6 +20,7 @@ from edgevit.backends import Runner, desk
 from edgevit.backends.reference import reference, reference_with_margins
 from edgevit.build.accuracy import verify_accuracy
 from edgevit.build.case import GOLDEN_PART, LEAST_PART, Case, claim, head_deviation
+from edgevit.build.crew import answers, crew
 from edgevit.build.elsewhere import qualified
 from edgevit.images.match import chance_warning
 from edgevit.onnx_form.assemble import detached
@@ -152,8 +153,9 @@ def _watch(case: Case, runner: Runner) -> tuple[np.ndarray, TokenUse | None, flo
     watched = reference(case.model) if case.elsewhere else runner
     spec = case.program.spec
     images = case.calibration.images[: None if spec.steered else DEVIATION_IMAGES]
-    run = watched.answer if spec.adaptive else watched.run
-    logits, gates, *left = zip(*(run(i[None]) for i in track(images, "Watching the gates")), strict=True)
+    with crew(case, watched) as runners:
+        told = track(answers(case, runners, images), "Watching the gates", len(images))
+        logits, gates, *left = zip(*told, strict=True)
     rates: np.ndarray = np.stack(gates).mean(axis=0)
     use = token_use(spec, np.stack(gates), np.stack(left[0])) if spec.adaptive else None
     return rates, use, deviation(np.concatenate(logits), GOLDEN_PART * head_deviation(case.program))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import tvm_threads
-from benchmarks.tvm_threads import FEWER, ONE, TWO, Kernels, Report, render, speedups
+from benchmarks.tvm_threads import FEWER, ONE, TWO, Kernels, Report, of_class, render, speedups
 from edgevit.measure.environment import environment, snapshot
 
 
@@ -30,6 +30,18 @@ def test_a_speedup_is_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found[TWO].speedup.value == pytest.approx(1.8) and found[TWO].speedup.low == pytest.approx(1.8)
     assert found[FEWER].speedup.value == found[ONE].speedup.value == 1
     assert found[TWO].cpu_ms == 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "avx512_vnni", "avx_vnni"}, ("x86-64-avx512vnni-tvm", "tvm-threads-vnni")),
+        ({"avx2", "avx_vnni"}, ("x86-64-avxvnni-tvm", "tvm-threads-vnni")),
+        ({"avx2", "avx512f"}, ("x86-64-v3-tvm", "tvm-threads")),
+    ],
+)
+def test_every_class_of_cpus_has_a_report_of_its_own(flags: set[str], expected: tuple[str, str]) -> None:
+    assert of_class(frozenset(flags)) == expected
 
 
 def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

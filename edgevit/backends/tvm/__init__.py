@@ -183,13 +183,15 @@ def require(target: Target, tune_s: float = 0.0) -> None:
     """
     versions()
     usable()
-    compiler()
-    from edgevit.backends.tvm.compile import tune
+    with ThreadPoolExecutor(1) as pool:  # what answers is a process of its own
+        asked = pool.submit(compiles_for)
+        compiler()
+        from edgevit.backends.tvm.compile import tune
 
-    isa, arch = isa_of(target), target.arch
-    linker(arch)
-    tools_of(target)
-    known = compiles_for()
+        isa, arch = isa_of(target), target.arch
+        linker(arch)
+        tools_of(target)
+        known = asked.result()
     if arch not in known:
         only = ", ".join(known) or "nothing"
         raise RuntimeMissingError(f"the installed TVM cannot compile for {arch}, only for: {only}; install: {INSTALL}")

@@ -19,6 +19,7 @@ from tests.tiny import tiny_images, tiny_program
 
 import_or_skip()
 
+from edgevit.backends.tvm.codegen import threads as shares  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import isa  # noqa: E402
 from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
@@ -112,6 +113,21 @@ def test_threads_change_no_bit() -> None:
     alone, together = runner(program), runner(program, threads=3)
     for effort in (0.0, np.inf, -np.inf):
         for image in images:
+            expected = alone.answer(image[None], effort)
+            spoil(together)
+            for a, b in zip(together.answer(image[None], effort), expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+    together.close()
+
+
+def test_threads_change_no_bit_of_int8_attention_over_the_tokens_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads pack all heads before they attend with any, however many tokens an image has."""
+    monkeypatch.setattr(shares, "WORTH", 0)
+    program = tiny_program(seed=1, depth=2, dim=96, heads=3, tokens="1:0-6@0.2", gated=True)
+    plan = planned(program)
+    alone, together = runner(program, plan), runner(program, plan, threads=2)
+    for effort in (0.0, np.inf, -np.inf):
+        for image in tiny_images(program.spec, 2):
             expected = alone.answer(image[None], effort)
             spoil(together)
             for a, b in zip(together.answer(image[None], effort), expected, strict=True):

@@ -18,6 +18,7 @@ from edgevit.backends.tvm.codegen.schedules import Isa, Tile, panels
 # Steps (one multiply-add of a vector, or as long) below which a kernel stays on one thread: on Zen 4 waking another one
 # and waiting for it takes 3.7 us, and in twice that a thread does so many.
 WORTH = 40_000
+CLEARLY = 0.97  # of the largest part: what a part of a tile in every block is worth
 NORM_STEPS, PIXEL_STEPS = 20, 10  # of a vector in LayerNorm's three passes, and of a pixel that is copied
 
 
@@ -116,6 +117,22 @@ def even_block(threads: int, units: int, usual: int) -> int:
         return block * size(threads, -(-units // block))
 
     return min(range(max(usual // 2, 1), 2 * usual), key=lambda block: (largest(block), abs(block - usual)))
+
+
+def even_rows(threads: int, rows: int, tile: Tile, usual: int, given: int) -> int:
+    """Return how many rows to a block so that the largest part is clearly smaller than with `given`, else `given`.
+
+    Blocks may end with a part of a tile; they have about as many tiles as usual.
+    """
+    if threads == 1:
+        return given
+
+    def largest(block: int) -> int:
+        return min(block * size(threads, -(-rows // block)), rows)
+
+    tried = range(tile.rows * max(usual // 2, 1), 2 * tile.rows * usual)
+    found = min(tried, key=lambda block: (largest(block), block % tile.rows, abs(block - tile.rows * usual)))
+    return found if largest(found) < CLEARLY * largest(given) else given
 
 
 @contextmanager

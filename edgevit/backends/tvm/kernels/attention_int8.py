@@ -85,7 +85,8 @@ def attention(
         threads = attention_threads(isa, heads)
         return Attention(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
 
-    return attend(isa, arena, blob, heads, Tile(rows=work.scores.rows, vectors=tile.vectors), head, alive)
+    block = Tile(rows=work.scores.rows, vectors=tile.vectors)
+    return attend(isa, arena, blob, heads, block, head, alive, work.apart > 0)
 
 
 def instructions(dot: Dot) -> int:

@@ -78,7 +78,9 @@ def attention(
         threads = attention_threads(isa, heads)
         return _Attention(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
 
-    return attend(isa, arena, blob, heads, Tile(rows=block_rows(isa, heads, tile), vectors=tile.vectors), head, alive)
+    return attend(
+        isa, arena, blob, heads, Tile(rows=block_rows(isa, heads, tile, whole=True), vectors=tile.vectors), head, alive
+    )
 
 
 class _Attention(Packing, Softmax):

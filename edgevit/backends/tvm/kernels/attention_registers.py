@@ -37,15 +37,14 @@ from edgevit.backends.tvm.codegen.narrow import GROUP, columns_of, narrowed, rou
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
-    each,
     parts,
     row_tiles,
     shared,
     units_of,
 )
 from edgevit.backends.tvm.kernels.attention_int8 import POWER, Attention, thresholds
-from edgevit.backends.tvm.kernels.heads import Heads, attend, attention_threads, block_rows, mask
-from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch
+from edgevit.backends.tvm.kernels.heads import Heads, attend, attention_threads, block_rows, mask, packed_heads
+from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch, repeated
 from edgevit.backends.tvm.kernels.pack_rows import transposed
 
 LANES = 16
@@ -80,7 +79,7 @@ def _least_fitting(wanted: Any, there_are: tuple[int, ...]) -> Any:
 
 
 def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scratch:
-    """Return places for one head at a time; of scores as much as registers hold."""
+    """Return places as `int8_packing.scratch` does; of scores as much as registers hold."""
     tokens, block = heads.key.rows, block_rows(isa, heads, tile)
     columns, depth = pad(tokens, LANES), pad(tokens, dot.depth)
 
@@ -88,7 +87,9 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
         words = arena.place(1, columns * depth // WORD)
         return Packed(words=words, scale=arena.place(1, columns), start=arena.place(1, columns), depth=depth)
 
+    first = arena.mark()
     keys, values = packed(columns, heads.stride), packed(heads.stride, depth)
+    apart = repeated(arena, first, packed_heads(isa, heads))
     begin = arena.mark()
     own = {
         # Keys wait there too while they are packed, a block at a time.
@@ -99,7 +100,7 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
         "inverse": arena.place(1, block),
     }
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
-    return Scratch(keys=keys, values=values, **own, distance=distance)
+    return Scratch(keys=keys, values=values, **own, distance=distance, apart=apart)
 
 
 def attention(
@@ -122,7 +123,8 @@ def attention(
         made.isa = isa
         return made
 
-    return attend(isa, arena, blob, heads, Tile(rows=work.shares.rows, vectors=tile.vectors), head, alive)
+    block = Tile(rows=work.shares.rows, vectors=tile.vectors)
+    return attend(isa, arena, blob, heads, block, head, alive, work.apart > 0)
 
 
 class _InRegisters(Attention):
@@ -167,9 +169,13 @@ class _InRegisters(Attention):
         code.store_vector(self.memory, keys.start.offset + block * LANES, bits(f"float32x{LANES}", start), LANES)
 
     def pack_values(self) -> None:
-        """Pack four vectors of columns together, so that the largest of one is not waited for."""
-        for group in range(self.heads.stride // (GROUP * LANES)):
-            with each(self.code, self.threads, 1):
+        """Pack four vectors of columns together, so that the largest of one is not waited for.
+
+        Threads take turns, from the second one on: of the keys the first one packs most.
+        """
+        groups = self.heads.stride // (GROUP * LANES)
+        for group in range(groups):
+            with self.code.turn(self.index * groups + group + 1, self.threads):
                 self._pack_columns(group * GROUP)
 
     def _pack_columns(self, first: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,9 @@ from edgevit.backends.tvm.codegen.integers import Matrix
 from edgevit.backends.tvm.codegen.layout import Alive, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
+    Part,
     even_block,
+    even_rows,
     row_tiles,
     row_units,
     shared,
@@ -76,10 +79,16 @@ def attention_threads(isa: Isa, heads: Heads) -> int:
     return threads_for(isa.threads, heads.count * heads.key.rows * heads.width * (2 * heads.query.rows / isa.lanes + 1))
 
 
-def block_rows(isa: Isa, heads: Heads, tile: Tile) -> int:
-    """Return query rows of a block."""
-    rows = heads.query.rows
-    return min(rows, tile.rows * even_block(attention_threads(isa, heads), row_units(rows, tile), BLOCK))
+def packed_heads(isa: Isa, heads: Heads) -> int:
+    """Return how many heads are packed before any is attended with: one, or all where threads would wait for each."""
+    return heads.count if attention_threads(isa, heads) > 1 else 1
+
+
+def block_rows(isa: Isa, heads: Heads, tile: Tile, *, whole: bool = False) -> int:
+    """Return query rows of a block: `whole` tiles, unless parts of tiles share them out more evenly."""
+    rows, threads = heads.query.rows, attention_threads(isa, heads)
+    tiles = min(rows, tile.rows * even_block(threads, row_units(rows, tile), BLOCK))
+    return tiles if whole else even_rows(threads, rows, tile, BLOCK, tiles)
 
 
 def attend(
@@ -90,6 +99,7 @@ def attend(
     block: Tile,
     make: Callable[[Code, Any, Any, Any], Head],
     alive: Alive | None,
+    apart: bool = False,
 ) -> Any:
     """Return a kernel that attends head by head, a block of query rows at a time.
 
@@ -101,32 +111,54 @@ def attend(
         block: its rows, and the vectors of a tile.
         make: a head of (code, arena, weights, first column).
         alive: which rows exist where that is known only when it runs, of queries too unless these are fewer.
+        apart: what is packed of every head has a place of its own, so that threads wait for each other once.
     """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
     rows, threads = heads.query.rows, attention_threads(isa, heads)
     given, keys = alive_rows(code, alive, heads.key.rows)
     queries = keys if rows == heads.key.rows else None
-    with team(code, threads) as phase, code.loop(heads.count) as index:
+
+    def made(index: Any) -> Head:
         head = make(code, memory, values, index * heads.stride)
-        work = head.work
-        head.keys, head.queries = keys, queries
+        head.keys, head.queries, head.index = keys, queries, index
+        head.work = head.work.head(index) if apart else head.work
         head.plan()
-        with phase():
-            head.pack()
-        with phase(), shared(code, threads, row_units(rows, block), units_of(queries, block.rows)) as part:
-            head.work = work.of(part)
-            head.begin()
-            row_tiles(code, rows, block, head.rows, part)
+        return head
+
+    def begin(head: Head, part: Part) -> Head:
+        head.work = head.work.of(part)
+        head.begin()
+        return head
+
+    def shares() -> AbstractContextManager[Part]:
+        return shared(code, threads, row_units(rows, block), units_of(queries, block.rows))
+
+    with team(code, threads) as phase:
+        if apart:
+            with phase(), code.loop(heads.count) as index:
+                made(index).pack()
+            with phase(), shares() as part, code.loop(heads.count) as index:
+                row_tiles(code, rows, block, begin(made(index), part).rows, part)
+        else:
+            with code.loop(heads.count) as index:
+                head = made(index)
+                work = head.work
+                with phase():
+                    head.pack()
+                with phase(), shares() as part:
+                    head.work = work
+                    row_tiles(code, rows, block, begin(head, part).rows, part)
     return code.function([memory, values, *given])
 
 
 class Head(ABC):
-    """One head, whose columns start at `column`; `keys` and `queries` are how many of them exist (None: all).
+    """Head number `index`, whose columns start at `column`; `keys` and `queries` are how many exist (None: all).
 
     `work` has its places, and `of(part)` those of a thread.
     """
 
+    index: Any = 0
     keys: Any = None
     queries: Any = None
 

@@ -37,7 +37,7 @@ from edgevit.backends.tvm.codegen.threads import (
     parts,
     units_of,
 )
-from edgevit.backends.tvm.kernels.heads import Head, Heads, attention_threads, block_rows, panels_of
+from edgevit.backends.tvm.kernels.heads import Head, Heads, attention_threads, block_rows, packed_heads, panels_of
 
 SIGNED = 127
 TINY = 1e-20
@@ -53,12 +53,17 @@ class Packed:
     start: Place
     depth: int
 
+    def moved(self, by: Any) -> Packed:
+        """Return the same so much further on."""
+        return replace(self, words=self.words.moved(by), scale=self.scale.moved(by), start=self.start.moved(by))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
     """One head's keys and values; integers, scores and scales of one block of rows.
 
-    Of the latter each thread has a copy, `distance` behind the one before.
+    Of the latter each thread has a copy, `distance` behind the one before; of the former each head has one, `apart`
+    behind the one before (0: all of them have the same).
     """
 
     keys: Packed
@@ -69,6 +74,12 @@ class Scratch:
     shares: Place
     inverse: Place
     distance: int
+    apart: int = 0
+
+    def head(self, index: Any) -> Scratch:
+        """Return the places of one head."""
+        by = index * self.apart
+        return replace(self, keys=self.keys.moved(by), values=self.values.moved(by))
 
     def of(self, part: Part) -> Scratch:
         """Return the places of one thread."""
@@ -77,7 +88,7 @@ class Scratch:
 
 
 def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scratch:
-    """Return places for one head at a time."""
+    """Return places for one head at a time, or for all where several threads attend."""
     tokens, block, lanes = heads.key.rows, block_rows(isa, heads, tile), isa.lanes
 
     def packed(columns: int, depth: int) -> Packed:
@@ -89,7 +100,9 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
             depth=depth,
         )
 
+    first = arena.mark()
     keys, values = packed(tokens, heads.stride), packed(heads.stride, tokens)
+    apart = repeated(arena, first, packed_heads(isa, heads))
     columns, begin = pad(tokens, lanes), arena.mark()
     own = {
         "query": arena.place(block, keys.depth // WORD),
@@ -99,7 +112,12 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
         "inverse": arena.place(1, block),
     }
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
-    return Scratch(keys=keys, values=values, **own, distance=distance)
+    return Scratch(keys=keys, values=values, **own, distance=distance, apart=apart)
+
+
+def repeated(arena: Arena, mark: int, times: int) -> int:
+    """Reserve copies of what was handed out since `mark`; return the distance between them, 0 if there is one only."""
+    return arena.repeat(mark, times) if times > 1 else 0
 
 
 class Packing(Head):

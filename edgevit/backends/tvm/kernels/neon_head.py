@@ -74,7 +74,11 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
     """Return places for one head at a time."""
     tokens, rows, together = heads.key.rows, heads.query.rows, dot.together
     # Whole blocks of 16 columns: of scores, and of what belongs to keys.
-    columns, depth, block = pad(tokens, 16), pad(tokens, dot.depth), pad(block_rows(isa, heads, tile), together)
+    columns, depth, block = (
+        pad(tokens, 16),
+        pad(tokens, dot.depth),
+        pad(block_rows(isa, heads, tile, whole=True), together),
+    )
     width = pad(heads.stride, dot.depth)
     shared_places = {
         "keys": arena.place(1, pad(tokens, LANES) * width // WORD),

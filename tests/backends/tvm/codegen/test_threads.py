@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,14 +26,14 @@ import tvm_ffi  # noqa: E402
 
 from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm.codegen import threads  # noqa: E402
-from edgevit.backends.tvm.codegen.code import Code, buffer, load, number  # noqa: E402
+from edgevit.backends.tvm.codegen.code import Code, buffer, integer, load, number  # noqa: E402
 from edgevit.backends.tvm.codegen.dots import dot  # noqa: E402
 from edgevit.backends.tvm.codegen.layout import Arena, Place  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Tile, isa  # noqa: E402
 from edgevit.backends.tvm.compile import library  # noqa: E402
 from edgevit.backends.tvm.compile.emit import lower  # noqa: E402
 from edgevit.backends.tvm.inspect.counts import assembly, count_int8  # noqa: E402
-from edgevit.backends.tvm.kernels import attention, attention_int8  # noqa: E402
+from edgevit.backends.tvm.kernels import attention, attention_int8, attention_registers  # noqa: E402
 from edgevit.backends.tvm.kernels.heads import Heads, block_rows  # noqa: E402
 from edgevit.backends.tvm.memory_bound import MACHINE_BYTES  # noqa: E402
 from edgevit.backends.tvm.run.pool import Pool  # noqa: E402
@@ -90,6 +91,16 @@ def test_blocks_are_chosen_so_that_parts_are_even(count: int, units: int, larges
     assert threads.even_block(1, units, 4) == min(units, 4)
 
 
+@pytest.mark.parametrize(
+    ("count", "rows", "tile", "given", "block"),
+    [(2, 197, 6, 18, 33), (2, 197, 3, 9, 9), (1, 197, 6, 24, 24), (2, 4, 6, 4, 4), (4, 197, 6, 24, 25)],
+)
+def test_blocks_end_with_a_part_of_a_tile_where_that_shares_rows_more_evenly(
+    count: int, rows: int, tile: int, given: int, block: int
+) -> None:
+    assert threads.even_rows(count, rows, Tile(rows=tile, vectors=4), 4, given) == block
+
+
 @pytest.mark.parametrize("name", ["gates on the mean", "registers, qk-norm", "the same, joined and normed", "removed"])
 def test_every_form_gives_the_same_bits_as_one_thread(name: str) -> None:
     program = tiny_program(seed=1, **VARIANTS[name])
@@ -145,6 +156,34 @@ def test_threads_have_scratch_of_their_own_in_the_arena() -> None:
         assert places[-1][1] <= arena.size and work.scores.rows == rows
     needed = [lower(PROGRAM, replace(AVX2, threads=count)).arena for count in (1, 2, 3)]
     assert needed[0] < needed[1] <= needed[2]
+
+
+@pytest.mark.parametrize("form", [attention_int8, attention_registers])
+def test_heads_that_several_threads_pack_have_places_of_their_own(form: ModuleType) -> None:
+    """Nobody waits before the next head is packed, so none of it may lie where another one is still read."""
+    heads = Heads(count=3, width=64, stride=64, **{n: Place(offset=0, rows=197, width=192, stride=576) for n in ROLES})
+    for count in (1, 2):
+        shared, tile = replace(isa("avx512vnni"), threads=count), Tile(rows=6, vectors=4)
+        arena = Arena(shared.lanes)
+        work = form.scratch(arena, heads, dot(shared, 7), tile, shared)
+        assert bool(work.apart) == (count > 1)
+        if work.apart:
+            packed = [part for index in range(3) for part in (work.head(index).keys, work.head(index).values)]
+            places = sorted((p.offset, p.end) for part in packed for p in (part.words, part.scale, part.start))
+            assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False))
+            assert places[-1][1] <= work.query.offset
+
+
+def test_what_takes_turns_is_done_once_by_each_thread() -> None:
+    code, memory = Code(), buffer("memory", 16)
+    with threads.team(code, 2) as phase, phase(), code.loop(100) as index, code.turn(index, 2):
+        place = index % integer(2)
+        code.store(memory, place, load(memory, place) + number(1.0))
+    values, run = aligned((16,), np.float32), kernel(code.function([memory]))
+    pool = Pool(2)
+    pool.call(run, tvm_ffi.from_dlpack(values))
+    pool.close()
+    assert values[:2].tolist() == [50, 50]
 
 
 def test_what_is_for_one_thread_is_done_once_in_a_team() -> None:

@@ -94,12 +94,13 @@ def test_it_is_over_the_keys_there_are(rows: int, queries: int) -> None:
 def test_threads_change_no_bit() -> None:
     wide = isa(here("avx512vnni"))
     found = []
-    for threads in (1, 3):
+    for threads in (1, 2, 3):  # two and three have blocks that end with a part of a tile
         case = Case(replace(wide, threads=threads), 197, 197, 2, 64, 0.0, attention_registers, seed=1)
         call(case.function, case.memory, np.zeros(16, np.float32), isa=wide)
         case.check()
         found.append(matrix(case.memory, case.context).copy())
-    np.testing.assert_array_equal(found[0], found[1])
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
 
 
 @pytest.mark.parametrize("name", WIDE)

@@ -285,7 +285,7 @@ POOL = """
 #include <pthread.h>
 #include <sched.h>
 
-enum { SPINS = 30000 };
+enum { SPINS = 30000, BETWEEN = 64 };
 
 struct pool;
 struct team;

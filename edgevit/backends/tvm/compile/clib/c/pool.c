@@ -19,17 +19,17 @@ static void pause_a_little(void) {
 #endif
 }
 
-/* Where threads have fewer CPUs than they are, the ones that wait must not keep those that work from them. */
+/* Where threads have fewer CPUs than they are, or other work has one, those that wait must not keep it from others. */
 static void wait_a_little(int *spins) {
-  if (++*spins < SPINS) pause_a_little();
+  if (++*spins % BETWEEN) pause_a_little();
   else sched_yield();
 }
 
 /* Wait for work by looking for it, about a millisecond long, then asleep. */
 static int next_work(pool *group, int done) {
-  for (int spins = 0; spins < SPINS; ++spins) {
+  for (int spins = 0; spins < SPINS;) {
     if (__atomic_load_n(&group->turn, __ATOMIC_ACQUIRE) != done) return 1;
-    pause_a_little();
+    wait_a_little(&spins);
   }
   pthread_mutex_lock(&group->mutex);
   while (__atomic_load_n(&group->turn, __ATOMIC_ACQUIRE) == done) pthread_cond_wait(&group->wake, &group->mutex);
