@@ -22,7 +22,7 @@ from tests.tiny import tiny_program
 import_or_skip()
 
 from edgevit.backends.tvm.compile.clib import link  # noqa: E402
-from edgevit.backends.tvm.compile.clib.source import POOL, TEMPLATES, Library, checked_name  # noqa: E402
+from edgevit.backends.tvm.compile.clib.source import Library, checked_name  # noqa: E402
 from edgevit.backends.tvm.compile.emit import Lowered  # noqa: E402
 from edgevit.backends.tvm.compile.toolchain import Toolchain  # noqa: E402
 from edgevit.backends.tvm.run.plugin import SYMBOL  # noqa: E402
@@ -398,52 +398,3 @@ def test_the_deadline_loop_lowers_effort_and_raises_it_again(folder: Path, tools
 def test_names_that_are_no_names_in_c_are_refused(name: str) -> None:
     with pytest.raises(BoundError, match="cannot be named"):
         checked_name(name)
-
-
-WAITING = r"""
-static int pauses, yields;
-static void yielded(void);
-#define __builtin_ia32_pause() (++pauses)
-%s
-#include <stdint.h>
-#include <stdio.h>
-#define sched_yield() (yielded(), 0)
-typedef struct { pool group; } model_state;
-enum { MODEL_OK, MODEL_NULL, MODEL_THREADS, MODEL_MOST_THREADS = 8 };
-int model_start(model_state *model, int threads);
-#include "pool.c"
-static model_state model;
-/* The CPU was given up: now the other thread does what is waited for. */
-static void yielded(void) { ++yields, ++model.group.passed, ++model.group.turn, model.group.busy = 0; }
-static int work(int index, team *group, void *data) { return (void)index, (void)group, (void)data, 0; }
-int main(void) {
-  pool *group = &model.group;
-  team together = {group, 2};
-  running = &model;
-  group->threads = 2;
-  barrier(0, &together), printf("%%d %%d ", pauses, yields), pauses = yields = 0;
-  launch(work, NULL, 0), printf("%%d %%d ", pauses, yields), pauses = yields = 0;
-  next_work(group, group->turn), printf("%%d %%d", pauses, yields);
-  return worker == NULL;
-}
-"""
-
-
-def test_a_thread_that_waits_gives_up_its_cpu_soon(tools: Toolchain, tmp_path: Path) -> None:
-    """Else two threads on one CPU, as beside other work, would wait for each other a millisecond at a time."""
-    text = WAITING % POOL.replace("@MOST@", "7")
-    (tmp_path / "main.c").write_text(text, encoding="utf-8")
-    program = tmp_path / "main"
-    command: list[str | Path] = [
-        tools.cc,
-        "-std=gnu99",
-        "-pthread",
-        "-I",
-        TEMPLATES,
-        tmp_path / "main.c",
-        "-o",
-        program,
-    ]
-    subprocess.run(command, check=True)
-    told = subprocess.run([program], capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    assert [int(pauses) < 100 for pauses in told[::2]] == [True] * 3 and told[1::2] == ["1"] * 3
