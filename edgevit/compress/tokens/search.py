@@ -33,7 +33,7 @@ SCREENED_IMAGES = 64
 SCREENED_PLANS = 10  # for each number of points
 WORTH_A_POINT = 0.9
 BATCH = 32
-SURE = 1.0  # standard errors by which numbers that follow the image have to drift less than fixed ones
+SURE = 1.0  # standard errors by which numbers that follow the image may drift more than fixed ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,9 @@ class Gain:
     images: int
 
     @property
-    def sure(self) -> bool:
-        """Return whether it is more than what these images say by chance."""
-        return self.mean > SURE * self.error
+    def loses(self) -> bool:
+        """Return whether the plan drifts more, by more than what these images say by chance."""
+        return self.mean < -SURE * self.error
 
     @property
     def summary(self) -> str:
@@ -144,8 +144,8 @@ def follow(
 ) -> Candidates:
     """Judge the plan of a Program and its variant whose numbers of pairs follow the image, and choose.
 
-    The variant is chosen where it drifts less than the fixed plan by more than chance would have it (`Gain.sure`): what
-    a fixed plan costs is known beforehand.
+    The variant is chosen unless it drifts more than the fixed plan by more than chance would have it (`Gain.loses`): the
+    fixed plan was searched on these very images, so that others see it drift more, and only the variant has an `effort`.
 
     Args:
         program: merges fixed numbers of pairs.
@@ -166,7 +166,7 @@ def follow(
     follows, gain = judge.judge(spec, len(images)), _gain(judge, program, budget_macs, reserve)
     if gain is not None:
         say(gain.summary)
-    chosen = follows if always or (gain is not None and gain.sure) else fixed
+    chosen = follows if always or (gain is not None and not gain.loses) else fixed
     _tell(say, (fixed, follows), chosen)
     return Candidates(fixed=fixed, follows=follows, chosen=chosen, gain=gain)
 
