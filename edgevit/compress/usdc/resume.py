@@ -53,7 +53,14 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
     before, now = state.get("facts"), facts_of(job)
     stage, inner = state.get("stage"), state.get("state")
     known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
-    if not known or not isinstance(before, dict) or not isinstance(inner, dict) or type(inner.get("step")) is not int:
+    told = isinstance(before, dict) and all(isinstance(fact, str) for fact in before.values())
+    if (
+        not known
+        or not told
+        or not isinstance(before, dict)
+        or not isinstance(inner, dict)
+        or type(inner.get("step")) is not int
+    ):
         raise TrainingError(f"{path} is no checkpoint of `edgevit compress`; choose another folder with -o")
     changed = [
         f"{k} was {before.get(k, 'not given')}, is now {now.get(k, 'not given')}"
