@@ -50,7 +50,8 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
         job.folder.mkdir(parents=True, exist_ok=True)
         return None
     state = checkpoint.load(path)
-    before, now = state.get("facts"), facts_of(job)
+    now = facts_of(job)
+    before: Any = state.get("facts")
     stage, inner = state.get("stage"), state.get("state")
     known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
     told = isinstance(before, dict) and all(isinstance(fact, str) for fact in before.values())
