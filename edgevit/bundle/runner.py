@@ -29,6 +29,7 @@ import stat
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +51,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 IMAGE_BYTES, IMAGE_PIXELS, IMAGE_SIDE, IMAGE_SCANS = 256 << 20, 89_478_485, 65_535, 32  # the most that are taken in
 MANIFEST_BYTES = 16 << 20
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"  # how they begin
+SIZED = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xF0), 0xFE})  # JPEG's markers with a length
+IMAGE_PARTS, PPM_HEADER_BYTES = 65_536, 4096
 GOLDEN = ("image", "logits", "gates")  # what every golden case has
 RESIZED_PIXELS = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 MOST_THREADS = 1024
@@ -75,6 +79,7 @@ Run = Callable[[NDArray[np.uint8], float], Sequence[NDArray[Any]]]
 
 def main() -> int:
     """Parse the arguments, check the files, run, print."""
+    warnings.filterwarnings("ignore", module="PIL")  # what it remarks about odd metadata, a line for each tag
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files on any terminal
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,6 +286,7 @@ def intact(path: Path, listed: dict[str, Any]) -> bool:
 def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
     """Return an image file as the model's input."""
     raw = read_bytes(path)
+    check_header(raw)
     try:
         opened = Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
@@ -291,6 +297,36 @@ def read_image(path: Path, contract: dict[str, Any]) -> NDArray[np.uint8]:
         if file.format in ("JPEG", "MPO") and raw.count(b"\xff\xda") > IMAGE_SCANS:
             raise ValueError(f"{raw.count(bytes((0xFF, 0xDA)))} scans, allowed: {IMAGE_SCANS}")
         return prepare(to_rgb(file), contract)
+
+
+def check_header(raw: bytes) -> None:
+    """Refuse a JPEG, PNG or PPM whose header Pillow would read for minutes, a part or byte at a time."""
+    if raw.startswith((JPEG, PNG)):
+        if count_parts(raw, IMAGE_PARTS) > IMAGE_PARTS:
+            raise ValueError(f"more than {IMAGE_PARTS} parts of its header")
+    elif re.match(rb"P[123]\s", raw):
+        raise ValueError("a PPM written as text (P1, P2, P3), which takes long to read; save it as PNG or binary PPM")
+    elif re.match(rb"P[0456fFy]\s", raw) and len(raw) > PPM_HEADER_BYTES:
+        words = re.sub(rb"#[^\r\n]*", b"", raw[:PPM_HEADER_BYTES]).split(maxsplit=3)
+        if len(words) < (3 if raw.startswith(b"P4") else 4):
+            raise ValueError(f"its header has more than {PPM_HEADER_BYTES} bytes")
+
+
+def count_parts(raw: bytes, most: int) -> int:
+    """Count segments of a JPEG's header, or chunks of a PNG, and bytes that only fill up; not far beyond `most`."""
+    count, at = 0, 8 if (png := raw.startswith(PNG)) else 2
+    while count <= most and at + 1 < len(raw):
+        count += 1
+        marker = raw[at + 1]
+        if png:
+            at += 12 + int.from_bytes(raw[at : at + 4], "big")
+        elif raw[at] != 0xFF or marker in (0, 0xFF):
+            at += 1
+        elif marker == 0xDA:  # pixels
+            break
+        else:
+            at += 2 + (int.from_bytes(raw[at + 2 : at + 4], "big") if marker in SIZED else 0)
+    return count
 
 
 def read_bytes(path: Path, most: int = IMAGE_BYTES) -> bytes:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevit.errors import ImagesError
+from edgevit.images.headers import JPEG, check_header
 from edgevit.images.match import Labelling, place_labels
 from edgevit.images.packed import READ_FAULTS
 from edgevit.images.sources import Entry, labelling, list_images
@@ -36,7 +37,7 @@ READERS = 2  # pictures that are decoded at once: one of a phone takes 100 MB
 TESTED = ("val", "test")  # the splits to judge a model on, the first that a source has
 # Of Pillow's formats only these are opened, whatever a file is called: an EPS named .jpg would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
-JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # how a JPEG begins, and each scan in it
+SCAN = b"\xff\xda"  # how each scan of a JPEG begins
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 RESIZED_PIXELS_LIMIT = 1 << 26  # a strip of 1 x 5000 pixels would become one of 224 x 1120000
 FILTERS = {
@@ -239,6 +240,7 @@ def _decoding() -> Iterator[None]:
 
 def _decoded(raw: bytes) -> Image.Image:
     try:
+        check_header(raw)
         with Image.open(io.BytesIO(raw), formats=FORMATS) as file:
             _check_size(file, raw)
             return _to_rgb(file)

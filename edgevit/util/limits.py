@@ -153,6 +153,8 @@ TABLE_COLUMNS = Limit(of="columns of a labels.csv", value=100, unit="columns")
 IMAGE_PIXELS = Limit(of="an image", value=89_478_485, unit="pixels")  # from where on Pillow warns of a bomb
 PICTURE_SIDE = Limit(of="a side of an image", value=65_535, unit="pixels")  # what a JPEG can have
 IMAGE_SCANS = Limit(of="scans of a JPEG", value=32, unit="scans")  # each passes over all pixels; usual: 1 to 12
+IMAGE_PARTS = Limit(of="segments of a JPEG's header or chunks of a PNG, with what fills up", value=65_536, unit="parts")
+PPM_HEADER_BYTES = Limit(of="the header of a PPM", value=4096, unit="bytes")
 SOURCE_BYTES = Limit(of="an archive of images", value=1 << 40, unit="bytes")
 SOURCE_MEMBERS = Limit(of="members of an archive of images", value=200_000, unit="members")
 SOURCE_HEADER_BYTES = Limit(of="a header of a tar", value=_MIB, unit="bytes")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from edgevit import errors
 from edgevit.bundle import runner
+from edgevit.images import headers
 from edgevit.images.image_set import RESIZED_PIXELS_LIMIT, prepare
 from edgevit.program.spec import ImageSpec
 from edgevit.schema.manifest import OutputContract
@@ -178,6 +179,8 @@ def test_limits_are_the_builds_own() -> None:
     names = ("SECONDS", "BYTES", "EXPANSION", "THREAD_BYTES", "BOUND_BYTES")
     assert known == tuple(getattr(limits, f"RUN_{name}").value for name in names)
     assert runner.NO_MEMORY == errors.NO_MEMORY and limits.DOCUMENT_BYTES.value == runner.MANIFEST_BYTES
+    known = runner.IMAGE_PARTS, runner.PPM_HEADER_BYTES
+    assert known == (limits.IMAGE_PARTS.value, limits.PPM_HEADER_BYTES.value) and headers.SIZED == runner.SIZED
     assert runner.RESIZED_PIXELS == RESIZED_PIXELS_LIMIT
 
 

@@ -19,6 +19,7 @@ from edgevit.errors import OutputError, TrainingError
 from edgevit.frontends.torch_file import check_torch
 from edgevit.util import atomic
 from edgevit.util.signals import signals_wait
+from edgevit.util.strict_json import shown
 
 VERSION = 1
 _VERSION_KEY, _STATE_KEY = "edgevit_training_checkpoint", "state"
@@ -71,8 +72,8 @@ def load(path: Path) -> dict[str, Any]:
         got = f"a file with {_shown(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise TrainingError(f"{path} is no checkpoint of edgevit's training: got {got}; {advice}")
     version = content[_VERSION_KEY]
-    if version != VERSION:
-        raise TrainingError(f"{path} has version {version!r}, this edgevit reads version {VERSION}; {advice}")
+    if type(version) is not int or version != VERSION:  # a tensor of several numbers has no truth
+        raise TrainingError(f"{path} has version {shown(version)}, this edgevit reads version {VERSION}; {advice}")
     state = content.get(_STATE_KEY)
     if not isinstance(state, dict):
         raise TrainingError(f"{path} is no checkpoint of edgevit's training: it holds no state; {advice}")
@@ -141,5 +142,5 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def _shown(content: dict[Any, Any]) -> str:
-    names = [str(name) for name in content]
+    names = [str(name)[:80] for name in content]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"

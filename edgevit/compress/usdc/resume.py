@@ -50,10 +50,18 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
         job.folder.mkdir(parents=True, exist_ok=True)
         return None
     state = checkpoint.load(path)
-    before, now = state.get("facts"), facts_of(job)
+    now = facts_of(job)
+    before: Any = state.get("facts")
     stage, inner = state.get("stage"), state.get("state")
     known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
-    if not known or not isinstance(before, dict) or not isinstance(inner, dict) or type(inner.get("step")) is not int:
+    told = isinstance(before, dict) and all(isinstance(fact, str) for fact in before.values())
+    if (
+        not known
+        or not told
+        or not isinstance(before, dict)
+        or not isinstance(inner, dict)
+        or type(inner.get("step")) is not int
+    ):
         raise TrainingError(f"{path} is no checkpoint of `edgevit compress`; choose another folder with -o")
     changed = [
         f"{k} was {before.get(k, 'not given')}, is now {now.get(k, 'not given')}"

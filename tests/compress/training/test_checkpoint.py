@@ -251,6 +251,7 @@ def test_foreign_files_are_refused_and_never_run(tmp_path: Path, monkeypatch: py
         ({}, "got a file with nothing"),
         ([1, 2], "got a list"),
         ({checkpoint._VERSION_KEY: 99}, "has version 99, this edgevit reads version 1"),
+        ({checkpoint._VERSION_KEY: torch.zeros(2)}, "has version tensor"),
         ({checkpoint._VERSION_KEY: 1}, "holds no state"),
         ({checkpoint._VERSION_KEY: 1, "state": Evil()}, "is damaged or no checkpoint"),
     ):
