@@ -179,8 +179,8 @@ def test_limits_are_the_builds_own() -> None:
     names = ("SECONDS", "BYTES", "EXPANSION", "THREAD_BYTES", "BOUND_BYTES")
     assert known == tuple(getattr(limits, f"RUN_{name}").value for name in names)
     assert runner.NO_MEMORY == errors.NO_MEMORY and limits.DOCUMENT_BYTES.value == runner.MANIFEST_BYTES
-    known = runner.IMAGE_PARTS, runner.PPM_HEADER_BYTES
-    assert known == (limits.IMAGE_PARTS.value, limits.PPM_HEADER_BYTES.value) and headers.SIZED == runner.SIZED
+    parts = runner.IMAGE_PARTS, runner.PPM_HEADER_BYTES
+    assert parts == (limits.IMAGE_PARTS.value, limits.PPM_HEADER_BYTES.value) and headers.SIZED == runner.SIZED
     assert runner.RESIZED_PIXELS == RESIZED_PIXELS_LIMIT
 
 

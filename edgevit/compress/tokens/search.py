@@ -144,8 +144,8 @@ def follow(
 ) -> Candidates:
     """Judge the plan of a Program and its variant whose numbers of pairs follow the image, and choose.
 
-    The variant is chosen unless it drifts more than the fixed plan by more than chance would have it (`Gain.loses`): the
-    fixed plan was searched on these very images, so that others see it drift more, and only the variant has an `effort`.
+    The variant is chosen unless it drifts more than the fixed plan by more than chance would have it (`Gain.loses`):
+    the fixed plan was searched on these very images and drifts more on others, and only the variant has an `effort`.
 
     Args:
         program: merges fixed numbers of pairs.

@@ -88,7 +88,10 @@ def test_both_variants_of_a_plan_are_judged(always: bool) -> None:
     assert np.array_equal(found.shifts["b01_mhsa.merge.shift"], program.weights["b01_mhsa.merge.shift"])
 
 
-@pytest.mark.parametrize(("gained", "follows"), [((0.4, 0.4, 0.4, 0.5), True), ((-3.0, 1.0, 1.0, -0.5), True), ((-0.4, -0.4, -0.4, -0.5), False)])
+@pytest.mark.parametrize(
+    ("gained", "follows"),
+    [((0.4, 0.4, 0.4, 0.5), True), ((-3.0, 1.0, 1.0, -0.5), True), ((-0.4, -0.4, -0.4, -0.5), False)],
+)
 def test_numbers_follow_the_image_unless_that_drifts_surely_more(
     gained: tuple[float, ...], follows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
