@@ -18,7 +18,7 @@ from edgevit.compress.gate.judge import answers
 from edgevit.compress.training import checkpoint
 from edgevit.compress.training.recipe import TrainRecipe, to_toml
 from edgevit.compress.usdc.inputs import Training, split_data
-from edgevit.compress.usdc.resume import program_of, refuse_foreign
+from edgevit.compress.usdc.resume import CHECKPOINT, program_of, refuse_foreign
 from edgevit.compress.usdc.run import COLUMNS
 from edgevit.errors import ImagesError, OutputError, TrainingError
 from edgevit.images.labelled import LabelledSet, open_labelled
@@ -129,6 +129,26 @@ def test_resuming_with_other_inputs_is_refused(
         train(change(job(data, folder)), resume=True)
     assert said in str(caught.value)
     assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"facts": {"steps": torch.zeros(2)}},
+        {"facts": torch.zeros(2)},
+        {"stage": torch.zeros(2)},
+        {"spec": 3},
+        {"state": {"step": torch.ones(1)}},
+    ],
+)
+def test_a_checkpoint_of_other_types_is_refused(
+    finished: Path, change: dict[str, object], data: LabelledSet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    checkpoint.save(folder / CHECKPOINT, checkpoint.load(folder / CHECKPOINT) | change)
+    with pytest.raises(TrainingError, match="is no checkpoint of `edgevit compress`"):
+        train(job(data, folder), resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -55,13 +55,8 @@ def find_state(job: Training, resume: bool) -> dict[str, Any] | None:
     stage, inner = state.get("stage"), state.get("state")
     known = isinstance(stage, str) and stage in STAGES and isinstance(state.get("spec"), str)
     told = isinstance(before, dict) and all(isinstance(fact, str) for fact in before.values())
-    if (
-        not known
-        or not told
-        or not isinstance(before, dict)
-        or not isinstance(inner, dict)
-        or type(inner.get("step")) is not int
-    ):
+    begun = isinstance(inner, dict) and type(inner.get("step")) is int
+    if not (known and told and begun):
         raise TrainingError(f"{path} is no checkpoint of `edgevit compress`; choose another folder with -o")
     changed = [
         f"{k} was {before.get(k, 'not given')}, is now {now.get(k, 'not given')}"
