@@ -66,17 +66,21 @@ def own_candidates(case: Case, only: tuple[str, ...] = (), shares: tuple[float, 
     for name in only or list_targets():
         found += _int8(case, load_target(name), case.program, made)
     for share in shares:
-        program = merged(case, share)
-        for name in MERGED:
-            found += _int8(case, load_target(name), program, made, share)
+        programs = {fixed: merged(case, share, fixed=fixed) for fixed in (False, True)}
+        for target in map(load_target, MERGED):
+            fixed = bool(backend(target.backend).FOLLOWING_COSTS)
+            found += _int8(case, target, programs[fixed], made, share)
     return found
 
 
-def merged(case: Case, share: float) -> Program:
-    """Return what `edgevit build --macs` makes of the model, kept in the work folder: the search takes minutes."""
-    folder = case.folder / f"merged-{share:g}"
+def merged(case: Case, share: float, *, fixed: bool) -> Program:
+    """Return what `edgevit build --macs` makes of the model, kept in the work folder: the search takes minutes.
+
+    Numbers of tokens are `fixed` for a runtime that saves no time where they follow the image.
+    """
+    folder = case.folder / f"merged-{share:g}{'-fixed' if fixed else ''}"
     if not folder.exists():
-        budgets = Budgets(merged=share)
+        budgets = Budgets(merged=share, per_image=False if fixed else None)
         save_program(compress(case.program, case.calibration, budgets, say=partial(click.echo, err=True)), folder)
     return load_program(folder)
 
