@@ -33,6 +33,7 @@ from edgevit.util.strays import is_stray, make_file, make_folder
 PLAN = "plan.json"
 OLD = ".old"  # after the name of what is staged: what was in its place
 TURN_S = 60
+REMOVALS, REMOVAL_PAUSE_S = 5, 0.05
 ROOM_BYTES = 1 << 16  # a disk with less is full
 
 
@@ -127,8 +128,14 @@ def scratch(parent: Path | None = None, name: str = "") -> Iterator[Path]:
 
 
 def _remove(folder: Path | None) -> None:
-    if folder is not None:
+    """Remove a folder; again where what a stopped command had started still writes into it."""
+    if folder is None:
+        return
+    for _ in range(REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            break
+        time.sleep(REMOVAL_PAUSE_S)
 
 
 def _refused(folder: Path) -> str:

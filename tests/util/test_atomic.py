@@ -355,6 +355,17 @@ def test_whatever_is_made_for_a_moment_can_be_swept(tmp_path: Path, monkeypatch:
     assert len(made) == 3 and all(map(is_stray, made)), made
 
 
+def test_scratch_is_gone_where_a_child_still_writes_into_it(tmp_path: Path) -> None:
+    writes = "import pathlib, sys, time\nend = time.monotonic() + 0.1\nwhile time.monotonic() < end:\n"
+    writes += "    pathlib.Path(sys.argv[1], str(time.monotonic_ns())).touch()"
+    with atomic.scratch(tmp_path, "made") as folder:
+        child = subprocess.Popen([sys.executable, "-c", writes, str(folder)], stderr=subprocess.DEVNULL)
+        while not any(folder.iterdir()):
+            pass
+    assert not list(tmp_path.iterdir())
+    child.wait()
+
+
 @pytest.mark.parametrize("moment", ["_new_folder", "_remove"])
 def test_a_signal_beside_a_scratch_folder_leaves_none(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
