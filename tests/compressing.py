@@ -18,12 +18,18 @@ import pytest
 from PIL import Image
 
 from edgevit.cli import main
+from edgevit.compress.budgets import Budgets
 from edgevit.compress.training.log import CSV_NAME
+from edgevit.compress.training.recipe import TrainRecipe
+from edgevit.compress.usdc.inputs import Training
+from edgevit.images.labelled import LabelledSet
 from edgevit.program.program import Program, save_program
 from tests.tiny import tiny_program
 
 CLASSES = 4
 PATIENCE_S = 100
+SHORT = TrainRecipe(batch=16, epochs_joint=1, epochs_recover=1, threshold_images=8, precision="float32", workers=0)
+HALF = Budgets(expected=0.5, static=0.7)
 
 
 def photos(folder: Path, *, classes: int = CLASSES, each: int = 20, size: int = 32, seed: int = 0) -> Path:
@@ -160,3 +166,10 @@ def compressed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     return status, said.out, said.err
+
+
+def job(data: LabelledSet, folder: Path, program: Program | None = None, **changed: Any) -> Training:
+    """Return a short training of a tiny model, of half of its MACs; `changed` are other inputs."""
+    program = program or dense()
+    given = {"dense": program, "teacher": program, "data": data, "budgets": HALF, "recipe": SHORT, "folder": folder}
+    return Training(**{**given, **changed})

@@ -6,7 +6,7 @@ the two forms are apart, tanh does as well; outlier columns, which stay float, a
 `QGemm`, which the runtime makes of an int8 Gemm, first writes an integer bias for every row and then adds sums to it;
 its operator `MatMulIntegerToFloat` scales the sums and adds a float bias as it writes them.
 
-On x86-64 the two ways take the same time, so what is exact and standard stays there.
+On x86-64 neither saves time, so what is exact and standard stays there.
 """
 
 from __future__ import annotations

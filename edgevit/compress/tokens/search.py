@@ -3,8 +3,8 @@
 From spread points on, one plan for each number of points is moved block by block while the logits drift less for it, on
 a few images; the best of each number is judged on all. A further point has to lower the drift by a tenth, because it
 costs time that no MACs tell of. Tokens that matter are kept apart at every point (`guard`). The plan that is found has
-a variant whose numbers follow the image at the same mean cost (`per_image`); `follow` takes it where it drifts clearly
-less, on images that had no part in its thresholds.
+a variant whose numbers follow the image at the same mean cost (`per_image`); `follow` takes it unless it drifts clearly
+more, on images that had no part in its thresholds.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgevit.errors import OutputError
 
@@ -48,7 +48,7 @@ def writing_object(native: Any, path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {said or f'LLVM ended with code {code}'}")
 
 
-def _write_and_end(native: Any, path: Path, said: int) -> None:
+def _write_and_end(native: Any, path: Path, said: int) -> NoReturn:
     """Write in the child, which must never return into what the parent does."""
     code = 1
     try:
