@@ -160,8 +160,8 @@ def _parted_by_image(
     start, end, axis = (graph.const(n, v) for n, v in (("from_start", [0]), ("to_end", [ALL]), ("axis_0", [0])))
     merged = graph.op("Slice", [f"{name}/order", start, count, axis], f"{name}/merged")
     rest = graph.op("Slice", [f"{name}/order", count, end, axis], f"{name}/left_by_score")
-    sizes = graph.op("Shape", [rest], f"{name}/rest")
-    graph.ops("TopK", [rest, sizes], [f"{name}/left", f"{name}/left_order"], axis=0, largest=0)
+    others = graph.op("Shape", [rest], f"{name}/rest")
+    graph.ops("TopK", [rest, others], [f"{name}/left", f"{name}/left_order"], axis=0, largest=0)
     return merged, f"{name}/left"
 
 
@@ -173,8 +173,8 @@ def _numbers(graph: Graph, point: MergeSpec, rows: int, sizes: Sizes | None) -> 
     name, by_rows = f"merge.{point.after}", point.whole and varies(sizes)
     found = [np.array(pair_counts(point, before)) for before in (range(point.step) if by_rows else [rows])]
     most = max(map(len, found)) - 1
-    # A number that there is not adds nothing.
-    last = np.stack([np.pad(counts[1:] - 1, (0, most + 1 - len(counts)), "edge") for counts in found])
+    # A number that there is not adds nothing, whatever it is compared with.
+    last = np.stack([np.pad(counts[1:] - 1, (0, most + 1 - len(counts))) for counts in found])
     steps = np.stack([np.pad(np.diff(counts), (0, most + 1 - len(counts))) for counts in found])
     if not by_rows:
         return graph.const(f"{name}/last", last[0]), graph.const(f"{name}/steps", steps[0])

@@ -191,10 +191,10 @@ def _count_fault(spec: ProgramSpec, point: MergeSpec, name: str, fewest: int, mo
         return f"an image may have {fewest} tokens where they are merged after {name}; {LEAST_PATCHES} have to be left"
     rows = spec.stem.prefix + most
     if point.threshold is not None and point.least < point.count and len(pair_counts(point, rows)) == 1:
-        needed = pair_counts(replace(point, count=point.least + point.step), rows)[-1]
+        enough = pair_counts(replace(point, count=point.least + point.step), rows)[-1]
         return (
             f"{point.count} tokens at most are merged after {name}, which leaves no multiple of {point.step} of {rows} "
-            f"rows; allowed: {needed} or more"
+            f"rows; allowed: {enough} or more"
         )
     return ""
 
