@@ -118,12 +118,14 @@ def tiny_weights(spec: ProgramSpec, seed: int = 0) -> dict[str, np.ndarray]:
 def tiny_program(seed: int = 0, **options: Any) -> Program:
     """A small random Program; see `tiny_spec` for the options (`gated=True`, `depth=2`, `dim=32`, `heads=2`, ...).
 
-    `tokens` is a plan of merges, such as `1:4,2:3`; with `shift` its points have a row that guards tokens.
+    `tokens` is a plan of merges, such as `1:4,2:3`; with `shift` its points have a row that guards tokens, and with
+    `stepped` pairs that follow the image are counted in steps of 8 as in earlier Programs, whatever rows that leaves.
     """
-    tokens, shift = options.pop("tokens", ""), options.pop("shift", False)
+    tokens, shift, stepped = options.pop("tokens", ""), options.pop("shift", False), options.pop("stepped", False)
     spec = tiny_spec(**options)
     if tokens:
-        spec = with_merges(spec, [replace(point, shift=shift) for point in read_plan(tokens, spec)])
+        counted: dict[str, Any] = {"step": 8, "whole": False} if stepped else {}
+        spec = with_merges(spec, [replace(point, shift=shift, **counted) for point in read_plan(tokens, spec)])
     return Program(spec=spec, weights=tiny_weights(spec, seed))
 
 

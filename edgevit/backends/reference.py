@@ -95,12 +95,13 @@ def reference_with_margins(
         found, left = list[PointMargins](), values.get("tokens")
         for index, (name, point) in enumerate(points.items()):
             scores = values[point.scores] / point.width
+            counts, margins_of_counts = point.margins(values)
             found.append(
                 PointMargins(
                     branch=branches.index(name.removeprefix("merge.")),
-                    counts=point.counts,
-                    margins=point.margins(values),
-                    left=sum(scores.shape) - point.counts[0] if left is None else int(left[index]),
+                    counts=counts,
+                    margins=margins_of_counts,
+                    left=sum(scores.shape) - counts[0] if left is None else int(left[index]),
                     scores=scores,
                 )
             )
@@ -111,24 +112,31 @@ def reference_with_margins(
 
 @dataclass(frozen=True)
 class _Thresholds:
-    """Where a point's scores are among a run's outputs, with its values and limit where they decide the number."""
+    """Where a point's scores are among a run's outputs, with its values and limit where they decide the number.
 
-    counts: tuple[int, ...]
+    `steps` is what each number of pairs is more than the one before, from `least` on, or the output that says so.
+    """
+
+    least: int
     scores: str
     decided: tuple[str, ...]
     width: int
+    steps: np.ndarray | str = ""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return (self.scores, *self.decided)
+        return (self.scores, *self.decided, *([self.steps] if isinstance(self.steps, str) and self.steps else []))
 
-    def margins(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    def margins(self, values: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], np.ndarray]:
+        """Return the numbers of pairs that there are, and the margin of each but the first."""
         if not self.decided:
-            return np.zeros(0, np.float32)
+            return (self.least,), np.zeros(0, np.float32)
         last, limit = (values[name] for name in self.decided)
+        steps = values[self.steps] if isinstance(self.steps, str) else self.steps
+        last, steps = last[steps > 0], steps[steps > 0]
         margins = np.full(last.shape, -np.inf, np.float32)
         np.subtract(last, limit, out=margins, where=np.isfinite(last))  # the others are pairs that there are not
-        return margins / np.float32(self.width)
+        return (self.least, *(self.least + int(n) for n in np.cumsum(steps))), margins / np.float32(self.width)
 
 
 def _thresholds(name: str, nodes: Mapping[str, onnx.NodeProto], model: onnx.ModelProto) -> _Thresholds:
@@ -141,11 +149,11 @@ def _thresholds(name: str, nodes: Mapping[str, onnx.NodeProto], model: onnx.Mode
         count = (
             numpy_helper.to_array(held[split])[0] if split in held else numpy_helper.to_array(held[f"{name}/all"])[0]
         )
-        return _Thresholds((int(count),), scores, (), width)
-    steps = numpy_helper.to_array(held[f"{name}/steps"])
+        return _Thresholds(int(count), scores, (), width)
+    steps = f"{name}/steps"
     least = int(numpy_helper.to_array(held[f"{name}/least"])[0]) if f"{name}/pairs" in nodes else 0
-    counts = (least, *(least + int(n) for n in np.cumsum(steps)))
-    return _Thresholds(counts, scores, tuple(nodes[f"{name}/above"].input), width)
+    decided = tuple(nodes[f"{name}/above"].input)
+    return _Thresholds(least, scores, decided, width, numpy_helper.to_array(held[steps]) if steps in held else steps)
 
 
 def _session(

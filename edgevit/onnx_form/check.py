@@ -17,9 +17,9 @@ from edgevit.schema.quant_plan import linear_names
 # fmt: off
 OPERATORS = frozenset({
     "Add", "ArgMax", "Cast", "Concat", "DequantizeLinear", "Div", "Exp", "Gather", "Gelu", "Gemm", "Greater",
-    "Identity", "If", "LayerNormalization", "Log", "MatMul", "Mul", "OneHot", "Pad", "QuantizeLinear", "ReduceMax",
-    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK",
-    "Transpose", "Where",
+    "Identity", "If", "LayerNormalization", "Log", "MatMul", "Mul", "OneHot", "Pad", "QuantizeLinear",
+    "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
+    "Squeeze", "Sub", "TopK", "Transpose", "Where",
 })
 # fmt: on
 MAX_NODES = 20_000

@@ -65,7 +65,7 @@ def merge(
     if point.threshold is None and not varies(sizes):
         merged, left = _parted(graph, name, best, first, point.count)
     else:
-        merged, left = _parted_by_image(graph, spec, point, best, effort)
+        merged, left = _parted_by_image(graph, spec, point, best, rows, sizes, effort)
     goes_to = graph.op("Gather", [into, merged], f"{name}/goes_to", axis=0)
     # 1 where a token of the second set takes one of the first in: [S, C].
     if varies(sizes):
@@ -147,7 +147,7 @@ def _parted(graph: Graph, name: str, best: str, first: int, count: int) -> tuple
 
 
 def _parted_by_image(
-    graph: Graph, spec: ProgramSpec, point: MergeSpec, best: str, effort: str | None
+    graph: Graph, spec: ProgramSpec, point: MergeSpec, best: str, rows: int, sizes: Sizes | None, effort: str | None
 ) -> tuple[str, str]:
     """Return the same where the first set, or how many of it are merged, is counted while the model runs."""
     name = f"merge.{point.after}"
@@ -155,18 +155,53 @@ def _parted_by_image(
     graph.ops("TopK", [best, everything], [f"{name}/ordered", f"{name}/order"], axis=0)
     count = graph.const(f"{name}/least", [point.fewest])
     if point.threshold is not None:
-        count = _count(graph, spec, point, f"{name}/ordered", count, effort)
+        numbers = _numbers(graph, point, rows, sizes)
+        count = _count(graph, spec, point, f"{name}/ordered", count, numbers, effort)
     start, end, axis = (graph.const(n, v) for n, v in (("from_start", [0]), ("to_end", [ALL]), ("axis_0", [0])))
     merged = graph.op("Slice", [f"{name}/order", start, count, axis], f"{name}/merged")
     rest = graph.op("Slice", [f"{name}/order", count, end, axis], f"{name}/left_by_score")
-    sizes = graph.op("Shape", [rest], f"{name}/rest")
-    graph.ops("TopK", [rest, sizes], [f"{name}/left", f"{name}/left_order"], axis=0, largest=0)
+    others = graph.op("Shape", [rest], f"{name}/rest")
+    graph.ops("TopK", [rest, others], [f"{name}/left", f"{name}/left_order"], axis=0, largest=0)
     return merged, f"{name}/left"
 
 
-def _count(graph: Graph, spec: ProgramSpec, point: MergeSpec, ordered: str, least: str, effort: str | None) -> str:
+def _numbers(graph: Graph, point: MergeSpec, rows: int, sizes: Sizes | None) -> tuple[str, str]:
+    """Return the places of the last pair of every number of pairs but the least, and what each is more than the last.
+
+    Where whole tiles of rows are to be left, and rows are counted when the model runs, by what they are beyond tiles.
+    """
+    name, by_rows = f"merge.{point.after}", point.whole and varies(sizes)
+    found = [np.array(pair_counts(point, before)) for before in (range(point.step) if by_rows else [rows])]
+    most = max(map(len, found)) - 1
+    # A number that there is not adds nothing, whatever it is compared with.
+    last = np.stack([np.pad(counts[1:] - 1, (0, most + 1 - len(counts))) for counts in found])
+    steps = np.stack([np.pad(np.diff(counts), (0, most + 1 - len(counts))) for counts in found])
+    if not by_rows:
+        return graph.const(f"{name}/last", last[0]), graph.const(f"{name}/steps", steps[0])
+    assert sizes is not None
+    # The rest of a division: OpenVINO folds `Mod` of a number that it knows the most of into the rest of that.
+    tiles = graph.op("Div", [sizes.rows, graph.const(f"{name}/tile", [point.step])], f"{name}/tiles")
+    whole = graph.op("Mul", [tiles, graph.const(f"{name}/minus_tile", [-point.step])], f"{name}/minus_whole")
+    past = graph.op("Add", [sizes.rows, whole], f"{name}/past_tiles")
+    place = graph.op("Squeeze", [past, graph.const("axis_0", [0])], f"{name}/row")
+    tables = (
+        (part, graph.const(f"{name}/{part}_by_rows", table)) for part, table in (("last", last), ("steps", steps))
+    )
+    chosen = [graph.op("Gather", [table, place], f"{name}/{part}", axis=0) for part, table in tables]
+    return chosen[0], chosen[1]
+
+
+def _count(
+    graph: Graph,
+    spec: ProgramSpec,
+    point: MergeSpec,
+    ordered: str,
+    least: str,
+    numbers: tuple[str, str],
+    effort: str | None,
+) -> str:
     """Return how many pairs are merged, int64 `[1]`: of the numbers there are, the largest that all are above."""
-    name, counts = f"merge.{point.after}", np.array(pair_counts(point))
+    name, (last, steps) = f"merge.{point.after}", numbers
     assert point.threshold is not None
     limit = graph.const(f"{name}/threshold", np.array(spec.dim * point.threshold, dtype=np.float32))
     if effort is not None:
@@ -176,10 +211,8 @@ def _count(graph: Graph, spec: ProgramSpec, point: MergeSpec, ordered: str, leas
     if (short := point.count - halves(fewest_before(spec, point))[0]) > 0:
         never = graph.const(f"{name}/never", np.full(short, -np.inf, dtype=np.float32))
         ordered = graph.op("Concat", [ordered, never], f"{name}/ordered_and_never", axis=0)
-    last = graph.const(f"{name}/last", counts[1:] - 1)
     values = graph.op("Gather", [ordered, last], f"{name}/last_values", axis=0)
     above = graph.op("Greater", [values, limit], f"{name}/above")
-    steps = graph.const(f"{name}/steps", counts[1:] - counts[:-1])
     more = graph.op("Where", [above, steps, graph.const("none", [0])], f"{name}/more")
     more = graph.op("ReduceSum", [more, graph.const("axis_0", [0])], f"{name}/more_pairs", keepdims=1)
     return graph.op("Add", [more, least], f"{name}/pairs") if point.least else more

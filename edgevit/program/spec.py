@@ -107,7 +107,8 @@ class MergeSpec:
 
     Without a `threshold` these are the `count` best pairs. With one their number follows the image: pairs whose cosine
     is above `threshold` + `tokens.MERGE_EFFORT` x effort, but at least `least` and at most `count` of them, best first,
-    in steps of `step` (`tokens.pair_counts`).
+    and of the numbers between these one that leaves a multiple of `step` as rows (`tokens.pair_counts`). Without
+    `whole`, as Programs had it before, that number of pairs is itself a multiple of `step`, or `count`.
 
     Pairs are ranked by the product of their normalised rows over the width, the cosine. With `shift` the point has a
     row `<after>.merge.shift` `[dim]`, which is taken from the normalised rows first: tokens that matter then look less
@@ -122,6 +123,7 @@ class MergeSpec:
     least: int = 0
     threshold: float | None = None
     step: int = 8
+    whole: bool = False
     shift: bool = False
     rule: MergeRule = "bipartite"
 

@@ -14,12 +14,11 @@ from itertools import product
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import merge_branches, merge_faults, most_left
+from edgevit.program.tokens import TILE, merge_branches, merge_faults, most_left
 
 MOST_POINTS = 4  # every point costs time beside its MACs
 # Of the dense model's MACs: below it merging alone loses more accuracy than pruning a part away first.
 LEAST_MERGED = 0.5
-TILE = 16  # rows that runtimes compute together
 GIVEN_AWAY = 0.01  # of the dense model's MACs, at most, for whole tiles
 
 

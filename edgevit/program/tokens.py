@@ -2,8 +2,8 @@
 
 A plan is written `4:60,8:60`: after block 4 merge 60 pairs of tokens, after block 8 another 60. `4:10-98@0.8` merges as
 many pairs after block 4 as are alike in this image, those with a cosine above 0.8, but at least 10 and at most 98, and
-of the numbers between them a multiple of the point's step. Of an image with few tokens left half are merged at most,
-whatever its point allows.
+of those only so many that whole tiles of rows are left, as runtimes compute products in tiles (`MergeSpec.whole`). Of
+an image with few tokens left half are merged at most, whatever its point allows.
 Blocks count from 1; a block's point lies between its MHSA and its FFN, as ToMe (arXiv 2210.09461) has it.
 
 How many tokens are left after each point is what a run's output `tokens` says, and `left` here: patch tokens, a number
@@ -24,8 +24,11 @@ from edgevit.util import limits, strict_json
 
 LEAST_PATCHES = 2  # what has to be left to be mixed
 MERGE_EFFORT = 0.1  # cosine that a unit of effort adds to every threshold
-# Pairs by which images differ at least: every number of rows is a shape that runtimes prepare and memory is proven for.
+TILE = 16  # rows that runtimes compute together
+# Pairs by which images differed at least where they were counted instead of rows (`MergeSpec.whole`).
 MERGE_STEP = 8
+FEW = 8  # tiles that a model has at least: those of one with few patches are smaller
+# Every number of rows is a shape that runtimes prepare and memory is proven for.
 MOST_COUNTS = 14  # numbers of pairs that a point may have of which half of all patches can merge
 Left = Sequence[int] | np.ndarray | None
 _NUMBER = r"-?(?:\d{1,3}(?:\.\d{1,20})?|\.\d{1,20})(?:e-\d{1,2})?"
@@ -52,7 +55,7 @@ def fewest_left(spec: ProgramSpec) -> tuple[int, ...]:
     for point in spec.merges:
         # Numbers in steps: of one token more a few less may be left, but no longer two steps further on.
         there = range(fewest, min(most, fewest + 2 * point.step) + 1)
-        fewest = min(left - most_pairs(point, left) for left in there)
+        fewest = min(left - most_pairs(spec, point, left) for left in there)
         most -= point.fewest
         found.append(fewest)
     return tuple(found)
@@ -62,15 +65,23 @@ def cheapest_left(spec: ProgramSpec) -> tuple[int, ...]:
     """Return the patch tokens after every point of an image that merges as many as it may at each."""
     left, found = spec.patches, []
     for point in spec.merges:
-        left -= most_pairs(point, left)
+        left -= most_pairs(spec, point, left)
         found.append(left)
     return tuple(found)
 
 
-def most_pairs(point: MergeSpec, patches: int) -> int:
+def most_pairs(spec: ProgramSpec, point: MergeSpec, patches: int) -> int:
     """Return how many pairs a point can merge of so many patch tokens: one of `pair_counts`, the first set at most."""
     first = halves(patches)[0]
-    return point.count if point.count <= first else max(first - first % point.step, point.fewest)
+    if not point.whole and point.count <= first:
+        return point.count
+    limit = min(first, point.count)
+    return max(limit - (limit - past_tiles(point, spec.stem.prefix + patches)) % point.step, point.fewest)
+
+
+def past_tiles(point: MergeSpec, rows: int) -> int:
+    """Return by how many pairs the numbers of a point lie beyond multiples of its step, of so many rows before it."""
+    return rows % point.step if point.whole else 0
 
 
 def _left_after(spec: ProgramSpec, left: Left) -> tuple[int, ...]:
@@ -81,18 +92,27 @@ def _left(patches: int, pairs: Sequence[int]) -> tuple[int, ...]:
     return tuple(patches - sum(pairs[: index + 1]) for index in range(len(pairs)))
 
 
-def pair_counts(point: MergeSpec) -> tuple[int, ...]:
-    """Return how many pairs a point can merge, from `fewest` to `count`: multiples of its step between them.
+def pair_counts(point: MergeSpec, rows: int) -> tuple[int, ...]:
+    """Return how many pairs a point can merge of so many token rows, from `fewest` to `count`.
 
-    Of as many pairs as are alike enough the largest of these is merged, otherwise the first.
+    Of the numbers between them those that leave multiples of its step as rows; where pairs are counted (no `whole`)
+    multiples of it, and `count` itself. Of as many pairs as are alike enough the largest of these is merged, otherwise
+    the first. An image that has fewer pairs than one of them never merges that.
     """
-    between = range(point.fewest + point.step - point.fewest % point.step, point.count, point.step)
-    return tuple(sorted({point.fewest, *between, point.count}))
+    past = past_tiles(point, rows)
+    least = point.fewest + point.step - (point.fewest - past) % point.step
+    end = point.count + 1 if point.whole else point.count
+    return tuple(sorted({point.fewest, *range(least, end, point.step), *([] if point.whole else [point.count])}))
 
 
 def merge_step(patches: int) -> int:
-    """Return the step of points that follow the image in a model of so many patches: a multiple of `MERGE_STEP`."""
-    return MERGE_STEP * max(-(-half_of(patches) // (MERGE_STEP * (MOST_COUNTS - 1))), 1)
+    """Return the rows of a tile in points that follow the image, in a model of so many patches.
+
+    `TILE` or a multiple of it, so that a point has at most `MOST_COUNTS` numbers; a part of it where patches are few.
+    """
+    if patches < FEW * TILE:
+        return max(1 << max(patches // FEW, 1).bit_length() - 1, 2)
+    return TILE * max(-(-half_of(patches) // (TILE * (MOST_COUNTS - 2))), 1)
 
 
 def fewest_before(spec: ProgramSpec, point: MergeSpec) -> int:
@@ -141,10 +161,10 @@ def merge_faults(spec: ProgramSpec) -> list[str]:
             return [*faults, f"tokens are merged after {name}, which is no branch"]
         if place <= last:
             return [*faults, f"points where tokens are merged must be in the order of the branches, one each: {name}"]
-        largest = max(MERGE_STEP, spec.patches)
-        if not MERGE_STEP <= point.step <= largest:
+        smallest, largest = 1 if point.whole else MERGE_STEP, max(MERGE_STEP, spec.patches)
+        if not smallest <= point.step <= largest:
             said = f"pairs after {name} come in steps of {point.step:.6g}"
-            return [*faults, f"{said}; allowed: {MERGE_STEP} to {largest}"]
+            return [*faults, f"{said}; allowed: {smallest} to {largest}"]
         if fault := _count_fault(spec, point, name, fewest, most):
             return [*faults, fault]
         faults += _threshold_faults(point, name)
@@ -167,8 +187,15 @@ def _count_fault(spec: ProgramSpec, point: MergeSpec, name: str, fewest: int, mo
             allowed = f"allowed: 1 to {half}, half of them" if half > 0 else f"{LEAST_PATCHES} have to be left"
             where = f"there are {there}" + (f" {bound}" if fewest != most or spec.adaptive else "")
             return f"{count} tokens are merged after {name}, where {where}; {allowed}"
-    if fewest - most_pairs(point, fewest) < LEAST_PATCHES:
+    if fewest - most_pairs(spec, point, fewest) < LEAST_PATCHES:
         return f"an image may have {fewest} tokens where they are merged after {name}; {LEAST_PATCHES} have to be left"
+    rows = spec.stem.prefix + most
+    if point.threshold is not None and point.least < point.count and len(pair_counts(point, rows)) == 1:
+        enough = pair_counts(replace(point, count=point.least + point.step), rows)[-1]
+        return (
+            f"{point.count} tokens at most are merged after {name}, which leaves no multiple of {point.step} of {rows} "
+            f"rows; allowed: {enough} or more"
+        )
     return ""
 
 
@@ -233,7 +260,12 @@ def read_plan(text: str, spec: ProgramSpec) -> tuple[MergeSpec, ...]:
             least, most, threshold = int(found[3]), int(found[4]), float(found[5])
             points.append(
                 MergeSpec(
-                    after=names[block - 1], count=most, least=least, threshold=threshold, step=merge_step(spec.patches)
+                    after=names[block - 1],
+                    count=most,
+                    least=least,
+                    threshold=threshold,
+                    step=merge_step(spec.patches),
+                    whole=True,
                 )
             )
     return tuple(points)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevit.program.spec import MergeSpec, ProgramSpec
-from edgevit.program.tokens import MERGE_EFFORT, pair_counts
+from edgevit.program.tokens import MERGE_EFFORT
 
 Sizes = Tensor | None  # how many patches each token stands for, `[B, N, 1]`, 0 = no token; None: one each
 
@@ -69,7 +69,7 @@ def merge_traced(
     first, second = x[:, prefix::2], x[:, prefix + 1 :: 2]
     first_sizes, second_sizes = weights[:, prefix::2], weights[:, prefix + 1 :: 2]
     best, into = match(rows_to_compare(x, spec, shift), weights[:, prefix:, 0] > 0)
-    merged, valid = chosen(best, pairs(best, point, spec, effort, share))
+    merged, valid = chosen(best, pairs(best, patches_left(weights, prefix), point, spec, effort, share))
     # How many patches each token of the second set takes in from each that is merged: [B, S, C].
     places = torch.arange(second.shape[1], device=x.device)
     moved = pick(first_sizes, merged) * valid[..., None]
@@ -131,15 +131,22 @@ def match(tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     return best, into
 
 
-def pairs(best: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0, share: float = 1.0) -> Tensor:
-    """Return how many pairs are merged in every image, int64 `[B]`, from the products `[B, F]` of normalised rows."""
+def pairs(
+    best: Tensor, patches: Tensor, point: MergeSpec, spec: ProgramSpec, effort: float = 0.0, share: float = 1.0
+) -> Tensor:
+    """Return how many pairs are merged in every image, int64 `[B]`: of `share` of the numbers that the point has.
+
+    `best` are products `[B, F]` of normalised rows, `patches` the patch tokens of every image, integers `[B]`.
+    """
+    least, most, step = int(share * point.fewest), int(share * point.count), max(int(share * point.step), 1)
     if point.threshold is None:
-        return torch.full((len(best),), int(share * point.count), device=best.device)
+        return torch.full((len(best),), most, device=best.device)
     # A row that LayerNorm gave has the length sqrt(D).
     limit = spec.dim * (point.threshold + MERGE_EFFORT * effort)
-    counts = torch.tensor([int(share * count) for count in pair_counts(point)], device=best.device)
-    above = (best > limit).sum(dim=1, keepdim=True)
-    return counts[(above >= counts[1:]).sum(dim=1)]
+    above = (best > limit).sum(dim=1).clamp(max=most)
+    past = (spec.stem.prefix + patches.long()) % step if point.whole else 0
+    found = (above - (above - past) % step).clamp(min=least)
+    return found if point.whole else torch.where(above == most, most, found)
 
 
 def chosen(best: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from edgevit.program.macs import run_macs, total_macs
 from edgevit.program.program import Program
 from tests.tiny import tiny_images, tiny_program
 
-PLAN = "1:0-6@0.3,2:0-4@0.3"
+PLAN = "1:0-6@0.5,2:0-4@0.5"
 
 
 def program(*, gated: bool = True, tokens: str = PLAN) -> Program:

@@ -26,10 +26,11 @@ ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
     {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:5,2:2-13@0.85,3:3", "prefix": 2, "qk_norm": True},
-    {"tokens": "1:5,2:2-13@1.1,3:3", "shift": True},
+    {"tokens": "1:5,2:2-27@1.1,3:3", "shift": True},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
     {"tokens": "1:0-32@0.86,2:0-16@0.8", "gated": True, "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
-    {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},  # in steps of 16
+    {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},  # in tiles of 16
+    {"tokens": "1:0-32@0.85,2:0-32@0.83", "stepped": True},
 )
 
 

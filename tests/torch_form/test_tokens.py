@@ -116,23 +116,49 @@ def test_rows_that_are_no_tokens_match_nothing() -> None:
 
 
 def test_effort_moves_the_threshold_between_the_fewest_and_the_most() -> None:
-    spec = tiny_spec(dim=4)
+    spec, patches = tiny_spec(dim=4), torch.tensor([50, 50])
     point = MergeSpec(after="b00_mhsa", count=21, least=1, threshold=0.5)
     # Cosines of 0.99, 0.96, ...: 17 are above 0.5, which are 16 in steps.
     best = 4 * torch.stack([0.99 - 0.03 * torch.arange(25), torch.full((25,), 0.4)])
-    counts = {effort: pairs(best, point, spec, effort).tolist() for effort in (0.0, 3.0, -3.0, torch.inf, -torch.inf)}
-    assert MERGE_EFFORT == 0.1 and pair_counts(point) == (1, 8, 16, 21)
+    efforts = (0.0, 3.0, -3.0, torch.inf, -torch.inf)
+    counts = {effort: pairs(best, patches, point, spec, effort).tolist() for effort in efforts}
+    assert MERGE_EFFORT == 0.1 and pair_counts(point, 51) == (1, 8, 16, 21)
     assert counts == {0.0: [16, 1], 3.0: [1, 1], -3.0: [21, 21], torch.inf: [1, 1], -torch.inf: [21, 21]}
-    assert pairs(best, replace(point, threshold=0.38), spec).tolist() == [21, 21]  # all that there may be: no step
+    # All that there may be: no step.
+    assert pairs(best, patches, replace(point, threshold=0.38), spec).tolist() == [21, 21]
+    # Of 51 rows 48, 40 or 32 are left, of 48 (one token of the prefix) too, by numbers of their own.
+    tiles, patches = replace(point, whole=True), torch.tensor([50, 47])
+    assert pair_counts(tiles, 51) == (1, 3, 11, 19) and pair_counts(tiles, 48) == (1, 8, 16)
+    counts = {effort: pairs(best, patches, tiles, spec, effort).tolist() for effort in efforts}
+    assert counts == {0.0: [11, 1], 3.0: [3, 1], -3.0: [19, 16], torch.inf: [1, 1], -torch.inf: [19, 16]}
     fixed = MergeSpec(after="b00_mhsa", count=5)
-    assert pairs(best, fixed, spec, torch.inf).tolist() == pairs(best, fixed, spec, -9.0).tolist() == [5, 5]
+    for effort in (torch.inf, -9.0):
+        assert pairs(best, patches, fixed, spec, effort).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_merge_the_largest_number_that_there_is(whole: bool) -> None:
+    rng, spec = np.random.default_rng(0), tiny_spec(dim=4, image=(112, 112))
+    for _ in range(200):
+        patches, step = int(rng.integers(20, 197)), int(rng.integers(8, 30))
+        first = (patches + 1) // 2
+        count = int(rng.integers(1, first + 10))
+        least = int(rng.integers(0, min(count, first)))
+        point = MergeSpec(after="b00_mhsa", count=count, least=least, threshold=0.0, step=step, whole=whole)
+        above = rng.integers(0, first + 1, 6)
+        best = torch.from_numpy(np.where(np.arange(first) < above[:, None], 1.0, -1.0))
+        got = pairs(best, torch.full((6,), patches), point, spec).tolist()
+        allowed = pair_counts(point, 1 + patches)
+        assert got == [max([least, *(n for n in allowed if n <= found)]) for found in above]
+        if whole:
+            assert all((1 + patches - n) % step == 0 for n in got if n > least)
 
 
 ADAPTIVE: tuple[dict[str, Any], ...] = (
     {"tokens": "1:0-27@0.85,2:3-17@0.8,3:1"},
     {"tokens": "1:0-32@0.85,2:0-32@0.83,3:0-32@0.85"},
     {"tokens": "1:2-32@0.85,3:0-13@0.85", "gated": True, "gate_pool": "mean", "prefix": 0, "skip": True},
-    {"tokens": "1:0-24@0.85,2:9", "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
+    {"tokens": "1:0-24@0.85,2:9", "stepped": True, "gated": True, "gate_pool": "mean", "prefix": 2, "head_prefix": 2},
     {"tokens": "1:0-32@0.86,2:0-16@0.8", "prefix": 3, "pool": "mean", "skip": True, "removed": ("b01_ffn", "b02_mhsa")},
 )
 

@@ -75,7 +75,7 @@ def test_a_reference_merges_the_pairs_that_it_is_given(program: Program) -> None
     other = Build(lowest_first(assemble(program)))
     answer, pairs = other.merged(IMAGES[:1], 0.0)
     given = reference(IMAGES[:1], 0.0, pairs)
-    assert np.abs(answer.logits - plain[0]).max() > 0.01
+    assert np.abs(answer.logits - plain[0]).max() > 5e-3
     np.testing.assert_allclose(given[0], answer.logits, atol=1e-4)
 
 
@@ -124,7 +124,7 @@ def uncounted(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lowest_first, rf"the build merges 11 of 32 tokens|{OTHERS}"),
+        (lowest_first, rf"the build merges 8 of 32 tokens|{OTHERS}"),
         (worst_partner, r"give away a cosine of up to"),
         (unlike_norm, OTHERS),
     ],

@@ -51,7 +51,9 @@ def test_margins_say_what_the_number_of_pairs_is() -> None:
     for effort in (0.0, 0.5, -0.5):
         logits, gates, _, points = reference(IMAGES[:1], effort)
         assert logits.shape == (1, 10) and gates.all() and [p.branch for p in points] == [0, 2, 4]
-        assert [p.counts for p in points] == [(0, 8, 16, 24, 32), (3, 8, 16, 24, 30), (1,)]
+        # Of 65 rows 64, 56, ... are left; of those again multiples of 8, or 3 fewer.
+        second = (3, 9, 17, 25) if points[0].left == 64 else (3, 8, 16, 24)
+        assert [p.counts for p in points] == [(0, 1, 9, 17, 25), second, (1,)]
         patches = PROGRAM.spec.patches
         for point in points:
             assert point.counts[int((point.margins > 0).sum())] == patches - point.left
@@ -129,9 +131,9 @@ def test_use_of_tokens_is_told_by_mean_and_percentiles() -> None:
     assert use.images == 3 and use.macs.mean == pytest.approx(np.mean(macs))
     assert (use.macs.low, use.macs.high) == pytest.approx(tuple(np.percentile(macs, (10, 90))))
     assert [(p.after, p.most, p.fewest) for p in use.points] == [
-        ("b00_mhsa", 64, 32),
-        ("b01_mhsa", 61, 16),
-        ("b02_mhsa", 60, 15),
+        ("b00_mhsa", 64, 39),
+        ("b01_mhsa", 61, 23),
+        ("b02_mhsa", 60, 22),
     ]
     assert use.points[0].left.mean == pytest.approx(157 / 3)
 

@@ -167,6 +167,17 @@ def _add(node: _Node) -> tuple[Value, ...]:
     return (replace(value, data=np.asarray(most), least=np.asarray(least)),)
 
 
+def _scale(node: _Node) -> tuple[Value, ...]:
+    """Multiply, or divide; integers that shapes depend on and none of which is negative only by a constant."""
+    (value,) = _broadcast(node)
+    number, by = node.first(), node.first(1)
+    if number.data is None or by.data is None or by.least is not None:
+        return (value,)
+    of = np.multiply if node.op == "Mul" else np.floor_divide
+    ends = [np.broadcast_to(of(limit, by.data), value.shape) for limit in _limits(number)]
+    return (replace(value, data=np.maximum(*ends), least=np.minimum(*ends)),)
+
+
 def _cast(node: _Node) -> tuple[Value, ...]:
     return (Value(node.first().shape, int(node.attributes["to"])),)
 
@@ -234,9 +245,11 @@ def _reshape(node: _Node) -> tuple[Value, ...]:
 
 
 def _squeeze(node: _Node) -> tuple[Value, ...]:
-    shape, axes = node.first().shape, node.ints(1, "axes")
-    gone = [i for i, n in enumerate(shape) if n == 1] if axes is None else [a % len(shape) for a in axes]
-    return (Value(tuple(n for i, n in enumerate(shape) if i not in gone), node.first().kind),)
+    value, axes = node.first(), node.ints(1, "axes")
+    gone = [i for i, n in enumerate(value.shape) if n == 1] if axes is None else [a % len(value.shape) for a in axes]
+    left = tuple(n for i, n in enumerate(value.shape) if i not in gone)
+    data, least = (None if limit is None else limit.reshape(left) for limit in (value.data, value.least))
+    return (Value(left, value.kind, data, least),)
 
 
 def _unsqueeze(node: _Node) -> tuple[Value, ...]:
@@ -265,9 +278,15 @@ def _split(node: _Node) -> tuple[Value, ...]:
 
 
 def _gather(node: _Node) -> tuple[Value, ...]:
-    shape, indices = node.first().shape, node.first(1).shape
-    axis = int(node.attributes.get("axis", 0)) % len(shape)
-    return (Value((*shape[:axis], *indices, *shape[axis + 1 :]), node.first().kind),)
+    """Pick rows; of a table of constants the limits are those of all rows that a computed place may name."""
+    table, place = node.first(), node.first(1)
+    axis = int(node.attributes.get("axis", 0)) % len(table.shape)
+    value = Value((*table.shape[:axis], *place.shape, *table.shape[axis + 1 :]), table.kind)
+    if axis or place.shape or place.least is None or table.data is None or table.least is not None:
+        return (value,)
+    first, last = (int(np.clip(limit, 0, len(table.data) - 1)) for limit in _limits(place))
+    rows = table.data[first : last + 1]
+    return (replace(value, data=rows.max(axis=0), least=rows.min(axis=0)),)
 
 
 def _slice(node: _Node) -> tuple[Value, ...]:
@@ -345,8 +364,10 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "Log", "LayerNormalization"), _same
     ),
-    **dict.fromkeys(("Sub", "Mul", "Div"), _broadcast),
+    "Sub": _broadcast,
     "Add": _add,
+    "Mul": _scale,
+    "Div": _scale,
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
     **dict.fromkeys(("MatMul", "FusedMatMul"), _matmul),
     **dict.fromkeys(("ReduceMean", "ReduceMax"), _reduce),

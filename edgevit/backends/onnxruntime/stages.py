@@ -153,11 +153,11 @@ class _Cut:
         taken = self._maker(str(self._maker(name).input[0]))
         steps = values[taken.output[0]].data
         assert steps is not None
-        sums = np.cumsum(steps)
         last, scores = self._compared(taken, values)
-        if scores is not None and (np.diff(last) > 0).all():
-            sums = sums[: int((last < scores).sum())]
-        return (0, *map(int, sums))
+        there = steps > 0  # a row of a table that is shorter than others ends with zeros
+        if scores is not None and (np.diff(last[there]) > 0).all():
+            there &= last < scores
+        return (0, *map(int, np.cumsum(steps[there])))
 
     def _compared(self, taken: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[np.ndarray, int | None]:
         """Return which scores of a list each step needs, and how many there are; None where this is not known.

@@ -62,9 +62,11 @@ def _corners(model: Any) -> list[dict[str, int]]:
 
 
 def _most(count: Any) -> int:
-    """Return the sum of all steps that a count can take."""
-    select = count.input_value(0).get_node()
-    return int(select.input_value(1).get_node().get_data().sum())
+    """Return the sum of all steps that a count can take; of those that a table has for some rows the most."""
+    steps = count.input_value(0).get_node().input_value(1).get_node()
+    if steps.get_type_name() == "Gather":
+        steps = steps.input_value(0).get_node()
+    return int(steps.get_data().sum(axis=-1).max())
 
 
 def _counted(model: Any, counts: Mapping[str, int]) -> Any:

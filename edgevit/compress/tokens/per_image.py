@@ -20,7 +20,6 @@ from edgevit.compress.tokens.reserve import Reserve, opened
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.program.spec import MergeSpec, ProgramSpec, shift_name
-from edgevit.program.tokens import pair_counts
 from edgevit.torch_form import tokens
 from edgevit.torch_form.stream import step_branch
 from edgevit.torch_form.vit import Vit
@@ -58,6 +57,7 @@ def follow_images(
     begun = _begin(model, work, reserve)
     whole = total_macs(replace(spec, merges=()))
     low, high, found, factor = 0.0, MOST_FACTOR, None, 1.0
+    before = (0.0, 0.0)  # the factor tried last, and the MACs that it saved
     for _ in range(PASSES):
         tried, left = _thresholds(model, free, [p.count for p in spec.merges], factor, begun)
         tried = replace(tried, merges=(*lead, *tried.merges))
@@ -68,8 +68,11 @@ def follow_images(
                 break
         else:
             low = factor
-        # What is saved is about as many MACs for every pair.
-        factor *= (whole - budget_macs + TOLERANCE / 2 * whole) / max(whole - mean, 1)
+        # Where points merge half already, a pair more asked for saves less than those before: so along the secant.
+        tried_last, saved = (factor, whole - mean), whole - mean - before[1]
+        wanted = mean - budget_macs + TOLERANCE / 2 * whole
+        factor += wanted * (factor - before[0]) / saved if saved else np.inf
+        before = tried_last
         if not low < factor < high:
             factor = (low + high) / 2
     return found
@@ -101,7 +104,8 @@ def _thresholds(
         place = _place(spec, point)
         shift = model.array(shift_name(point)) if point.shift else None
         best = [tokens.likeness(x, sizes, spec, shift) for x, sizes in streams]
-        threshold = _threshold(best, point, factor * count, spec.dim)
+        there = torch.cat([_patches(x, sizes, spec) for x, sizes in streams])
+        threshold = _threshold(best, there, point, factor * count, spec)
         merges.append(replace(point, threshold=threshold))
         merged = [tokens.merge(x, sizes, merges[-1], spec, 0.0, shift) for x, sizes in streams]
         left.append(torch.cat([tokens.patches_left(sizes, spec.stem.prefix) for _, sizes in merged]).numpy())
@@ -109,19 +113,27 @@ def _thresholds(
     return replace(spec, merges=tuple(merges)), np.stack(left, axis=1)
 
 
-def _threshold(best: list[Tensor], point: MergeSpec, wanted: float, dim: int) -> float:
-    """Return the threshold above which images merge `wanted` pairs on average, by products `[B, F]` of rows."""
+def _threshold(best: list[Tensor], patches: Tensor, point: MergeSpec, wanted: float, spec: ProgramSpec) -> float:
+    """Return the threshold above which images of so many patches merge `wanted` pairs on average.
+
+    `best` are products `[B, F]` of rows, and `patches` those of all images, `[n]`.
+    """
     most = max(b.shape[1] for b in best)
-    scores = torch.cat([F.pad(b, (0, most - b.shape[1]), value=-torch.inf) for b in best]) / dim
-    allowed = torch.tensor(pair_counts(point))
-    there = scores[scores.isfinite()]
-    low, high = float(there.min()) - 1e-3, float(there.max())
+    products = torch.cat([F.pad(b, (0, most - b.shape[1]), value=-torch.inf) for b in best])
+    scores = products[products.isfinite()] / spec.dim
+    low, high = float(scores.min()) - 1e-3, float(scores.max())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        above = (scores > middle).sum(dim=1, keepdim=True)
-        mean = float(allowed[(above >= allowed[1:]).sum(dim=1)].float().mean())
+        mean = float(tokens.pairs(products, patches, replace(point, threshold=middle), spec).float().mean())
         low, high = (middle, high) if mean > wanted else (low, middle)
     return high
+
+
+def _patches(x: Tensor, sizes: tokens.Sizes, spec: ProgramSpec) -> Tensor:
+    """Return how many patch tokens every image of a stream has, `[B]`."""
+    if sizes is None:
+        return torch.full((len(x),), spec.patches, dtype=torch.int32)
+    return tokens.patches_left(sizes, spec.stem.prefix)
 
 
 def _place(spec: ProgramSpec, point: MergeSpec) -> int:

@@ -68,7 +68,8 @@ def opened(spec: ProgramSpec, most: float = np.inf) -> ProgramSpec:
     """
     counts = [int(min(half_of(spec.patches), most * point.count)) for point in spec.merges]
     step = merge_step(spec.patches)
-    merges = (replace(p, count=n, least=0, threshold=0.0, step=step) for p, n in zip(spec.merges, counts, strict=True))
+    free = zip(spec.merges, counts, strict=True)
+    merges = (replace(p, count=n, least=0, threshold=0.0, step=step, whole=True) for p, n in free)
     return replace(spec, merges=tuple(merges))
 
 
@@ -78,7 +79,8 @@ def _place(spec: ProgramSpec) -> MergeSpec | None:
     if reach(spec) <= REACH or spec.merges[0].after not in names:
         return None
     for name in reversed(names[: names.index(spec.merges[0].after)]):
-        point = MergeSpec(after=name, count=half_of(spec.patches), threshold=0.0, step=merge_step(spec.patches))
+        step = merge_step(spec.patches)
+        point = MergeSpec(after=name, count=half_of(spec.patches), threshold=0.0, step=step, whole=True)
         wider = replace(spec, merges=(point, *spec.merges))
         if merge_faults(wider):
             break
@@ -89,10 +91,10 @@ def _place(spec: ProgramSpec) -> MergeSpec | None:
 
 
 def _last_of_a_step(model: Vit, x: Tensor, point: MergeSpec, shift: Tensor | None) -> float:
-    """Return the largest product that lets an image merge any pair: that of the last pair of the first step."""
+    """Return the largest product that lets an image merge any pair: that of the last pair of the least number."""
     for branch in model.spec.branches:
         x = step_branch(model, branch, x)
         if branch.name == point.after:
             break
     best = tokens.likeness(x, None, model.spec, shift).sort(dim=1, descending=True).values
-    return float(best[:, pair_counts(point)[1] - 1].max())
+    return float(best[:, pair_counts(point, model.spec.tokens)[1] - 1].max())

@@ -33,7 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gates on the mean": {"tokens": "1:1-30@0.84,2:1-15@0.85", "gated": True, "skip": True, "gate_pool": "mean"},
     "fixed before and after": {"tokens": "1:7,2:2-23@0.8,3:3", "prefix": 2, "head_prefix": 2, "qk_norm": True},
     "mean head": {"tokens": "1:1-31@0.85,3:1-15@0.85", "prefix": 0, "dim": 36, "heads": 3, "hidden": 50},
-    "steps of 16": {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},
+    "tiles of 16": {"tokens": "1:0-128@0.83,2:0-128@0.85", "image": (128, 128)},
+    "steps of 8": {"tokens": "1:0-32@0.84,2:3-32@0.84", "stepped": True},
 }
 
 

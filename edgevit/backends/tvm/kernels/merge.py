@@ -75,12 +75,13 @@ class Pairs:
     """How many pairs a point merges: `count`, the best ones.
 
     With a `limit` as many as have a product above `limit` + `gain` x effort, but at least `least`, at most `count`, and
-    of the numbers between them a multiple of `step`.
+    of the numbers between them one that leaves a multiple of `step` as rows; without `whole` a multiple itself.
     """
 
     count: int
     least: int = 0
     step: int = 1
+    whole: bool = False
     limit: float | None = None
     gain: float = 0.0
 
@@ -191,7 +192,7 @@ def merge(
         with phase(), code.alone():
             point.rank(first)
             if after is not None:
-                merged = pairs.count if pairs.limit is None else point.pairs(first, pairs, effort[()])
+                merged = pairs.count if pairs.limit is None else point.pairs(first, patches, pairs, effort[()])
                 code.store(tokens, after.point, integer(patches - merged))
             point.place(first, second, count())
         with phase():
@@ -323,7 +324,7 @@ class _Merge:
                 before.set(before.value + tirx.Select(best > own, one, equal))
             code.store_vector(self.memory, work.order.offset + v * lanes, before.value, lanes)
 
-    def pairs(self, first: Any, pairs: Pairs, effort: Any) -> Any:
+    def pairs(self, first: Any, patches: Any, pairs: Pairs, effort: Any) -> Any:
         """How many pairs are merged in this image."""
         code, above = self.code, self.code.register(integer(0))
         assert pairs.limit is not None
@@ -332,6 +333,10 @@ class _Merge:
             best = load(self.memory, self.work.best.offset + index)
             above.set(above.value + tirx.Cast("int32", best > limit))
         found = code.let(above.value)
+        if pairs.whole:
+            rows = code.let(patches + self.prefix - smaller(found, pairs.count))
+            left = whole(rows + (pairs.step - 1), pairs.step) * pairs.step
+            return code.let(larger(patches + self.prefix - left, pairs.least))
         stepped = larger(whole(found, pairs.step) * pairs.step, pairs.least)
         return code.let(tirx.Select(found >= integer(pairs.count), integer(pairs.count), stepped))
 

@@ -61,4 +61,4 @@ def _pairs(point: MergeSpec, dim: int) -> Pairs:
     if point.threshold is None:
         return Pairs(count=point.count)
     limit, gain = dim * point.threshold, dim * MERGE_EFFORT
-    return Pairs(count=point.count, least=point.least, step=point.step, limit=limit, gain=gain)
+    return Pairs(count=point.count, least=point.least, step=point.step, whole=point.whole, limit=limit, gain=gain)
