@@ -19,7 +19,7 @@ from edgevit.backends.tvm.codegen.schedules import Isa, Tile, panels
 # and waiting for it takes 3.7 us, and in twice that a thread does so many.
 WORTH = 40_000
 CLEARLY = 0.97  # of the largest part: what a part of a tile in every block is worth
-# Of a vector in LayerNorm's three passes, and of a pixel that is copied, with what it takes to have it from another core.
+# Of a vector in LayerNorm's three passes, and of a pixel that is copied, and would else come from another core.
 NORM_STEPS, PIXEL_STEPS = 20, 20
 
 

@@ -129,9 +129,9 @@ def attention(
 ) -> Any:
     """Return what `attention_int8.attention` does; `tile` is that of the product with the values."""
 
-    def head(code: Code, memory: Any, values: Any, column: Any) -> _InRegisters:
+    def head(code: Code, memory: Any, values: Any, column: Any) -> InRegisters:
         threads = attention_threads(isa, heads)
-        made = _InRegisters(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
+        made = InRegisters(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
         made.isa = isa
         return made
 
@@ -139,7 +139,7 @@ def attention(
     return attend(isa, arena, blob, heads, block, head, alive, apart=work.apart > 0, measured=True)
 
 
-class _InRegisters(Attention):
+class InRegisters(Attention):
     """One head; of keys, so many `vectors` are multiplied with."""
 
     isa: Isa
