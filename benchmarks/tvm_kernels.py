@@ -82,7 +82,7 @@ def callable_kernels(functions: Mapping[str, Any], isa: Any) -> dict[str, Callab
     from edgevit.backends.tvm.compile.passes import compile_kernels
     from edgevit.backends.tvm.run.runner import aligned
 
-    made, draw = compile_kernels(functions, isa.target), np.random.default_rng(0)
+    made, draw = compile_kernels(dict(functions), isa.target), np.random.default_rng(0)
 
     def given(parameter: Any) -> Any:
         shape, kind = tuple(int(extent) for extent in parameter.shape), np.dtype(str(parameter.dtype))
