@@ -8,7 +8,7 @@ from typing import Any
 from edgevit.backends.tvm.codegen.code import Code, integer, joined, larger, load_vector, smaller, whole
 from edgevit.backends.tvm.codegen.schedules import Tile
 from edgevit.backends.tvm.codegen.threads import shared
-from edgevit.backends.tvm.kernels.heads import panels_of
+from edgevit.backends.tvm.kernels.heads import Panel, panels_of
 
 
 def pack_rows(
@@ -32,17 +32,28 @@ def pack_rows(
     groups = list(panels_of(rows, tile, lanes))
     most = sum(panel.count * panel.vectors for panel in groups)
     wanted = None if there is None else code.let(sum(panel.there(there) * panel.vectors for panel in groups))
+
+    def block(panel: Panel, index: Any, v: Any) -> None:
+        """Pack the rows of vector `v` of a panel."""
+        columns = panel.vectors * lanes
+        first = panel.first + index * columns
+        numbers = [code.let(integer(smaller(first + v * lanes + i, last))) for i in range(lanes)]
+        _pack_block(
+            code, lanes, memory, depth, [place(row) for row in numbers], target + first * depth + v * lanes, columns
+        )
+
     with shared(code, threads, most, wanted) as part:
         for panel in groups:
             begin, size = panel.first // lanes, panel.vectors
+            if part.count == 1:
+                with code.loop(panel.count if there is None else panel.there(there)) as index, code.loop(size) as v:
+                    block(panel, index, v)
+                continue
             # Of the part, what lies in these panels.
             first = larger(part.first, begin)
             with code.loop(larger(smaller(part.end, begin + panel.count * size) - first, 0)) as index:
                 number = code.let(first - begin + index)
-                columns, v = size * lanes, number % integer(size)
-                base = target + (panel.first + whole(number, size) * columns) * depth + v * lanes
-                numbers = [code.let(integer(smaller((begin + number) * lanes + i, last))) for i in range(lanes)]
-                _pack_block(code, lanes, memory, depth, [place(row) for row in numbers], base, columns)
+                block(panel, code.let(whole(number, size)), code.let(number % integer(size)))
 
 
 def _pack_block(code: Code, lanes: int, memory: Any, depth: int, places: list[Any], base: Any, columns: int) -> None:
