@@ -140,8 +140,8 @@ def measure(program: Program, target: Target, weight_bits: int | None) -> Row:
     )
 
 
-def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool) -> Compiled:
-    """Return the kernels of a Program; a plan's numbers do not change what there is to execute."""
+def stages_of(program: Program, isa: Any, weight_bits: Any, *, attention: bool) -> tuple[list[Any], int]:
+    """Return the stages of a Program and the size of their arena; a plan's numbers do not change what they execute."""
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile.emit import chain
     from edgevit.backends.tvm.parts.stages import Stages
@@ -152,14 +152,19 @@ def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool) ->
         attentions = attention_names(program.spec) if attention else ()
         plan = QuantPlan(linears=tuple(entries), weight_bits=weight_bits, attentions=attentions)
     stages = Stages(program, isa, default_tile, plan)
-    all_stages = [stage for step in chain(stages) for stage in step.stages]
+    return [stage for step in chain(stages) for stage in step.stages], stages.arena.size
+
+
+def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool) -> Compiled:
+    """Return the kernels of a Program."""
+    all_stages, arena = stages_of(program, isa, weight_bits, attention=attention)
     symbols: dict[tuple[Any, ...], str] = {}
     functions, names, calls = {}, {}, Counter[str]()
     for kernel in (kernel for stage in all_stages for kernel in stage.kernels):
         key = (kernel.build, kernel.arguments)
         if key not in symbols:
             symbols[key] = symbol = f"{kernel.name}_{len(symbols)}"
-            function = kernel.build(isa, stages.arena.size, *kernel.arguments)
+            function = kernel.build(isa, arena, *kernel.arguments)
             functions[symbol], names[symbol] = function.with_attr("global_symbol", symbol), kernel.name
         calls[symbols[key]] += 1
     weights = sum(stage.weights.nbytes for stage in all_stages)

@@ -4,6 +4,7 @@
 
 Every kernel of the model runs on values drawn once, interleaved with the loop that measures the core's peak
 (benchmarks/tvm_figures.py): process CPU time, so that other load matters little, but what shares a core's caches does.
+So do the fused ones and what they replace (benchmarks/tvm_fused.py).
 What is executed depends on shapes alone, so weights are random.
 """
 
@@ -20,8 +21,10 @@ import click
 import numpy as np
 
 from benchmarks.arm import dense_blocks
-from benchmarks.tvm_counts import BLOCKS, MODEL, Compiled, kernels
+from benchmarks.tvm_counts import BLOCKS, MODEL, Compiled, kernels, stages_of
 from benchmarks.tvm_figures import peak_loop
+from benchmarks.tvm_fused import Fused, brought, pairs
+from benchmarks.tvm_fused import render as render_fused
 from edgevit.backends import tvm
 from edgevit.measure.environment import environment, snapshot
 from edgevit.program.macs import head_macs, rows_in, rows_out, stem_macs
@@ -56,6 +59,7 @@ class Report:
     rounds: int
     peak: float
     spent: tuple[Spent, ...]
+    fused: tuple[Fused, ...] = ()
 
 
 def times(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -71,14 +75,14 @@ def times(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: float(np.median(own)) for name, own in found.items()}
 
 
-def callable_kernels(compiled: Compiled, isa: Any) -> dict[str, Callable[[], object]]:
+def callable_kernels(functions: Mapping[str, Any], isa: Any) -> dict[str, Callable[[], object]]:
     """Every kernel by its symbol, with memory of its own."""
     import tvm_ffi
 
     from edgevit.backends.tvm.compile.passes import compile_kernels
     from edgevit.backends.tvm.run.runner import aligned
 
-    made, draw = compile_kernels(compiled.functions, isa.target), np.random.default_rng(0)
+    made, draw = compile_kernels(dict(functions), isa.target), np.random.default_rng(0)
 
     def given(parameter: Any) -> Any:
         shape, kind = tuple(int(extent) for extent in parameter.shape), np.dtype(str(parameter.dtype))
@@ -90,7 +94,7 @@ def callable_kernels(compiled: Compiled, isa: Any) -> dict[str, Callable[[], obj
         run, arguments = made[symbol], [given(parameter) for parameter in function.params]
         return lambda: run(*arguments)
 
-    return {symbol: call(symbol, function) for symbol, function in compiled.functions.items()}
+    return {symbol: call(symbol, function) for symbol, function in functions.items()}
 
 
 def macs_of(spec: ProgramSpec) -> Counter[str]:
@@ -145,6 +149,8 @@ def render(report: Report) -> str:
         of_peak = f"{1e3 * row.macs / report.peak / row.ms:.2f}" if row.macs else "-"
         part = f"{row.ms / total:.1%}"
         lines.append(f"| {row.kernel} | {row.calls} | {row.ms:.3f} | {part} | {row.macs / 1e6:.1f} | {of_peak} |")
+    if report.fused:
+        lines += ["", *render_fused(report.fused, total)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +168,14 @@ def main(name: str, rounds: int, out: Path) -> None:
     isa, program = tvm.isa_of(target), dense_blocks(BLOCKS)
     compiled = kernels(program, isa, target.weight_bits, attention=target.attention == "int8")
     peak, most = peak_loop(isa, dot(isa, target.weight_bits))
-    told = times({**callable_kernels(compiled, isa), "peak": peak}, rounds)
+    stages, arena = stages_of(program, isa, target.weight_bits, attention=target.attention == "int8")
+    fused = tuple(pairs([kernel for stage in stages for kernel in stage.kernels], arena, isa.lanes))
+    both = {
+        symbol: build(isa, pair.arena).with_attr("global_symbol", symbol)
+        for pair in fused
+        for symbol, build in pair.functions.items()
+    }
+    told = times({**callable_kernels({**compiled.functions, **both}, isa), "peak": peak}, rounds)
     spent = by_name(compiled, told, macs_of(program.spec))
     machine = environment(
         before,
@@ -180,6 +193,7 @@ def main(name: str, rounds: int, out: Path) -> None:
         rounds=rounds,
         peak=most / told["peak"] * 1e3,
         spent=spent,
+        fused=brought(fused, told),
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / f"{NAME}.json", dumps(report))

@@ -3,14 +3,19 @@
     EDGEVIT_DATA=DIR python -m benchmarks.tvm_threads --work out/backends -o reports/reference
 
 Wall time, so the machine must be quiet: on a busy one threads wait for each other's CPUs. Every round runs each build
-once on the same image, in an order drawn anew; a speed-up is the median of the quotients within rounds. --work is that
-of benchmarks/backends.py. The report is called tvm-threads, on a CPU with VNNI tvm-threads-vnni: figures of one class
+once on the same image, in an order drawn anew; a speed-up is the median of the quotients within rounds. Two processes
+that share nothing, each on a CPU of its own, tell what there is to be had at best. --work is that of
+benchmarks/backends.py. The report is called tvm-threads, on a CPU with VNNI tvm-threads-vnni: figures of one class
 of CPUs say nothing of the other.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +41,8 @@ ASKED = 1.85
 TARGETS = {"avx512_vnni": "x86-64-avx512vnni-tvm", "avx_vnni": "x86-64-avxvnni-tvm"}
 NAME = "tvm-threads"
 IMAGES, TRACED = 8, 24
+# Of two processes at once: how often, and runs of each that time.
+TURNS, RUNS = 9, 60
 # Between runs, until threads that found nothing to do any more are asleep: else they would be the next one's.
 PAUSE_S = 0.01
 # (threads that it was built for, threads that it runs on)
@@ -66,6 +73,16 @@ class Kernels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Two processes of one thread that share nothing, at once: times of a run, and how many more runs there are."""
+
+    kind: str
+    wall_ms: float
+    cpu_ms: float
+    speedup: Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything tvm-threads.md is made of; arenas in bytes, by kind, for one thread and for two."""
 
@@ -76,6 +93,7 @@ class Report:
     rows: tuple[Row, ...]
     kernels: tuple[Kernels, ...]
     arenas: dict[str, tuple[int, int]]
+    apart: tuple[Apart, ...] = ()
 
 
 def of_class(flags: frozenset[str]) -> tuple[str, str]:
@@ -132,10 +150,46 @@ def by_kernel(folders: Mapping[int, Path], images: np.ndarray, kind: str) -> tup
     return tuple(Kernels(kind=kind, kernel=k, calls=calls[k], one_ms=median[1][k], two_ms=median[2][k]) for k in order)
 
 
+def at_once(start: Callable[[int], Callable[[], tuple[float, float]]], kind: str, turns: int) -> Apart:
+    """Two processes at once against each of them alone.
+
+    `start` takes which of them, 0 or 1, starts it and gives what waits for the wall and CPU time of its runs.
+    """
+    gains, walls, cpus = [], [], []
+    for _ in range(turns):
+        alone = [start(which)()[0] for which in range(2)]
+        begun = [start(which) for which in range(2)]
+        together = [wait() for wait in begun]
+        gains.append(sum(one / wall for one, (wall, _) in zip(alone, together, strict=True)))
+        walls += [wall for wall, _ in together]
+        cpus += [cpu for _, cpu in together]
+    wall, cpu = statistics.median(walls), statistics.median(cpus)
+    return Apart(kind=kind, wall_ms=wall, cpu_ms=cpu, speedup=median_interval(gains))
+
+
+def processes(folder: Path, image: np.ndarray, picture: Path) -> Callable[[int], Callable[[], tuple[float, float]]]:
+    """What starts the C++ runner on the first or second CPU; `picture` is where the image can lie meanwhile."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    picture.write_bytes(b"P6\n%d %d\n255\n" % (image.shape[1], image.shape[0]) + image.tobytes())
+
+    def start(which: int) -> Callable[[], tuple[float, float]]:
+        command = [folder / "runner" / "native" / "runner", folder, picture, "--json", "--runs", RUNS]
+        command += ["--cpus", cpus[which]]
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE)
+
+        def wait() -> tuple[float, float]:
+            told = json.loads(process.communicate()[0])
+            return told["wall_ms"]["median"], told["cpu_ms"]["median"]
+
+        return wait
+
+    return start
+
+
 def measure(
     case: Case, target: Target, kind: str, rounds: int
-) -> tuple[tuple[Row, ...], tuple[Kernels, ...], tuple[int, int]]:
-    """Rows, kernels and arenas of one model and one kind of kernels."""
+) -> tuple[tuple[Row, ...], tuple[Kernels, ...], tuple[int, int], Apart]:
+    """Rows, kernels and arenas of one model and one kind of kernels, and what two processes do."""
     folders = {threads: build(case, replace(target, threads=threads)).folder for threads in (1, 2)}
     images = case.evaluation.images
     runners = {way: tvm.start(folders[way[0]], threads=way[1]) for way in (ONE, TWO, FEWER)}
@@ -151,7 +205,9 @@ def measure(
     for runner in runners.values():
         runner.close()
     one, two = (tvm.memory(folders[threads]).arena for threads in (1, 2))
-    return rows, by_kernel(folders, images, kind), (one, two)
+    with tempfile.TemporaryDirectory() as scratch:
+        apart = at_once(processes(folders[1], images[0], Path(scratch) / "image.ppm"), kind, TURNS)
+    return rows, by_kernel(folders, images, kind), (one, two), apart
 
 
 def render(report: Report) -> str:
@@ -166,7 +222,9 @@ def render(report: Report) -> str:
         "",
         "Times of the C++ runner, medians; speed-up: median of the quotients within rounds, with its 95 % interval. "
         f"Asked: two threads at least {ASKED} x one. CPU time is that of all threads, which look for work for a while "
-        "before they sleep. Activations: the arena, with what every thread has of its own.",
+        "before they sleep. Two processes that share nothing run an image each at once, each on a CPU of its own: "
+        "their speed-up, images in the same time, is what the machine's CPUs have to give. Activations: the arena, "
+        "with what every thread has of its own.",
         "",
         "| kind | built for | run on | wall, ms | CPU, ms | speed-up | arena, MB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -175,6 +233,10 @@ def render(report: Report) -> str:
         arena = report.arenas[row.kind][row.built_for - 1] / 1e6
         cells = (row.kind, row.built_for, row.threads, f"{row.wall_ms:.2f}", f"{row.cpu_ms:.2f}", row.speedup)
         lines.append(f"| {' | '.join(map(str, cells))} | {arena:.3f} |")
+    for pair in report.apart:
+        arena = 2 * report.arenas[pair.kind][0] / 1e6
+        times = f"{pair.wall_ms:.2f} | {pair.cpu_ms:.2f} each | {pair.speedup}"
+        lines.append(f"| {pair.kind} | 1 | two processes, nothing shared | {times} | {arena:.3f} |")
     lines += [
         "",
         f"By kernel, all calls of a run together, medians over {TRACED} runs that were told call by call:",
@@ -209,14 +271,16 @@ def main(work: Path, name: str | None, rounds: int, calibration: int, out: Path)
     target = load_target(name or usual)
     rows: list[Row] = []
     kernels: list[Kernels] = []
+    apart: list[Apart] = []
     arenas: dict[str, tuple[int, int]] = {}
     out.mkdir(parents=True, exist_ok=True)
     (case,) = cases(("deit_tiny",), work, calibration, IMAGES)
     before = snapshot()
     for kind, wanted in (("float", replace(target, int8=False, attention="float32")), ("int8", target)):
-        found, told, arenas[kind] = measure(case, wanted, kind, rounds)
+        found, told, arenas[kind], pair = measure(case, wanted, kind, rounds)
         rows += found
         kernels += told
+        apart.append(pair)
     version = tvm.versions()["tvm"]
     asked = f"--target {target.name} --rounds {rounds} --calibration {calibration}"
     report = Report(
@@ -229,6 +293,7 @@ def main(work: Path, name: str | None, rounds: int, calibration: int, out: Path)
         rows=tuple(rows),
         kernels=tuple(kernels),
         arenas=arenas,
+        apart=tuple(apart),
     )
     write_atomic(out / f"{report_name}.json", dumps(report))
     write_atomic(out / f"{report_name}.md", render(report))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import tvm_threads
-from benchmarks.tvm_threads import FEWER, ONE, TWO, Kernels, Report, of_class, render, speedups
+from benchmarks.timing import median_interval
+from benchmarks.tvm_threads import FEWER, ONE, TWO, Apart, Kernels, Report, at_once, of_class, render, speedups
 from edgevit.measure.environment import environment, snapshot
 
 
@@ -30,6 +31,25 @@ def test_a_speedup_is_paired_within_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found[TWO].speedup.value == pytest.approx(1.8) and found[TWO].speedup.low == pytest.approx(1.8)
     assert found[FEWER].speedup.value == found[ONE].speedup.value == 1
     assert found[TWO].cpu_ms == 20
+
+
+def test_two_processes_at_once_are_compared_with_each_alone() -> None:
+    """The second CPU is twice as fast as the first one; both take a quarter longer beside each other."""
+    running: dict[int, list[bool]] = {}
+
+    def start(which: int) -> Callable[[], tuple[float, float]]:
+        for others in running.values():
+            others[0] = True
+        running[which] = beside = [bool(running)]
+
+        def wait() -> tuple[float, float]:
+            del running[which]
+            return (10.0, 5.0)[which] * (1.25 if beside[0] else 1.0), 4.0
+
+        return wait
+
+    found = at_once(start, "int8", 9)
+    assert found.speedup.value == pytest.approx(1.6) and found.wall_ms == (12.5 + 6.25) / 2 and found.cpu_ms == 4.0
 
 
 @pytest.mark.parametrize(
@@ -59,9 +79,12 @@ def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> No
         rows=rows,
         kernels=(kernel,),
         arenas={"int8": (10**6, 2 * 10**6)},
+        apart=(Apart(kind="int8", wall_ms=20.0, cpu_ms=19.5, speedup=median_interval([1.8] * 9)),),
     )
     lines = render(report).splitlines()
     assert "| int8 | 1 | 1 | 18.00 | 18.00 | 1.000 (1.000 to 1.000) | 1.000 |" in lines
     assert "| int8 | 2 | 2 | 10.00 | 20.00 | 1.800 (1.800 to 1.800) | 2.000 |" in lines
+    pair = "| int8 | 1 | two processes, nothing shared | 20.00 | 19.50 each | 1.800 (1.800 to 1.800) | 2.000 |"
+    assert pair in lines
     assert "| int8 | fc1 | 12 | 5.600 | 2.900 | 1.93 | 0.100 |" in lines
     assert lines[-1].startswith("All kernels together: int8 5.60 ms on one thread, 2.90 ms on two.")

@@ -92,16 +92,6 @@ class Code:
             yield
 
     @contextmanager
-    def turn(self, number: Any, threads: int) -> Iterator[None]:
-        """Run what follows in one of so many threads, another one for every `number`."""
-        if not self._team:
-            yield
-            return
-        which = self.let(integer(number) % integer(threads))
-        with self.loop(threads, parallel=True) as index, self.when(index == which):
-            yield
-
-    @contextmanager
     def region(self) -> Iterator[None]:
         """Run what follows in every thread at once: parallel loops are shared out, all else each of them does."""
         self._blocks.append([])

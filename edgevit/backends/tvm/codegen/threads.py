@@ -19,7 +19,8 @@ from edgevit.backends.tvm.codegen.schedules import Isa, Tile, panels
 # and waiting for it takes 3.7 us, and in twice that a thread does so many.
 WORTH = 40_000
 CLEARLY = 0.97  # of the largest part: what a part of a tile in every block is worth
-NORM_STEPS, PIXEL_STEPS = 20, 10  # of a vector in LayerNorm's three passes, and of a pixel that is copied
+# Of a vector in LayerNorm's three passes, and of a pixel that is copied, and would else come from another core.
+NORM_STEPS, PIXEL_STEPS = 20, 20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,9 @@ from edgevit.backends.tvm.kernels.heads import (
     attention_threads,
     block_rows,
     mask,
+    packed_heads,
     panels_of,
+    repeated,
     rows_of,
 )
 from edgevit.backends.tvm.kernels.pack_rows import pack_rows
@@ -67,8 +69,9 @@ APART = 4  # sums, or largest values, beside each other, so that none waits for 
 class Scratch:
     """One head's keys, transposed, and values, packed panel by panel; scores of one block of rows, and 1 / sums.
 
-    Of the latter two each thread has a copy, `distance` behind the one before. `second` is the tile of the product with
-    the values, where it is another than that with the keys.
+    Of the latter two each thread has a copy, `distance` behind the one before; of the former each head has one, `apart`
+    behind the one before (0: all of them have the same). `second` is the tile of the product with the values, where it
+    is another than that with the keys.
     """
 
     keys: Place
@@ -76,7 +79,13 @@ class Scratch:
     scores: Place
     inverse: Place
     distance: int
+    apart: int = 0
     second: Tile | None = None
+
+    def head(self, index: Any) -> Scratch:
+        """Return the places of one head."""
+        by = index * self.apart
+        return replace(self, keys=self.keys.moved(by), values=self.values.moved(by))
 
     def of(self, part: Part) -> Scratch:
         """Return the places of one thread."""
@@ -85,13 +94,15 @@ class Scratch:
 
 
 def scratch(arena: Arena, heads: Heads, tile: Tile, isa: Isa, second: Tile | None = None) -> Scratch:
-    """Return places for one head at a time; `second` as in `Scratch`."""
-    padded, block = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile)
+    """Return places for one head at a time, or for all where several threads attend; `second` as in `Scratch`."""
+    padded, block, first = pad(heads.key.rows, isa.lanes), block_rows(isa, heads, tile), arena.mark()
     keys, values = arena.place(heads.width, padded), arena.place(heads.value.rows, heads.stride)
+    apart = repeated(arena, first, packed_heads(isa, heads))
     begin = arena.mark()
     scores, inverse = arena.place(block, padded), arena.place(1, block)
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
-    return Scratch(keys=keys, values=values, scores=scores, inverse=inverse, distance=distance, second=second)
+    own = {"scores": scores, "inverse": inverse}
+    return Scratch(keys=keys, values=values, **own, distance=distance, apart=apart, second=second)
 
 
 def attention(
@@ -116,7 +127,9 @@ def attention(
         kind = _Attention if isa.lanes == BY_LANE else _Wide
         return kind(code, memory, values, heads, column, target, work, tile, isa.lanes, threads, bias)
 
-    return attend(isa, arena, blob, heads, Tile(rows=work.scores.rows, vectors=tile.vectors), head, alive)
+    return attend(
+        isa, arena, blob, heads, Tile(rows=work.scores.rows, vectors=tile.vectors), head, alive, apart=work.apart > 0
+    )
 
 
 class _Attention(Head):

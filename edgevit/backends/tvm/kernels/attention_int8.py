@@ -86,7 +86,7 @@ def attention(
         return Attention(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
 
     block = Tile(rows=work.scores.rows, vectors=tile.vectors)
-    return attend(isa, arena, blob, heads, block, head, alive, work.apart > 0)
+    return attend(isa, arena, blob, heads, block, head, alive, apart=work.apart > 0)
 
 
 def instructions(dot: Dot) -> int:

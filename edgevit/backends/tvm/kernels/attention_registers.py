@@ -7,6 +7,7 @@ registers hold, until the next few rows. Keys are packed by transposing blocks o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tvm import tirx
@@ -38,13 +39,22 @@ from edgevit.backends.tvm.codegen.schedules import Isa, Tile, pad
 from edgevit.backends.tvm.codegen.threads import (
     Part,
     parts,
+    pieces,
     row_tiles,
     shared,
     units_of,
 )
 from edgevit.backends.tvm.kernels.attention_int8 import POWER, Attention, thresholds
-from edgevit.backends.tvm.kernels.heads import Heads, attend, attention_threads, block_rows, mask, packed_heads
-from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch, repeated
+from edgevit.backends.tvm.kernels.heads import (
+    Heads,
+    attend,
+    attention_threads,
+    block_rows,
+    mask,
+    packed_heads,
+    repeated,
+)
+from edgevit.backends.tvm.kernels.int8_packing import SIGNED, TINY, Packed, Scratch
 from edgevit.backends.tvm.kernels.pack_rows import transposed
 
 LANES = 16
@@ -89,6 +99,8 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
 
     first = arena.mark()
     keys, values = packed(columns, heads.stride), packed(heads.stride, depth)
+    threads = attention_threads(isa, heads)
+    tops = arena.place(parts(threads, units_of(tokens, WORD)), heads.stride)
     apart = repeated(arena, first, packed_heads(isa, heads))
     begin = arena.mark()
     own = {
@@ -99,8 +111,8 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
         "shares": arena.place(block, pad(columns, GROUP * LANES) // WORD),
         "inverse": arena.place(1, block),
     }
-    distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
-    return Scratch(keys=keys, values=values, **own, distance=distance, apart=apart)
+    distance = arena.repeat(begin, parts(threads, -(-heads.query.rows // block)))
+    return Scratch(keys=keys, values=values, tops=tops, **own, distance=distance, apart=apart)
 
 
 def attention(
@@ -117,17 +129,17 @@ def attention(
 ) -> Any:
     """Return what `attention_int8.attention` does; `tile` is that of the product with the values."""
 
-    def head(code: Code, memory: Any, values: Any, column: Any) -> _InRegisters:
+    def head(code: Code, memory: Any, values: Any, column: Any) -> InRegisters:
         threads = attention_threads(isa, heads)
-        made = _InRegisters(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
+        made = InRegisters(code, memory, values, heads, column, target, work, tile, dot, threads, bias)
         made.isa = isa
         return made
 
     block = Tile(rows=work.shares.rows, vectors=tile.vectors)
-    return attend(isa, arena, blob, heads, block, head, alive, work.apart > 0)
+    return attend(isa, arena, blob, heads, block, head, alive, apart=work.apart > 0, measured=True)
 
 
-class _InRegisters(Attention):
+class InRegisters(Attention):
     """One head; of keys, so many `vectors` are multiplied with."""
 
     isa: Isa
@@ -168,55 +180,83 @@ class _InRegisters(Attention):
         start = tirx.Broadcast(integer(0), LANES) - total.value
         code.store_vector(self.memory, keys.start.offset + block * LANES, bits(f"float32x{LANES}", start), LANES)
 
-    def pack_values(self) -> None:
-        """Pack four vectors of columns together, so that the largest of one is not waited for.
-
-        Threads take turns, from the second one on: of the keys the first one packs most.
-        """
-        groups = self.heads.stride // (GROUP * LANES)
-        for group in range(groups):
-            with self.code.turn(self.index * groups + group + 1, self.threads):
-                self._pack_columns(group * GROUP)
-
-    def _pack_columns(self, first: int) -> None:
-        """Pack four vectors from number `first` on."""
-        code, value, values = self.code, self.heads.value, self.work.values
+    def measure(self) -> None:
+        """Find the largest value of every column among the tokens of a part, the same that it packs."""
+        code, value = self.code, self.heads.value
         rows = value.rows if self.keys is None else self.keys
+        with self._words(rows) as part:
+            begin = part.first * WORD
+            for first in range(0, self.heads.stride // LANES, GROUP):
+                source = value.offset + self.column + first * LANES
+                largest = [code.register(splat(TINY, LANES)) for _ in range(GROUP)]
+                with code.loop(smaller(part.end * WORD, rows) - begin) as row:
+                    for v, cell in enumerate(largest):
+                        found = load_vector(self.memory, source + (begin + row) * value.stride + v * LANES, LANES)
+                        cell.set(tirx.max(cell.value, tirx.abs(found)))
+                for v, cell in enumerate(largest):
+                    code.store_vector(self.memory, self._top(part.index, first + v), cell.value, LANES)
+
+    def pack_values(self) -> None:
+        """Pack four vectors of columns together, a part of the tokens in every thread: those that it computed."""
+        rows = self.heads.value.rows if self.keys is None else self.keys
+        with self._words(rows) as part:
+            for first in range(0, self.heads.stride // LANES, GROUP):
+                self._pack_columns(first, rows, part)
+
+    def _words(self, rows: Any) -> AbstractContextManager[Part]:
+        """Share out the words that tokens are packed into."""
+        most = units_of(self.heads.value.rows, WORD)
+        return shared(self.code, self.threads, most, None if self.keys is None else units_of(rows, WORD))
+
+    def _top(self, part: Any, vector: int) -> Any:
+        assert self.work.tops is not None
+        return self.work.tops.offset + part * self.work.tops.stride + vector * LANES
+
+    def _pack_columns(self, first: int, rows: Any, part: Part) -> None:
+        """Pack a part of the tokens of four vectors of columns, from number `first` on."""
+        code, value = self.code, self.heads.value
         source = value.offset + self.column + first * LANES
-
-        def load_at(row: Any, v: int) -> Any:
-            return load_vector(self.memory, source + row * value.stride + v * LANES, LANES)
-
-        largest = [code.register(splat(TINY, LANES)) for _ in range(GROUP)]
-        with code.loop(rows) as row:
-            for v, cell in enumerate(largest):
-                cell.set(tirx.max(cell.value, tirx.abs(load_at(row, v))))
-        tops = [code.let(cell.value) for cell in largest]
-        inverses = [code.let(splat(float(self.limit), LANES) / top) for top in tops]
-        for v, top in enumerate(tops):
-            place = values.scale.offset + (first + v) * LANES
-            code.store_vector(self.memory, place, top * splat(1 / self.limit, LANES), LANES)
+        inverses = self._scales(first, part)
 
         def words(row: Any, count: int, place: Any) -> None:
             """A word of each column: of so many rows, and zeros behind them."""
             none = tirx.Broadcast(integer(0), LANES)
             for v, inverse in enumerate(inverses):
-                steps = [code.let(rounded(load_at(row + i, v) * inverse, LANES)) for i in range(count)]
+                found = [
+                    load_vector(self.memory, source + (row + i) * value.stride + v * LANES, LANES) for i in range(count)
+                ]
+                steps = [code.let(rounded(x * inverse, LANES)) for x in found]
                 packed = code.let(columns_of(code, [*steps, *[none] * (WORD - count)]))
                 code.store_vector(self.memory, self._value_place(first + v, place), packed, LANES)
 
         full = whole(rows, WORD)
-        with code.loop(full) as index:
-            words(index * WORD, WORD, index)
-        for count in range(1, WORD):
-            if self.keys is None:
-                if rows % WORD == count:
-                    words(full * WORD, count, full)
-            else:
-                with code.when(rows - full * WORD == integer(count)):
-                    words(full * WORD, count, full)
-        for v in range(GROUP):
-            code.store_vector(self.memory, values.start.offset + (first + v) * LANES, splat(0.0, LANES), LANES)
+
+        def rest() -> None:
+            for count in range(1, WORD):
+                if self.keys is None:
+                    if rows % WORD == count:
+                        words(full * WORD, count, full)
+                else:
+                    with code.when(rows - full * WORD == integer(count)):
+                        words(full * WORD, count, full)
+
+        pieces(code, part, full, lambda index: words(index * WORD, WORD, index), rest)
+
+    def _scales(self, first: int, part: Part) -> list[Any]:
+        """Return what four vectors of columns are multiplied with; one thread stores their scales."""
+        code, values = self.code, self.work.values
+        tops = [
+            pairwise(
+                code, tirx.max, [load_vector(self.memory, self._top(i, first + v), LANES) for i in range(part.count)]
+            )
+            for v in range(GROUP)
+        ]
+        with code.when(part.index == integer(0)) if part.count > 1 else nullcontext():
+            for v, top in enumerate(tops):
+                place = values.scale.offset + (first + v) * LANES
+                code.store_vector(self.memory, place, top * splat(1 / self.limit, LANES), LANES)
+                code.store_vector(self.memory, values.start.offset + (first + v) * LANES, splat(0.0, LANES), LANES)
+        return [code.let(splat(float(self.limit), LANES) / top) for top in tops]
 
     def _value_place(self, vector: int, word: Any) -> Any:
         """Return where a word of a vector of columns lies among the packed panels."""

@@ -21,7 +21,7 @@ from edgevit.backends.tvm.codegen.code import (
     smaller,
 )
 from edgevit.backends.tvm.codegen.integers import Matrix
-from edgevit.backends.tvm.codegen.layout import Alive, Place
+from edgevit.backends.tvm.codegen.layout import Alive, Arena, Place
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
 from edgevit.backends.tvm.codegen.threads import (
     Part,
@@ -84,6 +84,11 @@ def packed_heads(isa: Isa, heads: Heads) -> int:
     return heads.count if attention_threads(isa, heads) > 1 else 1
 
 
+def repeated(arena: Arena, mark: int, times: int) -> int:
+    """Reserve copies of what was handed out since `mark`; return the distance between them, 0 if there is one only."""
+    return arena.repeat(mark, times) if times > 1 else 0
+
+
 def block_rows(isa: Isa, heads: Heads, tile: Tile, *, whole: bool = False) -> int:
     """Return query rows of a block: `whole` tiles, unless parts of tiles share them out more evenly."""
     rows, threads = heads.query.rows, attention_threads(isa, heads)
@@ -99,7 +104,9 @@ def attend(
     block: Tile,
     make: Callable[[Code, Any, Any, Any], Head],
     alive: Alive | None,
+    *,
     apart: bool = False,
+    measured: bool = False,
 ) -> Any:
     """Return a kernel that attends head by head, a block of query rows at a time.
 
@@ -111,7 +118,8 @@ def attend(
         block: its rows, and the vectors of a tile.
         make: a head of (code, arena, weights, first column).
         alive: which rows exist where that is known only when it runs, of queries too unless these are fewer.
-        apart: what is packed of every head has a place of its own, so that threads wait for each other once.
+        apart: what is packed of every head has a place of its own, so that threads do not wait for each other per head.
+        measured: threads pack rows of their own, for which they have to know something of all rows: `Head.measure`.
     """
     code = Code()
     memory, values = buffer("arena", arena), buffer("weights", blob)
@@ -136,6 +144,9 @@ def attend(
 
     with team(code, threads) as phase:
         if apart:
+            if measured:
+                with phase(), code.loop(heads.count) as index:
+                    made(index).measure()
             with phase(), code.loop(heads.count) as index:
                 made(index).pack()
             with phase(), shares() as part, code.loop(heads.count) as index:
@@ -144,6 +155,9 @@ def attend(
             with code.loop(heads.count) as index:
                 head = made(index)
                 work = head.work
+                if measured:
+                    with phase():
+                        head.measure()
                 with phase():
                     head.pack()
                 with phase(), shares() as part:
@@ -182,6 +196,9 @@ class Head(ABC):
 
     def plan(self) -> None:  # noqa: B027
         """Find what all threads have to know."""
+
+    def measure(self) -> None:  # noqa: B027
+        """Find what packing has to know of all rows, shared out among the threads."""
 
     @abstractmethod
     def pack(self) -> None:

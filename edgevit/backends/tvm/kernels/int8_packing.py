@@ -37,7 +37,15 @@ from edgevit.backends.tvm.codegen.threads import (
     parts,
     units_of,
 )
-from edgevit.backends.tvm.kernels.heads import Head, Heads, attention_threads, block_rows, packed_heads, panels_of
+from edgevit.backends.tvm.kernels.heads import (
+    Head,
+    Heads,
+    attention_threads,
+    block_rows,
+    packed_heads,
+    panels_of,
+    repeated,
+)
 
 SIGNED = 127
 TINY = 1e-20
@@ -63,7 +71,8 @@ class Scratch:
     """One head's keys and values; integers, scores and scales of one block of rows.
 
     Of the latter each thread has a copy, `distance` behind the one before; of the former each head has one, `apart`
-    behind the one before (0: all of them have the same).
+    behind the one before (0: all of them have the same). `tops` are the largest values of every column, a row for every
+    part of the tokens, where threads find them together.
     """
 
     keys: Packed
@@ -75,11 +84,13 @@ class Scratch:
     inverse: Place
     distance: int
     apart: int = 0
+    tops: Place | None = None
 
     def head(self, index: Any) -> Scratch:
         """Return the places of one head."""
         by = index * self.apart
-        return replace(self, keys=self.keys.moved(by), values=self.values.moved(by))
+        tops = None if self.tops is None else self.tops.moved(by)
+        return replace(self, keys=self.keys.moved(by), values=self.values.moved(by), tops=tops)
 
     def of(self, part: Part) -> Scratch:
         """Return the places of one thread."""
@@ -113,11 +124,6 @@ def scratch(arena: Arena, heads: Heads, dot: Dot, tile: Tile, isa: Isa) -> Scrat
     }
     distance = arena.repeat(begin, parts(attention_threads(isa, heads), -(-heads.query.rows // block)))
     return Scratch(keys=keys, values=values, **own, distance=distance, apart=apart)
-
-
-def repeated(arena: Arena, mark: int, times: int) -> int:
-    """Reserve copies of what was handed out since `mark`; return the distance between them, 0 if there is one only."""
-    return arena.repeat(mark, times) if times > 1 else 0
 
 
 class Packing(Head):

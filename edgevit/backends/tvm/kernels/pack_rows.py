@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgevit.backends.tvm.codegen.code import Code, integer, joined, load_vector, smaller
+from edgevit.backends.tvm.codegen.code import Code, integer, joined, larger, load_vector, smaller, whole
 from edgevit.backends.tvm.codegen.schedules import Tile
-from edgevit.backends.tvm.codegen.threads import each
-from edgevit.backends.tvm.kernels.heads import panels_of
+from edgevit.backends.tvm.codegen.threads import shared
+from edgevit.backends.tvm.kernels.heads import Panel, panels_of
 
 
 def pack_rows(
@@ -29,23 +29,46 @@ def pack_rows(
     """
     rows, depth = shape
     last = (rows if there is None else there) - 1
-    for panel in panels_of(rows, tile, lanes):
+    groups = list(panels_of(rows, tile, lanes))
+    most = sum(panel.count * panel.vectors for panel in groups)
+    wanted = None if there is None else code.let(sum(panel.there(there) * panel.vectors for panel in groups))
+
+    def block(panel: Panel, index: Any, v: Any) -> None:
+        """Pack the rows of vector `v` of a panel."""
         columns = panel.vectors * lanes
-        with each(code, threads, panel.count, panel.there(there)) as index, code.loop(panel.vectors) as v:
-            first = panel.first + index * columns
-            base = target + first * depth + v * lanes
-            numbers = [code.let(integer(smaller(first + v * lanes + i, last))) for i in range(lanes)]
+        first = panel.first + index * columns
+        numbers = [code.let(integer(smaller(first + v * lanes + i, last))) for i in range(lanes)]
+        _pack_block(
+            code, lanes, memory, depth, [place(row) for row in numbers], target + first * depth + v * lanes, columns
+        )
 
-            def block(k: Any, count: int, base: Any = base, columns: int = columns, rows: list[Any] = numbers) -> None:
-                read = [load_vector(memory, place(row) + k, lanes) for row in rows]
-                for i, column in enumerate(transposed(code, read)[:count]):
-                    code.store_vector(memory, base + (k + i) * columns, column, lanes)
+    with shared(code, threads, most, wanted) as part:
+        for panel in groups:
+            begin, size = panel.first // lanes, panel.vectors
+            if part.count == 1:
+                with code.loop(panel.count if there is None else panel.there(there)) as index, code.loop(size) as v:
+                    block(panel, index, v)
+                continue
+            # Of the part, what lies in these panels.
+            first = larger(part.first, begin)
+            with code.loop(larger(smaller(part.end, begin + panel.count * size) - first, 0)) as index:
+                number = code.let(first - begin + index)
+                block(panel, code.let(whole(number, size)), code.let(number % integer(size)))
 
-            full, rest = divmod(depth, lanes)
-            with code.loop(full) as step:
-                block(step * lanes, lanes)
-            if rest:
-                block(full * lanes, rest)
+
+def _pack_block(code: Code, lanes: int, memory: Any, depth: int, places: list[Any], base: Any, columns: int) -> None:
+    """Pack as many rows as lanes, which begin at `places`, as columns at `base` of a panel with so many."""
+
+    def block(k: Any, count: int) -> None:
+        read = [load_vector(memory, place + k, lanes) for place in places]
+        for i, column in enumerate(transposed(code, read)[:count]):
+            code.store_vector(memory, base + (k + i) * columns, column, lanes)
+
+    full, rest = divmod(depth, lanes)
+    with code.loop(full) as step:
+        block(step * lanes, lanes)
+    if rest:
+        block(full * lanes, rest)
 
 
 def transposed(code: Code, rows: list[Any]) -> list[Any]:

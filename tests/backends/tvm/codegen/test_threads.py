@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ import tvm_ffi  # noqa: E402
 
 from edgevit.backends import tvm as backend  # noqa: E402
 from edgevit.backends.tvm.codegen import threads  # noqa: E402
-from edgevit.backends.tvm.codegen.code import Code, buffer, integer, load, number  # noqa: E402
+from edgevit.backends.tvm.codegen.code import Code, buffer, load, number  # noqa: E402
 from edgevit.backends.tvm.codegen.dots import dot  # noqa: E402
 from edgevit.backends.tvm.codegen.layout import Arena, Place  # noqa: E402
 from edgevit.backends.tvm.codegen.schedules import Tile, isa  # noqa: E402
@@ -158,32 +159,38 @@ def test_threads_have_scratch_of_their_own_in_the_arena() -> None:
     assert needed[0] < needed[1] <= needed[2]
 
 
-@pytest.mark.parametrize("form", [attention_int8, attention_registers])
+@pytest.mark.parametrize("form", [attention, attention_int8, attention_registers])
 def test_heads_that_several_threads_pack_have_places_of_their_own(form: ModuleType) -> None:
     """Nobody waits before the next head is packed, so none of it may lie where another one is still read."""
     heads = Heads(count=3, width=64, stride=64, **{n: Place(offset=0, rows=197, width=192, stride=576) for n in ROLES})
     for count in (1, 2):
         shared, tile = replace(isa("avx512vnni"), threads=count), Tile(rows=6, vectors=4)
         arena = Arena(shared.lanes)
-        work = form.scratch(arena, heads, dot(shared, 7), tile, shared)
+        how = () if form is attention else (dot(shared, 7),)
+        work = form.scratch(arena, heads, *how, tile, shared)
         assert bool(work.apart) == (count > 1)
         if work.apart:
-            packed = [part for index in range(3) for part in (work.head(index).keys, work.head(index).values)]
-            places = sorted((p.offset, p.end) for part in packed for p in (part.words, part.scale, part.start))
+            found = [place for index in range(3) for place in packed_of(work.head(index))]
+            places = sorted((place.offset, place.end) for place in found)
             assert all(end <= begin for (_, end), (begin, _) in zip(places, places[1:], strict=False))
-            assert places[-1][1] <= work.query.offset
+            assert places[-1][1] <= (work.scores if form is attention else work.query).offset
 
 
-def test_what_takes_turns_is_done_once_by_each_thread() -> None:
-    code, memory = Code(), buffer("memory", 16)
-    with threads.team(code, 2) as phase, phase(), code.loop(100) as index, code.turn(index, 2):
-        place = index % integer(2)
-        code.store(memory, place, load(memory, place) + number(1.0))
-    values, run = aligned((16,), np.float32), kernel(code.function([memory]))
-    pool = Pool(2)
-    pool.call(run, tvm_ffi.from_dlpack(values))
-    pool.close()
-    assert values[:2].tolist() == [50, 50]
+def packed_of(work: Any) -> list[Place]:
+    """The places of what is packed of a head."""
+    sides = (work.keys, work.values)
+    found = [
+        p for side in sides for p in ((side,) if isinstance(side, Place) else (side.words, side.scale, side.start))
+    ]
+    return found if getattr(work, "tops", None) is None else [*found, work.tops]
+
+
+def test_largest_values_have_a_row_for_every_part_of_the_tokens() -> None:
+    heads = Heads(count=3, width=64, stride=64, **{n: Place(offset=0, rows=197, width=192, stride=576) for n in ROLES})
+    for count in (1, 2, 3):
+        shared = replace(isa("avx512vnni"), threads=count)
+        work = attention_registers.scratch(Arena(16), heads, dot(shared, 7), Tile(rows=6, vectors=4), shared)
+        assert work.tops is not None and (work.tops.rows, work.tops.width) == (count, 64)
 
 
 def test_what_is_for_one_thread_is_done_once_in_a_team() -> None:

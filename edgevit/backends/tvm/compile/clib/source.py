@@ -300,7 +300,7 @@ typedef struct pool {
   pthread_cond_t wake;
   int (*work)(int, struct team *, void *);
   void *data;
-  int threads, turn, busy, fault, arrived, passed;
+  int threads, turn, busy, fault, arrived, passed, asleep;
   helper helpers[@MOST@];
 } pool;"""
 

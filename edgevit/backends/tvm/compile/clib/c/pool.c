@@ -32,7 +32,9 @@ static int next_work(pool *group, int done) {
     wait_a_little(&spins);
   }
   pthread_mutex_lock(&group->mutex);
-  while (__atomic_load_n(&group->turn, __ATOMIC_ACQUIRE) == done) pthread_cond_wait(&group->wake, &group->mutex);
+  __atomic_add_fetch(&group->asleep, 1, __ATOMIC_SEQ_CST);
+  while (__atomic_load_n(&group->turn, __ATOMIC_SEQ_CST) == done) pthread_cond_wait(&group->wake, &group->mutex);
+  __atomic_sub_fetch(&group->asleep, 1, __ATOMIC_RELAXED);
   pthread_mutex_unlock(&group->mutex);
   return 1;
 }
@@ -66,8 +68,10 @@ static void hand_out(pool *group, part *work, void *data) {
   group->fault = 0;
   group->arrived = 0;
   __atomic_store_n(&group->busy, group->threads - 1, __ATOMIC_RELAXED);
+  __atomic_add_fetch(&group->turn, 1, __ATOMIC_SEQ_CST);
+  /* Whoever is about to sleep has said so before it looked at the turn, for the last time. */
+  if (!__atomic_load_n(&group->asleep, __ATOMIC_SEQ_CST)) return;
   pthread_mutex_lock(&group->mutex);
-  __atomic_add_fetch(&group->turn, 1, __ATOMIC_RELEASE);
   pthread_cond_broadcast(&group->wake);
   pthread_mutex_unlock(&group->mutex);
 }
