@@ -148,7 +148,9 @@ def empty() -> Fed:
     return model, {"x": np.zeros(1, np.float32)}
 
 
-def count(place: emulator.Userland, models: Sequence[Fed], folder: Path, *, dump: bool) -> list[dict[str, int]]:
+def count(
+    place: emulator.Userland, models: Sequence[Fed], folder: Path, *, dump: bool, cpu: str = CPU
+) -> list[dict[str, int]]:
     """Run models on the emulated processor; return what each executes in its second run, by class."""
     names = [f"{index}.onnx" for index in range(len(models))]
     for name, (model, fed) in zip(names, models, strict=True):
@@ -156,9 +158,22 @@ def count(place: emulator.Userland, models: Sequence[Fed], folder: Path, *, dump
         arrays: dict[str, Any] = dict(fed)
         np.savez(folder / f"{name}.npz", **arrays)
     (folder / "request.json").write_text(json.dumps([(name, dump) for name in names]))
+    return executed(place, GUEST, folder, cpu)
+
+
+def executed(
+    place: emulator.Userland, guest: str, folder: Path, cpu: str, paths: Sequence[Path] = ()
+) -> list[dict[str, int]]:
+    """Run Python in the emulator; return what it executes between each of its pairs of marks, by class."""
     out = folder / "counts"
     done = emulator.run(
-        place, emulator.parse(f"qemu:{CPU}"), ["-c", GUEST], folder=folder, counts=Counter(out=out), timeout_s=TIMEOUT_S
+        place,
+        emulator.parse(f"qemu:{cpu}"),
+        ["-c", guest],
+        folder=folder,
+        paths=paths,
+        counts=Counter(out=out),
+        timeout_s=TIMEOUT_S,
     )
     if done.returncode:
         raise click.ClickException(emulator.last_words(done.stderr))

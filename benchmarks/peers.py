@@ -63,6 +63,8 @@ def own_candidates(case: Case, only: tuple[str, ...] = (), shares: tuple[float, 
     for short, name in RUNTIMES.items() if not only else ():
         folder = _compiled(case.folder / f"edgevit-float-{short}", name, case.program, None)
         found.append(_own(f"edgevit float, {short}", short, folder))
+    if not only:
+        found += _float_machine_code(case)
     for name in only or list_targets():
         found += _int8(case, load_target(name), case.program, made)
     for share in shares:
@@ -83,6 +85,23 @@ def merged(case: Case, share: float, *, fixed: bool) -> Program:
         budgets = Budgets(merged=share, per_image=False if fixed else None)
         save_program(compress(case.program, case.calibration, budgets, say=partial(click.echo, err=True)), folder)
     return load_program(folder)
+
+
+def _float_machine_code(case: Case) -> list[Candidate]:
+    """TVM's float build of the target that this CPU is made for; none where no target of it runs here."""
+    target = chosen_target("tvm")
+    if missing_flags(target, cpu_flags()):
+        return []
+    plain = replace(target, int8=False, attention="float32")
+    return [_machine_code("edgevit float, TVM", case.folder / "edgevit-float-TVM", plain, case.program, None, None)]
+
+
+def chosen_target(runtime: str) -> Target:
+    """The x86 target of a runtime that this CPU is made for: all its flags are there, and no other asks for more."""
+    every = [load_target(name) for name in list_targets()]
+    own = [target for target in every if target.arch == "x86_64" and target.backend == runtime]
+    own.sort(key=lambda target: -len(target.requires_flags))
+    return next((target for target in own if not missing_flags(target, cpu_flags())), own[-1])
 
 
 def _int8(case: Case, target: Target, program: Program, made: Made, share: float | None = None) -> list[Candidate]:
@@ -136,7 +155,7 @@ def _machine_code(
         int8=target.int8,
         files=(folder / "model.so", folder / "model.weights"),
         load=load,
-        arithmetic=target.name,
+        arithmetic=f"{target.name}{'' if target.int8 else ' float'}",
         plan=plan,
         share=share,
     )

@@ -5,13 +5,12 @@
 Random structures of 1 to 12 blocks, with gates, pruned units and branches, register tokens, one token to hundreds, odd
 widths, in float and int8 of 7 and 8 bits. Each is run all open, all closed, at its own thresholds and at drawn efforts,
 every path twice. The same seeds draw the same Programs; needs no data. The .json is written after every Program, and
-`--resume` keeps what it holds.
+`--resume` keeps what it holds; where there is none, it begins anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,6 +41,7 @@ from edgevit.program.spec import (
 from edgevit.schema.memory_bound import check_bound
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target, load_target, missing_flags
+from edgevit.util import strict_json
 from edgevit.util.progress import track
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -221,6 +221,23 @@ def table(tried: list[Tried], command: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def read(path: Path) -> list[Tried]:
+    """Return what an earlier run left; nothing where there was none.
+
+    Raises:
+        ClickException: the file is damaged, or of another version.
+    """
+    faults: list[str] = []
+    try:
+        data = strict_json.read_json(path) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path} is damaged: {error}; run without --resume") from None
+    tried = strict_json.from_data(tuple[Tried, ...], data, faults, "rows")
+    if tried is None:
+        raise click.ClickException(f"{path} is of another version: {faults[0]}; run without --resume")
+    return list(tried)
+
+
 def _untried(kept: list[Tried], onnxruntime: int, tvm_count: int) -> Iterator[Tried]:
     """Try the first seeds of each runtime, without those that were tried already."""
     done = {(tried.runtime, tried.seed) for tried in kept}
@@ -235,12 +252,16 @@ def _untried(kept: list[Tried], onnxruntime: int, tvm_count: int) -> Iterator[Tr
     "--tvm", "tvm_count", default=300, show_default=True, type=click.IntRange(0), help="Programs to try there."
 )
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--resume", is_flag=True, help="Keep what random-bounds.json in that folder holds, and try the rest.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep what random-bounds.json in that folder holds, if it is there, and try the rest.",
+)
 def main(onnxruntime: int, tvm_count: int, out: Path, resume: bool) -> None:
     """Draw Programs, bound them, run them; exits with 34 where a bound does not hold."""
     command = f"python -m benchmarks.random_bounds --onnxruntime {onnxruntime} --tvm {tvm_count}"
     kept = out / "random-bounds.json"
-    tried = [Tried(**row) for row in json.loads(kept.read_bytes())] if resume else []
+    tried = read(kept) if resume else []
     out.mkdir(parents=True, exist_ok=True)
     for one in _untried(tried, onnxruntime, tvm_count):
         tried.append(one)

@@ -20,8 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.bundles import build_bundle
-from benchmarks.gating import chosen_target
-from benchmarks.peers import backend_versions
+from benchmarks.peers import backend_versions, chosen_target
 from benchmarks.timing import Ratio, interleave, median_interval, take_turn
 from edgevit.backends import Runner, backend
 from edgevit.frontends.resolve import resolve

@@ -1,15 +1,23 @@
+import platform
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.peer_builds import normalise
+from benchmarks.peer_candidates import Case
 from benchmarks.peer_optional import OPTIONAL
 from benchmarks.peer_report import Accuracy, Report, Row, table
+from benchmarks.peers import _float_machine_code
 from benchmarks.timing import Ratio
+from edgevit.backends import onnx_backend
+from edgevit.images.image_set import ImageSet
 from edgevit.measure.environment import environment, snapshot
+from edgevit.onnx_form.assemble import assemble
 from edgevit.verify.accuracy import fraction, paired_drop
+from tests.backends.tvm.available import needs_tvm
 from tests.tiny import tiny_images, tiny_program
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,6 +83,39 @@ def test_a_missed_figure_is_called_so(changed: dict[str, Any], missed: int) -> N
     text = table(report)
     assert text.count("**missed**") == missed
     assert text.count(": met") == 3 + ("to_hand_built" in changed) - ("share" in changed) - missed
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.85, "met"), (0.86, "**missed**")])
+def test_a_float_build_stands_beside_float(share: float, told: str) -> None:
+    machine = environment(
+        snapshot(), snapshot(), runtime="r", runtime_version="v", inference_precision="f32", threads=1
+    )
+    plain = row(
+        name="edgevit float, TVM",
+        runtime="TVM",
+        int8=False,
+        to_float=Ratio(value=share, low=share, high=share),
+        to_fastest_peer=None,
+        fastest_peer=None,
+    )
+    text = table(Report(command="c", machine=machine, runs=1, images=1000, calibration=1, rows=(plain,)))
+    assert f"- edgevit float, TVM: {share:.3f} of ORT fp32 (at most 0.85): {told}." in text
+
+
+@needs_tvm
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the targets tried are for x86-64")
+def test_the_target_that_this_cpu_is_made_for_is_built_in_float_too(tmp_path: Path) -> None:
+    program = tiny_program()
+    images = tiny_images(program.spec, 3)
+    every = ImageSet(images=images, labels=None, names=(), unreadable=(), digest="0" * 64, source=Path("tiny"))
+    case = Case(key="tiny", program=program, calibration=images, evaluation=every, folder=tmp_path)
+    (plain,) = _float_machine_code(case)
+    assert (plain.name, plain.runtime, plain.own, plain.int8) == ("edgevit float, TVM", "TVM", True, False)
+    runtime = onnx_backend("onnxruntime")
+    runtime.compile(assemble(program, gating="open"), tmp_path, formats=("onnx",))
+    run, reference = plain.load(1), runtime.load(tmp_path)
+    for image in images:
+        np.testing.assert_allclose(run(image[None]), reference.run(image[None])[0], atol=1e-4)
 
 
 def test_a_row_without_accuracy_says_nothing_about_it() -> None:

@@ -67,3 +67,22 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert CliRunner().invoke(random_bounds.main, [*words, "--resume"]).exit_code == 0
     assert tried == [("onnxruntime", 0), ("onnxruntime", 1), ("tvm", 0), ("tvm", 1), ("tvm", 2)]
     assert "| tvm | float | 3 | 3 |" in (tmp_path / "random-bounds.md").read_text()
+
+
+def test_going_on_without_an_earlier_run_begins_anew(tmp_path: Path) -> None:
+    words = ["--onnxruntime", "0", "--tvm", "0", "--resume", "-o", str(tmp_path / "new")]
+    done = CliRunner().invoke(random_bounds.main, words)
+    assert (done.exit_code, "0 of 0 held" in done.output) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [("[{", "is damaged"), ("", "is damaged"), ("{}", "expected a list"), ('[{"seed": 1}]', "of another version")],
+)
+def test_what_is_not_an_earlier_run_is_one_clear_error(tmp_path: Path, left: str, told: str) -> None:
+    (tmp_path / "random-bounds.json").write_text(left)
+    words = ["--onnxruntime", "0", "--tvm", "0", "--resume", "-o", str(tmp_path)]
+    done = CliRunner().invoke(random_bounds.main, words)
+    assert done.exit_code == 1 and told in done.output and "run without --resume" in done.output
+    assert (tmp_path / "random-bounds.json").read_text() == left
+    assert random_bounds.read(tmp_path / "none.json") == []
