@@ -1,4 +1,4 @@
-"""Train only the gates and skip rows of a model, without labels, on calibration images.
+"""Train the gates and skip rows of a model, without labels, on calibration images, and repair what they left.
 
 This is the stage `recover` of training on a data set, with every other weight frozen: the same loop, controller of
 gates and distillation. What differs is data: images come from memory, every image decides by itself, the numbers suit
@@ -17,6 +17,7 @@ import numpy as np
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.gate.initial import initial_gates
+from edgevit.compress.gate.repair import repair_gates
 from edgevit.compress.gate.threshold import fixed_macs
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.in_memory import InMemory
@@ -64,7 +65,9 @@ def train_gates(
     epochs: int = RECIPE.epochs_recover,
     say: Say = lambda _: None,
 ) -> Program:
-    """Return the Program with a trained gate and skip rows on every branch.
+    """Return the Program with a trained gate and skip rows on every branch, repaired under their decisions.
+
+    Where that fit helps little the weights stay, and with all gates open the Program answers as before.
 
     Args:
         program: ungated; may be pruned.
@@ -85,9 +88,14 @@ def train_gates(
     held = images[HELD_OUT - 1 :: HELD_OUT] if len(images) >= 2 * HELD_OUT else images
     trained = np.delete(images, np.s_[HELD_OUT - 1 :: HELD_OUT], axis=0) if len(images) >= 2 * HELD_OUT else images
     gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, SPREAD)
+    teacher = teacher or program
     if epochs:
-        gated = _fit(gated, teacher or program, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
-    return set_thresholds(gated, total_macs(gated.spec), Budgets(expected=budget), held, say)
+        gated = _fit(gated, teacher, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
+
+    def settle(made: Program, say: Say = lambda _: None) -> Program:
+        return set_thresholds(made, total_macs(made.spec), Budgets(expected=budget), held, say)
+
+    return settle(repair_gates(settle(gated), teacher, trained, settle), say)
 
 
 def _check_budget(spec: ProgramSpec, budget: float) -> None:

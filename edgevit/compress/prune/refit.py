@@ -37,12 +37,14 @@ class _Streams:
         x: `[B, n, D]`.
         sizes: how many patches each of the n stands for, `[B, n, 1]`; None: one each.
         means: over which of the N each of the n is the mean, `[B, n, N]`; None: they are the same.
+        runs: 1 for every image in which the branch at hand runs, `[B]`; None: in all.
     """
 
     dense: Tensor
     x: Tensor
     sizes: tokens.Sizes = None
     means: Tensor | None = None
+    runs: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -53,6 +55,34 @@ class _Streams:
     def there(self) -> Tensor:
         """Return 1 for every token that there is, `[B, n]`; images that merge more have fewer (`tokens`)."""
         return torch.ones(self.x.shape[:2]) if self.sizes is None else (self.sizes[..., 0] > 0).float()
+
+    def decide(self, model: Vit, branch: BranchSpec) -> None:
+        """Ask the branch's gate in which images it runs."""
+        self.runs = None
+        if branch.removed:
+            self.runs = torch.zeros(len(self.x))
+        elif branch.gate is not None:
+            seen = tokens.weighed(self.x, self.sizes, model.spec.stem.prefix)
+            self.runs = (model.gate_logit(branch, seen) > branch.gate.threshold).float()
+
+    def rows(self, *, run: bool) -> Tensor:
+        """Return 1 for every token of the images in which the branch runs, or does not: `[B, n]`."""
+        if self.runs is None:
+            return self.there * float(run)
+        return self.there * (self.runs if run else 1 - self.runs)[:, None]
+
+    def step(self, model: Vit, branch: BranchSpec) -> None:
+        """Take the reduced stream through the branch, or its skip rows, as its gate said."""
+        if self.runs is None or self.runs.all():
+            self.x = step_branch(model, branch, self.x, None, self.sizes)
+            return
+        skipped = self.x + model.skip_rows(branch)[: self.x.shape[1]]
+        if not self.runs.any():
+            self.x = skipped
+        else:
+            self.x = torch.where(
+                self.runs[:, None, None] > 0, step_branch(model, branch, self.x, None, self.sizes), skipped
+            )
 
     def merge(self, model: Vit, point: MergeSpec) -> None:
         """Merge tokens, and note of which tokens of the dense model each is the mean."""
@@ -74,11 +104,12 @@ def refit(reduced: Program, dense: Program, images: np.ndarray, *, prefix_weight
     """Fit `proj`, `fc2` and the skip rows of `reduced` to the stream of `dense`.
 
     The target of a branch's output is `dense stream after it - reduced stream before it`; the ridge pulls weights to
-    what they were. All gates are open; repair before gates are trained (under the decisions of gates this fit measured
-    worse than none). Branches before the first one that is reduced, or before which tokens merge, are left bit for bit.
+    what they were. Gates decide as on a device: a branch's output linear is fitted to the images in which it runs, its
+    skip rows to the others. Branches before the first one that is reduced, that a gate skips, or before which tokens
+    merge, are left bit for bit.
 
     Args:
-        reduced: pruned, or with merged tokens, or both.
+        reduced: pruned, gated, or with merged tokens.
         dense: what it was made of.
         images: calibration images, uint8 `[n, height, width, 3]`; those `held_out` only choose how far weights may go.
         prefix_weight: how much a prefix row counts.
@@ -93,13 +124,17 @@ def refit(reduced: Program, dense: Program, images: np.ndarray, *, prefix_weight
     for branch, whole in track(pairs, "Repairing branches"):
         for stream in streams:
             stream.dense = step_branch(teacher, whole, stream.dense)
-        touched = touched or branch.kept != whole.kept
-        if touched and branch.skip and branch.removed:
-            student.array(f"{branch.name}.skip").copy_(_missing_rows(student, streams))
-        if touched and not branch.removed:
-            _fit_linear(student, branch, streams, prefix_weight)
         for stream in streams:
-            stream.x = step_branch(student, branch, stream.x, None, stream.sizes)
+            stream.decide(student, branch)
+        skipped = any(stream.runs is not None and not stream.runs.all() for stream in streams)
+        reduced_here = branch.kept != whole.kept
+        if branch.skip and skipped and (touched or reduced_here or branch.gate is not None):
+            student.array(f"{branch.name}.skip").copy_(_missing_rows(student, streams))
+        if touched or reduced_here:
+            _fit_linear(student, branch, streams, prefix_weight)
+        touched = touched or reduced_here or (branch.gate is not None and skipped)
+        for stream in streams:
+            stream.step(student, branch)
         if (point := merge_at(spec, branch.name)) is not None:
             touched = True
             for stream in streams:
@@ -108,10 +143,13 @@ def refit(reduced: Program, dense: Program, images: np.ndarray, *, prefix_weight
 
 
 def _missing_rows(model: Vit, streams: list[_Streams]) -> Tensor:
-    """Return what is missing in every prefix row and, on average, in the patch rows: `[prefix + 1, D]`."""
+    """Return what is missing in every prefix row and, on average, in the patch rows: `[prefix + 1, D]`.
+
+    Only images in which the branch does not run count.
+    """
     total, count = torch.zeros(1), torch.zeros(1)
     for stream in streams:
-        kinds, there = model.indicator[: stream.x.shape[1]].T, stream.there[..., None]
+        kinds, there = model.indicator[: stream.x.shape[1]].T, stream.rows(run=False)[..., None]
         total = total + kinds @ ((stream.target - stream.x) * there).sum(dim=0)
         count = count + kinds @ there.sum(dim=0)
     return total / count
@@ -133,10 +171,14 @@ def _fit_linear(model: Vit, branch: BranchSpec, streams: list[_Streams], prefix_
     fitted, held = NormalEquations(branch.width + 1, dim), NormalEquations(branch.width + 1, dim)
     inner: list[Tensor] = []
     for number, stream in enumerate(streams):
+        if stream.runs is not None and not stream.runs.any():
+            continue
         target = stream.target
         missing = target - step_branch(model, branch, stream.x, keep_input(branch, inner), stream.sizes)
         side = held if number % HELD_OUT == HELD_OUT - 1 else fitted
-        side.add(inner.pop(), missing, row_weights(model.spec, target, prefix_weight) * stream.there)
+        side.add(inner.pop(), missing, row_weights(model.spec, target, prefix_weight) * stream.rows(run=True))
+    if not fitted.total or (len(streams) >= HELD_OUT and not held.total):
+        return
     best = min(fitted.solutions(RIDGES), key=held.error)
     if held.total and held.error(best) >= 0:
         return

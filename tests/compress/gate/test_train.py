@@ -33,7 +33,9 @@ def _divergence(program: Program, dense: Program, images: np.ndarray) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def test_only_gates_and_skip_rows_are_new() -> None:
+def test_only_gates_and_skip_rows_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the repair does not help, that is."""
+    monkeypatch.setattr(import_module("edgevit.compress.gate.repair"), "WORTH_REPAIR", 0.0)
     program = tiny_program(depth=2)
     trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=2)
     assert all(np.array_equal(trained.weights[n], a) for n, a in program.weights.items())
@@ -41,6 +43,20 @@ def test_only_gates_and_skip_rows_are_new() -> None:
     assert added == {f"{b.name}.{part}" for b in program.spec.branches for part in ("gate.weight", "gate.bias", "skip")}
     images = tiny_images(program.spec)
     torch.testing.assert_close(_logits(trained, images, hard=False), _logits(program, images, hard=False))
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_what_skipped_branches_leave_missing_is_fitted_back(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tiny_program(depth=4, seed=seed)
+    images, fresh = tiny_images(program.spec, 240), tiny_images(program.spec, 64, seed=9)
+    repaired = train_gates(program, images, 0.7, epochs=1)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.repair"), "WORTH_REPAIR", 0.0)
+    bare = train_gates(program, images, 0.7, epochs=1)
+    changed = {name for name, array in program.weights.items() if not np.array_equal(repaired.weights[name], array)}
+    assert changed and all(name.split(".")[1] in ("proj", "fc2") for name in changed)
+    assert _divergence(repaired, program, fresh) < 0.85 * _divergence(bare, program, fresh)
+    spent = (expected_macs(one.spec, open_rates(one, fresh)) / total_macs(one.spec) for one in (repaired, bare))
+    assert all(macs == pytest.approx(0.7, abs=0.05) for macs in spent)
 
 
 def test_gates_learn_in_the_loop_of_all_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +107,7 @@ def test_training_alone_finds_good_gates(monkeypatch: pytest.MonkeyPatch) -> Non
         return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
 
     monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "initial_gates", misled)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.repair"), "WORTH_REPAIR", 0.0)
     program = tiny_program(depth=3, seed=5)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
     trained, started = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgevit.compress.gate.attach import attach_gates
 from edgevit.compress.prune.observe import collect
 from edgevit.compress.prune.plan import BranchPlan, PrunePlan
 from edgevit.compress.prune.refit import held_out, refit
@@ -85,3 +86,26 @@ def test_every_fifth_batch_is_held_out() -> None:
     images = np.arange(200)
     assert held_out(images).tolist() == [*range(64, 80), *range(144, 160)]
     assert held_out(np.arange(64)).size == 0
+
+
+@torch.no_grad()
+def test_each_path_of_a_gate_is_fitted_to_the_images_that_take_it() -> None:
+    """A gate that opens for half of the images: skip rows get the mean of the others, and what follows is repaired."""
+    dense = tiny_program(depth=2)
+    gated, images = attach_gates(dense), tiny_images(dense.spec, 160)
+    weight, model, watched = np.linspace(-1, 1, dense.spec.dim, dtype=np.float32), Vit(dense), list[torch.Tensor]()
+    for batch in batches(dense.spec, images):
+        model(batch, watch=lambda i, x: watched.append(x) if i == 1 else None)
+    stream = torch.cat(watched)
+    pooled = torch.nn.functional.layer_norm(stream[:, 0], (dense.spec.dim,), eps=dense.spec.norm_eps)
+    said = pooled @ torch.from_numpy(weight)
+    biases = {f"{b.name}.gate.bias": np.ones(1, np.float32) for b in gated.spec.branches}
+    biases["b00_ffn.gate.bias"] = -np.array([float(said.median())], np.float32)
+    gated = gated.with_weights({**biases, "b00_ffn.gate.weight": weight})
+    repaired = refit(gated, dense, images)
+    closed = said + float(biases["b00_ffn.gate.bias"][0]) <= 0
+    assert 60 < int(closed.sum()) < 100
+    missing = model.branch(dense.spec.branches[1], stream[closed])[:, : dense.spec.stem.prefix].mean(dim=0)
+    assert torch.allclose(torch.from_numpy(repaired.weights["b00_ffn.skip"])[:-1], missing, atol=1e-4)
+    assert np.array_equal(repaired.weights["b00_ffn.fc2.weight"], dense.weights["b00_ffn.fc2.weight"])
+    assert not np.array_equal(repaired.weights["b01_ffn.fc2.weight"], dense.weights["b01_ffn.fc2.weight"])
