@@ -27,8 +27,7 @@ from edgevit.build.points import PointTime, measure_points
 from edgevit.build.preflight import check_limit, require_target, warn_of_memory
 from edgevit.build.verify_build import verify_build
 from edgevit.bundle.write import refuse_existing, write_bundle
-from edgevit.compress.budgets import Budgets, check_budgets
-from edgevit.errors import BudgetError
+from edgevit.compress.budgets import Budgets, check_label_free
 from edgevit.images.image_set import ImageSet
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.onnx_form.check import check_model, check_size
@@ -95,12 +94,10 @@ def compress(
     """
     if not budgets.compresses:
         return dense
-    check_budgets(dense.spec, budgets)
+    check_label_free(dense.spec, budgets)
     from edgevit.util.optional import require_torch
 
     require_torch("pruning, gating and the search for tokens to merge")
-    if dense.spec.merges:
-        raise BudgetError(f"{dense.spec.name} merges tokens already; compress the model that it was made of")
     if budgets.merges:
         return _merge(dense, images, budgets, score=score, say=say)
     from edgevit.compress.gate.train import train_gates

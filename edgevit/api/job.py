@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevit.api.images import Images, LabelledImages, take_images
+from edgevit.api.label_free import Shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
 from edgevit.backends.targets import accept, accept_program, following_costs, load_target
 from edgevit.build.host import host_target
 from edgevit.build.preflight import Output
+from edgevit.compress.budgets import check_label_free
 from edgevit.errors import BudgetError, ImagesError, OutputError, ProgramError
 from edgevit.frontends.preprocessing import Preprocessing
 from edgevit.frontends.resolve import resolve, shipped_programs
@@ -20,7 +22,7 @@ from edgevit.images.image_set import TESTED, ImageSet, left_out, number_labels
 from edgevit.program.original import as_original, weights_digest, with_original
 from edgevit.program.program import Program, is_program
 from edgevit.program.spec import ProgramSpec
-from edgevit.program.tokens import read_plan, with_merges
+from edgevit.program.tokens import read_plan, with_merges, write_plan
 from edgevit.schema.budget import read_budget
 from edgevit.schema.target import Target
 from edgevit.tasks.counterpart import fitting
@@ -79,16 +81,35 @@ def fitting_target(job: Job, target: Target, spec: ProgramSpec) -> Target:
 
     Refuses a plan that the model does not allow, and merged tokens that the target cannot run; says what they cost.
     """
+    check_label_free(spec, Shares(prune=job.prune, gate=job.gate, merge=job.merge).budgets)
     if job.tokens is not None:
         if job.merge < 1.0:
             raise BudgetError("macs chooses where tokens are merged, and tokens says it; give one of them")
-        spec = with_merges(spec, read_plan(job.tokens, spec))
+        spec = _planned(job.tokens, spec)
     if job.target == HOST and not job.formats and following_costs(target, spec):
         target = target_of(job, follows=True)
     accept_program(target, spec)
     if doubt := following_costs(target, spec):
         warn(doubt)
     return target
+
+
+def _planned(plan: str, spec: ProgramSpec) -> ProgramSpec:
+    """Return the spec with the points of a plan by hand; says which point does nothing, and what it replaces."""
+    planned = with_merges(spec, read_plan(plan, spec))
+    for number, point in zip(plan.split(","), planned.merges, strict=True):
+        if point.threshold is not None and abs(point.threshold) > 1:
+            many = "none" if point.threshold > 1 else "all that may"
+            warn(
+                f"tokens merge at {number.strip()}, and no cosine is beyond -1 to 1: as calibrated {many} merge there. "
+                "Thresholds that a build chose by itself are of a score of its own, which a plan by hand does not have"
+            )
+    if spec.merges:
+        say(
+            f"tokens of {spec.name} merge at {plan} instead of {write_plan(spec)}; weights that were fitted to the "
+            "plan it had stay fitted to that"
+        )
+    return planned
 
 
 def target_of(job: Job, *, follows: bool = False) -> Target:

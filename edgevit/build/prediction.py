@@ -6,6 +6,7 @@ assumed to get a gate, every Linear to be int8. Sizes and the memory bound are t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgevit.schema.target import Target
 
 NEURON_STEP = 16
 BISECTIONS = 24
+SLACK = 1e-9  # of a unit: a third of three is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Prediction:
 
     `model_bytes` is what `holds` says: how large machine code is only a compiler can tell. `bound_bytes` is the memory
     bound of the predicted structure; None for a runtime without one. `expected_macs` is None for a Program with gates
-    of its own: how often they open only images tell.
+    of its own, or numbers of tokens that follow the image, which only images tell; `less_when` says what makes it less.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Prediction:
     bound_bytes: int | None
     int8_linears: int
     linears: int
+    less_when: str = ""
 
 
 def predict(
@@ -75,6 +78,8 @@ def predict(
     check_size(spec, int8=target.int8)
     names = linear_names(spec)
     found = _forecast(spec, target)
+    follows = {"gates close": program.spec.gated and gate == 1.0, "an image merges more tokens": spec.adaptive}
+    less_when = " or ".join(what for what, true in follows.items() if true)
     everything = total_macs(spec)
     return Prediction(
         model=program.spec.name,
@@ -84,10 +89,11 @@ def predict(
         holds=found.holds,
         dense_macs=total_macs(program.spec),
         all_open_macs=everything,
-        expected_macs=None if spec.adaptive or (program.spec.gated and gate == 1.0) else everything * gate,
+        expected_macs=None if less_when else everything * gate,
         bound_bytes=found.bound_bytes,
         int8_linears=len(names) if target.int8 else 0,
         linears=len(names),
+        less_when=less_when,
     )
 
 
@@ -118,8 +124,8 @@ def _pruned(spec: ProgramSpec, fraction: float) -> ProgramSpec:
     floor = total_macs(spec) - sum(macs_by_branch(spec))
     if budget < floor:
         raise BudgetError(
-            f"pruning {fraction:.0%} of {total_macs(spec) / 1e6:.0f} MMACs leaves {budget / 1e6:.0f}, but stem and "
-            f"head alone need {floor / 1e6:.0f}; ask for at most {1 - floor / total_macs(spec):.0%}"
+            f"{1 - fraction:.2%} of {total_macs(spec) / 1e6:.1f} MMACs are {budget / 1e6:.1f}, but stem and head alone "
+            f"need {floor / 1e6:.1f}; pruning can leave {math.ceil(1e4 * floor / total_macs(spec)) / 1e4:.2%} at least"
         )
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
@@ -142,11 +148,14 @@ def _merged(spec: ProgramSpec, share: float) -> ProgramSpec:
 
 
 def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
-    """Return the spec with the first `share` (0 to 1) of every branch's units, neurons in steps of 16."""
+    """Return the spec with `share` (0 to 1) of all heads, and of all neurons in steps of 16, spread over the branches."""
+    passed = {"mhsa": 0, "ffn": 0}  # steps of the branches before
 
     def keep(branch: BranchSpec) -> BranchSpec:
         step = NEURON_STEP if branch.kind == "ffn" and branch.units >= NEURON_STEP else 1
-        units = int(branch.units * share) // step * step
+        begin = passed[branch.kind]
+        passed[branch.kind] = end = begin + -(-branch.units // step)
+        units = min(step * (int(end * share + SLACK) - int(begin * share + SLACK)), branch.units)
         return replace(branch, kept=branch.kept[:units], gate=branch.gate if units else None)
 
     return replace(spec, branches=tuple(keep(b) for b in spec.branches))

@@ -116,14 +116,16 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     cost = f"{_millions(macs.all_open)} million multiply-accumulates"
     if manifest.effort is not None:
         cost = f"{_millions(macs.expected)} million multiply-accumulates expected, {_millions(macs.all_open)} at most"
-    if macs.dense > macs.all_open:
+    if macs.dense > (macs.all_open if manifest.effort is None else macs.expected):
         cost += f" ({_millions(macs.dense)} before compression)"
+    steps = manifest.original.steps if manifest.original else ()
     memory = f"{bound.bound_bytes / 1e6:.1f} MB, {'proven' if bound.proven else 'estimated'}: {bound.covers}"
     return [
         ("device", f"{target.description} ({target.arch}{f', CPU flags {flags}' if flags else ''})"),
         ("runtime", f"{manifest.backend} {manifest.tools.get(manifest.backend, '')}".strip()),
         ("size", f"{_megabytes(loaded)} to load (dense float weights: {_megabytes(manifest.sizes.float_bytes)})"),
         ("cost of an image", cost),
+        *([("compression", "; ".join(steps))] if steps else []),
         ("memory", memory),
     ]
 

@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
     parser.add_argument("--check", action="store_true", help="check the bundle instead of running images")
     parser.add_argument("--any-version", action="store_true", help="run with another version of the runtime too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(joined(sys.argv[1:]))
     if not arguments.images and not arguments.check:
         parser.error("give at least one image, or --check")
     if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS or arguments.top < 1:
@@ -113,6 +113,17 @@ def main() -> int:
         told = f"{type(error).__name__}: {error}"
         words = "it needs more memory than a bundle of its size may take" if NO_MEMORY.search(told) else told[:2000]
         refuse(f"its model does not run ({words})")
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """Return the words with `--effort -inf` as one of them: argparse takes what begins with '-' for an option."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--effort" and re.match(r"-[^-]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def checked(manifest: dict[str, Any], arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

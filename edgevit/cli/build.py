@@ -154,7 +154,7 @@ def command(model: str | None, target_name: str, dry_run: bool, as_json: bool, *
 
 def _prediction(p: Prediction) -> str:
     bound = f"{p.bound_bytes / 1e6:.1f} MB" if p.bound_bytes is not None else "not predicted for this runtime"
-    expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else "less when gates close"
+    expected = f"{p.expected_macs / 1e6:.0f} M expected" if p.expected_macs is not None else f"less when {p.less_when}"
     return (
         f"{p.model} for {p.target}, predicted:\n"
         f"  model       {p.model_bytes / 1e6:.2f} MB of {p.holds} (float weights: {p.float_bytes / 1e6:.2f} MB)\n"

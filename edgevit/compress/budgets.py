@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 from edgevit.compress.prune.plan import least_macs
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.spec import ProgramSpec
+from edgevit.program.token_plans import least_share
+from edgevit.program.tokens import write_plan
 
 Fits = Callable[[ProgramSpec], bool]
 
@@ -62,6 +65,26 @@ def split_budget(macs: float, static: float | None, share: float, merged: float 
     rest = min(macs / merged, 1.0)
     static = merged * rest**share if static is None else min(static, merged)
     return Budgets(expected=min(merged * rest, static), static=static, merged=merged)
+
+
+def check_label_free(spec: ProgramSpec, budgets: Budgets) -> None:
+    """Raise BudgetError where what compresses without labels cannot begin, or not come down so far; takes no images."""
+    if not budgets.compresses:
+        return
+    if spec.merges:
+        raise BudgetError(
+            f"{spec.name} merges tokens already ({write_plan(spec)}), and what was compressed is not compressed again; "
+            "give the model that it was made of, or with --tokens another plan"
+        )
+    check_budgets(spec, budgets)
+    if budgets.merges:
+        reach, floor = max(budgets.merged, least_share(spec)), least_macs(spec) / total_macs(spec)
+        if budgets.merged < reach * floor:
+            raise BudgetError(
+                f"{budgets.merged:.2%} of the MACs cannot be reached by {spec.name}: merging tokens leaves "
+                f"{reach:.0%} at least, and pruning before it {floor:.1%} of the rest; ask for "
+                f"{ceil(1e4 * reach * floor) / 1e4:.2%} or more"
+            )
 
 
 def check_budgets(spec: ProgramSpec, budgets: Budgets) -> None:

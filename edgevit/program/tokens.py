@@ -226,7 +226,8 @@ def with_merges(spec: ProgramSpec, merges: Sequence[MergeSpec]) -> ProgramSpec:
     """
     changed = replace(spec, merges=tuple(merges))
     if faults := merge_faults(changed):
-        raise BudgetError(f"tokens of {spec.name} cannot be merged so:\n  " + "\n  ".join(faults))
+        first = "".join(f" (block 1 is {name})" for name in merge_branches(changed)[:1])
+        raise BudgetError(f"tokens of {spec.name} cannot be merged so{first}:\n  " + "\n  ".join(faults))
     return changed
 
 

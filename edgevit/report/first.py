@@ -220,10 +220,10 @@ def _size(report: Report) -> Tile:
 def _macs(report: Report) -> Tile:
     change = report.expected_macs_change
     done, total = (sum(getattr(row, key) for row in report.branches) for key in ("int8_linears", "linears"))
-    int8 = f"; {done} of {total} Linears int8" if report.target.int8 else "; this target computes in float"
+    int8 = f"; {done} of {total} Linears in branches int8" if report.target.int8 else "; this target computes in float"
     follows = ""
     if (use := report.tokens) is not None:
-        follows = f", {say.count(use.macs.low)} to {say.count(use.macs.high)} for eight of ten images"
+        follows = f", {say.count(use.macs.low)} to {say.count(use.macs.high)} for eight of ten calibration images"
     varies = report.gated_branches or report.tokens is not None
     return Tile(
         name="MACs of an image, expected" if varies else "MACs of an image",

@@ -48,6 +48,8 @@ def _lead(report: Report) -> str:
     gates = gated + (f", {report.removed_branches} removed" if report.removed_branches else "")
     if report.tokens is not None:
         gates += ", merging as many tokens as the image allows"
+    elif any(step.startswith("tokens merged") for step in report.compression):
+        gates += ", merging as many tokens in every image"
     size = f"{report.input_size[0]} × {report.input_size[1]}"
     lead = Markup("{}. Input {}, {}.").format(report.target.description, size, gates)
     if report.bundle_sha256:

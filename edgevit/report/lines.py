@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgevit.schema.measurement import Emulation, Measurement
+from edgevit.report import text as say
+from edgevit.schema.measurement import Emulation, Measurement, PathLatency
 
 
 def lines(measurement: Measurement) -> Iterator[str]:
@@ -25,10 +26,8 @@ def lines(measurement: Measurement) -> Iterator[str]:
             f"{machine.threads} thread{'s' * (machine.threads > 1)}{held}"
         )
     for path in measurement.paths:
-        yield (
-            f"{path.path:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  "
-            f"{path.branches_open:.1f} of {len(measurement.branches)} branches ran"
-        )
+        name, ran = _ran(measurement, path)
+        yield f"{name:<12} {path.wall.median_ms:8.2f} ms wall  {path.cpu.median_ms:8.2f} ms CPU  {ran}"
     yield from _points(measurement)
     yield from _beside(measurement)
     if measurement.golden and all(case.held for case in measurement.golden):
@@ -39,6 +38,17 @@ def lines(measurement: Measurement) -> Iterator[str]:
     else:
         mean = sum(branch.open_rate for branch in measurement.branches)
         yield f"times withheld; on average {mean:.1f} of {len(measurement.branches)} branches ran"
+
+
+def _ran(measurement: Measurement, path: PathLatency) -> tuple[str, str]:
+    """Return what a path is called, and what ran on it: of branches that all run tokens alone tell paths apart."""
+    every = len(measurement.branches)
+    if not measurement.tokens or any(each.branches_open < every for each in measurement.paths):
+        return path.path, f"{path.branches_open:.1f} of {every} branches ran"
+    means = (sum(point) / len(point) for point in zip(*measurement.tokens, strict=True))
+    left = f"patch tokens left: {', '.join(f'{mean:.0f}' for mean in means)} on average"
+    name = say.path(path.path, gated=False)
+    return name, left if path.path == "real" else f"{name.removesuffix(' tokens')} patch tokens that the plan leaves"
 
 
 def _points(measurement: Measurement) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from edgevit import pipeline
 from edgevit.api import job
 from edgevit.api.build import Job, predict_build, run_build
 from edgevit.compress.budgets import Budgets
+from edgevit.errors import BudgetError
 from edgevit.schema.target import Target, load_target
 from tests.tiny import tiny_images, tiny_program
 
@@ -36,6 +38,33 @@ def test_a_search_for_tokens_to_merge_knows_what_saves_time(
         run_build(Job(model=program, target=target, calibration=tiny_images(program.spec, 24), merge=0.8))
     assert asked == [Budgets(merged=0.8, per_image=per_image)]
     assert ("every image is to merge as many" in caplog.text) == (per_image is False)
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [("1:0-4@1.25", "as calibrated none merge"), ("1:0-4@-1.5", "as calibrated all that may merge"), ("1:0-4@1", "")],
+)
+def test_a_threshold_that_no_cosine_has_is_told(plan: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    predict_build(Job(model=tiny_program(depth=3), target="x86-64-onnxruntime", tokens=f"{plan}, 2:2"))
+    assert (f"tokens merge at {plan}, and no cosine is beyond -1 to 1" in caplog.text) == bool(told)
+    assert told in caplog.text
+
+
+def test_a_plan_in_place_of_another_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="edgevit"):
+        predict_build(Job(model=tiny_program(depth=3, tokens="1:4"), target="x86-64-onnxruntime", tokens="2:3"))
+    assert "tokens of tiny merge at 2:3 instead of 1:4; weights that were fitted" in caplog.text
+
+
+@pytest.mark.parametrize("share", [{"merge": 0.8}, {"prune": 0.2}, {"gate": 0.8}, {"merge": 0.001}])
+@pytest.mark.parametrize("begin", [predict_build, run_build])
+def test_a_budget_that_cannot_be_met_is_refused_before_images_are_read(
+    begin: Callable[[Job], object], share: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevit.api.build.images_of", lambda *_: pytest.fail("images are read"))
+    program = tiny_program(depth=3, tokens="" if share == {"merge": 0.001} else "1:4")
+    with pytest.raises(BudgetError, match="cannot be reached|merges tokens already"):
+        begin(Job(model=program, target="x86-64-onnxruntime", **share))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

@@ -118,6 +118,16 @@ def test_what_compression_cost_is_said_where_top1_is_not_measured_here() -> None
     assert told in readme(unlabelled, Guide()).replace("\\>", ">")
 
 
+def test_what_was_done_to_the_model_and_what_it_cost_before_is_said() -> None:
+    steps = ("tokens merged at 3:4: drift 0.01 | on 3 images", "output linears fitted")
+    original = OriginalSpec(name="x", weights_sha256="", macs=5, parameters=7, steps=steps)
+    facts = manifest()
+    macs = dataclasses.replace(facts.macs, dense=facts.macs.all_open - 1, expected=facts.macs.all_open / 2)
+    text = readme(dataclasses.replace(facts, original=original, macs=macs), Guide())
+    assert "| compression | tokens merged at 3:4: drift 0.01 \\| on 3 images; output linears fitted |" in text
+    assert "before compression)" in text and "| compression |" not in readme(facts, Guide())
+
+
 def test_a_licence_that_is_not_stated_is_not_made_up() -> None:
     text = readme(dataclasses.replace(manifest(), origin={}), Guide())
     assert "no licence is stated" in text and "Weights: Apache" not in text

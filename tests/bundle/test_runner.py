@@ -212,6 +212,18 @@ def test_the_contract_says_what_is_taken_of_a_picture(folder: Path) -> None:
     assert "without alpha" in contract["pixels"] and "EXIF orientation" in contract["pixels"]
 
 
+@pytest.mark.parametrize("word", ["-inf", "-1e3", "-Infinity", "-.5"])
+def test_an_effort_below_zero_is_no_option(word: str) -> None:
+    assert runner.joined(["a.png", "--effort", word, "--json"]) == ["a.png", f"--effort={word}", "--json"]
+    assert runner.joined(["--effort", "--json"]) == ["--effort", "--json"]
+
+
+def test_an_effort_of_minus_infinity_closes_every_branch(folder: Path, photo: Path) -> None:
+    done = run(folder, str(photo), "--effort", "-inf", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not any(json.loads(done.stdout)["gates"])
+
+
 def test_effort_opens_and_closes_every_branch(folder: Path, photo: Path) -> None:
     gates = {
         e: json.loads(run(folder, str(photo), "--json", f"--effort={e}").stdout)["gates"] for e in ("1e30", "-inf")

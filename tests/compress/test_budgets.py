@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevit.compress.budgets import Budgets, check_budgets, split_budget
+from edgevit.compress.budgets import Budgets, check_budgets, check_label_free, split_budget
 from edgevit.compress.prune.plan import least_macs
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
@@ -29,6 +29,24 @@ def test_the_share_divides_the_saving(macs: float, share: float) -> None:
 def test_a_static_budget_below_the_expected_one_is_all() -> None:
     found = split_budget(0.7, 0.5, 0.6)
     assert (found.expected, found.static, found.gates, found.prunes) == (0.5, 0.5, False, True)
+
+
+def test_what_merging_and_pruning_cannot_reach_is_refused_with_the_least() -> None:
+    spec = tiny_program(**SHAPE, image=(64, 64)).spec
+    with pytest.raises(BudgetError, match="merging tokens leaves .* at least, and pruning before it") as caught:
+        check_label_free(spec, Budgets(merged=0.001))
+    least = float(str(caught.value).split()[-3].rstrip("%")) / 100
+    check_label_free(spec, Budgets(merged=least))
+    with pytest.raises(BudgetError):
+        check_label_free(spec, Budgets(merged=0.99 * least))
+
+
+def test_what_merges_tokens_is_not_compressed_again() -> None:
+    spec = tiny_program(**SHAPE, tokens="1:4").spec
+    check_label_free(spec, Budgets())
+    for budgets in (Budgets(merged=0.9), Budgets(static=0.9, expected=0.9), Budgets(expected=0.9)):
+        with pytest.raises(BudgetError, match=r"merges tokens already \(1:4\).*made of, or with --tokens another plan"):
+            check_label_free(spec, budgets)
 
 
 def test_what_cannot_be_reached_is_refused_with_the_least() -> None:

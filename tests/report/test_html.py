@@ -13,6 +13,7 @@ import pytest
 
 from edgevit.errors import BundleError
 from edgevit.measure.percentiles import latency
+from edgevit.program.spec import OriginalSpec
 from edgevit.report import pictures
 from edgevit.report.drawn import figures
 from edgevit.report.html import render
@@ -81,11 +82,16 @@ TOKENS = TokenUse(
 )
 
 
+STEPS = ("tokens merged at 1:4, as asked (edgevit 0.1.0)",)
+MERGED = OriginalSpec(name="x", weights_sha256="", macs=5, parameters=7, steps=STEPS)
+
+
 def test_how_many_tokens_an_image_keeps_is_told() -> None:
     page = render(variants()["tokens follow the image"])
     assert ", merging as many tokens as the image allows." in page
     assert "40 after b00_mhsa (32 to 64)" in page and "MACs of an image, expected" in page
-    assert "600 M to 900 M for eight of ten images" in page
+    assert "600 M to 900 M for eight of ten calibration images" in page
+    assert ", merging as many tokens in every image." in render(variants()["tokens merge alike"])
     assert "merging" not in render(variants()["no gates"])
 
 
@@ -104,6 +110,7 @@ def variants() -> dict[str, Report]:
         "few runs": make_report(facts, [measurement(paths=(path("real", 4.0, 1.5, runs=1),))], bundle_sha256=SHA),
         "no gates": make_report(manifest(gated=False)),
         "tokens follow the image": make_report(dataclasses.replace(manifest(gated=False), tokens=TOKENS)),
+        "tokens merge alike": make_report(dataclasses.replace(manifest(gated=False), original=MERGED)),
         "48 branches": make_report(deep),
         "all of it": make_report(
             dataclasses.replace(with_errors(facts), files=FILES),

@@ -82,9 +82,10 @@ class Gain:
     @property
     def summary(self) -> str:
         """Return it in one sentence."""
+        drift = f"drift {'less' if self.mean >= 0 else 'more'} by {abs(self.mean):.3g}"
         return (
-            f"numbers that follow the image drift less by {self.mean:.3g}, standard error {self.error:.2g}, on "
-            f"{self.images} images that set no thresholds"
+            f"numbers that follow the image {drift}, standard error {self.error:.2g}, on {self.images} images that set "
+            "no thresholds"
         )
 
 

@@ -110,6 +110,7 @@ def test_numbers_follow_the_image_unless_that_drifts_surely_more(
     assert found.gain.mean == pytest.approx(np.mean(gained))
     assert found.gain.error == pytest.approx(np.std(gained) / 2)
     assert found.chosen.spec.adaptive == follows and said[0] == found.gain.summary
+    assert f"drift {'less' if np.mean(gained) > 0 else 'more'} by {abs(np.mean(gained)):.3g}, " in said[0]
 
 
 def test_halves_of_the_images_are_judged_by_thresholds_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
