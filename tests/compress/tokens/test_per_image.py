@@ -58,7 +58,7 @@ def test_thresholds_are_found_where_points_merge_half_of_many_images_already(mon
     spec, asked = program.spec, list[float]()
     whole, least = total_macs(tiny_program(depth=6, image=(112, 112)).spec), total_macs(spec, left=(98, 49))
     # Part of what can be saved, over the factor of the fixed plan's pairs.
-    factors, saved = (0.0, 1.0, 1.026, 1.041, 1.052, 1.060, 1.5), (0.0, 0.80, 0.81, 0.814, 0.816, 0.818, 0.86)
+    factors, saved = (0.0, 1.0, 1.2, 1.5), (0.0, 0.80, 0.81, 0.82)
 
     def thresholds(*given: Any) -> tuple[ProgramSpec, np.ndarray]:
         asked.append(given[3])
@@ -69,7 +69,7 @@ def test_thresholds_are_found_where_points_merge_half_of_many_images_already(mon
 
     monkeypatch.setattr(per_image, "_thresholds", thresholds)
     nothing = total_macs(spec, left=(196, 196))
-    budget = nothing - 0.817 * (nothing - least)
+    budget = nothing - 0.815 * (nothing - least)
     assert budget < whole
     found = follow_images(program, batches(spec, mixed(program, 2)), budget)
-    assert found is not None and 1.052 < asked[-1] < 1.2
+    assert found is not None and 1.3 < asked[-1] < 1.5
