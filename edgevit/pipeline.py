@@ -18,7 +18,7 @@ import numpy as np
 
 from edgevit import __version__
 from edgevit.backends import Runner, Source, backend, desk
-from edgevit.backends.reference import reference, taps
+from edgevit.backends.reference import paired, reference, taps
 from edgevit.backends.targets import accept_program
 from edgevit.build.branch_errors import branch_errors
 from edgevit.build.case import Case
@@ -51,6 +51,7 @@ from edgevit.schema.target import Target
 from edgevit.util.atomic import scratch
 from edgevit.util.progress import Say, track
 from edgevit.util.threads import in_order, one_blas_thread
+from edgevit.verify.pairs import Pairs
 
 if TYPE_CHECKING:
     from edgevit.compress.usdc.inputs import Training
@@ -259,13 +260,19 @@ def _quantized(program: Program, target: Target, images: np.ndarray) -> tuple[Pr
         ranges, floats = _observe(program, images, histogram=histogram)
     rounded = gptq_rounder(program, ranges)
     judged = slice(None, None, max(len(images) // JUDGED_IMAGES, 1))
+    shown = images[judged][:JUDGED_IMAGES]
+    pairs: list[tuple[Pairs, ...] | None] = [None] * len(shown)
+    if program.spec.merges:
+        plain = paired(*detached(program, gating="open"))
+        pairs = list(in_order(lambda image: plain(image[None], None)[1], shown))
 
     def logits(plan: QuantPlan | None) -> np.ndarray:
-        # All gates open: every Linear is judged, and a flipped gate does not drown what rounding costs.
+        # All gates open, and the float model's pairs of tokens: every Linear is judged, and neither a flipped gate nor
+        # another pair among all but equal ones drowns what rounding costs.
         if plan is None:
             return floats[judged][:JUDGED_IMAGES]
-        run = taps(*detached(rounded(plan), plan, gating="open"), exact=True)
-        return np.concatenate(list(in_order(lambda i: run(i[None])["logits"], images[judged][:JUDGED_IMAGES])))
+        run = paired(*detached(rounded(plan), plan, gating="open"), exact=True)
+        return np.concatenate(list(in_order(lambda i: run(shown[i][None], pairs[i])[0], range(len(shown)))))
 
     plan = plan_quantization(
         program,

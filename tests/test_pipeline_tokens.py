@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import edgevit
+from edgevit import pipeline
+from edgevit.backends.reference import paired
+from edgevit.onnx_form.assemble import detached
 from edgevit.schema.claims import SkipFigures, figures_of
+from edgevit.schema.quant_plan import QuantPlan
+from edgevit.schema.target import load_target
 from tests.building import build
 from tests.tiny import tiny_images, tiny_program
 
@@ -47,3 +54,27 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
         check=True,
     )
     assert json.loads(ran.stdout)["tokens"] == [64, 61]
+
+
+@pytest.mark.parametrize("tokens", ["1:20,2:9", "1:0-32@0.85,2:0-32@0.83"])
+def test_linears_are_judged_under_the_pairs_of_the_float_model(tokens: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pair among all but equal ones is no drift that a float Linear could take away."""
+    program, seen = tiny_program(depth=3, image=(64, 64), dim=64, tokens=tokens), list[np.ndarray]()
+    images, decide = tiny_images(program.spec, 6), pipeline.plan_quantization
+
+    def planned(*given: Any, evaluate: Callable[[QuantPlan | None], np.ndarray], **options: Any) -> QuantPlan:
+        plan = decide(*given, **options)
+        seen.append(evaluate(plan))
+        return plan
+
+    monkeypatch.setattr(pipeline, "plan_quantization", planned)
+    made, plan = pipeline.quantize(program, load_target("x86-64-onnxruntime"), images)
+    assert plan is not None
+    plain, int8 = paired(*detached(program, gating="open")), paired(*detached(made, plan, gating="open"), exact=True)
+    pairs = [plain(image[None], None)[1] for image in images]
+    under, own = (
+        np.concatenate([int8(i[None], p)[0] for i, p in each])
+        for each in (zip(images, pairs, strict=True), [(image, None) for image in images])
+    )
+    np.testing.assert_allclose(seen[0], under, atol=1e-5)
+    assert np.abs(under - own).max() > 1e-3

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgevit.backends.given_pairs import accept_pairs, given, point_names
+from edgevit.backends.given_pairs import accept_pairs, given, pair_outputs, point_names, telling_pairs, told_pairs
 from edgevit.backends.inputs import feed
 from edgevit.backends.onnxruntime import OnnxRuntimeRunner, localise, options
 from edgevit.verify.pairs import Pairs
@@ -47,6 +47,27 @@ def taps(
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {"image": image}), strict=True))
+
+    return run
+
+
+def paired(
+    model: onnx.ModelProto, weights: Weights | None = None, *, exact: bool = False
+) -> Callable[[np.ndarray, Sequence[Pairs] | None], tuple[np.ndarray, tuple[Pairs, ...]]]:
+    """Return a lowered model whose gates are left out as a function (image, pairs) -> (logits, the pairs it chose).
+
+    With `pairs`, one each for the points where tokens merge, it merges these instead of its own; else as `taps`.
+    """
+    places, points, steered = pair_outputs(model), point_names(model), telling_pairs(model)
+    accept_pairs(steered)
+    accepted = {value.name for value in steered.graph.input}
+    session = _session(steered, weights, weight_bits=8 if exact else 7, threads=1)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: np.ndarray, pairs: Sequence[Pairs] | None) -> tuple[np.ndarray, tuple[Pairs, ...]]:
+        inputs = {"image": image} | ({} if pairs is None else dict(given(points, pairs, accepted)))
+        values = dict(zip(names, session.run(names, inputs), strict=True))
+        return values["logits"], told_pairs(places, values)
 
     return run
 

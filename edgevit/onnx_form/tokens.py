@@ -213,7 +213,8 @@ def _count(
         ordered = graph.op("Concat", [ordered, never], f"{name}/ordered_and_never", axis=0)
     values = graph.op("Gather", [ordered, last], f"{name}/last_values", axis=0)
     above = graph.op("Greater", [values, limit], f"{name}/above")
-    more = graph.op("Where", [above, steps, graph.const("none", [0])], f"{name}/more")
+    taken = graph.op("Cast", [above], f"{name}/taken_steps", to=TensorProto.INT64)
+    more = graph.op("Mul", [taken, steps], f"{name}/more")
     more = graph.op("ReduceSum", [more, graph.const("axis_0", [0])], f"{name}/more_pairs", keepdims=1)
     return graph.op("Add", [more, least], f"{name}/pairs") if point.least else more
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.backends import Case
-from benchmarks.token_times import Row, rows_of, table
+from benchmarks.timing import Times
+from benchmarks.token_times import Row, mean_ratio, rows_of, table
 from edgevit.images.image_set import ImageSet
 from edgevit.program.macs import total_macs
 from edgevit.schema.target import load_target
@@ -52,3 +53,11 @@ def test_the_table_says_how_far_time_lies_above_macs() -> None:
         load=1.5,
     )
     assert "| 0.695 | 0.745 (0.740 to 0.750) | 5.0 points | 0.71 of 1.36 MB | 100 | 1.5 |" in table([row])
+
+
+def test_time_is_the_mean_over_images_as_macs_are() -> None:
+    """Of ten images nine take half, one as long as before: 0.55, and not the median image's 0.5."""
+    dense = Times(cpu_ms=(10.0,) * 50, wall_ms=(10.0,) * 50)
+    spent = tuple(10.0 if index % 10 == 0 else 5.0 + 0.01 * (index % 3) for index in range(50))
+    found = mean_ratio(Times(cpu_ms=spent, wall_ms=spent), dense, 10)
+    assert abs(found.value - 0.551) < 2e-3 and found.low <= found.value <= found.high < 0.56

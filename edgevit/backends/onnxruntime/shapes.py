@@ -143,15 +143,6 @@ def _compare(node: _Node) -> tuple[Value, ...]:
     return (Value(_broadcast(node)[0].shape, TensorProto.BOOL),)
 
 
-def _where(node: _Node) -> tuple[Value, ...]:
-    one, other = node.first(1), node.first(2)
-    shape = _broadcast(node)[0].shape
-    if one.data is None or other.data is None:
-        return (Value(shape, one.kind),)
-    both = [np.broadcast_to(limit, shape) for side in (one, other) for limit in _limits(side)]
-    return (Value(shape, one.kind, np.maximum.reduce(both), np.minimum.reduce(both)),)
-
-
 def _limits(value: Value) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and the most of integers that shapes depend on."""
     assert value.data is not None
@@ -168,18 +159,22 @@ def _add(node: _Node) -> tuple[Value, ...]:
 
 
 def _scale(node: _Node) -> tuple[Value, ...]:
-    """Multiply, or divide; integers that shapes depend on and none of which is negative only by a constant."""
+    """Multiply, or divide by a constant; the limits of integers that shapes depend on are among those of both."""
     (value,) = _broadcast(node)
     number, by = node.first(), node.first(1)
-    if number.data is None or by.data is None or by.least is not None:
+    if number.data is None or by.data is None or (node.op == "Div" and by.least is not None):
         return (value,)
     of = np.multiply if node.op == "Mul" else np.floor_divide
-    ends = [np.broadcast_to(of(limit, by.data), value.shape) for limit in _limits(number)]
-    return (replace(value, data=np.maximum(*ends), least=np.minimum(*ends)),)
+    ends = [np.broadcast_to(of(one, other), value.shape) for one in _limits(number) for other in _limits(by)]
+    return (replace(value, data=np.maximum.reduce(ends), least=np.minimum.reduce(ends)),)
 
 
 def _cast(node: _Node) -> tuple[Value, ...]:
-    return (Value(node.first().shape, int(node.attributes["to"])),)
+    """Convert; of what is true or false 1 or 0 is made."""
+    value = Value(node.first().shape, int(node.attributes["to"]))
+    if node.first().kind != TensorProto.BOOL or value.kind != TensorProto.INT64:
+        return (value,)
+    return (replace(value, data=np.ones(value.shape, np.int64), least=np.zeros(value.shape, np.int64)),)
 
 
 def _quantize(node: _Node) -> tuple[Value, ...]:
@@ -360,6 +355,7 @@ def _reduce(node: _Node) -> tuple[Value, ...]:
 
 
 # Only operators whose kernels were seen to take no arena memory beside their outputs (tests/bound holds them to it).
+# `Where` is none: it makes two copies of what it chooses from first, so that its output lies behind them.
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "Log", "LayerNormalization"), _same
@@ -373,7 +369,6 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("ReduceMean", "ReduceMax"), _reduce),
     "ReduceSum": _sum,
     **dict.fromkeys(("Greater", "Equal"), _compare),
-    "Where": _where,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,

@@ -162,17 +162,18 @@ class _Cut:
     def _compared(self, taken: onnx.NodeProto, values: Mapping[str, Value]) -> tuple[np.ndarray, int | None]:
         """Return which scores of a list each step needs, and how many there are; None where this is not known.
 
-        Known is `Where(Greater(Gather(Concat(scores, -inf), needed), limit), steps, 0)`.
+        Known is `Mul(Cast(Greater(Gather(Concat(scores, -inf), needed), limit)), steps)`.
         """
         unknown = np.zeros(0), None
-        compared = self._maker(str(taken.input[0])) if taken.op_type == "Where" else taken
+        counted = self._maker(str(taken.input[0])) if taken.op_type == "Mul" else taken
+        compared = self._maker(str(counted.input[0])) if counted.op_type == "Cast" else counted
         gathered = self._maker(str(compared.input[0])) if compared.op_type == "Greater" else compared
         joined = self._maker(str(gathered.input[0])) if gathered.op_type == "Gather" else gathered
         if joined.op_type != "Concat" or len(joined.input) != 2 or joined.input[1] not in self._constants:
             return unknown
-        never, last, rest = self._constants[joined.input[1]], values[gathered.input[1]].data, values[taken.input[2]]
+        never, last = self._constants[joined.input[1]], values[gathered.input[1]].data
         known = never.data_location != onnx.TensorProto.EXTERNAL and len(never.dims) == 1
-        if not known or last is None or rest.data is None or rest.data.any():
+        if not known or last is None:
             return unknown
         return (last, values[joined.input[0]].shape[0]) if np.isneginf(numpy_helper.to_array(never)).all() else unknown
 
