@@ -213,7 +213,7 @@ def pixels(isa: Isa, arena: int, height: int, width: int, side: int, target: Int
     # Nothing in here reads the arena: a view of another type is safe.
     flat, stored = code.flat(image, "uint8"), code.flat(memory, target.stored)
     columns, line, run = width // side, width * 3, side * 3
-    threads = threads_for(isa.threads, height * width * PIXEL_STEPS // lanes)
+    threads = threads_for(isa.threads, height * width * PIXEL_STEPS // isa.lanes)  # lines that move, more than copies
     with each(code, threads, height // side) as r, code.loop(columns) as c, code.loop(side) as y:
         begin = (r * side + y) * line + c * run
         if target.together > 1:
