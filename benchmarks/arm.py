@@ -9,7 +9,7 @@ GELU on how wide steps of 8 bits are, so their weights are random, and twelve bl
 The targets' choice between float and int8 per processor is read off these counts (`int8_pays`), and
 tests/benchmarks/test_arm.py holds the target files against it. Bundles and measurements are kept in --work: a run that
 was stopped goes on where it was. `--only` counts some builds anew, such as `dense-onnxruntime-int8`, and keeps the
-other rows of a table that is there.
+other rows of a table that is there. What builds of the runtimes' own tools execute: benchmarks/arm_peers.py.
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ from edgevit.util.strict_json import dumps, write_atomic
 
 # Processor to what boards with it are called in target names.
 BOARDS = {"cortex-a72": "rpi4", "cortex-a76": "rpi5", "armv8.6-i8mm": "armv8.6-i8mm"}
-DENSE, GATED = "2 dense ViT-Ti blocks", "shipped ViT-Ti, pruned and gated"
+DENSE, MERGED = "2 dense ViT-Ti blocks", "shipped ViT-Ti, tokens merged"
+GATED = "shipped ViT-Ti for CIFAR-10, pruned and gated"
+SHIPPED = {MERGED: DEFAULT_PROGRAM, GATED: "vit_tiny_cifar10"}
+KINDS = {DENSE: "dense", MERGED: "merged", GATED: "gated"}
 # Model, runtime, int8.
 BUILDS = (
     (DENSE, "onnxruntime", True),
     (DENSE, "onnxruntime", False),
-    (GATED, "onnxruntime", True),
+    (MERGED, "onnxruntime", True),
     (DENSE, "openvino", True),
     (DENSE, "openvino", False),
+    (GATED, "onnxruntime", True),
     (GATED, "onnxruntime", False),
     (GATED, "openvino", True),
     (GATED, "openvino", False),
@@ -115,7 +119,7 @@ def measure(work: Path, model: str, backend: str, cpu: str, images: int, *, int8
     with open_bundle(folder) as bundle:
         digest = bundle.sha256
     if not kept.exists() or read_measurement(kept).bundle_sha256 != digest:
-        source = shipped("calibration") / "shipped.toml" if model == GATED else None
+        source = shipped("calibration") / "shipped.toml" if model in SHIPPED else None
         write_measurement(
             profile(folder, source, find(f"qemu:{cpu}"), runs=images if source else 1, timeout_s=TIMEOUT_S), kept
         )
@@ -166,7 +170,7 @@ def render(rows: Sequence[Row], errors: Sequence[Checked]) -> str:
         "## Executed instructions",
         "",
         "Per inference, in millions. Products are exact; the rest, with Python's part and the accountant's, moves by",
-        "about 1 %.",
+        "about 1 %. Where tokens merge, all open merges as few as may be, all skipped as many.",
         "",
         f"| {_HEAD} | all open | all skipped | real (n) | multiply-add | dot | matrix | widening |",
         f"{'| --- ' * 11}|",
@@ -307,7 +311,7 @@ def dense_blocks(blocks: int = BLOCKS) -> Program:
 
 def build_name(model: str, runtime: str, *, int8: bool) -> str:
     """Return what a build is called."""
-    return f"{'dense' if model == DENSE else 'gated'}-{runtime}-{'int8' if int8 else 'float'}"
+    return f"{KINDS[model]}-{runtime}-{'int8' if int8 else 'float'}"
 
 
 def kept_rows(path: Path) -> dict[tuple[str, str, bool, str], Row]:
@@ -331,7 +335,7 @@ def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:
     folder = work / build_name(model, runtime, int8=int8)
     if folder.exists():
         return folder
-    program = dense_blocks() if model == DENSE else resolve(DEFAULT_PROGRAM)
+    program = resolve(SHIPPED[model]) if model in SHIPPED else dense_blocks()
     images = load_images(
         shipped("calibration") / "shipped.toml", program.spec.image, limit=CALIBRATION if model == DENSE else None
     )
@@ -342,7 +346,7 @@ def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:
 
 @click.command()
 @click.option("--work", required=True, type=click.Path(path_type=Path, file_okay=False), help="Built bundles, kept.")
-@click.option("--images", default=2, show_default=True, type=click.IntRange(2), help="Real images for gated builds.")
+@click.option("--images", default=2, show_default=True, type=click.IntRange(2), help="Real images, Programs that ship.")
 @click.option(
     "--only",
     multiple=True,

@@ -281,6 +281,8 @@ def plot(report: Report, path: Path) -> None:
 def main(models: tuple[str, ...], runs: int, calibration: int, turn: Path | None, out: Path) -> None:
     """Time all-open, partly open and all-skipped paths of gated int8 models."""
     data = data_folder()
+    told = f"python benchmarks/gating.py --runs {runs} --calibration {calibration}"
+    told += "".join(f" --model {key}" for key in models if len(models) < len(MODELS))
     before, file = snapshot(), "gating-vnni" if VNNI & cpu_flags() else "gating"
     out.mkdir(parents=True, exist_ok=True)
     results: tuple[Result, ...] = ()
@@ -291,7 +293,7 @@ def main(models: tuple[str, ...], runs: int, calibration: int, turn: Path | None
         for target in chosen_targets():
             results += (measure(key, program, target, known, images, runs, turn),)
             report = Report(
-                command=f"python benchmarks/gating.py --runs {runs} --calibration {calibration}",
+                command=told,
                 machine=environment(
                     before,
                     snapshot(),

@@ -75,6 +75,14 @@ def test_gates_cost_what_the_report_says() -> None:
     ) in README
 
 
+def test_gates_on_a_cpu_with_vnni_cost_what_the_report_says() -> None:
+    results = {r["runtime"]: r for r in reference("gating-vnni.json")["results"]}
+    opened = [f"{100 * (results[runtime]['overhead']['value'] - 1):.1f} %" for runtime in ("ORT", "OV", "TVM")]
+    closed = [f"{results[runtime]['closed']['value']:.3f}" for runtime in ("ORT", "OV", "TVM")]
+    assert f"gates cost {opened[0]} (ONNX Runtime), {opened[1]} (OpenVINO) and {opened[2]} (TVM) when all" in README
+    assert f"With none open a run takes {closed[0]}, {closed[1]} and {closed[2]} of the model without gates" in README
+
+
 @pytest.mark.parametrize(
     ("variant", "told"), [("plain", "no gates"), ("gated", "24 gates"), ("pruned, gated", "pruned and gated")]
 )
@@ -131,16 +139,29 @@ def test_emulated_processors_execute_what_the_report_says() -> None:
         f"two dense ViT-Ti blocks execute {plain} instructions in float on a Cortex-A72, and in int8 {a72} there, "
         f"{a76} on a Cortex-A76 and {i8mm} with i8mm"
     ) in README
-    (gated,) = (
+    (merging,) = (
         row["estimate"]["paths"]
         for row in reference("arm.json")
-        if (row["model"][:7], row["backend"], row["int8"], row["cpu"]) == ("shipped", "onnxruntime", True, "cortex-a76")
+        if (row["model"], row["backend"], row["int8"], row["cpu"])
+        == ("shipped ViT-Ti, tokens merged", "onnxruntime", True, "cortex-a76")
     )
-    for path in gated:
+    for path in merging:
         (told,) = re.findall(rf"{path['path']} estimate, not measured: ([\d.]+) to ([\d.]+) M cycles", README)
         measured = [path[end] / 1e6 for end in ("lower_cycles", "upper_cycles")]
         # The session pasted there is a run of its own: Python's part moves by about 1 %.
         assert [float(end) for end in told] == pytest.approx(measured, rel=0.02, abs=0.2)
+
+
+def test_builds_by_other_tools_execute_what_the_report_says() -> None:
+    counts = {
+        row["name"]: f"{row['instructions'] / 1e6:.1f} M"
+        for row in reference("arm-peers.json")
+        if row["cpu"] == "cortex-a76"
+    }
+    assert (
+        f"LiteRT's dynamic int8 build of a dense DeiT-Ti executes {counts['LiteRT dynamic']}, ONNX Runtime's own "
+        f"{counts['ONNX Runtime dynamic']}, TVM's kernels {counts['edgevit, TVM int8, kernels']}"
+    ) in README
 
 
 def test_merging_tokens_loses_what_the_report_says() -> None:

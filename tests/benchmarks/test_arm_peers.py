@@ -95,7 +95,8 @@ def test_edgevits_own_models_and_the_peers_are_given_what_each_takes(
 
 def test_what_is_not_counted_anew_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = SimpleNamespace(python="python3.11", packages={"onnxruntime": "1"}, emulator_version="qemu 7")
-    monkeypatch.setattr(arm_peers.userland, "installed", lambda: place)
+    new: float
+    monkeypatch.setattr("edgevit.devices.qemu.userland.installed", lambda: place)
     monkeypatch.setattr(arm_peers, "fetch_litert", lambda _python, folder: folder)
     monkeypatch.setattr(arm_peers, "tvm_rows", lambda _path, cpu: [made("edgevit, TVM int8, kernels", "tvm", cpu, 106)])
     monkeypatch.setattr(arm_peers, "count_litert", lambda _p, _m, cpu, _w: [made(RIVAL, "litert", cpu, new)])

@@ -22,6 +22,8 @@ from edgevit.measure.environment import cpu_flags, environment, snapshot
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import total_macs
 from edgevit.schema.target import missing_flags
+from edgevit.util import strict_json
+from edgevit.util.resources import shipped
 from tests.tiny import tiny_images, tiny_program
 
 
@@ -111,3 +113,12 @@ def test_every_runtime_is_measured_with_the_target_that_this_cpu_is_made_for() -
     assert {target.backend for target in chosen} >= {"onnxruntime", "openvino"}
     for target in chosen:
         assert target.backend != "tvm" or not missing_flags(target, cpu_flags())
+
+
+def test_what_was_measured_with_vnni_is_what_is_shown() -> None:
+    path = shipped("targets").parent / "reports/reference/gating-vnni.json"
+    faults: list[str] = []
+    report = strict_json.from_data(Report, strict_json.read_json(path), faults)
+    assert report is not None and not faults
+    assert table(report) == path.with_suffix(".md").read_text(encoding="utf-8")
+    assert [result.runtime for result in report.results] == list(NAMES)
