@@ -16,9 +16,10 @@ import numpy as np
 
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.attach import attach_gates
-from edgevit.compress.gate.initial import initial_gates
-from edgevit.compress.gate.repair import repair_gates
-from edgevit.compress.gate.threshold import fixed_macs
+from edgevit.compress.gate.close import JUDGED_IMAGES, close_branches, gates_of
+from edgevit.compress.gate.initial import predicted_gates, start_gates
+from edgevit.compress.gate.repair import gated_drift, repair_gates
+from edgevit.compress.gate.threshold import FAR, calibrate_thresholds, expected_macs, fixed_macs, open_rates
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.in_memory import InMemory
 from edgevit.compress.training.loop import fit, stage_steps
@@ -87,15 +88,25 @@ def train_gates(
     _check_budget(gated.spec, budget)
     held = images[HELD_OUT - 1 :: HELD_OUT] if len(images) >= 2 * HELD_OUT else images
     trained = np.delete(images, np.s_[HELD_OUT - 1 :: HELD_OUT], axis=0) if len(images) >= 2 * HELD_OUT else images
-    gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, SPREAD)
     teacher = teacher or program
+    started, skips = start_gates(gated, trained[:SCORED_IMAGES])
+    learned = predicted_gates(started, skips, budget, SPREAD)
     if epochs:
-        gated = _fit(gated, teacher, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
+        learned = _fit(learned, teacher, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
+    closed = gates_of(started, close_branches(started, teacher, trained, held, budget, skips), skips)
 
-    def settle(made: Program, say: Say = lambda _: None) -> Program:
-        return set_thresholds(made, total_macs(made.spec), Budgets(expected=budget), held, say)
+    def settle(made: Program) -> Program:
+        return calibrate_thresholds(made, held, budget)
 
-    return settle(repair_gates(settle(gated), teacher, trained, settle), say)
+    judged = held[JUDGED_IMAGES:] if len(held) >= 2 * JUDGED_IMAGES else held  # branches were not chosen on these
+    made = [repair_gates(settle(gates), teacher, trained, settle) for gates in (learned, closed)]
+    best = min(made, key=lambda gates: (_misses(gates, held, budget), gated_drift(gates, teacher, judged)))
+    return set_thresholds(best, total_macs(gated.spec), Budgets(expected=budget), held, say)
+
+
+def _misses(program: Program, images: np.ndarray, budget: float) -> bool:
+    spent = expected_macs(program.spec, open_rates(program, images)) / total_macs(program.spec)
+    return abs(spent - budget) > FAR
 
 
 def _check_budget(spec: ProgramSpec, budget: float) -> None:
