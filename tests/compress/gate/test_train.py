@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgevit.compress.gate.attach import attach_gates
-from edgevit.compress.gate.initial import Skips, measure_skips
+from edgevit.compress.gate.initial import measure_skips
 from edgevit.compress.gate.threshold import expected_macs, fixed_macs, open_rates
 from edgevit.compress.gate.train import train_gates
 from edgevit.compress.training.in_memory import InMemory
@@ -36,7 +36,9 @@ def _divergence(program: Program, dense: Program, images: np.ndarray) -> float:
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take gates as they learned, whatever branches closed one by one would give."""
-    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "gated_drift", lambda *_: 0.0)
+    train = import_module("edgevit.compress.gate.train")
+    monkeypatch.setattr(train, "gated_drift", lambda *_: 0.0)
+    monkeypatch.setattr(train, "_misses", lambda *_: False)
 
 
 @pytest.fixture
@@ -110,30 +112,34 @@ def test_a_branch_that_does_nothing_is_skipped_first() -> None:
     assert rates[3] == 0 and rates[[0, 1, 2, 4]].min() > 0.5
 
 
-def _misled(started: Program, skips: Skips, *rest: float) -> Program:
-    """Return gates that close the branches that matter most."""
-    lost = skips.losses.mean(axis=0)
-    wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(started.spec.branches, lost, strict=True)}
-    return started.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
+def _misled(program: Program, images: np.ndarray) -> Program:
+    """Return gates that close the branches that matter most, with skip rows of 0."""
+    gated = attach_gates(program)
+    lost = measure_skips(gated, images).losses.mean(axis=0)
+    wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(gated.spec.branches, lost, strict=True)}
+    return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
 
 
 @pytest.mark.usefixtures("learned", "unrepaired")
 def test_training_alone_finds_good_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Started from gates that prefer the wrong branches, training lowers the loss at the same budget."""
-    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "predicted_gates", _misled)
     program = tiny_program(depth=3, seed=5)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
-    trained, started = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
-    assert _divergence(trained, program, fresh) < 0.5 * _divergence(started, program, fresh)
+    started = _misled(program, images)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "predicted_gates", lambda *_: started)
+    trained, untrained = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
+    assert _divergence(trained, program, fresh) < 0.5 * _divergence(untrained, program, fresh)
 
 
 def test_gates_that_learned_nothing_give_way_to_branches_closed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     train = import_module("edgevit.compress.gate.train")
-    monkeypatch.setattr(train, "predicted_gates", _misled)
     program = tiny_program(depth=3, seed=5)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
+    started = _misled(program, images)
+    monkeypatch.setattr(train, "predicted_gates", lambda *_: started)
     taken = train_gates(program, images, 0.75, epochs=0)
     monkeypatch.setattr(train, "gated_drift", lambda *_: 0.0)
+    monkeypatch.setattr(train, "_misses", lambda *_: False)
     learned = train_gates(program, images, 0.75, epochs=0)
     assert _divergence(taken, program, fresh) < 0.75 * _divergence(learned, program, fresh)
     spent = expected_macs(taken.spec, open_rates(taken, fresh)) / total_macs(taken.spec)
