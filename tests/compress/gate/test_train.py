@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -206,7 +207,9 @@ def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.Monke
     program, said = tiny_program(depth=3), list[str]()
     monkeypatch.setattr(import_module("edgevit.compress.usdc.stages"), "check_spent", lambda *_: "near")
     train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
-    assert said == ["warning: near"]
+    taken, warning = said
+    assert warning == "warning: near"
+    assert re.fullmatch(r"gates: .+ are taken; drift on 4 images kept apart: .+ [\d.e-]+, .+ [\d.e-]+", taken)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
