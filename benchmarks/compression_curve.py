@@ -149,13 +149,14 @@ def gate_rows(case: Case, book: Book, made: Made) -> None:
 
 
 def random_rows(case: Case, book: Book, made: Made, seeds: int) -> None:
-    """As many branches skipped as the trained gates skip, drawn for every image, with their skip rows and without."""
+    """As many branches of the dense model skipped as gates skip, drawn for every image, with skip rows and without."""
     for budget in GATE:
         trained = next(r for r in book.rows if (r.model, r.method, r.gate) == (case.name, "gates", budget))
         for method in ("random, skip rows", "random, plain"):
             if book.has(case.name, method, 0.0, budget):
                 continue
-            program = made.gated(case, 0.0, budget)
+            # Its output linears are fitted to its own gates: of it only skip rows are taken.
+            program = made.gated(case, 0.0, budget).with_weights(dict(case.dense.weights))
             skipped = len(program.spec.branches) - trained.open_branches
             if method == "random, plain":
                 bare = tuple(replace(b, skip=False) for b in program.spec.branches)

@@ -76,8 +76,9 @@ def table(book: Book) -> str:
         "",
         "- prune, plain: the planned units cut out. prune, compensated: the same units, with what they contributed "
         "folded into the output linears (closed form). prune, repaired: and those fitted again in sequence (default).",
-        "- gates: the trained gates. random: for every image as many branches skipped, drawn at random, with the "
-        "trained skip rows or with nothing in their place; mean over seeds.",
+        "- gates: gates that learned, or branches closed one by one, whichever drifts less on images kept apart, and "
+        "output linears fitted again under their decisions (default). random: for every image as many branches of the "
+        "dense model skipped, drawn at random, with skip rows or with nothing in their place; mean over seeds.",
     ]
     for model in dict.fromkeys(r.model for r in book.rows):
         lines += ["", f"## {model}", "", "| method | prune | gate | MACs | top-1 | agreement | KL | branches run | |"]

@@ -51,7 +51,7 @@ def measure_skips(program: Program, images: np.ndarray) -> Skips:
         for index, branch in enumerate(spec.branches):
             if branch.gate is not None:
                 x, sizes = streams[index]
-                walked = model.walk(x, _all_but(index), trim=True, start=index, sizes=sizes)
+                walked = model.walk(x, all_but(index), trim=True, start=index, sizes=sizes)
                 skipped = _log_odds(model, walked.x, walked.sizes)
                 lost[:, index] = (reference.exp() * (reference - skipped)).sum(dim=-1)
         losses.append(lost)
@@ -59,7 +59,7 @@ def measure_skips(program: Program, images: np.ndarray) -> Skips:
     return Skips(losses=torch.cat(losses).numpy(), inputs=torch.cat(inputs).numpy())
 
 
-def _all_but(closed: int) -> Decide:
+def all_but(closed: int) -> Decide:
     """Return decisions that open every gate but one."""
     return lambda index, x: x.new_tensor(float(index != closed))
 
@@ -75,15 +75,15 @@ def _gate_input(model: Vit, x: Tensor, sizes: Sizes) -> Tensor:
     return F.layer_norm(pooled, (pooled.shape[-1],), eps=model.spec.norm_eps)
 
 
-def predictor(inputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+def predictor(inputs: np.ndarray, values: np.ndarray, *, always: bool = False) -> tuple[np.ndarray, float]:
     """Fit ridge regression `inputs @ weight + bias` to `values [n]`, the ridge chosen by leave-one-out.
 
-    Where no ridge predicts better than the mean, the weight is 0.
+    Where no ridge predicts better than the mean, the weight is 0, unless there is `always` to be one.
     """
     mean, middle = inputs.mean(axis=0), float(values.mean())
     x, y = (inputs - mean).astype(np.float64), values - middle
     kernel = x @ x.T
-    best, chosen = float(np.sum(y**2)) * (len(y) / max(len(y) - 1, 1)) ** 2, None
+    best, chosen = np.inf if always else float(np.sum(y**2)) * (len(y) / max(len(y) - 1, 1)) ** 2, None
     for ridge in RIDGES:
         hat = np.linalg.solve(kernel + ridge * np.eye(len(y)), kernel).T + 1 / len(y)
         left_out = float(np.sum(((y - hat @ y) / (1 - np.diag(hat))) ** 2))
@@ -95,14 +95,12 @@ def predictor(inputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float
     return weight, middle - float(mean @ weight)
 
 
-def initial_gates(program: Program, images: np.ndarray, budget: float, spread: float) -> Program:
-    """Set skip rows to mean outputs, and each gate's logit to `spread * log(predicted loss / MACs)` plus one shift.
+def start_gates(program: Program, images: np.ndarray) -> tuple[Program, Skips]:
+    """Return the Program with mean outputs as skip rows, and what skipping each branch costs each image.
 
     Args:
-        program: with gates attached (their weights are replaced).
+        program: with gates attached.
         images: uint8 `[n, height, width, 3]`.
-        budget: expected MACs as a fraction of the all-open ones.
-        spread: how decided the gates are.
 
     Raises:
         BudgetError: skipping branches changes no output.
@@ -113,12 +111,33 @@ def initial_gates(program: Program, images: np.ndarray, budget: float, spread: f
     started = program.with_weights(
         {f"{spec.branches[i].name}.skip": means[spec.branches[i].name].numpy() for i in live}
     )
-    skips, macs = measure_skips(started, images), np.array(macs_by_branch(spec), dtype=float)[live]
+    skips = measure_skips(started, images)
     if live and not skips.losses[:, live].any():
         raise BudgetError(
             f"skipping a branch of {spec.name} changes no output on any of {len(images)} images, so gates have nothing "
             "to learn from: is the head still untrained, or is there a single class? Train the model first"
         )
+    return started, skips
+
+
+def initial_gates(program: Program, images: np.ndarray, budget: float, spread: float) -> Program:
+    """Return the Program with mean outputs as skip rows and the gates of `predicted_gates`; see these."""
+    started, skips = start_gates(program, images)
+    return predicted_gates(started, skips, budget, spread)
+
+
+def predicted_gates(started: Program, skips: Skips, budget: float, spread: float) -> Program:
+    """Set each gate's logit to `spread * log(predicted loss / MACs)` plus one shift.
+
+    Args:
+        started: with gates attached (their weights are replaced).
+        skips: what skipping each branch costs.
+        budget: expected MACs as a fraction of the all-open ones.
+        spread: how decided the gates are.
+    """
+    spec = started.spec
+    live = [i for i, b in enumerate(spec.branches) if b.gate is not None]
+    macs = np.array(macs_by_branch(spec), dtype=float)[live]
     fits = [predictor(skips.inputs[:, i], np.log(skips.losses[:, i] + FLOOR)) for i in live]
     logits = np.stack([skips.inputs[:, i] @ w + b for i, (w, b) in zip(live, fits, strict=True)], axis=1) - np.log(macs)
     shift = _shift(spread * logits, macs, budget * total_macs(spec) - fixed_macs(spec))

@@ -11,13 +11,11 @@ from edgevit.compress.gate.judge import answers
 from edgevit.compress.prune.refit import held_out, refit
 from edgevit.compress.tokens.drift import drift, logits
 from edgevit.compress.tokens.repair import WORTH_REPAIR
-from edgevit.errors import BudgetError
 from edgevit.program.program import Program
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
 
 
-@torch.no_grad()
 def repair_gates(program: Program, dense: Program, images: np.ndarray, settle: Callable[[Program], Program]) -> Program:
     """Return the Program with output linears and skip rows fitted again, or as it was where that helps little.
 
@@ -28,18 +26,19 @@ def repair_gates(program: Program, dense: Program, images: np.ndarray, settle: C
         program: with gates whose thresholds are set.
         dense: what it was made of.
         images: calibration images, uint8 `[n, height, width, 3]`; drift is judged on those that no fit sees.
-        settle: sets thresholds; may raise BudgetError.
+        settle: sets thresholds.
     """
-    try:
-        fitted = settle(refit(program, dense, images))
-    except BudgetError:  # the budget is out of reach for what gates say now
-        return program
+    fitted = settle(refit(program, dense, images))
     judged = held_out(images)
     judged = judged if len(judged) else images
-    teacher = Vit(dense).eval()
-    expected = torch.cat([logits(teacher, batch) for batch in batches(dense.spec, judged)])
-    before, after = (
-        drift(dense.spec, expected, torch.from_numpy(answers(one, judged, description="Judging repair").logits))
-        for one in (program, fitted)
-    )
+    before, after = (gated_drift(one, dense, judged) for one in (program, fitted))
     return fitted if after < WORTH_REPAIR * before else program
+
+
+@torch.no_grad()
+def gated_drift(program: Program, dense: Program, images: np.ndarray) -> float:
+    """Return how far the gated Program's logits are from those of the dense one on uint8 images."""
+    teacher = Vit(dense).eval()
+    expected = torch.cat([logits(teacher, batch) for batch in batches(dense.spec, images)])
+    got = answers(program, images, description="Judging gates").logits
+    return drift(dense.spec, expected, torch.from_numpy(got))

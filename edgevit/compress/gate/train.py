@@ -4,6 +4,9 @@ This is the stage `recover` of training on a data set, with every other weight f
 gates and distillation. What differs is data: images come from memory, every image decides by itself, the numbers suit
 a few dozen steps, and the derivative is the plain straight-through one (as in AdaViT's public code), with which these
 numbers were chosen.
+
+So few noisy steps are a draw: what they learn is set against branches that close one after the other (`close`), both
+repaired, and what drifts less from the dense model on images kept apart is taken.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import numpy as np
 
 from edgevit.compress.budgets import Budgets
 from edgevit.compress.gate.attach import attach_gates
-from edgevit.compress.gate.initial import initial_gates
-from edgevit.compress.gate.repair import repair_gates
-from edgevit.compress.gate.threshold import fixed_macs
+from edgevit.compress.gate.close import JUDGED_IMAGES, close_branches, gates_of
+from edgevit.compress.gate.initial import predicted_gates, start_gates
+from edgevit.compress.gate.repair import gated_drift, repair_gates
+from edgevit.compress.gate.threshold import FAR, calibrate_thresholds, expected_macs, fixed_macs, open_rates
 from edgevit.compress.training.distributed import World
 from edgevit.compress.training.in_memory import InMemory
 from edgevit.compress.training.loop import fit, stage_steps
@@ -65,18 +69,19 @@ def train_gates(
     epochs: int = RECIPE.epochs_recover,
     say: Say = lambda _: None,
 ) -> Program:
-    """Return the Program with a trained gate and skip rows on every branch, repaired under their decisions.
+    """Return the Program with a gate and skip rows on every branch, repaired under their decisions.
 
-    Where that fit helps little the weights stay, and with all gates open the Program answers as before.
+    Output linears then make up for what gates skip, so with all of them open the Program no longer answers as before.
 
     Args:
         program: ungated; may be pruned.
-        images: unlabelled calibration images, uint8 `[n, height, width, 3]`; a quarter only sets the thresholds.
+        images: unlabelled calibration images, uint8 `[n, height, width, 3]`; a quarter only chooses and
+            sets the thresholds.
         budget: expected MACs per image as a fraction of `program`'s own.
         teacher: whose outputs to reproduce; `program` with all gates open by default.
         seed: of batch order, flips and noise.
         epochs: passes over the images; 0 keeps the measured initial gates.
-        say: told where gates can only come near the budget.
+        say: told which gates were taken, and where they can only come near the budget.
 
     Raises:
         BudgetError: the budget is not in (0, 1], below what stem, head and gates cost, or missed; or skipping branches
@@ -87,15 +92,29 @@ def train_gates(
     _check_budget(gated.spec, budget)
     held = images[HELD_OUT - 1 :: HELD_OUT] if len(images) >= 2 * HELD_OUT else images
     trained = np.delete(images, np.s_[HELD_OUT - 1 :: HELD_OUT], axis=0) if len(images) >= 2 * HELD_OUT else images
-    gated = initial_gates(gated, trained[:SCORED_IMAGES], budget, SPREAD)
     teacher = teacher or program
+    started, skips = start_gates(gated, trained[:SCORED_IMAGES])
+    learned = predicted_gates(started, skips, budget, SPREAD)
     if epochs:
-        gated = _fit(gated, teacher, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
+        learned = _fit(learned, teacher, trained, budget, replace(RECIPE, epochs_recover=epochs, seed=seed))
+    closed = gates_of(started, close_branches(started, teacher, trained, held, budget, skips), skips)
 
-    def settle(made: Program, say: Say = lambda _: None) -> Program:
-        return set_thresholds(made, total_macs(made.spec), Budgets(expected=budget), held, say)
+    def settle(made: Program) -> Program:
+        return calibrate_thresholds(made, held, budget)
 
-    return settle(repair_gates(settle(gated), teacher, trained, settle), say)
+    judged = held[JUDGED_IMAGES:] if len(held) >= 2 * JUDGED_IMAGES else held  # branches were not chosen on these
+    made = [repair_gates(settle(gates), teacher, trained, settle) for gates in (learned, closed)]
+    ranks = [(_misses(gates, held, budget), gated_drift(gates, teacher, judged)) for gates in made]
+    best = made[ranks.index(min(ranks))]
+    found = ("gates that learned", "branches closed one by one")
+    told = ", ".join(f"{name} {drift:.3g}" for name, (_, drift) in zip(found, ranks, strict=True))
+    say(f"gates: {found[ranks.index(min(ranks))]} are taken; drift on {len(judged)} images kept apart: {told}")
+    return set_thresholds(best, total_macs(gated.spec), Budgets(expected=budget), held, say)
+
+
+def _misses(program: Program, images: np.ndarray, budget: float) -> bool:
+    spent = expected_macs(program.spec, open_rates(program, images)) / total_macs(program.spec)
+    return abs(spent - budget) > FAR
 
 
 def _check_budget(spec: ProgramSpec, budget: float) -> None:

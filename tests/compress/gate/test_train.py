@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -33,9 +34,22 @@ def _divergence(program: Program, dense: Program, images: np.ndarray) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def test_only_gates_and_skip_rows_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the repair does not help, that is."""
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take gates as they learned, whatever branches closed one by one would give."""
+    train = import_module("edgevit.compress.gate.train")
+    monkeypatch.setattr(train, "gated_drift", lambda *_: 0.0)
+    monkeypatch.setattr(train, "_misses", lambda *_: False)
+
+
+@pytest.fixture
+def unrepaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find no repair worth its weights."""
     monkeypatch.setattr(import_module("edgevit.compress.gate.repair"), "WORTH_REPAIR", 0.0)
+
+
+@pytest.mark.usefixtures("learned", "unrepaired")
+def test_only_gates_and_skip_rows_are_new() -> None:
     program = tiny_program(depth=2)
     trained = train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=2)
     assert all(np.array_equal(trained.weights[n], a) for n, a in program.weights.items())
@@ -46,6 +60,7 @@ def test_only_gates_and_skip_rows_are_new(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.usefixtures("learned")
 def test_what_skipped_branches_leave_missing_is_fitted_back(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tiny_program(depth=4, seed=seed)
     images, fresh = tiny_images(program.spec, 240), tiny_images(program.spec, 64, seed=9)
@@ -98,20 +113,52 @@ def test_a_branch_that_does_nothing_is_skipped_first() -> None:
     assert rates[3] == 0 and rates[[0, 1, 2, 4]].min() > 0.5
 
 
+def _misled(program: Program, images: np.ndarray) -> Program:
+    """Return gates that close the branches that matter most, with skip rows of 0."""
+    gated = attach_gates(program)
+    lost = measure_skips(gated, images).losses.mean(axis=0)
+    wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(gated.spec.branches, lost, strict=True)}
+    return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
+
+
+@pytest.mark.usefixtures("learned", "unrepaired")
 def test_training_alone_finds_good_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Started from gates that prefer the wrong branches, training lowers the loss at the same budget."""
-
-    def misled(gated: Program, images: np.ndarray, *rest: float) -> Program:
-        lost = measure_skips(gated, images).losses.mean(axis=0)
-        wrong = {b.name: 0.3 * (lost.mean() - v) / lost.std() for b, v in zip(gated.spec.branches, lost, strict=True)}
-        return gated.with_weights({f"{n}.gate.bias": np.array([v], np.float32) for n, v in wrong.items()})
-
-    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "initial_gates", misled)
-    monkeypatch.setattr(import_module("edgevit.compress.gate.repair"), "WORTH_REPAIR", 0.0)
     program = tiny_program(depth=3, seed=5)
     images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
-    trained, started = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
-    assert _divergence(trained, program, fresh) < 0.5 * _divergence(started, program, fresh)
+    started = _misled(program, images)
+    monkeypatch.setattr(import_module("edgevit.compress.gate.train"), "predicted_gates", lambda *_: started)
+    trained, untrained = (train_gates(program, images, 0.75, epochs=e) for e in (6, 0))
+    assert _divergence(trained, program, fresh) < 0.5 * _divergence(untrained, program, fresh)
+
+
+def test_gates_that_learned_nothing_give_way_to_branches_closed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = import_module("edgevit.compress.gate.train")
+    program = tiny_program(depth=3, seed=5)
+    images, fresh = tiny_images(program.spec, 96), tiny_images(program.spec, 64, seed=5)
+    started = _misled(program, images)
+    monkeypatch.setattr(train, "predicted_gates", lambda *_: started)
+    taken = train_gates(program, images, 0.75, epochs=0)
+    monkeypatch.setattr(train, "gated_drift", lambda *_: 0.0)
+    monkeypatch.setattr(train, "_misses", lambda *_: False)
+    learned = train_gates(program, images, 0.75, epochs=0)
+    assert _divergence(taken, program, fresh) < 0.75 * _divergence(learned, program, fresh)
+    spent = expected_macs(taken.spec, open_rates(taken, fresh)) / total_macs(taken.spec)
+    assert spent == pytest.approx(0.75, abs=0.05)
+
+
+def test_gates_far_from_the_budget_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would drift less, as they skip less."""
+    train = import_module("edgevit.compress.gate.train")
+
+    def open_all(started: Program, *_: object) -> Program:
+        biases = {f"{b.name}.gate.bias": np.ones(1, np.float32) for b in started.spec.branches}
+        return started.with_weights(biases)  # one logit for all: thresholds can only close every branch or none
+
+    monkeypatch.setattr(train, "predicted_gates", open_all)
+    program = tiny_program(depth=3)
+    trained = train_gates(program, tiny_images(program.spec, 48), 0.75, epochs=0)
+    assert not np.array_equal(trained.weights["b00_ffn.gate.bias"], np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize("seed", [3, 5])
@@ -130,6 +177,7 @@ def test_trained_gates_lose_less_than_skipping_as_many_at_random(seed: int) -> N
     assert _divergence(trained, program, fresh) < 0.85 * at_random
 
 
+@pytest.mark.usefixtures("learned")
 def test_gates_look_at_the_image() -> None:
     """With weights that learn, some branch is open for some images and closed for others."""
     program = tiny_program(depth=3, seed=3)
@@ -138,6 +186,7 @@ def test_gates_look_at_the_image() -> None:
     assert ((rates > 0.05) & (rates < 0.95)).any()
 
 
+@pytest.mark.usefixtures("learned")
 def test_the_same_seed_gives_the_same_gates() -> None:
     program = tiny_program()
     images = tiny_images(program.spec, 24)
@@ -158,7 +207,9 @@ def test_gates_that_only_come_near_the_budget_are_told(monkeypatch: pytest.Monke
     program, said = tiny_program(depth=3), list[str]()
     monkeypatch.setattr(import_module("edgevit.compress.usdc.stages"), "check_spent", lambda *_: "near")
     train_gates(program, tiny_images(program.spec, 16), 0.8, epochs=0, say=said.append)
-    assert said == ["warning: near"]
+    taken, warning = said
+    assert warning == "warning: near"
+    assert re.fullmatch(r"gates: .+ are taken; drift on 4 images kept apart: .+ [\d.e-]+, .+ [\d.e-]+", taken)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 1.2, -1.0])
