@@ -11,7 +11,7 @@ from edgevit.api.images import Images, LabelledImages, take_images
 from edgevit.api.label_free import Shares
 from edgevit.api.load import DEFAULT_PROGRAM, load_kept
 from edgevit.backends.targets import accept, accept_program, following_costs, load_target
-from edgevit.build.host import host_target
+from edgevit.build.host import HOST, host_target
 from edgevit.build.preflight import Output
 from edgevit.compress.budgets import check_label_free
 from edgevit.errors import BudgetError, ImagesError, OutputError, ProgramError
@@ -31,7 +31,6 @@ from edgevit.util.resources import shipped
 
 MANY_IMAGES = 100
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
-HOST = "host"  # a target's name: this machine
 PRUNED_AT_MOST = 1.5  # share of the weights that goes for a share of the MACs
 
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from edgevit.backends.targets import load_target
+from edgevit.build.host import HOST, host_target
 from edgevit.errors import OutputError, TargetError
 from edgevit.schema.target import Target, list_targets
 from edgevit.util import atomic
 from edgevit.util.paths import is_there
+from edgevit.util.progress import say
 from edgevit.util.resources import shipped
 
 # Keys that a target may have beside those that all of them have.
@@ -44,7 +46,7 @@ def target(name: str | Path) -> Target:
     """Return one target, with the reason of each of its choices.
 
     Args:
-        name: a name that `targets()` lists, or the path of a TOML file.
+        name: a name that `targets()` lists, the path of a TOML file, or "host": the fastest for this machine.
 
     Raises:
         TargetError: nothing is called so (the nearest names are offered), or the file has faults (all are listed).
@@ -53,7 +55,14 @@ def target(name: str | Path) -> Target:
         >>> edgevit.target("x86-64-onnxruntime").weight_bits
         8
     """
-    return load_target(name)
+    return _for_here() if name == HOST else load_target(name)
+
+
+def _for_here() -> Target:
+    """Return the fastest target for this machine; says why it is that one."""
+    found, why = host_target()
+    say(why)
+    return found
 
 
 def export_target(name: str, output: str | Path | None = None) -> Path:
@@ -62,7 +71,7 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
     Keys that it leaves open stand in it as comments.
 
     Args:
-        name: a name that `targets()` lists.
+        name: a name that `targets()` lists, or "host".
         output: the file (default: NAME.toml here); it may be called anything that ends in .toml.
 
     Raises:
@@ -71,7 +80,7 @@ def export_target(name: str, output: str | Path | None = None) -> Path:
     """
     if name.endswith(".toml"):
         raise TargetError(f"{name} is a file already; --export takes the name of a target: {', '.join(list_targets())}")
-    load_target(name)
+    name = target(name).name
     path = Path(f"{name}.toml") if output is None else Path(output)
     if path.suffix != ".toml":
         raise OutputError(f"{path} does not end in .toml, which tells a target file from a name; rename it")

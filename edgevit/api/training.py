@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from edgevit.api.targets import target as target_of
 from edgevit.api.token_plan import Place, left_by, plan_tokens, shifts_of, without_merges
 from edgevit.api.trained import PreparedTraining, Trained, compare_memory, evaluate_training
 from edgevit.api.training_data import measured_on, numbered, silent, supervision, with_head
 from edgevit.backends import backend
-from edgevit.backends.targets import load_target
 from edgevit.build.prediction import bound_bytes
 from edgevit.build.preflight import Output, ready
 from edgevit.compress.budgets import Budgets, split_budget
@@ -98,7 +98,7 @@ def run_compress(job: CompressJob, say: Say = lambda _: None) -> Trained | None:
 
 def _prepared(job: CompressJob, world: World, say: Say) -> PreparedTraining:
     """Look at every input; nothing slow is begun."""
-    recipe, target, device = _recipe(job), load_target(job.target), device_of(job.device)
+    recipe, target, device = _recipe(job), target_of(job.target), device_of(job.device)
     given = _with_classes(job, _found(job, recipe, say))
     data = open_data(job.data, "train")
     data, recipe = supervision(data, recipe, say, unlabelled=job.unlabelled, new_head=job.new_head)

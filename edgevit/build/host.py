@@ -14,6 +14,8 @@ from edgevit.schema.target import Target, load_target, missing_flags
 from edgevit.util.machines import INSTALL_EMULATOR, MACHINES, emulator_path
 from edgevit.util.resources import shipped
 
+HOST = "host"  # a target's name: this machine
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetHealth:

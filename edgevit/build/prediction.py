@@ -148,7 +148,7 @@ def _merged(spec: ProgramSpec, share: float) -> ProgramSpec:
 
 
 def scaled(spec: ProgramSpec, share: float) -> ProgramSpec:
-    """Return the spec with `share` (0 to 1) of all heads, and of all neurons in steps of 16, spread over the branches."""
+    """Return the spec with `share` (0 to 1) of all heads, and of all neurons in steps of 16, spread over branches."""
     passed = {"mhsa": 0, "ffn": 0}  # steps of the branches before
 
     def keep(branch: BranchSpec) -> BranchSpec:

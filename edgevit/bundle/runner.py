@@ -147,6 +147,8 @@ def effort_of(asked: str, manifest: dict[str, Any], parser: argparse.ArgumentPar
 
     No name stands for another number than it says.
     """
+    if manifest.get("effort", 0) is None and asked != "0":
+        parser.error("this bundle runs the same for every image, so it takes no effort; omit --effort")
     named = {point["name"]: float(point["effort"]) for point in manifest.get("points", ()) if point["name"]}
     try:
         effort = float(asked)

@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   edgevit targets
   edgevit targets x86-64-avx2-onnxruntime
+  edgevit targets host
   edgevit targets my-board.toml --json
   edgevit targets --export rpi5-onnxruntime -o my-board.toml
 """
@@ -38,7 +39,7 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File of --export (default: NAME.toml).")
 def command(name: str | None, as_json: bool, export: str | None, output: Path | None) -> None:
-    """List the targets, or explain NAME (a target, or the path of a TOML file) choice by choice."""
+    """List the targets, or explain NAME (a target, a TOML file, or host: this machine's) choice by choice."""
     from edgevit.api import targets as api
     from edgevit.util import strict_json
 

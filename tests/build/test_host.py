@@ -126,6 +126,17 @@ def test_the_ranking_is_what_was_measured() -> None:
         assert behind == sorted(behind, key=times.__getitem__)
 
 
+def test_the_host_is_explained_and_exported_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["targets", "host"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("x86-64-v3-tvm: ") and "x86-64-v3-tvm: the fastest that this machine" in told.err
+    assert main(["targets", "--export", "host"]) == 0
+    assert load_target(tmp_path / "x86-64-v3-tvm.toml") == load_target("x86-64-v3-tvm")
+
+
 def test_build_takes_the_host_and_says_which_target_that_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--target", "host", "--dry-run"]) == 0
     assert "for x86-64-v3-tvm, predicted" in capsys.readouterr().out

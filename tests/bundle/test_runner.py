@@ -247,6 +247,14 @@ def test_an_operating_point_is_named_by_effort(photo: Path, tmp_path: Path) -> N
     assert "no operating point 'warp': it has fastest, full; --effort takes a number too" in done.stderr
 
 
+def test_what_runs_the_same_for_every_image_takes_no_effort(photo: Path, tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "fixed", gated=False, changes={"effort": None})
+    for effort in ("1", "-inf", "fast"):
+        done = run(bundle, str(photo), "--effort", effort)
+        assert done.returncode == 2 and "takes no effort; omit --effort" in done.stderr
+    assert run(bundle, str(photo), "--effort", "0").returncode == 0
+
+
 @pytest.mark.parametrize(("effort", "said"), [("fast", "no operating point 'fast': it has none"), ("nan", "got nan")])
 def test_an_effort_that_does_not_exist_is_one_error(folder: Path, photo: Path, effort: str, said: str) -> None:
     done = run(folder, str(photo), "--effort", effort)

@@ -138,6 +138,17 @@ def test_an_effort_has_a_name(x86: Native, bundle: Path, photos: Path) -> None:
     assert done.returncode == 2 and "or the name of an operating point, got 1x" in done.stderr
 
 
+def test_what_runs_the_same_for_every_image_takes_no_effort(
+    x86: Native, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    copied(bundle, tmp_path)
+    rewrite(tmp_path, {**json.loads((bundle / "manifest.json").read_text()), "effort": None})
+    for effort in ("1", "-inf", "fastest"):
+        done = x86.start(tmp_path, photos / "b.png", "--effort", effort)
+        assert done.returncode == 2 and "takes no effort; omit --effort" in done.stderr
+    assert x86.start(tmp_path, photos / "b.png", "--effort", "0").returncode == 0
+
+
 def test_a_picture_needs_the_manifest_that_says_how_it_is_resized(
     x86: Native, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:

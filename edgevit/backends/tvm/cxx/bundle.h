@@ -39,6 +39,7 @@ class Bundle {
  public:
   bool there = false;  // a folder may hold no more than a compiled model
   bool features = false;
+  bool steered = true;  // whether its cost follows the image, or an effort
   std::vector<Point> points;
   Preprocessing preprocessing{};
 
@@ -50,7 +51,7 @@ class Bundle {
     there = true;
     const std::string text = File(path, kModel).text(kLargestManifest);
     const Json data = JsonReader(path, text, JsonReader::kAny)
-                          .read({"schema", "input", "outputs", "points", "labels", "files", "sha256"});
+                          .read({"schema", "input", "outputs", "effort", "points", "labels", "files", "sha256"});
     const Fields fields(path, data);
     if (fields.number("schema", 0) != kBundleSchema)
       fail(kModel, path + " has schema " + std::to_string(fields.number("schema", 0)) + ", this runner reads " +
@@ -61,6 +62,8 @@ class Bundle {
     read_input(path, fields, manifest);
     read_output(path, fields, manifest);
     read_points(path, fields);
+    const Json* const effort = data.find("effort");
+    steered = !effort || effort->kind != Json::kNull;
     const Json& labels = fields.get("labels");
     if (labels.kind != Json::kNull) read_labels(fields.get("labels", Json::kText).text, manifest);
   }

@@ -46,6 +46,8 @@ namespace edgevit {
 // Runs the images that can be read, and returns how it ended. The library is loaded for the first of them.
 Exit run_images(const Options& options, Session& session) {
   const Bundle bundle(options.folder, session.manifest);
+  if (!bundle.steered && (options.effort != 0 || !options.point.empty()))
+    fail(kUsage, "this bundle runs the same for every image, so it takes no effort; omit --effort");
   session.effort = options.point.empty() ? options.effort : bundle.effort(options.point);
   Exit status = kDone;
   bool loaded = false;
