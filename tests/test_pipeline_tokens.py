@@ -17,6 +17,7 @@ import edgevit
 from edgevit import pipeline
 from edgevit.backends.reference import paired
 from edgevit.onnx_form.assemble import detached
+from edgevit.quantize.plan import plan_quantization
 from edgevit.schema.claims import SkipFigures, figures_of
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import load_target
@@ -60,10 +61,10 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
 def test_linears_are_judged_under_the_pairs_of_the_float_model(tokens: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another pair among all but equal ones is no drift that a float Linear could take away."""
     program, seen = tiny_program(depth=3, image=(64, 64), dim=64, tokens=tokens), list[np.ndarray]()
-    images, decide = tiny_images(program.spec, 6), pipeline.plan_quantization
+    images = tiny_images(program.spec, 6)
 
     def planned(*given: Any, evaluate: Callable[[QuantPlan | None], np.ndarray], **options: Any) -> QuantPlan:
-        plan = decide(*given, **options)
+        plan = plan_quantization(*given, **options)
         seen.append(evaluate(plan))
         return plan
 
