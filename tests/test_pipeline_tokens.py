@@ -17,6 +17,7 @@ import edgevit
 from edgevit import pipeline
 from edgevit.backends.reference import paired
 from edgevit.onnx_form.assemble import detached
+from edgevit.quantize.plan import plan_quantization
 from edgevit.schema.claims import SkipFigures, figures_of
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.schema.target import load_target
@@ -34,7 +35,7 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
     assert [output.name for output in manifest.outputs] == ["logits", "gates", "tokens"]
     assert manifest.effort is not None and "cosine above which tokens merge" in manifest.effort.meaning
     use = manifest.tokens
-    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 32), (61, 16)]
+    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 39), (61, 23)]
     assert use.points[0].left.low < use.points[0].left.high and manifest.macs.expected == use.macs.mean
     assert manifest.macs.all_skipped < use.macs.low < use.macs.high < manifest.macs.all_open
     skip = figures_of(manifest.claims, SkipFigures)
@@ -44,7 +45,7 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
     with edgevit.open_bundle(built.folder) as bundle:
         image = tiny_images(program.spec, 1)
         few, many = (bundle.run(image, effort=effort).tokens.tolist() for effort in (-np.inf, np.inf))
-    assert (few, many) == ([32, 16], [64, 61])
+    assert (few, many) == ([39, 23], [64, 61])
     photo = tmp_path / "photo.png"
     Image.fromarray(image[0]).save(photo)
     ran = subprocess.run(
@@ -60,10 +61,10 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
 def test_linears_are_judged_under_the_pairs_of_the_float_model(tokens: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another pair among all but equal ones is no drift that a float Linear could take away."""
     program, seen = tiny_program(depth=3, image=(64, 64), dim=64, tokens=tokens), list[np.ndarray]()
-    images, decide = tiny_images(program.spec, 6), pipeline.plan_quantization
+    images = tiny_images(program.spec, 6)
 
     def planned(*given: Any, evaluate: Callable[[QuantPlan | None], np.ndarray], **options: Any) -> QuantPlan:
-        plan = decide(*given, **options)
+        plan = plan_quantization(*given, **options)
         seen.append(evaluate(plan))
         return plan
 

@@ -27,13 +27,13 @@ def test_tokens_that_follow_the_image_are_built_and_every_claim_holds(tmp_path: 
     assert all(claim.held for claim in manifest.claims)
     assert [output.name for output in manifest.outputs] == ["logits", "gates", "tokens"]
     use = manifest.tokens
-    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 32), (61, 16)]
+    assert use is not None and [(p.most, p.fewest) for p in use.points] == [(64, 39), (61, 23)]
     assert use.points[0].left.low < use.points[0].left.high
     assert predict(program, load_target("x86-64-v3-tvm")).bound_bytes == manifest.bound.bound_bytes
     with edgevit.open_bundle(built.folder) as bundle:
         image = tiny_images(program.spec, 1)
         few, many = (bundle.run(image, effort=effort).tokens.tolist() for effort in (-np.inf, np.inf))
-    assert (few, many) == ([32, 16], [64, 61])
+    assert (few, many) == ([39, 23], [64, 61])
     photo = tmp_path / "photo.png"
     Image.fromarray(image[0]).save(photo)
     command = [sys.executable, str(built.folder / "runner/run.py"), str(photo), "--effort", "9", "--json"]

@@ -143,6 +143,10 @@ def _compare(node: _Node) -> tuple[Value, ...]:
     return (Value(_broadcast(node)[0].shape, TensorProto.BOOL),)
 
 
+def _where(node: _Node) -> tuple[Value, ...]:
+    return (Value(_broadcast(node)[0].shape, node.first(1).kind),)
+
+
 def _limits(value: Value) -> tuple[np.ndarray, np.ndarray]:
     """Return the least and the most of integers that shapes depend on."""
     assert value.data is not None
@@ -355,7 +359,8 @@ def _reduce(node: _Node) -> tuple[Value, ...]:
 
 
 # Only operators whose kernels were seen to take no arena memory beside their outputs (tests/bound holds them to it).
-# `Where` is none: it makes two copies of what it chooses from first, so that its output lies behind them.
+# Only `Where`, of graphs that compute both sides of a gate and are never bounded, makes two copies of what it chooses
+# from before its output, which then lies behind them.
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("Identity", "Softmax", "Gelu", "QuickGelu", "Relu", "Sigmoid", "Exp", "Log", "LayerNormalization"), _same
@@ -369,6 +374,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("ReduceMean", "ReduceMax"), _reduce),
     "ReduceSum": _sum,
     **dict.fromkeys(("Greater", "Equal"), _compare),
+    "Where": _where,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
