@@ -43,7 +43,7 @@ from edgevit.util.strict_json import dumps, write_atomic
 # Processor to what boards with it are called in target names.
 BOARDS = {"cortex-a72": "rpi4", "cortex-a76": "rpi5", "armv8.6-i8mm": "armv8.6-i8mm"}
 DENSE, MERGED = "2 dense ViT-Ti blocks", "shipped ViT-Ti, tokens merged"
-GATED = "shipped ViT-Ti for CIFAR-10, pruned and gated"
+GATED = "shipped ViT-Ti for CIFAR-10, pruned, one gate"
 SHIPPED = {MERGED: DEFAULT_PROGRAM, GATED: "vit_tiny_cifar10"}
 KINDS = {DENSE: "dense", MERGED: "merged", GATED: "gated"}
 # Model, runtime, int8.

@@ -44,3 +44,12 @@ def test_what_is_reported_meets_what_was_asked_where_the_target_takes_it() -> No
     taken = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["taken"]]
     assert {row["cpu"] for row in taken} == set(CPUS)
     assert all(row["instructions"] <= ASKED * row["onnxruntime"] for row in taken)
+
+
+def test_onnx_runtimes_column_is_that_of_its_own_report() -> None:
+    """After new counts there: python -m benchmarks.arm_tvm."""
+    known = counted(REFERENCE / "arm.json")
+    rows = json.loads((REFERENCE / "arm-tvm.json").read_text(encoding="utf-8"))
+    assert {(row["cpu"], row["int8"]): row["onnxruntime"] for row in rows} == {
+        (cpu, int8): known[cpu, int8] for cpu in CPUS for int8 in (False, True)
+    }
