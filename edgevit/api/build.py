@@ -9,7 +9,6 @@ from edgevit import pipeline
 from edgevit.api.bundle import Bundle
 from edgevit.api.images import Images, LabelledImages
 from edgevit.api.job import (
-    HOST,
     Job,
     beside_original,
     check_name,
@@ -25,6 +24,7 @@ from edgevit.api.label_free import Shares, shares
 from edgevit.backends import backend
 from edgevit.backends.targets import accept
 from edgevit.build import prediction
+from edgevit.build.host import HOST
 from edgevit.build.prediction import Prediction
 from edgevit.build.preflight import check_limit, ready
 from edgevit.bundle.write import refuse_existing
