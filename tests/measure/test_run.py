@@ -102,7 +102,7 @@ def test_tokens_of_every_image_and_the_times_of_points_are_told(tmp_path: Path, 
     assert [(point.name, point.effort) for point in m.points] == [("fastest", -16.0), ("balanced", 0.0)]
     assert all(0 < point.expected_wall_ms <= point.worst_wall_ms for point in m.points)
     asked = profile(folder, photos, runs=2, effort="fastest")
-    assert (asked.effort, asked.points) == (-16.0, ()) and set(asked.tokens) == {(40,)}
+    assert (asked.effort, asked.points) == (-16.0, ()) and set(asked.tokens) == {(47,)}
     for wrong, said in (("warp", "no operating point 'warp': it has fastest, balanced"), ("nan", "must be a number")):
         with pytest.raises(OperatingPointError, match=said):
             profile(folder, photos, effort=wrong)
