@@ -7,8 +7,8 @@ import pytest
 from edgevit.errors import BudgetError
 from edgevit.program.macs import total_macs
 from edgevit.program.spec import ProgramSpec
-from edgevit.program.token_plans import GIVEN_AWAY, TILE, least_share, plan_at, predicted, spread, starts
-from edgevit.program.tokens import merge_faults, most_left, write_plan
+from edgevit.program.token_plans import GIVEN_AWAY, least_share, plan_at, predicted, spread, starts
+from edgevit.program.tokens import TILE, merge_faults, most_left, write_plan
 from tests.tiny import tiny_spec
 
 DEEP: dict[str, Any] = {"depth": 12, "dim": 64, "image": (64, 64), "patch": 8}
