@@ -20,11 +20,17 @@ DENSE = {
 DENSE_VNNI = {
     "float (ONNX Runtime)": "ORT fp32",
     "ONNX Runtime's own best static recipe": "ORT static",
+    "ONNX Runtime's dynamic int8": "ORT dynamic",
     "NNCF's fastest recipe, bf16 hint (OpenVINO)": "NNCF, PERFORMANCE, bf16 hint",
+    "LiteRT's dynamic int8 (XNNPACK)": "LiteRT dynamic",
+    "ExecuTorch's dynamic int8 (XNNPACK)": "ExecuTorch dynamic",
+    "ncnn, stored as bf16": "ncnn bf16",
+    "MNN, weights in 8 bits": "MNN, 8-bit weights",
     "**edgevit x86-64-avx512vnni-tvm**": "edgevit x86-64-avx512vnni-tvm",
     "**edgevit x86-64-avxvnni-tvm** (256 bits)": "edgevit x86-64-avxvnni-tvm",
     "**edgevit x86-64-openvino**": "edgevit x86-64-openvino",
     "**edgevit x86-64-onnxruntime**": "edgevit x86-64-onnxruntime",
+    "**edgevit float, TVM**": "edgevit float, TVM",
 }
 BEST = ("edgevit x86-64-avx2-onnxruntime", "edgevit x86-64-avx512vnni-tvm")
 KINDS = (("usdc", "-recursive"), ("static", ""), ("dynamic", "-recursive"))
