@@ -179,7 +179,7 @@ def _numbers(graph: Graph, point: MergeSpec, rows: int, sizes: Sizes | None) -> 
     if not by_rows:
         return graph.const(f"{name}/last", last[0]), graph.const(f"{name}/steps", steps[0])
     assert sizes is not None
-    # The rest of a division: OpenVINO folds `Mod` of a number that it knows the most of into the rest of that.
+    # The rest of a division: some runtimes fold `Mod` of a number that they know the most of into the rest of that.
     tiles = graph.op("Div", [sizes.rows, graph.const(f"{name}/tile", [point.step])], f"{name}/tiles")
     whole = graph.op("Mul", [tiles, graph.const(f"{name}/minus_tile", [-point.step])], f"{name}/minus_whole")
     past = graph.op("Add", [sizes.rows, whole], f"{name}/past_tiles")

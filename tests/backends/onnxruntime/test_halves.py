@@ -24,7 +24,7 @@ from tests.tiny import tiny_images, tiny_program
 
 LATE: dict[str, dict[str, Any]] = {
     "fixed": {"tokens": "3:4"},
-    "follows": {"tokens": "3:1-8@0.8"},
+    "follows": {"tokens": "3:1-9@0.8"},
     "gated": {"tokens": "2:4,3:3", "gated": True, "skip": True},
     "relu": {"tokens": "3:4", "activation": "relu"},
 }
