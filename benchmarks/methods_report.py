@@ -17,11 +17,15 @@ STYLES = {
     "merge per image": ("tab:orange", "o", "-"),
     "prune": ("tab:gray", "s", "-"),
     "gates": ("tab:olive", "^", "-"),
-    "prune + merge": ("tab:green", "s", "--"),
+    "prune + merge": ("tab:green", "s", ""),
     "prune + gates": ("tab:brown", "X", ""),
-    "gates + merge": ("tab:red", "^", "--"),
+    "gates + merge": ("tab:red", "^", ""),
     "prune + gates + merge": ("tab:purple", "P", ""),
 }
+
+
+# Variants of other tools that lie on top of one that is shown.
+HIDDEN = ("reduce_range", "overflow_fix", "f32 hint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +146,7 @@ def plot(rows: Sequence[Row], peers: Sequence[Mapping[str, Any]], path: Path) ->
     for pair, model in zip(axes, models, strict=True):
         own = [r for r in rows if r.model == model]
         dense = next(r for r in own if r.method == "dense")
-        beside = [r for r in peers if r["model"] == model]
+        beside = [r for r in peers if r["model"] == model and not any(part in r["name"] for part in HIDDEN)]
         # Times over ONNX Runtime's float model, as peers have them.
         unit = next((r["to_float"]["value"] for r in beside if r["name"] == f"edgevit {dense.target}"), None)
         for axis, timed in zip(pair, (False, True), strict=True):
@@ -161,14 +165,18 @@ def plot(rows: Sequence[Row], peers: Sequence[Mapping[str, Any]], path: Path) ->
             axis.set_title(f"{NAMES.get(model, model)}: {'time' if timed else 'MACs'}")
             axis.set_ylim(min(100 * dense.top1 - 14, 60), 100 * dense.top1 + 2)
             axis.grid(alpha=0.3)
-        for r in beside if unit else ():
-            if not r["own"] and r["int8"] and r["accuracy"]:
-                place = (r["to_float"]["value"], 100 * r["accuracy"]["top1"]["value"])
-                pair[1].plot(*place, "x", color="black", markersize=7)
-                pair[1].annotate(r["name"], place, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        others = [r for r in beside if not r["own"] and r["int8"] and r["accuracy"]] if unit else []
+        for number, r in enumerate(sorted(others, key=lambda r: r["to_float"]["value"]), start=1):
+            place = (r["to_float"]["value"], 100 * r["accuracy"]["top1"]["value"])
+            pair[1].plot(*place, "x", color="black", markersize=7, label=f"{number}  {r['name']}")
+            pair[1].annotate(str(number), place, fontsize=8, xytext=(4, 4), textcoords="offset points")
         pair[0].set_ylabel(f"top-1, % (n = {dense.images})")
         pair[0].set_xlabel("MACs, of the dense model")
         pair[1].set_xlabel("CPU time, of ONNX Runtime's float model" if unit else "CPU time, of the dense int8 build")
     axes[0][0].legend(fontsize=8, loc="lower right")
+    for _, axis in axes:
+        shown = [(h, said) for h, said in zip(*axis.get_legend_handles_labels(), strict=True) if said[0].isdigit()]
+        if shown:
+            axis.legend(*zip(*shown, strict=True), fontsize=8, loc="lower right", title="int8 by other tools")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

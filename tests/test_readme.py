@@ -223,3 +223,28 @@ def test_branches_that_are_skipped_lose_what_the_report_says() -> None:
     assert round(constant["macs"], 2) == round(maps["macs"], 2) == 0.69
     said = f"leaves {constant['top1']:.0%} top-1 at 69% of the MACs, {maps['top1']:.0%} with a fitted linear map"
     assert said.replace("%", " %") in README
+
+
+def test_methods_alone_and_together_lose_what_the_report_says() -> None:
+    rows = {(r["model"], r["prune"], r["gate"], r["merge"], r["follows"]): r for r in reference("methods.json")["rows"]}
+
+    def cell(*mix: object) -> str:
+        found = [rows.get((model, *mix)) for model in ("deit_tiny", "vit_tiny")]
+        return " / ".join("-" if r is None else f"{100 * r['top1']:.1f}" for r in found)
+
+    def line(said: str, *cells: str) -> str:
+        return " ".join(f"| {said} | {' | '.join(cells)} |".split())
+
+    shares = (0.8, 0.7, 0.6, 0.5)
+    dense = cell(0.0, 1.0, None, False)
+    assert f"MACs left: top-1 of deit_tiny / vit_tiny, dense {dense}" in README
+    for said, follows in (("merging, fixed numbers", False), ("merging, numbers follow the image", True)):
+        assert line(said, *(cell(0.0, 1.0, share, follows) for share in shares)) in README
+    assert line("pruning", cell(0.2, 1.0, None, False), cell(0.3, 1.0, None, False), "", "") in README
+    assert line("gates", cell(0.0, 0.8, None, False), cell(0.0, 0.7, None, False), "", "") in README
+    assert line("a tenth pruned, then merging", "", *(cell(0.1, 1.0, share, False) for share in shares[1:])) in README
+    # What the sentence behind the table says.
+    for model in ("deit_tiny", "vit_tiny"):
+        for share in shares[1:]:
+            alone, mixed = (rows[model, prune, 1.0, share, False]["drift"] for prune in (0.0, 0.1))
+            assert alone < mixed
