@@ -228,8 +228,8 @@ def test_branches_that_are_skipped_lose_what_the_report_says() -> None:
 def test_methods_alone_and_together_lose_what_the_report_says() -> None:
     rows = {(r["model"], r["prune"], r["gate"], r["merge"], r["follows"]): r for r in reference("methods.json")["rows"]}
 
-    def cell(*mix: object) -> str:
-        found = [rows.get((model, *mix)) for model in ("deit_tiny", "vit_tiny")]
+    def cell(prune: float, gate: float, merge: float | None, follows: bool) -> str:
+        found = [rows.get((model, prune, gate, merge, follows)) for model in ("deit_tiny", "vit_tiny")]
         return " / ".join("-" if r is None else f"{100 * r['top1']:.1f}" for r in found)
 
     def line(said: str, *cells: str) -> str:
