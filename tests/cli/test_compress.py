@@ -162,6 +162,7 @@ def test_memory_is_held_from_below_too(
         (["--macs", "0.01"], errors.BudgetError, "ask for more than 0."),
         (["--macs", "0.5", "--static", "0.02"], errors.BudgetError, "ask for more than 0."),
         (["--memory", "9KB"], errors.BudgetError, "stem and head, which are not pruned, need"),
+        (["--memory", "9KB", "--target", "host"], errors.BudgetError, "stem and head, which are not pruned, need"),
         (["--memory", "three"], errors.BudgetError, "such as 3.0MiB"),
         (["--memory", "1MB", "--target", "x86-64-openvino"], errors.BudgetError, "has no memory bound"),
         (["--target", "x86-64-onxruntime"], errors.TargetError, "x86-64-onnxruntime"),

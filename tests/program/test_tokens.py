@@ -190,8 +190,9 @@ def test_a_block_that_is_not_there_is_refused(block: int) -> None:
 )
 def test_a_plan_that_is_not_possible_is_refused(plan: str, said: str) -> None:
     spec = tiny_spec(depth=3)
-    with pytest.raises(BudgetError, match=said):
+    with pytest.raises(BudgetError, match=said) as refused:
         with_merges(spec, read_plan(plan, spec))
+    assert "cannot be merged so (block 1 is b00_mhsa):" in str(refused.value)
 
 
 def test_two_patches_stay() -> None:
