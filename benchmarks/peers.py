@@ -45,7 +45,16 @@ from edgevit.verify.accuracy import fraction, paired_drop
 
 RUNTIMES = {"ORT": "onnxruntime", "OV": "openvino"}
 # What of a target decides how a model is quantized.
-QUANTIZATION = ("int8", "weight_bits", "activations", "range_method", "percentile", "smoothing", "attention")
+QUANTIZATION = (
+    "int8",
+    "weight_bits",
+    "int16_products",
+    "activations",
+    "range_method",
+    "percentile",
+    "smoothing",
+    "attention",
+)
 MERGED = ("x86-64-onnxruntime", "x86-64-openvino", "x86-64-avx512vnni-tvm", "x86-64-v3-tvm")
 TVM = "TVM"  # no peer builds with it: beside those of every runtime
 Made = dict[tuple[object, ...], tuple[Program, QuantPlan | None]]

@@ -278,6 +278,7 @@ def _quantized(program: Program, target: Target, images: np.ndarray) -> tuple[Pr
         program,
         ranges,
         weight_bits=target.weight_bits,
+        int16_products=target.int16_products,
         activations=target.activations,
         range_method=target.range_method,
         percentile=target.percentile,

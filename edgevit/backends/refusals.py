@@ -37,6 +37,14 @@ def refused_attention(target: Target, *, int8: bool = False) -> tuple[str, ...]:
     return (f"attention: got 'int8', allowed for {target.backend} with int8 = {state}: 'float32'",)
 
 
+def refused_products(target: Target, *, able: bool = False) -> tuple[str, ...]:
+    """Return the fault of a target whose weights are to be rounded for kernels that its runtime does not have."""
+    if target.int16_products == 2 or (able and target.int8):
+        return ()
+    where = f"{target.backend} on {target.arch} with int8 = {str(target.int8).lower()}"
+    return (f"int16_products: got {target.int16_products}, allowed for {where}: 2",)
+
+
 def refused_cpu(target: Target) -> tuple[str, ...]:
     """Return the fault of a target that names a CPU to a runtime that picks its kernels on the device."""
     if target.cpu is None:

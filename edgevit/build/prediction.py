@@ -110,6 +110,7 @@ def _forecast(spec: ProgramSpec, target: Target) -> Forecast:
             linears=tuple(LinearPlan(name=n, int8=True) for n in linear_names(spec)),
             activations=target.activations,
             weight_bits=target.weight_bits,
+            int16_products=target.int16_products,
             attentions=attention_names(spec) if target.attention == "int8" else (),
         )
     zeros = {n: np.zeros(s, dtype=np.float32) for n, s in expected_shapes(spec).items()}

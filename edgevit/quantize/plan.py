@@ -17,6 +17,7 @@ from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec
 from edgevit.quantize.observe import Ranges, TensorRange
 from edgevit.quantize.ranges import Activations, Method, kept_range, output_error, output_sizes, quantizer
+from edgevit.schema.int16_sums import Products
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, linear_names
 from edgevit.tasks.sensitivity import Evaluate, drift, with_linear
 from edgevit.util.threads import in_order
@@ -43,6 +44,7 @@ def plan_quantization(
     ranges: Ranges,
     *,
     weight_bits: Literal[7, 8] = 8,
+    int16_products: Products = 2,
     activations: Activations = "uint8",
     range_method: Method = "mse",
     percentile: float = 99.999,
@@ -56,6 +58,7 @@ def plan_quantization(
         program: the model.
         ranges: what `observe` saw on it.
         weight_bits: of the weights' int8 range.
+        int16_products: as many as the kernels add in 16 bits.
         activations: type of a quantized input.
         range_method: how the range of an input is chosen.
         percentile: of absolute values, for `percentile`.
@@ -74,7 +77,12 @@ def plan_quantization(
         return _choose(seen, weight, range_method, percentile, activations, max_outliers)
 
     choices = list(in_order(choose, linear_names(program.spec)))
-    plan = QuantPlan(linears=tuple(c.plan for c in choices), activations=activations, weight_bits=weight_bits)
+    plan = QuantPlan(
+        linears=tuple(c.plan for c in choices),
+        activations=activations,
+        weight_bits=weight_bits,
+        int16_products=int16_products,
+    )
     if evaluate is None:
         return plan
     worst_first = sorted(choices, key=lambda c: -c.error)

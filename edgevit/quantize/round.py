@@ -18,6 +18,7 @@ import numpy as np
 
 from edgevit.program.program import Program
 from edgevit.quantize.observe import Ranges
+from edgevit.schema.int16_sums import ROOM, Products, int16_groups
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from edgevit.util.progress import track
 from edgevit.util.threads import in_order
@@ -36,16 +37,16 @@ def gptq_rounder(program: Program, ranges: Ranges) -> Callable[[QuantPlan], Prog
     """
 
     @cache
-    def weight(entry: LinearPlan, bits: int) -> np.ndarray:
+    def weight(entry: LinearPlan, bits: int, products: Products) -> np.ndarray:
         seen = ranges.tensor(entry.name)
         assert seen is not None
         given = program.weights[f"{entry.name}.weight"]
         moments = shrink_covariance(seen.moments, seen.rows)
-        return round_weight(given, moments, bits, noise=entry.scale**2 / 12, exact=entry.outliers)
+        return round_weight(given, moments, bits, noise=entry.scale**2 / 12, exact=entry.outliers, products=products)
 
     def rounded(plan: QuantPlan) -> Program:
         entries = [e for e in plan.linears if e.int8 and ranges.tensor(e.name) is not None]
-        made = in_order(lambda entry: weight(entry, plan.weight_bits), entries)
+        made = in_order(lambda entry: weight(entry, plan.weight_bits, plan.int16_products), entries)
         shown = track(zip(entries, made, strict=True), "Rounding weights", len(entries))
         return program.with_weights({f"{entry.name}.weight": values for entry, values in shown})
 
@@ -67,8 +68,68 @@ def shrink_covariance(moments: np.ndarray, rows: int) -> np.ndarray:
     return h
 
 
+class Fits:
+    """What rounding may give the weights `[rows, columns]` so that sums in 16 bits never overflow.
+
+    Weights of one sign in a group are lowered to what its room allows, each by as much: so the error stays smallest,
+    and GPTQ lets other rows give way for it. Rounding one then leaves so much less room for those that follow.
+
+    Args:
+        steps: the weights in steps, not rounded.
+        top: the row of each column's largest weight, which stays as it is.
+        largest: its steps.
+        groups: of each row.
+    """
+
+    def __init__(self, steps: np.ndarray, top: np.ndarray, largest: np.ndarray, groups: np.ndarray) -> None:
+        self.top, self.groups = top, groups
+        columns = np.arange(steps.shape[1])
+        self.room = np.full((2, groups.max() + 1, len(columns)), float(ROOM))
+        others = steps.copy()
+        others[top, columns] = 0
+        self.most = np.full((2, *steps.shape), float(ROOM))
+        for sign, room, most in zip((1, -1), self.room, self.most, strict=True):
+            room[groups[top], columns] -= np.maximum(sign * largest, 0)
+            wanted = np.maximum(sign * others, 0)
+            excess = _excess(wanted, groups, room)[groups]
+            # Where all of a group fit, rounding may raise any of them.
+            np.copyto(most, np.rint(np.maximum(wanted - excess, 0)), where=excess > 0)
+
+    def clipped(self, row: int, steps: np.ndarray) -> np.ndarray:
+        """Return the steps of a row as far as there is room, and take it."""
+        group, own = self.groups[row], self.top != row
+        high, low = np.minimum(self.most[:, row], self.room[:, group])
+        steps = np.clip(steps, -low, high)
+        for sign, room in zip((1, -1), self.room, strict=True):
+            room[group] -= np.maximum(sign * steps, 0) * own
+        return steps
+
+
+def _excess(wanted: np.ndarray, groups: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Return what every value of a group, 0 or more, is lowered by until what stays above 0 fits, `[groups, columns]`.
+
+    Of the k largest, by (their sum - room) / k: as of the projection onto a simplex (Held, Wolfe and Crowder, 1974).
+    """
+    members: list[list[int]] = [[] for _ in room]
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    most = max(map(len, members))
+    # A row of zeros fills groups up.
+    table = np.array([[*own, *[len(wanted)] * (most - len(own))] for own in members])
+    values = np.concatenate([wanted, np.zeros_like(wanted[:1])])[table]
+    sums = np.cumsum(-np.sort(-values, axis=1), axis=1)
+    shares = (sums - room[:, None]) / np.arange(1, most + 1)[:, None]
+    return np.asarray(np.maximum(shares.max(axis=1), 0))
+
+
 def round_weight(
-    weight: np.ndarray, moments: np.ndarray, bits: int, *, noise: float = 0.0, exact: tuple[int, ...] = ()
+    weight: np.ndarray,
+    moments: np.ndarray,
+    bits: int,
+    *,
+    noise: float = 0.0,
+    exact: tuple[int, ...] = (),
+    products: Products = 2,
 ) -> np.ndarray:
     """Return one weight `[in, out]` on its grid, float32.
 
@@ -78,6 +139,7 @@ def round_weight(
         bits: of the grid, whose largest step is each column's largest weight.
         noise: variance of what rounding the input adds to each of its columns.
         exact: input columns that are not rounded, and not in the grid.
+        products: as many as are added in 16 bits, without overflow; of 2 every grid of 7 bits is sure.
     """
     limit = 2 ** (bits - 1) - 1
     kept = np.setdiff1d(np.arange(len(weight)), np.array(exact, dtype=np.int64))
@@ -95,13 +157,15 @@ def round_weight(
     top = np.abs(values).argmax(axis=0)
     largest = np.sign(values[top, np.arange(values.shape[1])]) * limit
     errors, found = np.empty_like(values), weight.copy()
+    fits = Fits(values / scale, top, largest, int16_groups(len(weight), products)[rows]) if products > 2 else None
     for first in range(0, len(values), BLOCK):
         last = min(first + BLOCK, len(values))
         shares = factor[:last, first:last] / factor.diagonal()[first:last]
         wanted = values[first:last] - shares[:first].T @ errors[:first]
         for i in range(first, last):
             row = wanted[i - first] - shares[first:i, i - first] @ errors[first:i]
-            steps = np.where(top == i, largest, np.clip(np.rint(row / scale), -limit, limit))
+            steps = np.clip(np.rint(row / scale), -limit, limit)
+            steps = np.where(top == i, largest, steps if fits is None else fits.clipped(i, steps))
             found[rows[i]] = steps * scale
             errors[i] = steps * scale - values[i]
     return found

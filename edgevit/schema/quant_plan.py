@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgevit.program.spec import ProgramSpec
+from edgevit.schema.int16_sums import Products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class LinearPlan:
 class QuantPlan:
     """One LinearPlan per Linear, in graph order; 7 `weight_bits` keep vpmaddubsw from saturating (no VNNI).
 
+    `int16_products` are as many as a kernel adds in 16 bits; weights are rounded so that their sums fit (`int16_sums`).
     `attentions` are branches whose attention is int8 too, with scales found at run time; only few runtimes do that,
     and the lowered graph computes it in float.
     """
@@ -39,6 +41,7 @@ class QuantPlan:
     activations: Literal["uint8", "int8"] = "uint8"
     weight_bits: Literal[7, 8] = 8
     attentions: tuple[str, ...] = ()
+    int16_products: Products = 2
 
     def linear(self, name: str) -> LinearPlan | None:
         return next((p for p in self.linears if p.name == name), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevit.errors import TargetError
+from edgevit.schema.int16_sums import Products
 from edgevit.util import strict_json
 from edgevit.util.limits import SETTINGS_BYTES, THREADS
 from edgevit.util.resources import shipped
@@ -52,6 +53,8 @@ class Target:
         flash_mb: budget: most bytes of the files that the device loads, in MB.
         latency_ms: budget: most time of an image, at the 95th percentile, in ms.
         drop_points: budget: most points to lose against the original, of top-1 or without labels of agreement.
+        int16_products: products that int8 kernels add in 16 bits before they widen the sum; above 2 weights are rounded
+            so that no sum overflows, which needs 7 weight_bits, uint8 activations and a runtime with such kernels.
         reasons: why, per choice; EXPLAINED names those that are required.
     """
 
@@ -81,6 +84,7 @@ class Target:
     flash_mb: float | None = None
     latency_ms: float | None = None
     drop_points: float | None = None
+    int16_products: Products = 2
     reasons: dict[str, str]
 
 
@@ -154,6 +158,11 @@ def _faults(target: Target) -> list[str]:
             for key in ("ram_mb", "flash_mb", "latency_ms")
         ),
         (0 <= (target.drop_points or 0) <= 100, f"drop_points: got {target.drop_points}, allowed: 0 to 100"),
+        (
+            target.int16_products == 2 or (target.weight_bits == 7 and target.activations == "uint8"),
+            f"int16_products: got {target.int16_products} with {target.weight_bits} weight_bits and "
+            f"{target.activations} activations, allowed: 2, and above it only with 7 bits and uint8",
+        ),
         *((key in known, f"reasons: unknown key {key!r}, allowed: a key of the target") for key in target.reasons),
         *((bool(target.reasons.get(key, "").strip()), f"reasons: missing the reason of {key!r}") for key in EXPLAINED),
     )

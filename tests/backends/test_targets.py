@@ -50,9 +50,24 @@ def test_a_target_without_a_format_is_a_fault(tmp_path: Path) -> None:
         load_target(write(tmp_path, ('formats = ["onnx"]', "formats = []")))
 
 
+def test_weights_are_rounded_for_four_products_only_where_kernels_add_them(tmp_path: Path) -> None:
+    assert load_target("x86-64-v3-tvm").int16_products == 4 and load_target("cortex-a53-tvm").int16_products == 2
+    refused = (
+        ("x86-64-avx2-onnxruntime", "weight_bits = 7", "int16_products: got 4, allowed for onnxruntime on x86_64"),
+        ("cortex-a72-tvm", "weight_bits = 8", "int16_products: got 4, allowed for tvm on aarch64"),
+        ("x86-64-avx512vnni-tvm", "weight_bits = 8", "int16_products: got 4 with 8 weight_bits and uint8 activations"),
+    )
+    for name, line, message in refused:
+        text = (shipped("targets") / f"{name}.toml").read_text()
+        (tmp_path / f"{name}.toml").write_text(text.replace(line, f"{line}\nint16_products = 4", 1))
+        with pytest.raises(TargetError, match=re.escape(message)):
+            load_target(tmp_path / f"{name}.toml")
+
+
 def test_attention_is_int8_where_its_kernels_are(tmp_path: Path) -> None:
     text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
     text = text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace('attention = "int8"\n', "", 1)
+    text = text.replace("int16_products = 4\n", "", 1)
     path, with_it = tmp_path / "mine.toml", text.replace("threads = 1\n", 'threads = 1\nattention = "int8"\n', 1)
     path.write_text(with_it)
     assert load_target(path).attention == "int8"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgevit.onnx_form.linear import quantize_weight
 from edgevit.quantize.plan import plan_quantization
 from edgevit.quantize.round import DAMPING, gptq_rounder, round_weight, shrink_covariance
+from edgevit.schema.int16_sums import int16_exact, int16_groups
 from edgevit.schema.quant_plan import QuantPlan
 from edgevit.tasks.sensitivity import drift
 from tests.quantize.watched import logits, watched, with_outlier
@@ -37,6 +38,48 @@ def moved(x: np.ndarray, weight: np.ndarray, rounded: np.ndarray) -> float:
 
 
 WEIGHT = np.random.default_rng(5).standard_normal((48, 20)).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**16), st.integers(1, 90), st.integers(1, 9), st.integers(0, 3), st.floats(0.0, 4.0))
+def test_sums_of_four_products_fit_sixteen_bits(seed: int, width: int, out: int, exact: int, slope: float) -> None:
+    rng = np.random.default_rng(seed)
+    # From columns that all fit to such whose weights are all as large as the largest.
+    weight = np.sign(rng.standard_normal((width, out))) * rng.uniform(0, 1, (width, out)) ** slope
+    columns = tuple(range(min(exact, width - 1)))
+    x = rng.standard_normal((rng.integers(1, 60), width)).astype(np.float32)
+    moments = x.T @ x / len(x)
+    rounded = round_weight(weight.astype(np.float32), moments, 7, exact=columns, products=4)
+    rounded[list(columns)] = 0
+    steps, scale = quantize_weight(rounded, 7)
+    np.testing.assert_allclose(steps * scale, rounded, rtol=1e-6, atol=1e-12)
+    assert int16_exact(steps, 4)
+    again = round_weight(rounded, moments, 7, exact=columns, products=4)
+    np.testing.assert_allclose(again, rounded, rtol=1e-6, atol=1e-12)
+
+
+def test_what_already_fits_is_rounded_as_ever() -> None:
+    x, small = related(500, 48), WEIGHT / np.abs(WEIGHT).max(axis=0) * 0.4
+    small[::8] = np.sign(WEIGHT[::8])
+    small[1::8] = small[4::8] = small[5::8] = 0
+    moments = x.T @ x / len(x)
+    np.testing.assert_array_equal(round_weight(small, moments, 7, products=4), round_weight(small, moments, 7))
+
+
+def test_what_is_taken_from_a_group_is_shared_and_made_up_for() -> None:
+    x = related(2000, 48)
+    moments = x.T @ x / len(x)
+    fitting, free = (round_weight(WEIGHT, moments, 7, products=products) for products in (4, 2))
+    scale = np.abs(WEIGHT).max(axis=0) / 63
+    assert not int16_exact(np.rint(free / scale), 4) and int16_exact(np.rint(fitting / scale), 4)
+    # Cut off where they would overflow, without a word to the others, the same weights do more harm.
+    cut = WEIGHT.copy()
+    for group in np.unique(int16_groups(48, 4)):
+        rows = np.flatnonzero(int16_groups(48, 4) == group)
+        for sign in (1, -1):
+            own = np.maximum(sign * cut[rows] / scale, 0)
+            cut[rows] = np.where(sign * cut[rows] > 0, cut[rows] * 128 / np.maximum(own.sum(axis=0), 128), cut[rows])
+    assert moved(x, WEIGHT, free) < moved(x, WEIGHT, fitting) < 0.5 * moved(x, WEIGHT, cut)
 
 
 @settings(deadline=None, max_examples=30)

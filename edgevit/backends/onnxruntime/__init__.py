@@ -21,7 +21,14 @@ from edgevit.backends import NO_TOKENS, Answer, Source, Start
 from edgevit.backends.inputs import feed
 from edgevit.backends.onnxruntime import memory
 from edgevit.backends.onnxruntime.ort_format import canonical
-from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_precision
+from edgevit.backends.refusals import (
+    refuse_search,
+    refused_attention,
+    refused_cpu,
+    refused_formats,
+    refused_precision,
+    refused_products,
+)
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
 from edgevit.util.machines import lacks_vnni
@@ -88,6 +95,7 @@ def refused(target: Target) -> tuple[str, ...]:
         *refused_formats(target, FILES),
         *refused_precision(target),
         *refused_attention(target),
+        *refused_products(target),
         *refused_cpu(target),
     )
 

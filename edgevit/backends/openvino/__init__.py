@@ -17,7 +17,7 @@ import numpy as np
 
 from edgevit.backends import NO_TOKENS, Answer, Source, Start
 from edgevit.backends.inputs import feed
-from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats
+from edgevit.backends.refusals import refuse_search, refused_attention, refused_cpu, refused_formats, refused_products
 from edgevit.errors import BundleError, OutputError
 from edgevit.util.atomic import scratch
 from edgevit.util.machines import lacks_vnni
@@ -89,6 +89,7 @@ def refused(target: Target) -> tuple[str, ...]:
     return (
         *refused_formats(target, FILES),
         *refused_attention(target),
+        *refused_products(target),
         *refused_cpu(target),
     )
 

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevit.backends.refusals import refused_attention, refused_formats, refused_precision, refused_threads
+from edgevit.backends.refusals import (
+    refused_attention,
+    refused_formats,
+    refused_precision,
+    refused_products,
+    refused_threads,
+)
 from edgevit.backends.tvm.compile.toolchain import LIBC, LIBCS, Toolchain, linker, toolchain
 from edgevit.backends.tvm.compile.toolchain import PACKAGES as ARCHITECTURES
 from edgevit.backends.tvm.inspect.bytecode import Memory, bound
@@ -81,6 +87,7 @@ def refused(target: Target) -> tuple[str, ...]:
         *refused_formats(target, FILES),
         *refused_precision(target),
         *refused_attention(target, int8=True),
+        *refused_products(target, able=target.arch == "x86_64"),
         *_refused_cpu(target),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from edgevit.backends.tvm.codegen.code import (
 from edgevit.backends.tvm.codegen.integers import Stored
 from edgevit.backends.tvm.codegen.layout import pack, words
 from edgevit.backends.tvm.codegen.schedules import Isa, Tile
+from edgevit.schema.int16_sums import Products, int16_exact
 
 Left = Callable[[int, Any, int], Any]
 Right = Callable[[Any, int], Any]
@@ -64,7 +65,6 @@ class Dot(ABC):
         lanes: of an int32 vector.
         mnemonic: of the instruction that multiplies, a regular expression.
         stored: type of the left side in memory.
-        depth: values per step; rows are padded to whole steps.
         unit: of depth that lie together per column in the packed weights.
         waits: sums that are to be in flight so that none is waited for; 0 where any tile has enough.
         together: rows of the left side that share a block; see `Integers`.
@@ -74,10 +74,19 @@ class Dot(ABC):
     lanes: int
     mnemonic: ClassVar[str]
     stored: ClassVar[Stored] = "uint8"
-    depth: ClassVar[int] = 4
     unit: ClassVar[int] = 4
     waits: ClassVar[int] = 0
     together: ClassVar[int] = 1
+
+    @property
+    def label(self) -> str:
+        """Return what tells it from others of the same instruction set."""
+        return type(self).__name__.lower()
+
+    @property
+    def depth(self) -> int:
+        """Return values per step; rows are padded to whole steps."""
+        return self.unit
 
     @property
     def bias_in_sums(self) -> bool:
@@ -88,6 +97,15 @@ class Dot(ABC):
         depth, columns = weight.shape
         units = np.ascontiguousarray(weight.reshape(depth // self.unit, self.unit, columns).transpose(0, 2, 1))
         return words(pack(units.view(f"V{self.unit}")[..., 0], tile, lanes))
+
+    def joining(self, products: Products) -> Dot:
+        """Return the way that adds so many products in 16 bits, which the caller knows to fit; itself without one."""
+        return self
+
+    def for_weight(self, weight: np.ndarray, products: Products) -> Dot:
+        """Return the way for weights int8 `[depth, columns]`: `joining` if that is exact for any input, and whole."""
+        joining = self.joining(products)
+        return joining if len(weight) % joining.depth == 0 and int16_exact(weight, products) else self
 
     @abstractmethod
     def count(self, tile: Tile) -> int:
@@ -149,19 +167,69 @@ _MADDUBS = {
 _MADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
+@dataclass(frozen=True, kw_only=True)
 class Maddubs(_Spread):
-    """vpmaddubsw, then vpmaddwd by 1 to add pairs: 4 products per column."""
+    """vpmaddubsw, then vpmaddwd by 1 to add pairs: 4 products per column.
 
+    Attributes:
+        joined: steps whose sums of two products are added in 16 bits, so that one vpmaddwd serves all of them; whether
+            that is exact, the weights must tell (`int16_sums`).
+    """
+
+    joined: int = 1
     mnemonic: ClassVar[str] = "v?pmaddubsw"
 
+    def joining(self, products: Products) -> Dot:
+        return replace(self, joined=products // 2)
+
+    @property
+    def label(self) -> str:
+        return super().label + (f" by {2 * self.joined}" if self.joined > 1 else "")
+
+    @property
+    def depth(self) -> int:
+        return self.joined * self.unit
+
+    def count(self, tile: Tile) -> int:
+        return self.joined * tile.rows * tile.vectors
+
     def registers(self, tile: Tile) -> int:
-        return tile.rows * tile.vectors + tile.vectors + 3
+        return tile.rows * tile.vectors + self.joined * tile.vectors + 3
+
+    def sums(self, inner: Inner) -> Sums:
+        if self.joined == 1:
+            return super().sums(inner)
+        code, tile = inner.code, inner.tile
+        cells, size = _cells(inner, tile.rows, tile.vectors), self.lanes
+        with code.loop(inner.steps) as group:
+            first = group * self.joined
+            columns = [
+                [
+                    code.let(inner.right((first + i) * (size * tile.vectors) + v * size, size))
+                    for i in range(self.joined)
+                ]
+                for v in range(tile.vectors)
+            ]
+            for row in range(tile.rows):
+                words = [bits("int32", inner.left(row, first + i, 1)) for i in range(self.joined)]
+                spread = [code.let(tirx.Broadcast(word, self.lanes)) for word in words]
+                for cell, column in zip(cells[row], columns, strict=True):
+                    pairs = [self._pairs(*both) for both in zip(spread, column, strict=True)]
+                    cell.set(cell.value + self._wide(sum(pairs[1:], pairs[0])))
+        return _values(cells)
 
     def add(self, sums: Any, left: Any, right: Any) -> Any:
+        return sums + self._wide(self._pairs(left, right))
+
+    def _pairs(self, left: Any, right: Any) -> Any:
+        """Return sums of two products each, int16."""
         n = self.lanes
-        pairs = instruction(f"int16x{2 * n}", _MADDUBS[n], bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
-        ones = tirx.Broadcast(tirx.const(1, "int16"), 2 * n)
-        return sums + instruction(f"int32x{n}", _MADDWD[n], pairs, ones)
+        return instruction(f"int16x{2 * n}", _MADDUBS[n], bits(f"uint8x{4 * n}", left), bits(f"int8x{4 * n}", right))
+
+    def _wide(self, pairs: Any) -> Any:
+        """Return sums of two neighbours, int32."""
+        ones = tirx.Broadcast(tirx.const(1, "int16"), 2 * self.lanes)
+        return instruction(f"int32x{self.lanes}", _MADDWD[self.lanes], pairs, ones)
 
 
 class Maddwd(_Spread):
@@ -169,7 +237,6 @@ class Maddwd(_Spread):
 
     mnemonic: ClassVar[str] = "v?pmaddwd"
     stored: ClassVar[Stored] = "int16"
-    depth: ClassVar[int] = 2
     unit: ClassVar[int] = 2
 
     def add(self, sums: Any, left: Any, right: Any) -> Any:
@@ -198,8 +265,11 @@ class Sdot(Dot):
 
     mnemonic: ClassVar[str] = "sdot"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 8
     together: ClassVar[int] = 4
+
+    @property
+    def depth(self) -> int:
+        return 2 * self.unit
 
     def count(self, tile: Tile) -> int:
         return 2 * tile.rows * tile.vectors
@@ -237,7 +307,6 @@ class Smmla(Dot):
 
     mnemonic: ClassVar[str] = "smmla"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 8
     unit: ClassVar[int] = 8
     together: ClassVar[int] = 2
 
@@ -280,7 +349,6 @@ class Smlal(Dot):
 
     mnemonic: ClassVar[str] = "smlal2?"
     stored: ClassVar[Stored] = "int8"
-    depth: ClassVar[int] = 16
     unit: ClassVar[int] = 16
 
     def count(self, tile: Tile) -> int:

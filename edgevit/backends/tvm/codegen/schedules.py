@@ -44,6 +44,9 @@ class Instructions(Protocol):
     """How integers are multiplied; see `dots.Dot`."""
 
     @property
+    def label(self) -> str: ...
+
+    @property
     def chains(self) -> int: ...
 
     @property
@@ -203,7 +206,7 @@ class _Float:
 
     def __init__(self, by_lane: bool) -> None:
         self.by_lane = by_lane
-        self.chains = 0 if by_lane else FMA_CHAINS
+        self.chains, self.label = 0 if by_lane else FMA_CHAINS, "float"
 
     def registers(self, tile: Tile) -> int:
         return tile.rows * tile.vectors + tile.vectors + (tile.rows if self.by_lane else 1)

@@ -134,7 +134,7 @@ def _machine_key(isa: Isa) -> str:
 
 
 def _label(product: Product) -> str:
-    kind = "float" if product.dot is None else type(product.dot).__name__.lower()
+    kind = "float" if product.dot is None else product.dot.label
     return f"{kind} {product.rows} x {product.columns} x {product.depth}"
 
 

@@ -33,7 +33,6 @@ from edgevit.backends.tvm.codegen.code import (
 from edgevit.backends.tvm.codegen.dots import Dot, Inner
 from edgevit.backends.tvm.codegen.integers import (
     LOW,
-    STEPS,
     WORD,
     Matrix,
     store_integers,
@@ -55,7 +54,7 @@ from edgevit.backends.tvm.kernels.heads import (
     mask,
     rows_of,
 )
-from edgevit.backends.tvm.kernels.int8_packing import HALF, SIGNED, TINY, Packed, Packing, Scratch, scratch
+from edgevit.backends.tvm.kernels.int8_packing import TINY, Packed, Packing, Scratch, scratch
 
 __all__ = ["POWER", "Attention", "attention", "instructions", "scratch", "thresholds"]
 
@@ -112,14 +111,14 @@ class Attention(Packing):
     def _queries(self, row: Any, rows: Any) -> None:
         code, query, work, lanes = self.code, self.heads.query, self.work, self.lanes
         vectors, words = self.heads.stride // lanes, lanes // WORD
-        zero = tirx.Broadcast(integer(HALF if self.unsigned else 0), lanes)
+        zero = tirx.Broadcast(integer(self.half if self.unsigned else 0), lanes)
         with code.loop(rows) as r:
             source = query.offset + (row + r) * query.stride + self.column
             largest = self._largest(vectors, lambda v: source + v * lanes)
             top = code.let(tirx.max(lane_max(code, largest, lanes), number(TINY)))
             # Scores for powers of 2.
-            code.store(self.memory, work.scale.offset + r, top * number(LOG2_E / SIGNED))
-            inverse = code.let(number(SIGNED) / top)
+            code.store(self.memory, work.scale.offset + r, top * number(LOG2_E / self.most))
+            inverse = code.let(number(self.most) / top)
             with code.loop(vectors) as v:
                 x = load_vector(self.memory, source + v * lanes, lanes) * splat(inverse, lanes)
                 place = work.query.offset + r * work.query.stride + v * words
@@ -160,7 +159,7 @@ class Attention(Packing):
             total = code.register(tirx.Broadcast(integer(0), lanes))
             with code.loop(vectors) as v:
                 x = load_vector(self.memory, base + v * lanes, lanes) - top
-                steps = code.let(tirx.Cast(f"int32x{lanes}", _power(code, x, lanes) + up))
+                steps = code.let(tirx.Cast(f"int32x{lanes}", _power(code, x, lanes, self.steps) + up))
                 total.set(total.value + steps)
                 place = shares.offset + row * shares.stride + v * words
                 store_integers(code, self.memory, place, steps + low, self.dot.stored, lanes)
@@ -226,13 +225,13 @@ def thresholds(lanes: int) -> list[float]:
     return [(int(f"{lane:0{size}b}"[::-1], 2) + 0.5) / lanes for lane in range(lanes)]
 
 
-def _power(code: Code, x: Any, lanes: int) -> Any:
-    """Return 255 * 2^x for x <= 0, relative error as in `POWER`; x is clamped to -126."""
+def _power(code: Code, x: Any, lanes: int, steps: int) -> Any:
+    """Return steps * 2^x for x <= 0, relative error as in `POWER`; x is clamped to -126."""
     x = code.let(tirx.max(x, splat(-126.0, lanes)))
     whole = code.let(tirx.floor(x))
     f = code.let(x - whole)
-    value = splat(STEPS * POWER[0], lanes)
+    value = splat(steps * POWER[0], lanes)
     for coefficient in POWER[1:]:
-        value = value * f + splat(STEPS * coefficient, lanes)
+        value = value * f + splat(steps * coefficient, lanes)
     exponent = tirx.Cast(f"int32x{lanes}", whole) * tirx.Broadcast(integer(1 << 23), lanes)
     return bits(f"float32x{lanes}", bits(f"int32x{lanes}", value) + exponent)

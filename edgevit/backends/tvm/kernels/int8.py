@@ -74,6 +74,22 @@ def quantize_weight(weight: np.ndarray, bits: int, least: np.ndarray | float = 0
     return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale
 
 
+def padded_steps(
+    weight: np.ndarray, bias: np.ndarray | None, plan: QuantPlan, entry: LinearPlan, dot: Dot
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights `[depth, columns]` of a Linear as int8, padded to whole steps and vectors, and their scales.
+
+    Outliers are 0 there; scales are of the columns that were given.
+    """
+    regular = weight.copy()
+    regular[np.array(entry.outliers, dtype=np.int64)] = 0
+    # Sums that start from the bias keep room beside it.
+    least = np.abs(bias) / (entry.scale * SUMS_BIAS) if bias is not None and dot.bias_in_sums else 0.0
+    values, scale = quantize_weight(regular, plan.weight_bits, least)
+    depth, columns = pad(weight.shape[0], dot.depth), pad(weight.shape[1], dot.lanes)
+    return np.pad(values, ((0, depth - values.shape[0]), (0, columns - values.shape[1]))), scale
+
+
 def add_weights(
     blob: Blob,
     weight: np.ndarray,
@@ -88,16 +104,10 @@ def add_weights(
 
     `behind` are its activation function and the step of what then follows in int8.
     """
-    outliers = np.array(entry.outliers, dtype=np.int64)
-    regular = weight.copy()
-    regular[outliers] = 0
-    in_sums = bias is not None and dot.bias_in_sums
-    # Sums that start from the bias keep room beside it.
-    least = np.abs(bias) / (entry.scale * SUMS_BIAS) if bias is not None and in_sums else 0.0
-    values, scale = quantize_weight(regular, plan.weight_bits, least)
+    padded, scale = padded_steps(weight, bias, plan, entry, dot)
+    depth, columns = padded.shape
     scale = scale * np.float32(entry.scale)
-    depth, columns = pad(weight.shape[0], dot.depth), pad(weight.shape[1], dot.lanes)
-    padded = np.pad(values, ((0, depth - values.shape[0]), (0, columns - values.shape[1])))
+    in_sums, outliers = bias is not None and dot.bias_in_sums, np.array(entry.outliers, dtype=np.int64)
     start = -zero_point(plan, entry, dot.stored) * padded.sum(axis=0, dtype=np.int64)
     row = curve = None
     exact = weight[outliers]

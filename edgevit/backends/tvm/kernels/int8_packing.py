@@ -25,6 +25,7 @@ from edgevit.backends.tvm.codegen.code import (
 )
 from edgevit.backends.tvm.codegen.dots import Dot, Maddubs
 from edgevit.backends.tvm.codegen.integers import (
+    STEPS,
     WORD,
     Matrix,
 )
@@ -145,8 +146,10 @@ class Packing(Head):
     ) -> None:
         super().__init__(code, memory, values, heads, column, target, work, tile, dot.lanes, threads, bias)
         self.dot = dot
-        # Sums of two products by vpmaddubsw fit 16 bits if weights have 7.
-        self.limit = SIGNED // 2 if isinstance(dot, Maddubs) else SIGNED
+        # Sums of two products by vpmaddubsw fit 16 bits if the right side has 7, sums of four if both have.
+        coarse, both = isinstance(dot, Maddubs), isinstance(dot, Maddubs) and dot.joined > 1
+        self.limit = SIGNED // 2 if coarse else SIGNED
+        self.most, self.half, self.steps = (SIGNED // 2, HALF // 2, STEPS // 2) if both else (SIGNED, HALF, STEPS)
         self.unsigned = dot.stored == "uint8"
 
     def pack(self) -> None:
@@ -188,7 +191,7 @@ class Packing(Head):
         self._no_words(base, place, columns, vectors * words, keys.depth // WORD)
         start = number(0.0)
         if self.unsigned:
-            start = bits("float32", lane_sum(code, total.value, lanes) * integer(-HALF))
+            start = bits("float32", lane_sum(code, total.value, lanes) * integer(-self.half))
         code.store(self.memory, keys.start.offset + token, start)
 
     def pack_values(self) -> None:

@@ -79,6 +79,8 @@ def _attention(
     form: ModuleType = attention_int8 if how.together == 1 else attention_neon
     if attention_registers.fits(isa, heads, how):  # the tile of its second product
         form, shape = attention_registers, Product(rows=heads.query.rows, columns=heads.stride, depth=heads.key.rows)
+    elif form is attention_int8:
+        how = how.joining(shared.plan.int16_products)  # rounds its left sides to 7 bits too, where that is needed
     tile = shared.choose(isa, replace(shape, dot=how))
     places = form.scratch(shared.arena, heads, how, tile, isa)
     least = attention_int8.instructions(how)

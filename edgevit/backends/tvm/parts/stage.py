@@ -158,13 +158,14 @@ class StageWriter:
             self.call(name, common.product, source, target, packed, tile, epilogue, alive=alive)
             return
         assert entry is not None
-        isa, how = self.shared.isa, self.shared.dot
-        columns = pad(weight.shape[1], isa.lanes)
+        isa, plan, columns = self.shared.isa, self.shared.plan, pad(weight.shape[1], self.shared.isa.lanes)
+        steps, _ = int8.padded_steps(weight, bias, plan, entry, self.shared.dot)
+        how = self.shared.dot.for_weight(steps, plan.int16_products)
         tile = self.shared.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
         behind = None
         if isinstance(target, Integers) and epilogue.activation and not epilogue.onto and epilogue.table is None:
             behind = (epilogue.activation, target.scale)
-        weights = int8.add_weights(self.blob, weight, bias, self.shared.plan, entry, how, tile, behind)
+        weights = int8.add_weights(self.blob, weight, bias, plan, entry, how, tile, behind)
         if not entry.outliers:
             furthest = STEPS * entry.scale * np.abs(weight).sum(axis=0) * ROUNDED + np.abs(0 if bias is None else bias)
             target = _bounded(target, float(furthest.max()))

@@ -26,6 +26,7 @@ from edgevit.backends.tvm.inspect.counts import count  # noqa: E402
 from edgevit.backends.tvm.kernels import attention_int8  # noqa: E402
 from edgevit.backends.tvm.kernels.attention_int8 import POWER, instructions, thresholds  # noqa: E402
 from edgevit.backends.tvm.kernels.heads import Heads  # noqa: E402
+from edgevit.schema.int16_sums import Products  # noqa: E402
 from tests.backends.tvm import crossed  # noqa: E402
 from tests.backends.tvm.compiled import AVX2, call, matrix  # noqa: E402
 from tests.backends.tvm.kernels.test_int8 import assembly  # noqa: E402
@@ -47,6 +48,7 @@ class Case:
         shift: float = 0.0,
         form: Any = attention_int8,
         seed: int | None = None,
+        products: Products = 2,
     ) -> None:
         rng = RNG if seed is None else np.random.default_rng(seed)
         arena, stride = Arena(isa.lanes), pad(width, 64 if form is not attention_int8 else isa.lanes)
@@ -54,10 +56,11 @@ class Case:
         qkv, self.context = arena.place(keys, 3 * inner), arena.place(rows, inner)
         self.query, self.key, value = (qkv.columns(part * inner, inner) for part in range(3))
         split = Heads(count=heads, width=width, stride=stride, query=self.query.first(rows), key=self.key, value=value)
-        self.how, self.lanes = dot(isa, 7), isa.lanes
+        self.how, self.lanes = dot(isa, 7).joining(products), isa.lanes
         tile = default_tile(isa, Product(rows=rows, columns=keys, depth=width, dot=self.how))
         work = form.scratch(arena, split, self.how, tile, isa)
         self.shape, self.limit = (rows, heads, stride), 63 if isinstance(self.how, Maddubs) else 127
+        self.most, self.steps = (127, 255) if products == 2 else (63, 127)
         self.memory = np.full(arena.size, np.nan, np.float32)
         parts = [matrix(self.memory, place).reshape(-1, heads, stride) for place in (split.query, self.key, value)]
         matrix(self.memory, qkv)[...] = 0
@@ -80,11 +83,11 @@ class Case:
     @property
     def expected(self) -> np.ndarray:
         """The same with integers, in numpy."""
-        (q, sq), (k, sk) = rounded(self.q, -1, 127), rounded(self.k, -1, self.limit)
+        (q, sq), (k, sk) = rounded(self.q, -1, self.most), rounded(self.k, -1, self.limit)
         v, sv = rounded(self.v, 1, self.limit)
         scores = q @ k.transpose(0, 2, 1) * (sq * sk.transpose(0, 2, 1))
         up = np.resize(thresholds(self.lanes), scores.shape[-1])
-        shares = np.floor(255 * power((scores - scores.max(-1, keepdims=True)) * np.log2(np.e)) + up)
+        shares = np.floor(self.steps * power((scores - scores.max(-1, keepdims=True)) * np.log2(np.e)) + up)
         result: np.ndarray = shares @ v * sv / shares.sum(-1, keepdims=True)
         return result
 
@@ -116,6 +119,15 @@ def test_it_is_what_numpy_makes_of_the_same_integers(shape: tuple[int, int, int,
     case.check()
     if not shift:
         assert np.sqrt(((case.expected - case.exact) ** 2).mean()) < 0.1 * np.sqrt((case.exact**2).mean())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["sse42", "avx2"])
+def test_sums_of_four_products_take_seven_bits_of_both_sides(name: str, shape: tuple[int, int, int, int]) -> None:
+    case = Case(isa(name), *shape, products=4)
+    assert case.how == Maddubs(lanes=isa(name).lanes, joined=2)
+    call(case.function, case.memory, np.zeros(16, np.float32), isa=isa(name))
+    case.check()
 
 
 def test_powers_are_a_fraction_of_a_step_off() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgevit.onnx_form import linear
+from edgevit.schema.int16_sums import Products  # noqa: E402
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan
 from tests.backends.tvm.available import import_or_skip
 
@@ -59,7 +60,17 @@ Bits = Literal[7, 8]
 class Case:
     """One product whose sums come out as they are: scales are 1, so that float32 holds them exactly."""
 
-    def __init__(self, isa: Isa, bits: Bits, rows: int, depth: int, columns: int, tile: Tile | None = None) -> None:
+    def __init__(
+        self,
+        isa: Isa,
+        bits: Bits,
+        rows: int,
+        depth: int,
+        columns: int,
+        tile: Tile | None = None,
+        *,
+        products: Products = 2,
+    ) -> None:
         self.isa, self.how, limit = isa, dot(isa, bits), 2 ** (bits - 1) - 1
         self.entry = LinearPlan(name="fc1", int8=True, scale=1.0, zero_point=int(RNG.integers(0, 256)))
         self.plan = QuantPlan(linears=(self.entry,), weight_bits=bits)
@@ -68,6 +79,9 @@ class Case:
         self.weight[RNG.integers(0, depth, columns), np.arange(columns)] = limit
         # The largest sums of pairs that there are, for what saturates.
         self.weight[:, 0] = limit
+        if products == 4:
+            self.weight = fitting(depth, columns)
+            self.how = self.how.for_weight(self.weight, products)
         self.source = place_integers(
             self.arena,
             blob,
@@ -110,6 +124,16 @@ class Case:
         np.testing.assert_array_equal(before.view(np.uint32), self.memory.view(np.uint32))
 
 
+def fitting(depth: int, columns: int) -> np.ndarray:
+    """Weights whose sums of four products fit 16 bits, among them the largest that do, of both signs."""
+    weight = RNG.integers(-32, 33, (depth, columns))
+    for column, sign in ((0, 1), (1, -1)):
+        weight[:, column] = 0
+        weight[0::8, column], weight[5::8, column], weight[4::8, column] = 63 * sign, 63 * sign, 2 * sign
+    weight[:8, 2:], weight[0, 2:] = 0, 63
+    return weight
+
+
 def fill(memory: np.ndarray, place: Integers, values: np.ndarray) -> None:
     """Store `[rows, columns]` as a place has them; what is beside and below them is left as it is."""
     full = np.pad(values, ((0, 0), (0, -values.shape[1] % 4))).view(np.uint32)
@@ -146,6 +170,48 @@ def integers(memory: np.ndarray, place: Integers) -> np.ndarray:
 def test_sums_are_exact(name: str, bits: Bits, shape: tuple[int, int, int]) -> None:
     case = Case(isa(name), bits, *shape)
     case.check(lambda: call(case.function, case.memory, case.values, isa=case.isa))
+
+
+@pytest.mark.parametrize("shape", [(13, 48, 40), (1, 32, 10), (16, 96, 72), (7, 8, 8)])
+@pytest.mark.parametrize("name", ["sse42", "avx2"])
+def test_sums_of_four_products_are_exact(name: str, shape: tuple[int, int, int]) -> None:
+    case = Case(isa(name), 7, *shape, products=4)
+    assert case.how == Maddubs(lanes=isa(name).lanes, joined=2)
+    case.check(lambda: call(case.function, case.memory, case.values, isa=case.isa))
+    spent = [
+        count(assembly(one.function, one.isa), "kernel", r"v?pmaddwd")
+        for one in (case, Case(isa(name), 7, *shape, case.tile))
+    ]
+    assert 0 < spent[0] <= spent[1]
+
+
+def test_weights_that_do_not_fit_are_multiplied_as_before() -> None:
+    """One weight more than there is room for, or a depth that is no whole number of steps."""
+    weight = fitting(48, 40)
+    assert Maddubs(lanes=8).for_weight(weight, 4).depth == 8
+    assert Maddubs(lanes=8).for_weight(weight, 2).depth == 4
+    assert Maddubs(lanes=8).for_weight(weight[:44], 4).depth == 4
+    assert Vpdpbusd(lanes=8).for_weight(weight, 4) == Vpdpbusd(lanes=8)
+    weight[1, 0] = 1
+    assert Maddubs(lanes=8).for_weight(weight, 4).depth == 4
+
+
+def test_four_products_of_any_weights_would_overflow() -> None:
+    """What rounding for them is worth: joined nevertheless, the largest sums come out wrong."""
+    case = Case(AVX2, 7, 3, 16, 24)
+    case.how = case.how.joining(4)
+    arena, blob, tile = Arena(8), Blob(), Tile(rows=3, vectors=3)
+    source = place_integers(arena, blob, 3, 16, 4, "uint8", case.plan, case.entry)
+    target = arena.place(3, 24)
+    packed = int8.add_weights(blob, case.weight.astype(np.float32), None, case.plan, case.entry, case.how, tile)
+    memory = np.zeros(arena.size, np.float32)
+    integers(memory, source)[:, :16] = case.x
+    call(
+        int8.product(AVX2, arena.size, blob.size, source, target, packed, case.how, tile, Epilogue()),
+        memory,
+        blob.array(),
+    )
+    assert matrix(memory, target)[0, 0] != case.expected[0, 0]
 
 
 @pytest.mark.parametrize("tile", [Tile(rows=1, vectors=1), Tile(rows=5, vectors=2), Tile(rows=4, vectors=4)])
