@@ -11,16 +11,15 @@ every gate is set to its most frequent value and every point merges its mean num
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 
+from benchmarks.kept import read_rows
 from edgevit.compress.adaptivity import Adaptivity, measure_adaptivity
 from edgevit.compress.gate.judge import answers
 from edgevit.images.image_set import TESTED, load_images, number_labels
@@ -163,12 +162,7 @@ def write(rows: Sequence[Row], folder: Path) -> None:
 def kept(folder: Path) -> list[Row]:
     """The rows that a folder's adaptivity.json has."""
     path = folder / "adaptivity.json"
-    if not path.exists():
-        return []
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    faults: list[str] = []
-    rows = [strict_json.from_data(Row, data, faults, "row") for data in document["rows"]]
-    return [row for row in rows if row is not None]
+    return read_rows(path, Row, "delete it, and name all runs again")
 
 
 @click.command()

@@ -14,7 +14,6 @@ other rows of a table that is there. What builds of the runtimes' own tools exec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,6 +24,7 @@ import numpy as np
 
 from benchmarks.bundles import build_bundle
 from benchmarks.estimate_error import ERRORS, Checked, read_errors
+from benchmarks.kept import read_rows
 from edgevit.api.load import DEFAULT_PROGRAM
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.machine import find
@@ -36,7 +36,6 @@ from edgevit.schema.arm_cpus import ARM_CPUS
 from edgevit.schema.measurement import CycleEstimate, HeapPeaks, Measurement
 from edgevit.schema.measurement_file import read_measurement, write_measurement
 from edgevit.schema.target import load_target
-from edgevit.util import strict_json
 from edgevit.util.resources import shipped
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -318,16 +317,11 @@ def kept_rows(path: Path) -> dict[tuple[str, str, bool, str], Row]:
     """Return the rows of a table by model, runtime, whether int8, and processor.
 
     Raises:
-        ClickException: there is no such table.
+        ClickException: there is no such table, or it is damaged.
     """
-    faults: list[str] = []
-    try:
-        rows = [strict_json.from_data(Row, row, faults) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path} has no rows to keep: {error}; run without --only") from None
-    if faults:
-        raise click.ClickException(f"{path} is of another version: {faults[0]}; run without --only")
-    return {(row.model, row.backend, row.int8, row.cpu): row for row in rows if row is not None}
+    if not path.exists():
+        raise click.ClickException(f"{path} is missing, so there are no rows to keep; run without --only")
+    return {(row.model, row.backend, row.int8, row.cpu): row for row in read_rows(path, Row, "run without --only")}
 
 
 def build(work: Path, model: str, runtime: str, *, int8: bool) -> Path:

@@ -27,13 +27,13 @@ import onnx
 from benchmarks import tvm_counts
 from benchmarks.arm import BOARDS, dense_blocks
 from benchmarks.arm_operators import DEPTH, Fed, count, executed, plan_of
+from benchmarks.kept import read_rows
 from benchmarks.peer_builds import EXPORTED, INPUT
 from edgevit.backends.onnxruntime.arm import ARCH
 from edgevit.backends.onnxruntime.heads import fuse
 from edgevit.devices.qemu import packages, userland
 from edgevit.devices.qemu.emulator import Userland, last_words
 from edgevit.onnx_form.assemble import assemble
-from edgevit.util import strict_json
 from edgevit.util.atomic import scratch
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -192,14 +192,9 @@ def read(path: Path) -> list[Row]:
     """Return the rows of a report; none if there is none.
 
     Raises:
-        ClickException: it is of another version.
+        ClickException: it is damaged, or of another version.
     """
-    faults: list[str] = []
-    data = strict_json.read_json(path) if path.exists() else []
-    rows = strict_json.from_data(tuple[Row, ...], data, faults, "rows")
-    if rows is None:
-        raise click.ClickException(f"{path} is of another version: {faults[0]}; run without --only and --cpu")
-    return list(rows)
+    return read_rows(path, Row, "run without --only and --cpu")
 
 
 def render(rows: Sequence[Row]) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compression_report import Book, OutOfTime, Row, plot, table
+from benchmarks.kept import read_array, read_program
 from edgevit.compress.gate.threshold import expected_macs
 from edgevit.compress.gate.train import train_gates
 from edgevit.compress.prune.divergence import score
@@ -32,7 +33,7 @@ from edgevit.compress.prune.shrink import shrink
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
 from edgevit.program.macs import total_macs
-from edgevit.program.program import Program, load_program, save_program
+from edgevit.program.program import Program, save_program
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
 from edgevit.util.strict_json import write_atomic
@@ -219,14 +220,14 @@ class Made:
                 small = shrink(case.dense, plan, statistics)
                 self._keep(case, level, "compensated", small)
                 self._keep(case, level, "repaired", refit(small, case.dense, case.calibration))
-        return load_program(self._path(case, fraction, method))
+        return read_program(self._path(case, fraction, method))
 
     def gated(self, case: Case, fraction: float, budget: float) -> Program:
         what = f"gates-{budget:g}"
         if not self._path(case, fraction, what).exists():
             program = self.pruned(case, fraction, "repaired") if fraction else case.dense
             self._keep(case, fraction, what, train_gates(program, case.calibration, budget, teacher=case.dense))
-        return load_program(self._path(case, fraction, what))
+        return read_program(self._path(case, fraction, what))
 
     def reference(self, name: str, dense: Program, images: np.ndarray) -> Tensor:
         """Logits of the dense model."""
@@ -234,7 +235,7 @@ class Made:
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             np.save(path, run(dense, images, None)[0].numpy(), allow_pickle=False)
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        return torch.from_numpy(read_array(path, (len(images), dense.spec.head.classes)))
 
     def _path(self, case: Case, fraction: float, what: str) -> Path:
         return self.folder / f"{case.name}-{fraction:g}-{what}"
@@ -286,6 +287,8 @@ def main(
                 prune_rows(case, book, made, compensated=True)
         except OutOfTime:
             click.echo("out of time; run again with --resume and the same --work")
+    if not book.rows:
+        raise click.ClickException("no row was measured: --minutes is too short")
     write_atomic(out / "compression.md", table(book))
     plot(book, out / "compression.png")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
+from benchmarks.kept import read_rows, read_table
 from edgevit.util.strict_json import dumps, write_atomic
 
 
@@ -30,6 +30,9 @@ class Row:
     note: str = ""
 
 
+ANEW = "run without --resume"
+
+
 class OutOfTime(Exception):
     """The time that --minutes allows has passed."""
 
@@ -40,10 +43,11 @@ class Book:
     def __init__(self, path: Path, settings: dict[str, object], resume: bool, end: float | None) -> None:
         self.path, self.settings, self.end, self.rows = path, settings, end, list[Row]()
         if resume and path.exists():
-            known = json.loads(path.read_text())
-            if known["settings"] != settings:
-                raise click.ClickException(f"{path} was measured with other settings; run without --resume")
-            self.rows = [Row(**r) for r in known["rows"]]
+            if read_table(path, ANEW).get("settings") != settings:
+                raise click.ClickException(f"{path} was measured with other settings; {ANEW}")
+            self.rows = read_rows(path, Row, ANEW)
+            if unknown := {r.method for r in self.rows} - set(ORDER):
+                raise click.ClickException(f"{path} has rows of unknown methods, {', '.join(sorted(unknown))}; {ANEW}")
 
     def has(self, model: str, method: str, prune: float, gate: float) -> bool:
         """Whether the row is there already. Raises OutOfTime where it is not and no time is left to measure it."""

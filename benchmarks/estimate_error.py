@@ -26,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.kept import read_rows
 from edgevit.bundle.read import open_bundle
 from edgevit.devices.qemu import guest_program, packages
 from edgevit.devices.qemu.estimate import (
@@ -38,7 +39,6 @@ from edgevit.devices.qemu.estimate import (
 )
 from edgevit.devices.request import prepare_images
 from edgevit.schema.arm_cpus import Cache, Core
-from edgevit.util import strict_json
 from edgevit.util.strict_json import dumps, write_atomic
 
 # Cache sizes and latencies: AMD's Software Optimization Guide for family 19h (56665, 57647), sections on the caches.
@@ -189,12 +189,7 @@ def check(folder: Path) -> Checked:
 
 def read_errors(path: Path) -> list[Checked]:
     """What `main` wrote; nothing if it was never run."""
-    faults: list[str] = []
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    rows = [strict_json.from_data(Checked, row, faults) for row in data]
-    if faults:
-        raise click.ClickException(f"{path} is of another version: {faults[0]}")
-    return [row for row in rows if row is not None]
+    return read_rows(path, Checked, "run benchmarks/estimate_error.py again")
 
 
 @click.command()

@@ -9,7 +9,6 @@ Programs are kept in --work and rows in merge-repair.json, each as soon as it is
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.compression_curve import MODELS
+from benchmarks.kept import read_program, read_rows
 from benchmarks.tokens import CALIBRATION, int8
 from edgevit.compress.prune.refit import refit
 from edgevit.compress.tokens.drift import drift, logits
@@ -25,7 +25,7 @@ from edgevit.compress.tokens.search import search
 from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import load_images
 from edgevit.program.macs import total_macs
-from edgevit.program.program import Program, load_program, save_program
+from edgevit.program.program import Program, save_program
 from edgevit.program.tokens import write_plan
 from edgevit.torch_form.stream import batches
 from edgevit.torch_form.vit import Vit
@@ -62,7 +62,7 @@ def merged(name: str, dense: Program, share: float, images: np.ndarray, work: Pa
                 plan = search(dense, images, int(share * total_macs(dense.spec)), reference=dense, say=click.echo)
                 program = dense.with_weights(plan.shifts, plan.spec)
             save_program(program, folder)
-        found[repaired] = load_program(folder)
+        found[repaired] = read_program(folder)
     return found
 
 
@@ -108,7 +108,7 @@ def main(models: tuple[str, ...], shares: tuple[float, ...], data: Path, work: P
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "merge-repair.json"
-    rows = [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.exists() else []
+    rows = read_rows(file, Row, "delete it, and all rows are measured anew")
     for name in models:
         dense = from_timm(MODELS[name], weights=data / f"{MODELS[name]}.safetensors")
         known = load_images(data / "imagenet-sample-1000.tar", dense.spec.image, limit=CALIBRATION).images

@@ -11,7 +11,6 @@ turns, over the dense int8 build's; peers.* says what that takes beside other to
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import backends, compression_curve, tokens
+from benchmarks.kept import read_program, read_table
 from benchmarks.methods_report import NAMES, Mix, Row, plot, table
 from benchmarks.timing import Times, interleave, ratio, take_turn
 from edgevit.backends import Runner, backend
@@ -32,11 +32,12 @@ from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import ImageSet, load_images
 from edgevit.measure.environment import environment, snapshot
 from edgevit.program.macs import run_macs, total_macs
-from edgevit.program.program import Program, load_program, save_program
+from edgevit.program.program import Program, save_program
 from edgevit.program.spec import shift_name
 from edgevit.schema.target import load_target
 from edgevit.util.strict_json import dumps, write_atomic
 
+FOLDER = click.Path(path_type=Path, file_okay=False)
 CALIBRATION, RANGES, TIMED_IMAGES = 300, 64, 20
 MIXES = (
     Mix(),
@@ -126,7 +127,7 @@ def _merged(model: Model, mix: Mix) -> Program:
         repaired = repair(pruned.with_weights(plan.shifts, plan.spec), model.dense, images)
         click.echo(f"{model.name}, {mix.name}: {repaired.summary}")
         save_program(repaired.program, folder, force=True)
-    return load_program(folder)
+    return read_program(folder)
 
 
 def merging_like(gated: Program, merged: Program) -> Program:
@@ -187,9 +188,9 @@ def timed(rows: list[Row], runners: dict[str, Runner], images: np.ndarray, round
 @click.option("--target", default="x86-64-avx512vnni-tvm", show_default=True)
 @click.option("--images", default=1000, show_default=True, help="Labelled images to evaluate on.")
 @click.option("--rounds", default=100, show_default=True)
-@click.option("--compression", default="out/compression", type=click.Path(path_type=Path), show_default=True)
-@click.option("--tokens", "merges", default="out/tokens", type=click.Path(path_type=Path), show_default=True)
-@click.option("--work", default="out/methods", type=click.Path(path_type=Path), show_default=True)
+@click.option("--compression", default="out/compression", type=FOLDER, show_default=True)
+@click.option("--tokens", "merges", default="out/tokens", type=FOLDER, show_default=True)
+@click.option("--work", default="out/methods", type=FOLDER, show_default=True)
 @click.option("--turn", type=click.Path(path_type=Path), help="Hold this lock file while timing.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reports/reference"))
 def main(
@@ -231,8 +232,8 @@ def main(
     )
     write_atomic(output / "methods.json", dumps({"machine": machine, "rounds": rounds, "rows": rows}))
     write_atomic(output / "methods.md", table(rows, machine, rounds))
-    peers = output / "peers-vnni.json"
-    plot(rows, json.loads(peers.read_text())["rows"] if peers.exists() else [], output / "methods.png")
+    peers = read_table(output / "peers-vnni.json", "measure it again with benchmarks/peers.py")
+    plot(rows, peers.get("rows", []), output / "methods.png")
 
 
 if __name__ == "__main__":

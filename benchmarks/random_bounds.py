@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.kept import read_rows
 from edgevit.backends import Source, tvm
 from edgevit.backends import onnxruntime as ort
 from edgevit.backends.onnxruntime import memory_bound as ort_bound
@@ -41,7 +42,6 @@ from edgevit.program.spec import (
 from edgevit.schema.memory_bound import check_bound
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target, load_target, missing_flags
-from edgevit.util import strict_json
 from edgevit.util.progress import track
 from edgevit.util.strict_json import dumps, write_atomic
 
@@ -227,15 +227,7 @@ def read(path: Path) -> list[Tried]:
     Raises:
         ClickException: the file is damaged, or of another version.
     """
-    faults: list[str] = []
-    try:
-        data = strict_json.read_json(path) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"{path} is damaged: {error}; run without --resume") from None
-    tried = strict_json.from_data(tuple[Tried, ...], data, faults, "rows")
-    if tried is None:
-        raise click.ClickException(f"{path} is of another version: {faults[0]}; run without --resume")
-    return list(tried)
+    return read_rows(path, Tried, "run without --resume")
 
 
 def _untried(kept: list[Tried], onnxruntime: int, tvm_count: int) -> Iterator[Tried]:

@@ -10,7 +10,6 @@ runtime saves no time with them. Rows of a target are kept in token-times.json u
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.backends import Candidate, Case, build, quantized
+from benchmarks.kept import read_rows
 from benchmarks.timing import Ratio, Times, interleave
 from edgevit.backends import Build, Runner, backend, desk
 from edgevit.images.image_set import load_images
@@ -161,7 +161,7 @@ def main(
     """Build and time the Programs, the first of which merges nothing; write token-times.json and .md."""
     output.mkdir(parents=True, exist_ok=True)
     file = output / "token-times.json"
-    rows = [Row(**row) for row in json.loads(file.read_text())["rows"]] if file.exists() else []
+    rows = read_rows(file, Row, "delete it, and all rows are measured anew")
     loaded = {path.name: load_program(path) for path in programs}
     image = next(iter(loaded.values())).spec.image
     calibration, timed = load_images(source, image, limit=CALIBRATION), load_images(source, image, limit=TIMED)

@@ -15,7 +15,6 @@ leaves them out, and int8 is then of the first target only.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.compression_curve import MODELS
+from benchmarks.kept import REMAKE, read_array, read_program, read_rows, read_table
 from benchmarks.timing import interleave, ratio
 from edgevit import pipeline
 from edgevit.backends import Runner, onnx_backend
@@ -37,7 +37,7 @@ from edgevit.frontends.from_timm import from_timm
 from edgevit.images.image_set import ImageSet, load_images
 from edgevit.onnx_form.assemble import assemble
 from edgevit.program.macs import run_macs, total_macs
-from edgevit.program.program import Program, load_program, save_program
+from edgevit.program.program import Program, save_program
 from edgevit.program.tokens import write_plan
 from edgevit.schema.target import load_target
 from edgevit.torch_form.stream import batches
@@ -50,6 +50,7 @@ TIMED = 0.7
 TARGETS = ("x86-64-onnxruntime", "x86-64-openvino")
 PRECISE = re.compile(r"@(-?[0-9.e-]+)")
 CALIBRATION, ROUNDS, TIMED_IMAGES = 300, 60, 20
+ANEW = "delete tokens.json, and its rows are measured anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def fixed(case: Case, share: float, say: Say) -> tuple[Program, float | None]:
     """Search for the fixed plan of a share, once; return its Program, and the CPU time if it was searched now."""
     folder, dense = case.folder(share, False), case.dense
     if folder.exists():
-        return load_program(folder), None
+        return read_program(folder), None
     begin = time.process_time()
     plan = search(dense, case.calibration, int(share * total_macs(dense.spec)), reference=dense, say=say)
     repaired = repair(dense.with_weights(plan.shifts, plan.spec), dense, case.calibration)
@@ -130,7 +131,7 @@ def searched(case: Case, share: float) -> dict[str, dict[str, float | bool | Non
     """Search for the fixed plan of a share and for its variant that follows the image, once; keep both Programs."""
     file = case.work / f"{case.name}-{share:g}.json"
     if file.exists():
-        return dict(json.loads(file.read_text()))
+        return read_table(file, REMAKE, dict[str, dict[str, float | bool | None]])
     told = dict[str, dict[str, float | bool | None]]()
 
     def say(line: str) -> None:
@@ -151,7 +152,7 @@ def searched(case: Case, share: float) -> dict[str, dict[str, float | bool | Non
 
 def made(case: Case, share: float, follows: bool) -> Program:
     """The Program with merged tokens, the dense one for 1."""
-    return case.dense if share == 1.0 else load_program(case.folder(share, follows))
+    return case.dense if share == 1.0 else read_program(case.folder(share, follows))
 
 
 def int8(program: Program, target_name: str, calibration: np.ndarray, folder: Path) -> Runner:
@@ -175,7 +176,7 @@ def row(case: Case, runtime: str, share: float, program: Program, logits: np.nda
     spent, said, drifted = macs / total_macs(case.dense.spec), logits.argmax(1), case.drifts(logits)
     follows = program.spec.adaptive
     kept = case.work / f"{case.name}-{share:g}-{runtime}.npy"
-    gain = np.load(kept) - drifted if follows else None
+    gain = read_array(kept, drifted.shape, ANEW) - drifted if follows else None
     if not follows:
         np.save(kept, drifted)
     return Row(
@@ -307,7 +308,7 @@ def plot(rows: list[Row], others: Path, path: Path) -> None:
 
     models = list(dict.fromkeys(r.model for r in rows))
     figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.5), sharey=True, squeeze=False)
-    beside = json.loads(others.read_text())["rows"] if others.exists() else []
+    beside = read_table(others, "measure it again with benchmarks/compression_curve.py").get("rows", [])
     for axis, model in zip(axes[0], models, strict=True):
         for runtime, style in {r.runtime: "-" if r.runtime == "torch" else "--" for r in rows}.items():
             own = [r for r in rows if (r.model, r.runtime) == (model, runtime)]
@@ -348,7 +349,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     file = output / "tokens.json"
-    rows = [Row(**r) for r in json.loads(file.read_text())["rows"]] if file.exists() else []
+    rows = read_rows(file, Row, ANEW)
 
     def keep(*found: Row) -> None:
         key = {(r.model, r.runtime, r.share, r.follows) for r in found}

@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from benchmarks.arm import dense_blocks
+from benchmarks.kept import read_rows
 from edgevit.backends import tvm
 from edgevit.devices.qemu import packages
 from edgevit.devices.qemu.estimate import cycles_of, find_mca, missing, read_blocks
@@ -29,7 +30,6 @@ from edgevit.program.program import Program
 from edgevit.schema.arm_cpus import ARM_CPUS, Cache, Core
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target, load_target
-from edgevit.util import strict_json
 from edgevit.util.strict_json import dumps, write_atomic
 
 HERE = Path(__file__).parent
@@ -208,14 +208,9 @@ def read(path: Path) -> list[Row]:
     """Return the rows of a report; none if there is none.
 
     Raises:
-        click.ClickException: it is of another version.
+        click.ClickException: it is damaged, or of another version.
     """
-    faults: list[str] = []
-    data = strict_json.read_json(path) if path.exists() else []
-    rows = [strict_json.from_data(Row, row, faults) for row in data]
-    if faults:
-        raise click.ClickException(f"{path} is of another version: {faults[0]}")
-    return [row for row in rows if row is not None]
+    return read_rows(path, Row, "count all anew, without --only")
 
 
 def _parameters(function: Any) -> str:

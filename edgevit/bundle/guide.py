@@ -18,7 +18,7 @@ from edgevit.program.original import when_compressed
 from edgevit.schema.budget import BUDGETS, BudgetCheck, check_budgets
 from edgevit.schema.claims import Fraction
 from edgevit.schema.manifest import AccuracyRow, Manifest
-from edgevit.schema.points import OperatingPoint
+from edgevit.schema.points import OperatingPoint, effort_text
 
 README, REQUIREMENTS = "README.md", "requirements.txt"
 # What `runner/run.py` needs beside the runtime.
@@ -151,7 +151,7 @@ def _points(points: Sequence[OperatingPoint]) -> list[dict[str, str]]:
     """Return a row of words by column for every point; a column that no point has a figure of is left out."""
     columns: dict[str, Callable[[OperatingPoint], str]] = {
         "name": lambda point: point.name or "-",
-        "effort": lambda point: f"{point.effort:g}",
+        "effort": lambda point: effort_text(point.effort),
         "agreement": lambda point: _share(point.agreement),
         "top-1": lambda point: _share(point.top1),
         "million MACs, mean": lambda point: _millions(point.macs),

@@ -175,6 +175,7 @@ def _told(row: AccuracyRow) -> str:
 def _points(built: Built) -> Iterator[str]:
     """Yield a line per named operating point: what it costs, takes here, and answers; then which are one."""
     from edgevit.api.build import alike, effort_points
+    from edgevit.schema.points import effort_text
 
     times = {time.effort: time for time in built.times}
     for point in built.manifest.points:
@@ -184,7 +185,7 @@ def _points(built: Built) -> Iterator[str]:
         agrees = "" if point.agreement is None else f", {point.agreement.value:.1%} as the {model}"
         here = times.get(point.effort)
         takes = f", {here.mean_ms:.2f} ms (at most {here.most_ms:.2f})" if here else ""
-        yield f"{point.name} (effort {point.effort:g}): {point.macs / 1e6:.0f} M MACs{takes}{agrees}"
+        yield f"{point.name} (effort {effort_text(point.effort)}): {point.macs / 1e6:.0f} M MACs{takes}{agrees}"
     if times:
         yield "ms: CPU time on this machine, every image run once; edgevit profile measures a device"
     if same := alike(effort_points(built.manifest)):

@@ -12,6 +12,7 @@ from edgevit.report.svg import Scale, dot, element, line, picture, rect, text
 from edgevit.report.tree import Branch
 from edgevit.report.view import BranchRow, Report
 from edgevit.schema.manifest import TokenUse
+from edgevit.schema.points import effort_text
 
 __all__ = ["NARROW", "WIDE", "cost_per_image", "effort", "size_tree", "speed", "tokens_per_image"]
 MOST_COLUMNS = 240  # of images: more are thinned, evenly
@@ -80,7 +81,7 @@ def _effort_tip(point: EffortPoint) -> str:
     """Return all that is known of a point, in words."""
     times = f", {say.ms(point.time_ms)} expected, at most {say.ms(point.worst_ms)}" if point.time_ms else ""
     return (
-        f"{point.name or 'between'}: effort {point.effort:g}, {say.percent(point.accuracy)}, "
+        f"{point.name or 'between'}: effort {effort_text(point.effort)}, {say.percent(point.accuracy)}, "
         f"{say.count(point.macs)} MACs on average, at most {say.count(point.worst_macs)}{times}"
     )
 

@@ -13,6 +13,7 @@ from edgevit.report.tree import tree
 from edgevit.report.view import Report
 from edgevit.schema.manifest import TokenUse
 from edgevit.schema.measurement import Measurement
+from edgevit.schema.points import effort_text
 
 Rows = Iterable[Sequence[object]]
 
@@ -88,7 +89,7 @@ def _built(report: Report) -> Iterable[tuple[str, Picture]]:
     if len([point for point in report.efforts if point.accuracy is not None]) > 1:
         built = ("point", "effort", "mean MACs", "most MACs", "branches", report.effort_metric, "images")
         rows = (
-            (p.name, p.effort, p.macs, p.worst_macs, p.branches, p.accuracy, p.images, p.time_ms, p.worst_ms)
+            (p.name, effort_text(p.effort), p.macs, p.worst_macs, p.branches, p.accuracy, p.images, *p.times)
             for p in report.efforts
         )
         yield "effort", _drawn("effort", partial(charts.effort, report), (*built, "expected ms", "most ms"), rows)
@@ -132,7 +133,7 @@ def _cell(value: object) -> str:
 
 
 def _number(text: str) -> bool:
-    return not text.strip("0123456789.-+e")
+    return not text.removesuffix("infinity").strip("0123456789.-+e")
 
 
 def _ran(gates: str) -> str:

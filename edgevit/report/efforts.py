@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgevit.report import text as say
 from edgevit.schema.manifest import Manifest
 from edgevit.schema.measurement import Measurement, PointLatency
+from edgevit.schema.points import effort_text
 
 # What the columns of `rows` are, of a point as built and as it was timed.
 BUILT = ("point", "effort", "MACs, mean", "MACs, at most", "branches")
@@ -31,6 +32,11 @@ class EffortPoint:
     images: int
     time_ms: float | None = None
     worst_ms: float | None = None
+
+    @property
+    def times(self) -> tuple[float | None, float | None]:
+        """What an image takes, as expected and at most."""
+        return self.time_ms, self.worst_ms
 
 
 def effort_points(manifest: Manifest, measurement: Measurement | None = None) -> tuple[EffortPoint, ...]:
@@ -88,7 +94,7 @@ def rows(points: Sequence[EffortPoint]) -> list[list[str]]:
     return [
         [
             point.name or say.UNKNOWN,
-            f"{point.effort:g}",
+            effort_text(point.effort),
             say.count(point.macs),
             say.count(point.worst_macs),
             f"{point.branches:.1f}",

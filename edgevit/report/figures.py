@@ -9,6 +9,7 @@ from typing import Literal
 from edgevit.report import text as say
 from edgevit.schema.manifest import AccuracyRow, Manifest
 from edgevit.schema.measurement import Measurement
+from edgevit.schema.points import effort_text
 
 Unit = Literal["ms", "bytes", "count", "share"]
 
@@ -111,7 +112,7 @@ def _measured(measurement: Measurement, manifest: Manifest | None) -> Iterator[t
     # Where every image costs the same it does not matter which were timed.
     gated = len(measurement.paths) > 1 if manifest is None else manifest.effort is not None
     seen = "the golden inputs" if measurement.images.golden else f"images {measurement.images.digest[:8]}"
-    real = {**under, "images": seen, "effort": f"{measurement.effort:g}"} if gated else under
+    real = {**under, "images": seen, "effort": effort_text(measurement.effort)} if gated else under
     yield "latency", (measurement.expected_cpu_ms if alone else measurement.expected_wall_ms, real)
     for path in measurement.paths:
         times = path.cpu if alone else path.wall

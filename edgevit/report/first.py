@@ -10,6 +10,7 @@ from edgevit.report.cards import STATES, Section, State, Tile, Tiles, section, s
 from edgevit.report.sections import Drawn
 from edgevit.report.view import Report
 from edgevit.schema.budget import BUDGETS, BudgetCheck
+from edgevit.schema.points import effort_text
 
 SHORT = {
     "ram_mb": ("RAM", "MB"),
@@ -162,7 +163,7 @@ def _time(report: Report) -> Tile:
         parts.append(f"{say.percent(change.ratio, 0)} of all open")
     if first.effort:
         named = [point.name for point in report.efforts if point.name and point.effort == first.effort]
-        parts.append(f"at effort {first.effort:g}" + (f" ({named[0]})" if named else ""))
+        parts.append(f"at effort {effort_text(first.effort)}" + (f" ({named[0]})" if named else ""))
     if report.disturbed:
         parts.append("other programs were busy")
     return Tile(name=f"{'CPU time' if alone else 'Time'} of an image, expected", value=shown, note=", ".join(parts))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from edgevit.report import text as say
 from edgevit.schema.measurement import Emulation, Measurement, PathLatency
+from edgevit.schema.points import effort_text
 
 
 def lines(measurement: Measurement) -> Iterator[str]:
@@ -56,7 +57,7 @@ def _points(measurement: Measurement) -> Iterator[str]:
     for point in measurement.points:
         yield (
             f"{point.name:<12} {point.expected_wall_ms:8.2f} ms wall  {point.expected_cpu_ms:8.2f} ms CPU  expected at "
-            f"effort {point.effort:g}; at most {point.worst_wall_ms:.2f} and {point.worst_cpu_ms:.2f} ms"
+            f"effort {effort_text(point.effort)}; at most {point.worst_wall_ms:.2f} and {point.worst_cpu_ms:.2f} ms"
         )
 
 

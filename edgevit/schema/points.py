@@ -16,6 +16,8 @@ from edgevit.schema.claims import Fraction
 # From the cheapest; `balanced` is effort 0, as calibrated, and `full` runs every branch.
 PointName = Literal["fastest", "fast", "balanced", "accurate", "full"]
 NAMES: tuple[PointName, ...] = ("fastest", "fast", "balanced", "accurate", "full")
+# An effort this far from 0 is beyond every threshold that a model can have, and so as good as infinity.
+ENDLESS = 1e9
 WHY_NONE = ", because it runs the same for every image; omit the effort"
 
 
@@ -44,6 +46,11 @@ class OperatingPoint:
     agreement: Fraction | None = None
     top1: Fraction | None = None
     against: Literal["original", "float"] = "float"
+
+
+def effort_text(effort: float) -> str:
+    """Return an effort as people read it; as JSON knows no infinity, a large number stands for it there."""
+    return f"{effort:g}" if abs(effort) < ENDLESS else "infinity" if effort > 0 else "-infinity"
 
 
 def effort_of(asked: str | float, points: Sequence[OperatingPoint], subject: str) -> float:

@@ -58,14 +58,20 @@ class Build:
 
 
 def _check_told(points: Sequence[PointMargins], pairs: Sequence[Pairs]) -> None:
-    """Refuse pairs that no reference could be given: of other points, numbers or tokens than there are."""
+    """Refuse pairs that no reference could be given: of other points, numbers or tokens than there are.
+
+    Which numbers there are depends on the rows that come to a point: where the build brings others than the reference
+    does by itself, only the reference under the same pairs can tell, and `judge_merges` asks it.
+    """
     if len(points) != len(pairs):
         raise ParityError(f"the build merges tokens at {len(pairs)} points, the reference at {len(points)}")
     assert points[0].scores is not None
     patches = sum(points[0].scores.shape)
     for point, each in zip(points, pairs, strict=True):
         first, second = halves(patches)
-        if len(each.into) != first or len(each.merged) not in point.counts:
+        assert point.scores is not None
+        same_rows = sum(point.scores.shape) == patches
+        if len(each.into) != first or (same_rows and len(each.merged) not in point.counts):
             raise ParityError(
                 f"the build merges {len(each.merged)} of {len(each.into)} tokens after branch {point.branch}, the "
                 f"reference has {first} there; allowed: {', '.join(map(str, point.counts))}"

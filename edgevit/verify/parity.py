@@ -20,6 +20,7 @@ import numpy as np
 from edgevit.errors import ParityError
 from edgevit.program.tokens import MERGE_EFFORT
 from edgevit.schema.claims import ParityResult, PathParity, Tolerance
+from edgevit.schema.points import effort_text
 from edgevit.verify.merges import Build, Merged, Reference, Runner, judge_merges, points_of
 from edgevit.verify.pairs import Choices
 
@@ -220,7 +221,7 @@ def _path(
     told = [reference(image[None], effort) for image in images]
     logits = np.concatenate([expected for expected, *_ in told])
     unit, many = deviation(logits, allowed.least_deviation), logits.shape[1] >= MANY_CLASSES
-    path = f"path {name!r} (effort {effort:g})"
+    path = f"path {name!r} (effort {effort_text(effort)})"
     errors, cosines, got, wanted = [0.0], [1.0], list[np.ndarray](), list[np.ndarray]()
     moved, flips, choices = 0, 0, Choices()
     for index, (image, one) in enumerate(zip(images, told, strict=True)):

@@ -19,6 +19,7 @@ from edgevit.program.macs import run_macs, total_macs
 from edgevit.program.spec import ProgramSpec
 from edgevit.program.tokens import cheapest_left
 from edgevit.schema.claims import PathNodes, SkipNodesResult
+from edgevit.schema.points import effort_text
 
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 MATRIX_OPS = ("Gemm", "MatMul")
@@ -70,7 +71,7 @@ def check_skip_nodes(
         for effort in efforts:
             nodes, gates = trace(image[None], effort)
             matrix = [name for name, kind in nodes if any(op in kind for op in MATRIX_OPS)]
-            where = f"effort {effort:g}, gates {''.join(map(str, gates))}"
+            where = f"effort {effort_text(effort)}, gates {''.join(map(str, gates))}"
             _check_closed(spec, nodes, gates, where)
             _check_matrix(spec, matrix, gates, where)
             paths.append(PathNodes(effort=effort, open=int(gates.sum()), nodes=len(nodes), matrix_kernels=len(matrix)))

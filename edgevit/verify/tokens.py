@@ -22,6 +22,7 @@ from edgevit.program.spec import ProgramSpec
 from edgevit.program.tokens import fewest_left, most_left
 from edgevit.schema.claims import PathTokens, TokenFigures
 from edgevit.schema.manifest import PointUse, Spread, TokenUse
+from edgevit.schema.points import effort_text
 
 # (image, effort) to (MACs of every matrix kernel by name, gates `[branches]`, tokens `[points]`).
 Kernels = Callable[[np.ndarray, float], tuple[Mapping[str, int], np.ndarray, np.ndarray]]
@@ -101,7 +102,7 @@ def check_token_macs(
     for image in images:
         for effort in efforts:
             macs, gates, tokens = kernels(image[None], effort)
-            where = f"effort {effort:g}, tokens {', '.join(map(str, tokens))}"
+            where = f"effort {effort_text(effort)}, tokens {', '.join(map(str, tokens))}"
             if tokens.shape != most.shape or (tokens < fewest).any() or (tokens > most).any():
                 raise SkipError(f"{where}: allowed are {list(fewest)} to {list(most)}")
             ran, said = sum(macs.values()), run_macs(spec, gates, tokens) - stem_macs(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from edgevit.backends import backend
 from edgevit.backends.reference import reference
 from edgevit.backends.targets import load_target
+from edgevit.build import crew as crews
 from edgevit.build import points as measuring
 from edgevit.build.case import Case
 from edgevit.build.points import GRID, Points, _between, measure_points
@@ -206,3 +208,16 @@ def test_a_build_for_another_machine_has_points_and_no_times() -> None:
     there = Elsewhere(**{name: getattr(asked, name) for name in asked.__dataclass_fields__})
     found = measure_points(there, reference(asked.model))
     assert found.measured == points() and found.times == ()
+
+
+@pytest.mark.parametrize(("native", "most_ms"), [(True, 0.0), (False, 1000.0)])
+def test_other_threads_do_not_count_in_the_time_of_machine_code(
+    native: bool, most_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the one that draws a progress bar: its time is the process's, not the model's."""
+    seconds = iter(range(10_000))
+    monkeypatch.setattr("time.process_time", lambda: float(next(seconds)))
+    monkeypatch.setattr("time.thread_time", lambda: 0.0)
+    monkeypatch.setattr(crews, "threads_here", lambda: 1)
+    asked = case(runtime=SimpleNamespace(NATIVE=native))
+    assert {time.most_ms for time in measure_points(asked, reference(asked.model)).times} == {most_ms}

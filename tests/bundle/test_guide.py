@@ -83,6 +83,14 @@ def test_points_stand_in_a_table() -> None:
     assert "| fast | -1.5 | 97.0% | 97.0% | 1.5 | 2 | 1.5 |" in text and "A row without a name" not in text
 
 
+def test_an_effort_above_every_threshold_is_a_word() -> None:
+    least = OperatingPoint(effort=-1e30, name="fastest", macs=2e6, worst_macs=2_000_000, branches=1.0, images=64)
+    points = (least, dataclasses.replace(least, effort=1e30, name="full"))
+    text = readme(dataclasses.replace(manifest(), points=points), Guide())
+    assert "| fastest | -infinity |" in text and "| full | infinity |" in text
+    assert "`infinity` is any effort above every threshold" in text and "| 1e+30" not in text
+
+
 def test_what_is_read_of_a_picture_is_said_without_the_manifest() -> None:
     made = manifest()
     turned = dataclasses.replace(made.input.preprocessing, orientation="apply")

@@ -19,6 +19,8 @@ from edgevit.report.drawn import figures
 from edgevit.report.html import render
 from edgevit.report.memory_view import MemoryView
 from edgevit.report.page import STYLE
+from edgevit.report.saved import as_csv
+from edgevit.report.summary import as_markdown
 from edgevit.report.thumbs import thumbs
 from edgevit.report.view import Report, make_report
 from edgevit.schema.claims import Claim, Fraction
@@ -383,6 +385,20 @@ def test_the_time_says_at_which_effort_it_was_measured() -> None:
     page = render(make_report(facts, [measurement(effort=-2.0)], bundle_sha256=SHA))
     assert "at effort -2 (fastest)" in page
     assert "at effort" not in render(make_report(facts, [measurement()], bundle_sha256=SHA))
+
+
+def test_an_effort_above_every_threshold_is_a_word() -> None:
+    share = Fraction(hits=9, images=10, value=0.9, low=0.6, high=1.0)
+    efforts = (-1e30, 0.0, 1e30)  # of fastest, fast and balanced
+    points = (
+        dataclasses.replace(point, agreement=share, effort=effort)
+        for point, effort in zip(POINTS, efforts, strict=False)
+    )
+    facts = dataclasses.replace(manifest(), points=tuple(points))
+    report = make_report(facts, [measurement(effort=1e30)], bundle_sha256=SHA)
+    shown = (render(report), as_csv(figures(report)["effort"]), as_markdown(report))
+    assert all("infinity" in each and "e+30" not in each for each in shown)
+    assert "at effort infinity (balanced)" in shown[0] and "fastest: effort -infinity," in shown[0]
 
 
 @pytest.mark.parametrize("gates", [("111",), ("1110", "11102"), ("111x",), ("1110", "")])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgevit.errors import OperatingPointError
-from edgevit.schema.points import OperatingPoint, PointName, effort_of
+from edgevit.schema.points import OperatingPoint, PointName, effort_of, effort_text
 
 NAMED: tuple[tuple[float, PointName | None], ...] = ((-2.0, "fast"), (-1.0, None), (0.0, "balanced"))
 POINTS = tuple(
@@ -30,3 +30,12 @@ def test_an_effort_is_a_name_or_a_number(asked: str | float, effort: float) -> N
 def test_what_does_not_exist_is_one_error(asked: str, points: tuple[OperatingPoint, ...], said: str) -> None:
     with pytest.raises(OperatingPointError, match=said):
         effort_of(asked, points, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("effort", "shown"),
+    [(0.0, "0"), (-8.0, "-8"), (2.45, "2.45"), (1e30, "infinity"), (-1e30, "-infinity"), (1e9, "infinity")],
+)
+def test_an_effort_beyond_all_thresholds_is_shown_as_infinity_and_read_back(effort: float, shown: str) -> None:
+    assert effort_text(effort) == shown
+    assert effort_of(shown, (), "tiny") == (effort if abs(effort) < 1e9 else effort * 1e300)

@@ -119,6 +119,24 @@ def uncounted(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def test_a_number_that_other_rows_allow_is_judged_by_the_reference_with_those_rows() -> None:
+    """A first point that merges one pair more or less brings other rows to the second, which leave other tiles."""
+    plan = tiny_program(depth=4, image=(64, 64), tokens="1:0-27@0.85,2:0-17@0.5")
+    first, second = plan.spec.merges
+    spec = replace(plan.spec, merges=(replace(first, threshold=1.5), second))
+    build, lenient = Build(assemble(plan.with_weights({}, spec))), replace(FLOAT, token_margin=2.0, max_moved=1.0)
+    counts = {len(each.merged) for image in IMAGES for each in build.merged(image[None], 0.0)[1]}
+    assert 0 in counts and len(counts) > 1
+    assert sum(path.moved for path in check(plan, build, build.merged, lenient).paths)
+
+    def fewer(image: np.ndarray, effort: float) -> tuple[Answer, tuple[Pairs, ...]]:
+        answer, (one, two) = build.merged(image, effort)
+        return answer, (one, replace(two, merged=two.merged[:-1]))
+
+    with pytest.raises(ParityError, match="tokens left are .* from the threshold"):
+        check(plan, build, fewer, lenient)
+
+
 @pytest.mark.parametrize("tolerance", [QUANTIZED, INT8], ids=["lowered", "float"])
 @pytest.mark.parametrize("program", [FIXED, FOLLOWS], ids=["fixed", "follows"])
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_every_drawn_path_is_held(tmp_path: Path) -> None:
 
 def test_a_hoisted_branch_is_caught(tmp_path: Path) -> None:
     with pytest.raises(
-        SkipError, match=r"b00_mhsa is closed \(effort -1e\+09, gates 000000\) and still runs \d+ nodes"
+        SkipError, match=r"b00_mhsa is closed \(effort -infinity, gates 000000\) and still runs \d+ nodes"
     ):
         check_skip_nodes(PROGRAM.spec, tracer(assemble(PROGRAM, gating="both"), tmp_path), IMAGES)
 

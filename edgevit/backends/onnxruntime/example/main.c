@@ -112,6 +112,7 @@ static void print(float *logits, const unsigned char *gates) {
 static int read_effort(const char *word, float *effort) {
   char *rest = NULL;
 {% if named %}
+  /* 1e+30 stands for infinity: an effort above every threshold. */
   static const struct {
     const char *name;
     float effort;

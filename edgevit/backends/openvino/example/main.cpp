@@ -72,6 +72,7 @@ void run(const std::string& bundle, const std::string& path, float effort) {
 // Put into `effort` what a word stands for{{ ": a number, or the name of an operating point" if named }}; return whether it is one.
 bool read_effort(const std::string& word, float& effort) {
 {% if named %}
+  // 1e+30 stands for infinity: an effort above every threshold.
   static const std::map<std::string, float> points = { {%- for point in named %}{"{{ point.name }}", static_cast<float>({{ "%.9g" | format(point.effort) }})}{{ ", " if not loop.last }}{% endfor -%} };
   const auto found = points.find(word);
   if (found != points.end()) {

@@ -24,9 +24,9 @@ inline std::optional<int64_t> whole_number(const std::string& word) {  // withou
   return value;
 }
 
-inline std::optional<float> real_number(const std::string& word) {  // inf and -inf too, nan not
+inline std::optional<float> real_number(const std::string& word) {  // infinity too, nan not
   const std::string bare = !word.empty() && (word[0] == '-' || word[0] == '+') ? word.substr(1) : word;
-  const bool infinite = bare == "inf";
+  const bool infinite = bare == "inf" || bare == "infinity";
   if (bare.empty() || (!infinite && !digit(bare[0]) && bare[0] != '.')) return {};
   if (!infinite && bare.find_first_not_of("0123456789.eE+-") != std::string::npos) return {};
   char* end = nullptr;

@@ -172,9 +172,9 @@ def test_a_plan_is_many_runs_of_one_process(x86: Native, folder: Path, tmp_path:
 
 
 def test_a_plan_needs_whole_images_and_takes_infinite_efforts(x86: Native, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan").write_text("0 inf\n0 -inf\n0 -1e30")
+    (tmp_path / "plan").write_text("0 inf\n0 infinity\n0 -inf\n0 -infinity\n0 -1e30")
     done = x86.start(folder, folder / "image.raw", "--plan", tmp_path / "plan")
-    assert [set(json.loads(line)["gates"]) for line in done.stdout.splitlines()[1:]] == [{1}, {0}, {0}]
+    assert [set(json.loads(line)["gates"]) for line in done.stdout.splitlines()[1:]] == [{1}, {1}, {0}, {0}, {0}]
     (tmp_path / "images").write_bytes((folder / "image.raw").read_bytes() + b"1")
     done = x86.start(folder, tmp_path / "images", "--plan", tmp_path / "plan")
     assert done.returncode == 15 and "has 3073 bytes, which are no whole images of 3072" in done.stderr
