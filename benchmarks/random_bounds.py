@@ -48,7 +48,10 @@ from edgevit.util.strict_json import dumps, write_atomic
 EFFORTS = {"all_open": 1e9, "all_skipped": -1e9, "real": 0.0, "more": 1.0, "less": -1.0}
 HALF = (0.5, 0.5, 0.5)
 POOLS: tuple[PoolKind, ...] = ("prefix", "mean")
-TARGETS = {8: ("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm"), 7: ("x86-64-v4-tvm", "x86-64-v3-tvm")}
+TARGETS = {
+    8: ("x86-64-avx512vnni-tvm", "x86-64-avxvnni-tvm", "x86-64-v3-tvm", "x86-64-v2-tvm"),
+    7: ("x86-64-v4-tvm", "x86-64-v3-tvm", "x86-64-v2-tvm"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +175,10 @@ def _target(bits: int | None) -> Target:
     for name in TARGETS[8 if bits == 8 else 7]:
         target = load_target(name)
         if not missing_flags(target, cpu_flags()):
-            return target if bits else dataclasses.replace(target, int8=False, attention="float32")
+            if not bits:
+                return dataclasses.replace(target, int8=False, attention="float32", int16_products=2)
+            # Targets of CPUs without VNNI have 7 bits; kernels for 8 are there.
+            return dataclasses.replace(target, weight_bits=8, int16_products=2) if bits == 8 else target
     raise BoundError(f"this CPU runs none of {', '.join(TARGETS[8 if bits == 8 else 7])}")
 
 

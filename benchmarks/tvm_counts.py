@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from benchmarks.arm import dense_blocks
 from benchmarks.kept import read_rows
@@ -27,7 +28,9 @@ from edgevit.backends import tvm
 from edgevit.devices.qemu import packages
 from edgevit.devices.qemu.estimate import cycles_of, find_mca, missing, read_blocks
 from edgevit.program.program import Program
+from edgevit.quantize.round import round_weight
 from edgevit.schema.arm_cpus import ARM_CPUS, Cache, Core
+from edgevit.schema.int16_sums import Products
 from edgevit.schema.quant_plan import LinearPlan, QuantPlan, attention_names, linear_names
 from edgevit.schema.target import Target, load_target
 from edgevit.util.strict_json import dumps, write_atomic
@@ -123,7 +126,8 @@ def choices(rows: Sequence[Row]) -> dict[str, int | None]:
 def measure(program: Program, target: Target, weight_bits: int | None) -> Row:
     """Compile and count one target in one type."""
     isa = tvm.isa_of(target)
-    compiled = kernels(program, isa, weight_bits, attention=target.attention == "int8")
+    products = target.int16_products if weight_bits == target.weight_bits else 2
+    compiled = kernels(program, isa, weight_bits, attention=target.attention == "int8", products=products)
     arm = target.arch == "aarch64"
     cpu = ARM_CPUS.get(target.cpu or "", ARM_CPUS["armv8.6-i8mm"]) if arm else None
     core = cpu.core if cpu else SILVERMONT
@@ -140,8 +144,13 @@ def measure(program: Program, target: Target, weight_bits: int | None) -> Row:
     )
 
 
-def stages_of(program: Program, isa: Any, weight_bits: Any, *, attention: bool) -> tuple[list[Any], int]:
-    """Return the stages of a Program and the size of their arena; a plan's numbers do not change what they execute."""
+def stages_of(
+    program: Program, isa: Any, weight_bits: Any, *, attention: bool, products: Products = 2
+) -> tuple[list[Any], int]:
+    """Return the stages of a Program and the size of their arena; a plan's numbers do not change what they execute.
+
+    But weights do where four products are added in 16 bits: they are rounded so that it is exact.
+    """
     from edgevit.backends.tvm.codegen.schedules import default_tile
     from edgevit.backends.tvm.compile.emit import chain
     from edgevit.backends.tvm.parts.stages import Stages
@@ -150,14 +159,30 @@ def stages_of(program: Program, isa: Any, weight_bits: Any, *, attention: bool) 
     if weight_bits:
         entries = (LinearPlan(name=name, int8=True, scale=0.02, zero_point=100) for name in linear_names(program.spec))
         attentions = attention_names(program.spec) if attention else ()
-        plan = QuantPlan(linears=tuple(entries), weight_bits=weight_bits, attentions=attentions)
+        plan = QuantPlan(
+            linears=tuple(entries), weight_bits=weight_bits, attentions=attentions, int16_products=products
+        )
+        if products > 2:
+            program = _rounded(program, plan)
     stages = Stages(program, isa, default_tile, plan)
     return [stage for step in chain(stages) for stage in step.stages], stages.arena.size
 
 
-def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool) -> Compiled:
+def _rounded(program: Program, plan: QuantPlan) -> Program:
+    """Return a Program with the weights of its Linears rounded as a build does it, but for the patch stem's."""
+    names = [f"{entry.name}.weight" for entry in plan.linears if entry.name != "stem"]
+    given = {name: program.weights[name] for name in names}
+    return program.with_weights(
+        {
+            name: round_weight(weight, np.eye(len(weight)), plan.weight_bits, products=plan.int16_products)
+            for name, weight in given.items()
+        }
+    )
+
+
+def kernels(program: Program, isa: Any, weight_bits: Any, *, attention: bool, products: Products = 2) -> Compiled:
     """Return the kernels of a Program."""
-    all_stages, arena = stages_of(program, isa, weight_bits, attention=attention)
+    all_stages, arena = stages_of(program, isa, weight_bits, attention=attention, products=products)
     symbols: dict[tuple[Any, ...], str] = {}
     functions, names, calls = {}, {}, Counter[str]()
     for kernel in (kernel for stage in all_stages for kernel in stage.kernels):

@@ -112,21 +112,21 @@ def peak_function(isa: Isa, how: Any) -> tuple[Any, int]:
 
     code, lanes = Code(), isa.lanes
     memory = buffer("memory", 3 * lanes)
-    chains = isa.registers - OPERANDS
+    chains, count = isa.registers - OPERANDS, 1 if how is None else how.depth // how.unit
     x = code.let(load_vector(memory, 0, lanes))
     y = code.let(load_vector(memory, lanes, lanes if how is None else lanes * how.unit // 4))
     start = x if how is None else bits(f"int32x{lanes}", x)
     sums = [code.register(start) for _ in range(chains)]
     with code.loop(TURNS):
-        for chain in sums:
-            # Each needs its own last value, so that nothing can be moved out of the loop.
-            value = chain.value
-            chain.set(value * x + y if how is None else how.add(value, value, y))
+        for index, chain in enumerate(sums):
+            # Each needs its own last value, so that nothing can be moved out of the loop; its neighbour's is another.
+            value, words = chain.value, [sums[(index + i) % chains].value for i in range(count)]
+            chain.set(value * x + y if how is None else how.step(value, words, [y] * count))
     total = sums[0].value
     for chain in sums[1:]:
         total = total + chain.value
     code.store_vector(memory, 2 * lanes, total if how is None else bits(f"float32x{lanes}", total), lanes)
-    return code.function([memory]), TURNS * chains * lanes * (1 if how is None else how.unit)
+    return code.function([memory]), TURNS * chains * lanes * (1 if how is None else how.depth)
 
 
 def peak_loop(isa: Isa, how: Any) -> tuple[Callable[[], object], int]:
@@ -339,7 +339,8 @@ def main(work: Path, name: str, rounds: int, calibration: int, tune_s: float, ou
         raise click.BadParameter(f"{name} computes in float; name a target with int8")
     out.mkdir(parents=True, exist_ok=True)
     isa = tvm.isa_of(target)
-    peaks, found = shares(isa, {"float": None, "int8": dot(isa, target.weight_bits)}, rounds)
+    how = dot(isa, target.weight_bits).joining(target.int16_products)
+    peaks, found = shares(isa, {"float": None, "int8": how}, rounds)
     compiled, processes, tuned = [], [], []
     for case in cases(("deit_tiny", "shipped"), work, calibration, 1):
         for wanted in (replace(target, int8=False, attention="float32"), target):

@@ -166,9 +166,10 @@ def main(name: str, rounds: int, out: Path) -> None:
     if not target.int8:
         raise click.BadParameter(f"{name} computes in float; name a target with int8")
     isa, program = tvm.isa_of(target), dense_blocks(BLOCKS)
-    compiled = kernels(program, isa, target.weight_bits, attention=target.attention == "int8")
-    peak, most = peak_loop(isa, dot(isa, target.weight_bits))
-    stages, arena = stages_of(program, isa, target.weight_bits, attention=target.attention == "int8")
+    asked: dict[str, Any] = {"attention": target.attention == "int8", "products": target.int16_products}
+    compiled = kernels(program, isa, target.weight_bits, **asked)
+    peak, most = peak_loop(isa, dot(isa, target.weight_bits).joining(target.int16_products))
+    stages, arena = stages_of(program, isa, target.weight_bits, **asked)
     fused = tuple(pairs([kernel for stage in stages for kernel in stage.kernels], arena, isa.lanes))
     both = {
         symbol: build(isa, pair.arena).with_attr("global_symbol", symbol)

@@ -219,11 +219,11 @@ def test_a_float_build_is_no_int8_build() -> None:
 def test_kernels_that_multiply_in_float_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm import tirx
 
-    def in_float(self: Maddubs, sums: Any, left: Any, right: Any) -> Any:
-        product = tirx.reinterpret("float32x8", left) * right
+    def in_float(self: Maddubs, sums: Any, lefts: list[Any], rights: list[Any]) -> Any:
+        product = tirx.reinterpret("float32x8", lefts[0]) * rights[0]
         return sums + tirx.Cast("int32x8", product)
 
-    monkeypatch.setattr(Maddubs, "add", in_float)
+    monkeypatch.setattr(Maddubs, "step", in_float)
     program = tiny_program(seed=1)
     plan = planned(program)
     lowered = lower(program, AVX2, plan)

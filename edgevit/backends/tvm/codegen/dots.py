@@ -8,7 +8,7 @@ products in 16 bits, exact since weights are never -128; sdot (dotprod) and smml
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -139,23 +139,30 @@ class _Spread(Dot):
         return tile.rows * tile.vectors + tile.vectors + 2
 
     def sums(self, inner: Inner) -> Sums:
-        code, tile = inner.code, inner.tile
-        cells = _cells(inner, tile.rows, tile.vectors)
-        size = self.lanes * self.unit // 4
+        code, tile, words = inner.code, inner.tile, self.depth // self.unit
+        cells, size = _cells(inner, tile.rows, tile.vectors), self.lanes * self.unit // 4
         with code.loop(inner.steps) as step:
+            places = [step * words + i for i in range(words)]
             columns = [
-                code.let(inner.right(step * (size * tile.vectors) + v * size, size)) for v in range(tile.vectors)
+                [code.let(inner.right(place * (size * tile.vectors) + v * size, size)) for place in places]
+                for v in range(tile.vectors)
             ]
             for row in range(tile.rows):
-                word = bits("int32", inner.left(row, step, 1))
-                spread = code.let(tirx.Broadcast(word, self.lanes))
+                lefts = [bits("int32", inner.left(row, place, 1)) for place in places]
+                spread = [code.let(tirx.Broadcast(left, self.lanes)) for left in lefts]
                 for cell, column in zip(cells[row], columns, strict=True):
-                    cell.set(self.add(cell.value, spread, column))
+                    cell.set(self.step(cell.value, spread, column))
         return _values(cells)
+
+    def step(self, sums: Any, lefts: Sequence[Any], rights: Sequence[Any]) -> Any:
+        """Return `sums` and the products of one step: a left int32, and a right float32, vector of bits per word."""
+        for both in zip(lefts, rights, strict=True):
+            sums = self.add(sums, *both)
+        return sums
 
     @abstractmethod
     def add(self, sums: Any, left: Any, right: Any) -> Any:
-        """Return `sums` and the products of one step; left int32, right float32 vectors of bits."""
+        """Return `sums` and the products of one word."""
 
 
 # Without AVX, with AVX2 and with AVX-512, by lanes of int32.
@@ -172,7 +179,7 @@ class Maddubs(_Spread):
     """vpmaddubsw, then vpmaddwd by 1 to add pairs: 4 products per column.
 
     Attributes:
-        joined: steps whose sums of two products are added in 16 bits, so that one vpmaddwd serves all of them; whether
+        joined: words whose sums of two products are added in 16 bits, so that one vpmaddwd serves all of them; whether
             that is exact, the weights must tell (`int16_sums`).
     """
 
@@ -196,30 +203,12 @@ class Maddubs(_Spread):
     def registers(self, tile: Tile) -> int:
         return tile.rows * tile.vectors + self.joined * tile.vectors + 3
 
-    def sums(self, inner: Inner) -> Sums:
-        if self.joined == 1:
-            return super().sums(inner)
-        code, tile = inner.code, inner.tile
-        cells, size = _cells(inner, tile.rows, tile.vectors), self.lanes
-        with code.loop(inner.steps) as group:
-            first = group * self.joined
-            columns = [
-                [
-                    code.let(inner.right((first + i) * (size * tile.vectors) + v * size, size))
-                    for i in range(self.joined)
-                ]
-                for v in range(tile.vectors)
-            ]
-            for row in range(tile.rows):
-                words = [bits("int32", inner.left(row, first + i, 1)) for i in range(self.joined)]
-                spread = [code.let(tirx.Broadcast(word, self.lanes)) for word in words]
-                for cell, column in zip(cells[row], columns, strict=True):
-                    pairs = [self._pairs(*both) for both in zip(spread, column, strict=True)]
-                    cell.set(cell.value + self._wide(sum(pairs[1:], pairs[0])))
-        return _values(cells)
+    def step(self, sums: Any, lefts: Sequence[Any], rights: Sequence[Any]) -> Any:
+        pairs = [self._pairs(*both) for both in zip(lefts, rights, strict=True)]
+        return sums + self._wide(sum(pairs[1:], pairs[0]))
 
     def add(self, sums: Any, left: Any, right: Any) -> Any:
-        return sums + self._wide(self._pairs(left, right))
+        return self.step(sums, [left], [right])
 
     def _pairs(self, left: Any, right: Any) -> Any:
         """Return sums of two products each, int16."""
