@@ -235,7 +235,7 @@ def read(path: Path) -> list[Row]:
     Raises:
         click.ClickException: it is damaged, or of another version.
     """
-    return read_rows(path, Row, "count all anew, without --only")
+    return read_rows(path, Row, "count all anew, without --target")
 
 
 def _parameters(function: Any) -> str:
