@@ -119,9 +119,10 @@ def peak_function(isa: Isa, how: Any) -> tuple[Any, int]:
     sums = [code.register(start) for _ in range(chains)]
     with code.loop(TURNS):
         for index, chain in enumerate(sums):
-            # Each needs its own last value, so that nothing can be moved out of the loop; its neighbour's is another.
+            # Each needs its own last value, so that nothing can be moved out of the loop; its neighbour's is another
+            # left side, with another right side, so that none is multiplied once for both.
             value, words = chain.value, [sums[(index + i) % chains].value for i in range(count)]
-            chain.set(value * x + y if how is None else how.step(value, words, [y] * count))
+            chain.set(value * x + y if how is None else how.step(value, words, [y, x][:count]))
     total = sums[0].value
     for chain in sums[1:]:
         total = total + chain.value

@@ -44,6 +44,22 @@ def test_the_peak_multiplies_in_all_registers_and_loads_nothing(name: str, bits:
     assert loads < chains  # none in the loop: what it starts from, before it
 
 
+def test_the_peak_of_four_products_multiplies_each_pair_once() -> None:
+    target = isa("avx2")
+    function, macs = peak_function(target, dot(target, 7).joining(4))
+    compiled = tvm.compile(
+        tvm.IRModule({"peak": function.with_attr("global_symbol", "peak")}),
+        target=tvm.target.Target(dict(target.target)),
+    )
+    modules = [compiled.mod]
+    for part in modules:
+        modules.extend(part.imports)
+    assembly = "".join(str(part.inspect_source("asm")) for part in modules if part.kind == "llvm")
+    pairs, wide = (count(assembly, "peak", mnemonic) for mnemonic in ("vpmaddubsw", "vpmaddwd"))
+    assert pairs == 2 * wide > 0
+    assert macs == 2 * peak_function(target, dot(target, 7))[1]
+
+
 def test_a_wider_model_has_as_many_branches() -> None:
     spec = tiny_program().spec
     wide = generated(spec, dim=64, heads=4)
