@@ -5,7 +5,7 @@
 EDGEVIT_DATA is that of benchmarks/peers.py. Every branch of a dense model gets a gate whose logit is next to zero and
 whose threshold is the branch's place in an order; `effort` k - 1/2 then opens the first k of them, at run time, in one
 and the same build. The gated build has the int8 plan of the plain one, so both compute the same when all are open.
-On a CPU with VNNI the files are called gating-vnni.
+On a CPU with VNNI the files are called gating-vnni, on one that halves its vectors gating-128bit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from benchmarks.cpu_class import suffix
 from benchmarks.peer_candidates import MODELS
-from benchmarks.peer_report import VNNI
 from benchmarks.peers import RUNTIMES, TVM, backend_versions, chosen_target, data_folder
 from benchmarks.timing import Ratio, Times, interleave, ratio, take_turn
 from edgevit.backends import Runner, Source, backend, onnx_backend
@@ -283,7 +283,7 @@ def main(models: tuple[str, ...], runs: int, calibration: int, turn: Path | None
     data = data_folder()
     told = f"python benchmarks/gating.py --runs {runs} --calibration {calibration}"
     told += "".join(f" --model {key}" for key in models if len(models) < len(MODELS))
-    before, file = snapshot(), "gating-vnni" if VNNI & cpu_flags() else "gating"
+    before, file = snapshot(), f"gating{suffix()}"
     out.mkdir(parents=True, exist_ok=True)
     results: tuple[Result, ...] = ()
     for key in models:

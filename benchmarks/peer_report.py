@@ -12,6 +12,7 @@ from edgevit.schema.measurement import Environment
 
 FLOAT = "ORT fp32"
 VNNI = {"avx512_vnni", "avx_vnni"}
+HALVED = " and with vector units of 128 bits, which take 256 in two halves"
 ASKED_DROP, ASKED_AGREEMENT = 0.008, 0.95
 # Of the fastest int8 peer of the runtime's own tools (TVM: of any runtime), and of the graph built by hand.
 ASKED_TIME = {"ORT": 0.85, "OV": 0.95, "TVM": 1.05}
@@ -80,13 +81,14 @@ class Report:
     images: int
     calibration: int
     rows: tuple[Row, ...] = ()
+    halves: bool = False
 
 
 def table(report: Report) -> str:
     """The rows as a markdown document, one table per model."""
-    m = report.machine
+    m, kind = report.machine, "out" if report.halves or not VNNI & set(report.machine.isa) else ""
     lines = [
-        f"# edgevit beside the peers' own tools, on a CPU with{'' if VNNI & set(m.isa) else 'out'} VNNI",
+        f"# edgevit beside the peers' own tools, on a CPU with{kind} VNNI{HALVED if report.halves else ''}",
         "",
         f"`{report.command}`",
         "",

@@ -7,7 +7,8 @@
 EDGEVIT_DATA holds `<timm name>.safetensors` of both models, imagenet-sample-1000.tar (calibration, labels unused) and
 imagenet-val-1000.tar (evaluation). The peers' models and all predictions are kept in --work and used again; edgevit's
 builds are made anew each time. The .json is written after every candidate; the .md is made of it. Both are called
-peers, on a CPU with VNNI peers-vnni: figures of one class of CPUs say nothing of the other.
+peers, on a CPU with VNNI peers-vnni, on one that halves its vectors peers-128bit: figures of one class of CPUs say
+nothing of another.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import click
 import numpy as np
 
 from benchmarks import peer_builds
+from benchmarks.cpu_class import suffix
 from benchmarks.peer_builds import Logits
 from benchmarks.peer_candidates import BY_HAND, MODELS, Candidate, Case, peer_candidates
 from benchmarks.peer_optional import OPTIONAL
-from benchmarks.peer_report import FLOAT, VNNI, Accuracy, Report, Row, table
+from benchmarks.peer_report import FLOAT, Accuracy, Report, Row, table
 from benchmarks.timing import Times, interleave, ratio, take_turn
 from edgevit.backends import Source, backend, onnx_backend
 from edgevit.compress.budgets import Budgets
@@ -326,7 +328,7 @@ def main(
     data = data_folder()
     before = snapshot()
     out.mkdir(parents=True, exist_ok=True)
-    name = "-".join(["peers-vnni" if VNNI & cpu_flags() else "peers", *only])
+    name = "-".join([f"peers{suffix()}", *only])
     told = f"python benchmarks/peers.py --runs {runs} --images {images} --calibration {calibration}"
     told += "".join(f" --target {target}" for target in only) + "".join(f" --macs {share:g}" for share in shares)
     done: tuple[Row, ...] = ()
@@ -352,6 +354,7 @@ def main(
                 runs=runs,
                 images=images,
                 calibration=calibration,
+                halves=suffix() == "-128bit",
                 rows=done + rows,
             )
             write_atomic(out / f"{name}.json", dumps(report))

@@ -5,8 +5,8 @@
 Wall time, so the machine must be quiet: on a busy one threads wait for each other's CPUs. Every round runs each build
 once on the same image, in an order drawn anew; a speed-up is the median of the quotients within rounds. Two processes
 that share nothing, each on a CPU of its own, tell what there is to be had at best. --work is that of
-benchmarks/backends.py. The report is called tvm-threads, on a CPU with VNNI tvm-threads-vnni: figures of one class
-of CPUs say nothing of the other.
+benchmarks/backends.py. The report is called tvm-threads, on a CPU with VNNI tvm-threads-vnni, on one that halves its
+vectors tvm-threads-128bit: figures of one class of CPUs say nothing of another.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 from benchmarks.backends import Case, build, cases
+from benchmarks.cpu_class import suffix
 from benchmarks.timing import WARMUP_ROUNDS, Ratio, median_interval
 from benchmarks.tvm_figures import TARGET as AVX2
 from edgevit.backends import tvm
@@ -96,10 +97,10 @@ class Report:
     apart: tuple[Apart, ...] = ()
 
 
-def of_class(flags: frozenset[str]) -> tuple[str, str]:
-    """Return the target of a CPU's class and what its report is called."""
+def of_class(flags: frozenset[str], kind: str) -> tuple[str, str]:
+    """Return the target of a CPU with these flags and what its report is called; `kind` is as of `cpu_class`."""
     target = next((name for flag, name in TARGETS.items() if flag in flags), None)
-    return (AVX2, NAME) if target is None else (target, f"{NAME}-vnni")
+    return target or AVX2, f"{NAME}{kind}"
 
 
 def speedups(
@@ -267,7 +268,7 @@ def _summary(kernels: Sequence[Kernels]) -> str:
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(work: Path, name: str | None, rounds: int, calibration: int, out: Path) -> None:
     """Write tvm-threads.json and tvm-threads.md, on x86-64; with VNNI tvm-threads-vnni."""
-    usual, report_name = of_class(cpu_flags())
+    usual, report_name = of_class(cpu_flags(), suffix())
     target = load_target(name or usual)
     rows: list[Row] = []
     kernels: list[Kernels] = []

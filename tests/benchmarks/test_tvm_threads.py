@@ -53,15 +53,16 @@ def test_two_processes_at_once_are_compared_with_each_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("flags", "kind", "expected"),
     [
-        ({"avx2", "avx512_vnni", "avx_vnni"}, ("x86-64-avx512vnni-tvm", "tvm-threads-vnni")),
-        ({"avx2", "avx_vnni"}, ("x86-64-avxvnni-tvm", "tvm-threads-vnni")),
-        ({"avx2", "avx512f"}, ("x86-64-v3-tvm", "tvm-threads")),
+        ({"avx2", "avx512_vnni", "avx_vnni"}, "-vnni", ("x86-64-avx512vnni-tvm", "tvm-threads-vnni")),
+        ({"avx2", "avx_vnni"}, "-vnni", ("x86-64-avxvnni-tvm", "tvm-threads-vnni")),
+        ({"avx2", "avx512f"}, "", ("x86-64-v3-tvm", "tvm-threads")),
+        ({"avx2"}, "-128bit", ("x86-64-v3-tvm", "tvm-threads-128bit")),
     ],
 )
-def test_every_class_of_cpus_has_a_report_of_its_own(flags: set[str], expected: tuple[str, str]) -> None:
-    assert of_class(frozenset(flags)) == expected
+def test_every_class_of_cpus_has_a_report_of_its_own(flags: set[str], kind: str, expected: tuple[str, str]) -> None:
+    assert of_class(frozenset(flags), kind) == expected
 
 
 def test_the_tables_say_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
