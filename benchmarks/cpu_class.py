@@ -1,7 +1,7 @@
 """The class of a CPU, which a report's name says: figures of one class are never given as those of another.
 
-Without VNNI there are cores that compute 256 bits at once, and such that do so in two halves of 128 (Zen and Zen+: Agner
-Fog, The microarchitecture of Intel, AMD and VIA CPUs). There int8 kernels gain little or nothing over float.
+Without VNNI there are cores that compute 256 bits at once, and such that do so in two halves of 128 (Zen and Zen+:
+Agner Fog, The microarchitecture of Intel, AMD and VIA CPUs). There int8 kernels gain little or nothing over float.
 """
 
 from __future__ import annotations
