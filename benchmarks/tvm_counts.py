@@ -48,9 +48,23 @@ SILVERMONT = Core(
     memory_cycles=150,
     source="Intel 64 and IA-32 Architectures Optimization Reference Manual, Silvermont",
 )
+SKYLAKE = Core(
+    triple="x86_64-linux-gnu",
+    model="skylake",
+    part="Core of 2015 to 2020, with AVX2",
+    caches=(Cache(bytes=32 << 10, ways=8, cycles=4), Cache(bytes=256 << 10, ways=4, cycles=12)),
+    memory_cycles=200,
+    source="Intel 64 and IA-32 Architectures Optimization Reference Manual, Skylake Client",
+)
+# What emulates the code of a target, and the core whose cycles are estimated.
+X86: dict[str, tuple[str, Core]] = {
+    "x86-64-v2-tvm": (OLDEST_X86, SILVERMONT),
+    "x86-64-v3-tvm": ("Haswell", SKYLAKE),
+}
 # Target, and the types that it could take: bits of int8 weights, or None for float.
 CASES: tuple[tuple[str, tuple[int | None, ...]], ...] = (
     ("x86-64-v2-tvm", (7, 8, None)),
+    ("x86-64-v3-tvm", (7, 8, None)),
     ("cortex-a53-tvm", (8, None)),
     ("cortex-a72-tvm", (8, None)),
     ("cortex-a76-tvm", (8, None)),
@@ -130,14 +144,14 @@ def measure(program: Program, target: Target, weight_bits: int | None) -> Row:
     compiled = kernels(program, isa, weight_bits, attention=target.attention == "int8", products=products)
     arm = target.arch == "aarch64"
     cpu = ARM_CPUS.get(target.cpu or "", ARM_CPUS["armv8.6-i8mm"]) if arm else None
-    core = cpu.core if cpu else SILVERMONT
+    name, core = (cpu.name, cpu.core) if cpu else X86[target.name]
     with tempfile.TemporaryDirectory() as folder:
-        counts = run(compiled, isa, target.arch, cpu.qemu if cpu else OLDEST_X86, core, Path(folder))
+        counts = run(compiled, isa, target.arch, cpu.qemu if cpu else name, core, Path(folder))
     return Row(
         target=target.name,
         weight_bits=weight_bits,
         taken=weight_bits == (target.weight_bits if target.int8 else None),
-        cpu=cpu.name if cpu else OLDEST_X86,
+        cpu=name,
         core=core.model,
         weights_bytes=compiled.weights_bytes,
         kernels=counts,

@@ -30,7 +30,7 @@ def test_targets_take_the_type_that_the_counts_speak_for(name: str) -> None:
     assert choices(ROWS)[name] == (target.weight_bits if target.int8 else None)
 
 
-@pytest.mark.parametrize("name", ["x86-64-v2-tvm", "cortex-a53-tvm", "cortex-a72-tvm"])
+@pytest.mark.parametrize("name", ["x86-64-v2-tvm", "x86-64-v3-tvm", "cortex-a53-tvm", "cortex-a72-tvm"])
 def test_reasons_give_the_figures_of_the_report(name: str) -> None:
     target = load_target(name)
     own = {row.weight_bits: row for row in ROWS if row.target == name}
