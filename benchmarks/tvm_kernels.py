@@ -21,6 +21,7 @@ import click
 import numpy as np
 
 from benchmarks.arm import dense_blocks
+from benchmarks.cpu_class import suffix
 from benchmarks.tvm_counts import BLOCKS, MODEL, Compiled, kernels, stages_of
 from benchmarks.tvm_figures import peak_loop
 from benchmarks.tvm_fused import Fused, brought, pairs
@@ -154,12 +155,17 @@ def render(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
+def report_name(kind: str) -> str:
+    """Return what the report of a class of CPUs is called; see `cpu_class`."""
+    return NAME if kind == "-vnni" else f"{NAME}{kind or '-avx2'}"
+
+
 @click.command(epilog="Example: python -m benchmarks.tvm_kernels --target x86-64-avx512vnni-tvm")
 @click.option("--target", "name", default="x86-64-avx512vnni-tvm", show_default=True, help="Of this machine.")
 @click.option("--rounds", default=30, show_default=True, type=click.IntRange(3), help="Timed rounds.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(name: str, rounds: int, out: Path) -> None:
-    """Write tvm-kernels.json and tvm-kernels.md."""
+    """Write tvm-kernels.json and tvm-kernels.md; on a CPU without VNNI its class is in their name."""
     from edgevit.backends.tvm.codegen.dots import dot
 
     before, target = snapshot(), load_target(name)
@@ -197,8 +203,8 @@ def main(name: str, rounds: int, out: Path) -> None:
         fused=brought(fused, told),
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / f"{NAME}.json", dumps(report))
-    write_atomic(out / f"{NAME}.md", render(report))
+    write_atomic(out / f"{report_name(suffix())}.json", dumps(report))
+    write_atomic(out / f"{report_name(suffix())}.md", render(report))
     click.echo(render(report))
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 from benchmarks.arm import dense_blocks
 from benchmarks.tvm_counts import Compiled
-from benchmarks.tvm_kernels import Report, Spent, by_name, macs_of, render, times
+from benchmarks.tvm_kernels import Report, Spent, by_name, macs_of, render, report_name, times
 from edgevit.program.macs import total_macs
 from tests.report.sample import ENVIRONMENT
 
@@ -22,6 +22,14 @@ def test_all_calls_of_a_kernel_count() -> None:
     )
     found = by_name(compiled, {"a_0": 1.0, "a_1": 4.0, "b_2": 0.5}, {"a": 10})
     assert found == (Spent(kernel="a", calls=3, ms=6.0, macs=10), Spent(kernel="b", calls=3, ms=1.5, macs=0))
+
+
+def test_a_class_of_cpus_has_a_report_of_its_own() -> None:
+    assert [report_name(kind) for kind in ("-vnni", "", "-128bit")] == [
+        "tvm-kernels",
+        "tvm-kernels-avx2",
+        "tvm-kernels-128bit",
+    ]
 
 
 def test_every_kernel_runs_in_turn() -> None:
