@@ -176,7 +176,7 @@ def _target(bits: int | None) -> Target:
         target = load_target(name)
         if not missing_flags(target, cpu_flags()):
             if not bits:
-                return dataclasses.replace(target, int8=False, attention="float32", int16_products=2)
+                return dataclasses.replace(target, int8=False, attention="float32")
             # Targets of CPUs without VNNI have 7 bits; kernels for 8 are there.
             return dataclasses.replace(target, weight_bits=8, int16_products=2) if bits == 8 else target
     raise BoundError(f"this CPU runs none of {', '.join(TARGETS[8 if bits == 8 else 7])}")

@@ -35,12 +35,13 @@ from edgevit.program.program import Program, save_program
 from edgevit.program.program import refuse_existing as refuse_existing_program
 from edgevit.report.efforts import alike, effort_points
 from edgevit.schema.budget import BUDGETS, check_budgets
+from edgevit.schema.points import effort_text
 from edgevit.schema.recipe import Recipe
 from edgevit.schema.target import Target
 from edgevit.util.progress import say
 
 __all__ = ["BUDGETS", "Built", "Job", "Prediction", "alike", "build", "check_budgets", "effort_points"]
-__all__ += ["predict", "predict_build", "run_build"]
+__all__ += ["effort_text", "predict", "predict_build", "run_build"]
 
 
 def build(

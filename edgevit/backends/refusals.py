@@ -39,9 +39,9 @@ def refused_attention(target: Target, *, int8: bool = False) -> tuple[str, ...]:
 
 def refused_products(target: Target, *, able: bool = False) -> tuple[str, ...]:
     """Return the fault of a target whose weights are to be rounded for kernels that its runtime does not have."""
-    if target.int16_products == 2 or (able and target.int8):
+    if target.int16_products == 2 or able:
         return ()
-    where = f"{target.backend} on {target.arch} with int8 = {str(target.int8).lower()}"
+    where = f"{target.backend} on {target.arch}"
     return (f"int16_products: got {target.int16_products}, allowed for {where}: 2",)
 
 

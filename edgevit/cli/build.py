@@ -174,8 +174,7 @@ def _told(row: AccuracyRow) -> str:
 
 def _points(built: Built) -> Iterator[str]:
     """Yield a line per named operating point: what it costs, takes here, and answers; then which are one."""
-    from edgevit.api.build import alike, effort_points
-    from edgevit.schema.points import effort_text
+    from edgevit.api.build import alike, effort_points, effort_text
 
     times = {time.effort: time for time in built.times}
     for point in built.manifest.points:

@@ -67,7 +67,6 @@ def test_weights_are_rounded_for_four_products_only_where_kernels_add_them(tmp_p
 def test_attention_is_int8_where_its_kernels_are(tmp_path: Path) -> None:
     text = (shipped("targets") / "x86-64-v3-tvm.toml").read_text(encoding="utf-8")
     text = text.replace('name = "x86-64-v3-tvm"', 'name = "mine"').replace('attention = "int8"\n', "", 1)
-    text = text.replace("int16_products = 4\n", "", 1)
     path, with_it = tmp_path / "mine.toml", text.replace("threads = 1\n", 'threads = 1\nattention = "int8"\n', 1)
     path.write_text(with_it)
     assert load_target(path).attention == "int8"
