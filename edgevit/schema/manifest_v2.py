@@ -12,7 +12,7 @@ SCHEMA = 2
 # Keys that schema 3 added, by table ('': the manifest itself): in a manifest of schema 2 nobody wrote them.
 ADDED: dict[str, tuple[str, ...]] = {
     "": ("points", "tokens"),
-    "target": ("ram_mb", "flash_mb", "latency_ms", "drop_points", "cc", "sysroot", "libc"),
+    "target": ("ram_mb", "flash_mb", "latency_ms", "drop_points", "cc", "sysroot", "libc", "int16_products"),
     "golden": ("tokens",),
 }
 

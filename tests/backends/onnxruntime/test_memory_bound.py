@@ -21,6 +21,7 @@ from edgevit.backends.onnxruntime.memory_bound import bound, optimised, packed_b
 from edgevit.backends.onnxruntime.placement import Replay
 from edgevit.backends.onnxruntime.stages import Stage, stages
 from edgevit.errors import BoundError
+from edgevit.measure.environment import cpu_flags
 from edgevit.onnx_form.assemble import assemble, detached
 from edgevit.program.program import Program
 from edgevit.program.spec import ProgramSpec, StemSpec
@@ -302,8 +303,10 @@ def test_weights_of_a_few_bytes_are_held_twice(dim: int, hidden: int, bits: Any,
     model = write(program, tmp_path, plan)
     made, measured = bound(model), measure_arena(model, tiny_images(program.spec, 1))
     check_bound(made, measured)
-    # At most a weight of the main graph is counted that the runtime does release; and rows padded to 64, not to 4.
-    assert check_bound(made, measured).paths[1].ratio < (1.1 if bits is None else 2)
+    # At most a weight of the main graph is counted that the runtime does release; and rows padded to 64, as with AMX,
+    # where other CPUs pad to 4.
+    most = 1.1 if bits is None else 2 if "amx_int8" in cpu_flags() else 4
+    assert check_bound(made, measured).paths[1].ratio < most
 
 
 def test_packed_sizes() -> None:
