@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import pytest
 
 from edgevit.backends.reference import reference_with_margins
@@ -98,10 +97,9 @@ def golden(bundle: Bundle, program: Program, *, optimised: bool) -> GoldenResult
 
 
 def test_kernels_that_round_otherwise_give_the_golden_output(bundle: Bundle) -> None:
-    model = onnx.load(bundle.folder / bundle.manifest.models["onnx"])
-    case = bundle.manifest.golden[0]
-    logits, gates, *_ = reference_with_margins(model, optimised=False)(load_golden(bundle, case)[0], case.effort)
-    assert compare_golden(bundle, case, logits, gates).held
+    """The lowered graph as written has no int8 kernels, which saturate on a CPU without VNNI."""
+    result = golden(bundle, PROGRAM, optimised=False)
+    assert result.held and result.logit_error > 0
 
 
 @pytest.mark.parametrize("wrong", ["branch", "classes", "bias"])
