@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_class import VNNI
 from edgevit.backends import backend
 from edgevit.build.prediction import predict
 from edgevit.frontends.from_timm import from_timm
@@ -45,7 +46,6 @@ STAGES: Mapping[str, str] = {
     "Writing": "compile",
 }
 STAGED = "stages"  # what benchmarks/build_stages.py tells
-VNNI = ("avx512_vnni", "avx_vnni")
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
@@ -191,7 +191,7 @@ def machine(target: str) -> dict[str, Any]:
     return {
         "target": target,
         "cpu": cpu or platform.machine(),
-        "vnni": [flag for flag in VNNI if flag in cpu_flags()],
+        "vnni": [flag for flag in sorted(VNNI) if flag in cpu_flags()],
         "cores": os.cpu_count(),
         "blas_threads": os.environ.get("OMP_NUM_THREADS", "all"),
         **backend(load_target(target).backend).versions(),

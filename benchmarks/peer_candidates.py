@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import peer_builds
+from benchmarks.cpu_class import VNNI
 from benchmarks.peer_attention import ort_attention
 from benchmarks.peer_builds import Logits
 from benchmarks.peer_optional import OPTIONAL
-from benchmarks.peer_report import FLOAT, VNNI
+from benchmarks.peer_report import FLOAT
 from edgevit.images.image_set import ImageSet
 from edgevit.measure.environment import cpu_flags
 from edgevit.program.program import Program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.cpu_class import VNNI
 from benchmarks.peer_builds import OPSET
 from benchmarks.peer_optional import told
 from benchmarks.timing import Ratio
@@ -11,8 +12,7 @@ from edgevit.schema.claims import Drop, Fraction
 from edgevit.schema.measurement import Environment
 
 FLOAT = "ORT fp32"
-VNNI = {"avx512_vnni", "avx_vnni"}
-HALVED = " and with vector units of 128 bits, which take 256 in two halves"
+HALVED = "without VNNI and with vector units of 128 bits, which take 256 in two halves"
 ASKED_DROP, ASKED_AGREEMENT = 0.008, 0.95
 # Of the fastest int8 peer of the runtime's own tools (TVM: of any runtime), and of the graph built by hand.
 ASKED_TIME = {"ORT": 0.85, "OV": 0.95, "TVM": 1.05}
@@ -86,9 +86,10 @@ class Report:
 
 def table(report: Report) -> str:
     """The rows as a markdown document, one table per model."""
-    m, kind = report.machine, "out" if report.halves or not VNNI & set(report.machine.isa) else ""
+    m = report.machine
+    kind = HALVED if report.halves else "with VNNI" if VNNI & set(m.isa) else "without VNNI"
     lines = [
-        f"# edgevit beside the peers' own tools, on a CPU with{kind} VNNI{HALVED if report.halves else ''}",
+        f"# edgevit beside the peers' own tools, on a CPU {kind}",
         "",
         f"`{report.command}`",
         "",

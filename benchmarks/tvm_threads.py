@@ -267,7 +267,7 @@ def _summary(kernels: Sequence[Kernels]) -> str:
 @click.option("--calibration", default=100, show_default=True, type=click.IntRange(1), help="As of backends.py.")
 @click.option("-o", "--out", default="reports/reference", type=click.Path(path_type=Path, file_okay=False))
 def main(work: Path, name: str | None, rounds: int, calibration: int, out: Path) -> None:
-    """Write tvm-threads.json and tvm-threads.md, on x86-64; with VNNI tvm-threads-vnni."""
+    """Write tvm-threads.json and tvm-threads.md, on x86-64; with the CPU's class in their name."""
     usual, report_name = of_class(cpu_flags(), suffix())
     target = load_target(name or usual)
     rows: list[Row] = []

@@ -159,8 +159,10 @@ class StageWriter:
             return
         assert entry is not None
         isa, plan, columns = self.shared.isa, self.shared.plan, pad(weight.shape[1], self.shared.isa.lanes)
-        steps, _ = int8.padded_steps(weight, bias, plan, entry, self.shared.dot)
-        how = self.shared.dot.for_weight(steps, plan.int16_products)
+        how = self.shared.dot
+        if how.joining(plan.int16_products) != how:
+            steps, _ = int8.padded_steps(weight, bias, plan, entry, how)
+            how = how.for_weight(steps, plan.int16_products)
         tile = self.shared.choose(isa, Product(rows=source.rows, columns=columns, depth=weight.shape[0], dot=how))
         behind = None
         if isinstance(target, Integers) and epilogue.activation and not epilogue.onto and epilogue.table is None:
