@@ -304,7 +304,7 @@ class Desk(Protocol):
     """What the module `X/desk.py` offers to the machine that builds.
 
     Attributes:
-        GATE_MS: what an `If` and its gate cost at worst, skipped.
+        GATE_MS: what an `If` and its gate cost, skipped, on a fast core; a build above that is held to its hollow twin.
         BOUNDED: `predict` gives a memory bound.
     """
 

@@ -1,7 +1,8 @@
 """Skipped is skipped: a closed gate saves the work of its branch.
 
 Two witnesses. The runtime's own list of executed nodes, where it gives one: no node of a closed branch may be on it.
-And process CPU time of all-skipped against all-open runs, interleaved, against what their MACs say.
+And process CPU time of all-skipped against all-open runs, interleaved, against what their MACs say, or, for models so
+small that what is paid on every path outweighs these, against the same graph with nothing in its branches.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from edgevit.program.tokens import cheapest_left
 from edgevit.schema.claims import PathNodes, SkipNodesResult
 from edgevit.schema.points import effort_text
 
+# What all-skipped runs may keep of the time that empty branches save, and how far two medians of one thing lie apart.
+KEPT, NOISE = 0.25, 0.05
 Trace = Callable[[np.ndarray, float], tuple[Sequence[tuple[str, str]], np.ndarray]]
 MATRIX_OPS = ("Gemm", "MatMul")
 ALL_OPEN, ALL_SKIPPED = 1e9, -1e9
@@ -48,6 +51,25 @@ class SkipTimeResult:
         return (
             f"all skipped costs {self.ratio:.1%} of all open (MACs say {self.expected:.1%}, limit {self.limit:.1%}, "
             f"median CPU time of {self.runs} runs each)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipFloorResult:
+    """Median process CPU time per run of all open, of all skipped, and of all skipped where branches are empty."""
+
+    all_open_ms: float
+    all_skipped_ms: float
+    empty_ms: float
+    limit_ms: float
+    runs: int
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"all skipped takes {self.all_skipped_ms:.3g} ms, all open {self.all_open_ms:.3g} ms and the same graph "
+            f"with empty branches {self.empty_ms:.3g} ms (limit {self.limit_ms:.3g} ms, median CPU time of {self.runs} "
+            "runs each)"
         )
 
 
@@ -104,16 +126,35 @@ def check_skip_time(
     return result
 
 
+def check_skip_floor(
+    runner: Runner, empty: Runner, images: np.ndarray, *, runs: int = 45, looks: int = 3
+) -> SkipFloorResult:
+    """Hold the CPU time of all-skipped runs against those of `empty`, the same graph with nothing in its branches.
+
+    A quarter of the time that empty branches save may be kept: branches that run lie between in the caches.
+
+    Raises:
+        SkipError: more is kept in each of `looks` looks.
+    """
+    # Both follow a large run, which takes the caches, and a path of their own with other numbers of tokens, for which a
+    # runtime prepares its kernels anew.
+    turns = ((runner, ALL_OPEN), (empty, ALL_OPEN), (runner, ALL_SKIPPED), (runner, ALL_OPEN), (empty, ALL_SKIPPED))
+    for _ in range(looks):
+        opened, _, skipped, _, floor = _medians(turns, images, runs)
+        result = SkipFloorResult(
+            all_open_ms=opened,
+            all_skipped_ms=skipped,
+            empty_ms=floor,
+            limit_ms=floor + max(KEPT * (opened - floor), NOISE * floor),
+            runs=runs,
+        )
+        if skipped <= result.limit_ms:
+            return result
+    raise SkipError(f"{result.summary}; a closed gate does not save the work of its branch")
+
+
 def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin: float, runs: int) -> SkipTimeResult:
-    samples: dict[float, list[float]] = {ALL_OPEN: [], ALL_SKIPPED: []}
-    for index in range(runs + 1):
-        image = images[index % len(images)][None]
-        for effort, times in samples.items():
-            start = time.process_time()
-            runner.run(image, effort)
-            times.append((time.process_time() - start) * 1e3)
-    # The first round warms up.
-    all_open, all_skipped = (float(np.median(times[1:])) for times in samples.values())
+    all_open, all_skipped = _medians(((runner, ALL_OPEN), (runner, ALL_SKIPPED)), images, runs)
     expected = skipped_macs(spec) / total_macs(spec)
     return SkipTimeResult(
         all_open_ms=all_open,
@@ -123,6 +164,19 @@ def _time_paths(spec: ProgramSpec, runner: Runner, images: np.ndarray, *, margin
         limit=expected + margin,
         runs=runs,
     )
+
+
+def _medians(candidates: Sequence[tuple[Runner, float]], images: np.ndarray, runs: int) -> list[float]:
+    """Return the median process CPU time of each (runner, effort) in ms, taken in turns."""
+    samples: list[list[float]] = [[] for _ in candidates]
+    for index in range(runs + 1):
+        image = images[index % len(images)][None]
+        for (runner, effort), times in zip(candidates, samples, strict=True):
+            start = time.process_time()
+            runner.run(image, effort)
+            times.append((time.process_time() - start) * 1e3)
+    # The first round warms up.
+    return [float(np.median(times[1:])) for times in samples]
 
 
 def skipped_macs(spec: ProgramSpec) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevit.backends import MemoryEvidence, backend
+from edgevit.backends import MemoryEvidence, backend, onnx_backend
 from edgevit.build import case as cases
 from edgevit.build import verify_build as verifying
 from edgevit.build.case import Case
-from edgevit.errors import BoundError
+from edgevit.errors import BoundError, SkipError
 from edgevit.onnx_form.assemble import assemble
-from edgevit.schema.claims import BoundFigures
+from edgevit.schema.claims import BoundFigures, Claim
 from edgevit.schema.memory_bound import PathMemory
 from tests.building import image_set, lenient
 from tests.bundles import FixedRunner
@@ -101,3 +101,36 @@ def test_what_runs_elsewhere_is_not_measured_and_skips_unseen_are_not_claimed(mo
 def test_the_order_is_that_of_the_docstring_and_the_bound_is_last_where_nothing_runs() -> None:
     listed = [line.split()[0] for line in (verifying.__doc__ or "").splitlines()[2:]]
     assert [each.name for each in verifying.VERIFIERS] == listed
+
+
+@pytest.mark.parametrize("target", ["x86-64-onnxruntime", "x86-64-openvino"])
+def test_a_model_smaller_than_its_overhead_is_held_to_one_with_empty_branches(
+    target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is kept is the same whichever look it was that held: equal inputs make equal bundles."""
+    built = replace(case(target), folder=tmp_path)
+    said: list[str] = []
+    kept = [_skip_of(built, said)]
+    monkeypatch.setattr(verifying, "_skip_margin", lambda case, runner: -1.0)
+    kept.append(_skip_of(built, said))
+    assert kept[0] == kept[1] and kept[0].summary.endswith("or what empty branches take")
+    assert said[-2].startswith("all skipped costs") and "same graph with empty branches" in said[-1]
+    # Both sides of every gate run, whatever it says.
+    both = tmp_path / "both"
+    both.mkdir()
+    onnx_backend(built.target.backend).compile(assemble(PROGRAM, gating="both"), both)
+    monkeypatch.setattr(verifying, "desk", lambda name: Told())
+    with pytest.raises(SkipError, match="empty branches .* a closed gate does not save"):
+        verifying._skip(built, replace(built, folder=both).load(), said.append)
+
+
+def test_without_such_a_twin_what_macs_say_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "_skip_margin", lambda case, runner: -1.0)
+    told(monkeypatch, Told())
+    with pytest.raises(SkipError, match="MACs say"):
+        verifying._skip(case("x86-64-v3-tvm"), RUNNER, lambda _: None)
+
+
+def _skip_of(built: Case, said: list[str]) -> Claim:
+    onnx_backend(built.target.backend).compile(built.model, built.folder)
+    return verifying._skip(built, built.load(), said.append).claim

@@ -10,9 +10,19 @@ import pytest
 from edgevit.backends import Runner, onnx_backend, onnx_backends, onnxruntime
 from edgevit.errors import SkipError
 from edgevit.onnx_form.assemble import Gating, assemble
+from edgevit.onnx_form.hollow import hollow
 from edgevit.program.macs import total_macs
+from edgevit.program.program import Program
 from edgevit.util.strict_json import to_data
-from edgevit.verify.skip import ALL_OPEN, ALL_SKIPPED, Trace, check_skip_nodes, check_skip_time, skipped_macs
+from edgevit.verify.skip import (
+    ALL_OPEN,
+    ALL_SKIPPED,
+    Trace,
+    check_skip_floor,
+    check_skip_nodes,
+    check_skip_time,
+    skipped_macs,
+)
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
@@ -28,8 +38,14 @@ def tracer(model: onnx.ModelProto, folder: Path) -> Trace:
     return lambda image, effort: onnxruntime.executed(folder, image, effort)
 
 
-def runner(gating: Gating, name: str, folder: Path) -> Runner:
-    onnx_backend(name).compile(assemble(LARGE, gating=gating), folder)
+def runner(gating: Gating, name: str, folder: Path, program: Program = LARGE) -> Runner:
+    onnx_backend(name).compile(assemble(program, gating=gating), folder)
+    return onnx_backend(name).load(folder)
+
+
+def empty_runner(program: Program, name: str, folder: Path) -> Runner:
+    model = hollow(assemble(program), [branch.name for branch in program.spec.branches])
+    onnx_backend(name).compile(model, folder)
     return onnx_backend(name).load(folder)
 
 
@@ -98,6 +114,40 @@ def test_skipping_saves_time(name: str, tmp_path: Path) -> None:
 def test_computing_both_sides_is_caught_by_time(name: str, tmp_path: Path) -> None:
     with pytest.raises(SkipError, match=r"all open \S+ ms, all skipped \S+ ms; a closed gate does not save"):
         check_skip_time(LARGE.spec, runner("both", name, tmp_path), LARGE_IMAGES, margin=0.25)
+
+
+@pytest.mark.parametrize("name", onnx_backends())
+@pytest.mark.parametrize("program", [PROGRAM, LARGE], ids=["tiny", "large"])
+def test_what_is_skipped_costs_what_empty_branches_do(name: str, program: Program, tmp_path: Path) -> None:
+    """However small a model is: of the tiny one's time most is paid on every path."""
+    empty = empty_runner(program, name, tmp_path)
+    images = tiny_images(program.spec, 3)
+    result = check_skip_floor(runner("if", name, tmp_path, program), empty, images)
+    assert result.all_skipped_ms <= result.limit_ms < result.all_open_ms
+    assert "the same graph with empty branches" in result.summary
+    with pytest.raises(SkipError, match=r"all skipped takes \S+ ms, all open .*; a closed gate does not save the work"):
+        check_skip_floor(runner("both", name, tmp_path, program), empty, images)
+
+
+def test_a_quarter_of_what_empty_branches_save_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Fake:
+        def __init__(self, opened: float, skipped: float) -> None:
+            self.costs = opened, skipped
+
+        def run(self, image: np.ndarray, effort: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+            clock[0] += self.costs[effort < 0] / 1e3
+            return np.zeros((1, 10)), np.zeros(4)
+
+    monkeypatch.setattr(import_module("edgevit.verify.skip").time, "process_time", lambda: clock[0])
+    empty = Fake(1.2, 1.0)
+    found = check_skip_floor(Fake(2.0, 1.24), empty, IMAGES)
+    assert found.empty_ms == pytest.approx(1.0) and found.limit_ms == pytest.approx(1.25)
+    with pytest.raises(SkipError, match="1.26 ms"):
+        check_skip_floor(Fake(2.0, 1.26), empty, IMAGES)
+    # Where little can be saved, two medians of one thing may differ by more than that.
+    assert check_skip_floor(Fake(1.02, 1.04), empty, IMAGES).limit_ms == pytest.approx(1.05)
 
 
 def test_ungated_branches_count_as_run() -> None:
