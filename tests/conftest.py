@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 from collections.abc import Iterator
@@ -32,11 +33,18 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Userland]:
-    """The user's emulated device; in CI one that is set up here."""
+    """The user's emulated device; in CI one that the first test process that needs it sets up for all of them."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("EDGEVIT_CI"):
-            patch.setenv("EDGEVIT_DEVICES", str(tmp_path_factory.mktemp("devices")))
-            userland.setup(("onnxruntime", "openvino"), ("cortex-a76",))
+            here = tmp_path_factory.getbasetemp()
+            folder = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "devices"
+            folder.mkdir(exist_ok=True)
+            patch.setenv("EDGEVIT_DEVICES", str(folder))
+            with (folder / "set-up").open("a") as done:
+                fcntl.flock(done, fcntl.LOCK_EX)
+                if not done.tell():
+                    userland.setup(("onnxruntime", "openvino"), ("cortex-a76",))
+                    done.write("done")
         try:
             made = userland.installed()
         except DeviceError as error:
