@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from edgevit.onnx_form.assemble import assemble
@@ -29,3 +30,14 @@ def tiny_plan(program: Program, *, floats: tuple[str, ...] = ()) -> QuantPlan:
         zero = int(np.rint(-low[tap] / scale)) if tap in low else 0
         plans.append(LinearPlan(name=name, int8=name not in floats, scale=scale, zero_point=zero))
     return QuantPlan(linears=tuple(plans), weight_bits=7)
+
+
+def without_skipping(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a lowered model whose closed branches run as if they were open."""
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    for node in broken.graph.node:
+        if node.op_type == "If":
+            bodies = {each.name: each.g for each in node.attribute}
+            bodies["else_branch"].CopyFrom(bodies["then_branch"])
+    return broken

@@ -304,7 +304,8 @@ class Desk(Protocol):
     """What the module `X/desk.py` offers to the machine that builds.
 
     Attributes:
-        GATE_MS: what an `If` and its gate cost, skipped, on a fast core; a build above that is held to its hollow twin.
+        GATE_MS: what an `If` and its gate cost at worst, skipped; 0 for a backend that reads ONNX: what is paid beside
+            the MACs is measured then, on a graph with empty branches.
         BOUNDED: `predict` gives a memory bound.
     """
 

@@ -19,6 +19,7 @@ from edgevit.schema.claims import BoundFigures, Claim
 from edgevit.schema.memory_bound import PathMemory
 from tests.building import image_set, lenient
 from tests.bundles import FixedRunner
+from tests.lowered import without_skipping
 from tests.tiny import tiny_program
 from tests.verify.test_memory import BOUND
 
@@ -110,18 +111,20 @@ def test_a_model_smaller_than_its_overhead_is_held_to_one_with_empty_branches(
     """What is kept is the same whichever look it was that held: equal inputs make equal bundles."""
     built = replace(case(target), folder=tmp_path)
     said: list[str] = []
-    kept = [_skip_of(built, said)]
-    monkeypatch.setattr(verifying, "_skip_margin", lambda case, runner: -1.0)
-    kept.append(_skip_of(built, said))
+    kept = []
+    for margin in (9.0, -1.0):
+        monkeypatch.setattr(verifying, "SKIP_MARGIN", margin)
+        kept.append(_skip_of(built, said))
     assert kept[0] == kept[1] and kept[0].summary.endswith("or what empty branches take")
     assert said[-2].startswith("all skipped costs") and "same graph with empty branches" in said[-1]
-    # Both sides of every gate run, whatever it says.
-    both = tmp_path / "both"
-    both.mkdir()
-    onnx_backend(built.target.backend).compile(assemble(PROGRAM, gating="both"), both)
-    monkeypatch.setattr(verifying, "desk", lambda name: Told())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    onnx_backend(built.target.backend).compile(without_skipping(built.model), broken)
+    desk = Told()
+    desk.GATE_MS = 0.0
+    told(monkeypatch, desk)
     with pytest.raises(SkipError, match="empty branches .* a closed gate does not save"):
-        verifying._skip(built, replace(built, folder=both).load(), said.append)
+        verifying._skip(built, replace(built, folder=broken).load(), said.append)
 
 
 def test_without_such_a_twin_what_macs_say_decides(monkeypatch: pytest.MonkeyPatch) -> None:

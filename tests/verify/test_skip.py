@@ -23,7 +23,7 @@ from edgevit.verify.skip import (
     check_skip_time,
     skipped_macs,
 )
-from tests.lowered import tiny_plan
+from tests.lowered import tiny_plan, without_skipping
 from tests.tiny import tiny_images, tiny_program
 
 PROGRAM = tiny_program(gated=True, skip=True, depth=3)
@@ -39,12 +39,10 @@ def tracer(model: onnx.ModelProto, folder: Path) -> Trace:
 
 
 def runner(gating: Gating, name: str, folder: Path, program: Program = LARGE) -> Runner:
-    onnx_backend(name).compile(assemble(program, gating=gating), folder)
-    return onnx_backend(name).load(folder)
+    return loaded(assemble(program, gating=gating), name, folder)
 
 
-def empty_runner(program: Program, name: str, folder: Path) -> Runner:
-    model = hollow(assemble(program), [branch.name for branch in program.spec.branches])
+def loaded(model: onnx.ModelProto, name: str, folder: Path) -> Runner:
     onnx_backend(name).compile(model, folder)
     return onnx_backend(name).load(folder)
 
@@ -120,13 +118,14 @@ def test_computing_both_sides_is_caught_by_time(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("program", [PROGRAM, LARGE], ids=["tiny", "large"])
 def test_what_is_skipped_costs_what_empty_branches_do(name: str, program: Program, tmp_path: Path) -> None:
     """However small a model is: of the tiny one's time most is paid on every path."""
-    empty = empty_runner(program, name, tmp_path)
+    branches = [branch.name for branch in program.spec.branches]
+    empty = loaded(hollow(assemble(program), branches), name, tmp_path)
     images = tiny_images(program.spec, 3)
     result = check_skip_floor(runner("if", name, tmp_path, program), empty, images)
     assert result.all_skipped_ms <= result.limit_ms < result.all_open_ms
     assert "the same graph with empty branches" in result.summary
     with pytest.raises(SkipError, match=r"all skipped takes \S+ ms, all open .*; a closed gate does not save the work"):
-        check_skip_floor(runner("both", name, tmp_path, program), empty, images)
+        check_skip_floor(loaded(without_skipping(assemble(program)), name, tmp_path), empty, images)
 
 
 def test_a_quarter_of_what_empty_branches_save_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
