@@ -36,6 +36,7 @@ class Tolerance:
         max_moved: fraction of all runs in which it may.
         pair_margin: a pair of tokens may be merged instead of the reference's where its cosine is this near to it.
         max_other_pairs: fraction of all merged pairs that may be others in this way.
+        max_far_pairs: fraction of all merged pairs that may be others with a cosine farther away than that.
     """
 
     max_error: float
@@ -46,6 +47,7 @@ class Tolerance:
     max_moved: float = 0.0
     pair_margin: float = 0.0
     max_other_pairs: float = 0.0
+    max_far_pairs: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,9 @@ class PathParity:
     `error` is relative to `deviation`, that of the reference's logits; it and `max_abs_error` are in logits. `flips`
     counts images on which a gate differed within the margin, `moved` those on which a number of tokens did; `open` is
     the mean number of branches that ran in the reference. Of `pairs` tokens that were merged before a gate differed
-    `other_pairs` are not those that the reference would have merged, and give away at most `pair_loss` of their cosine;
-    0 pairs: none were told, and runs whose numbers of tokens `moved` are not among the `compared`.
+    `other_pairs` are not those that the reference would have merged, and give away at most `pair_loss` of their cosine,
+    `far_pairs` of them more than the margin; 0 pairs: none were told, and runs whose numbers of tokens `moved` are not
+    among the `compared`.
     """
 
     path: str
@@ -73,6 +76,7 @@ class PathParity:
     pairs: int = 0
     other_pairs: int = 0
     pair_loss: float = 0.0
+    far_pairs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

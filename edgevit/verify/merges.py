@@ -100,11 +100,11 @@ def under_same_pairs(
     try:
         _check_told(points_of(reference(image, effort)), pairs)
         run = Run(got, gates, tokens, pairs, reference(image, effort, pairs))
-        judge_merges(run, tolerance, 0, "")
+        _, choices = judge_merges(run, tolerance, 0, "")
     except ParityError:
         return None
     logits: np.ndarray = run.expected[0]
-    return logits if np.array_equal(run.expected[1], run.gates) else None
+    return logits if not choices.far and np.array_equal(run.expected[1], run.gates) else None
 
 
 def points_of(told: tuple[Any, ...]) -> tuple[PointMargins, ...]:
@@ -112,9 +112,10 @@ def points_of(told: tuple[Any, ...]) -> tuple[PointMargins, ...]:
 
 
 def judge_merges(run: Run, tolerance: Tolerance, patches: int, where: str) -> tuple[bool, Choices]:
-    """Return whether a number of pairs differs from the reference's, and how its pairs do, both within the tolerance.
+    """Return whether a number of pairs differs from the reference's, within the tolerance, and how its pairs do.
 
-    What comes after a gate that differs is not judged.
+    What comes after a gate that differs is not judged. How many pairs may be far from the reference's is for all runs
+    together to say: int8 now and then moves one token far.
     """
     points = points_of(run.expected)
     flipped = np.flatnonzero(run.expected[1] != run.gates)
@@ -133,14 +134,7 @@ def judge_merges(run: Run, tolerance: Tolerance, patches: int, where: str) -> tu
             _check_moved(margin, tolerance, run.tokens, [point.chosen_left], where)
             moved = True
         assert point.scores is not None
-        chosen = compare_pairs(point.scores, pairs)
-        if chosen.loss > tolerance.pair_margin:
-            raise ParityError(
-                f"{where}: the {len(pairs.merged)} pairs merged after branch {point.branch} give away a cosine of up "
-                f"to {chosen.loss:.4g} against the reference's own; only pairs within {tolerance.pair_margin:.3g} of "
-                "them may be merged instead"
-            )
-        choices += chosen
+        choices += compare_pairs(point.scores, pairs, tolerance.pair_margin)
     return moved, choices
 
 

@@ -42,14 +42,21 @@ class Choices:
         pairs: how many were merged.
         other: how many of them the reference would not have.
         loss: the most that one of them gives away, in cosines.
+        far: how many give away more than the margin that was asked for.
     """
 
     pairs: int = 0
     other: int = 0
     loss: float = 0.0
+    far: int = 0
 
     def __add__(self, more: Choices) -> Choices:
-        return Choices(pairs=self.pairs + more.pairs, other=self.other + more.other, loss=max(self.loss, more.loss))
+        return Choices(
+            pairs=self.pairs + more.pairs,
+            other=self.other + more.other,
+            loss=max(self.loss, more.loss),
+            far=self.far + more.far,
+        )
 
 
 def check_pairs(pairs: Pairs, first: int, second: int) -> None:
@@ -68,8 +75,11 @@ def check_pairs(pairs: Pairs, first: int, second: int) -> None:
         raise ParityError(f"the build tells {len(merged)} pairs that are none of {first} tokens with {second} others")
 
 
-def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
+def compare_pairs(scores: np.ndarray, pairs: Pairs, margin: float = np.inf) -> Choices:
     """Hold the pairs of a run against the cosines float `[F, S]` that its reference has, given the pairs before.
+
+    A pair gives away what its partner is less alike than the best one, and, where it was merged in another's place,
+    what the other is more alike; `far` counts both where they are above `margin`.
 
     Raises:
         ParityError: these are no pairs of so many tokens.
@@ -85,4 +95,7 @@ def compare_pairs(scores: np.ndarray, pairs: Pairs) -> Choices:
     partner = best[merged] - scores[merged, into[merged]]
     rather = best[left].max() - best[merged].min() if len(left) else 0.0
     other = ~own[merged] | (partner > 0)
-    return Choices(pairs=len(merged), other=int(other.sum()), loss=float(max(partner.max(), rather, 0.0)))
+    swapped = min(len(merged), len(left))
+    given = np.sort(best[left])[::-1][:swapped] - np.sort(best[merged])[:swapped]
+    far = min(len(merged), int((partner > margin).sum() + (given > margin).sum()))
+    return Choices(pairs=len(merged), other=int(other.sum()), loss=float(max(partner.max(), rather, 0.0)), far=far)

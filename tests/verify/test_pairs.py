@@ -253,6 +253,36 @@ def test_a_choice_costs_what_it_gives_away(into: list[int], merged: list[int], e
     assert found.loss == pytest.approx(expected.loss)
 
 
+@pytest.mark.parametrize(
+    ("into", "merged", "margin", "far"),
+    [
+        ([0, 0, 1, 0], [0, 3], 0.05, 1),  # 0.7 in the place of 0.8
+        ([0, 0, 1, 0], [0, 3], 0.15, 0),
+        ([1, 0, 1, 0], [0, 2], 0.5, 1),  # the worse partner, by 0.7
+        ([0, 0, 1, 0], [1, 3], 0.15, 1),  # 0.5 and 0.7 in the places of 0.9 and 0.8, best and worst first: 0.4 and 0.1
+        ([0, 0, 1, 0], [1, 3], 0.05, 2),
+        ([1, 1, 0, 1], [0, 1, 2, 3], 0.05, 3),
+        ([0, 0, 1, 0], [0, 3], np.inf, 0),
+    ],
+)
+def test_pairs_farther_than_a_margin_are_counted(into: list[int], merged: list[int], margin: float, far: int) -> None:
+    pairs = Pairs(into=np.array(into), merged=np.array(merged, np.int64))
+    assert compare_pairs(SCORES, pairs, margin).far == far
+
+
+def test_one_pair_in_a_hundred_may_be_far() -> None:
+    """Where int8 moves one token far the build is right; a point that chooses wrong moves more of them."""
+    build = Build(assemble(near_ties(FIXED)))
+    kept = replace(QUANTIZED, max_other_pairs=1.0, pair_margin=0.0)
+    far = sum(p.far_pairs for p in check(FIXED, build, build.merged, replace(kept, max_far_pairs=1.0)).paths)
+    pairs = len(IMAGES) * (20 + 9)
+    assert 0 < far < pairs
+    check(FIXED, build, build.merged, replace(kept, max_far_pairs=far / pairs + 1e-9))
+    with pytest.raises(ParityError, match=rf"{far} of {pairs} pairs .* give away a cosine of up to .*path 'real'"):
+        check(FIXED, build, build.merged, replace(kept, max_far_pairs=(far - 1) / pairs))
+    assert FLOAT.max_far_pairs == 0 and QUANTIZED.max_far_pairs == INT8.max_far_pairs == 0.01
+
+
 def test_among_equals_the_lower_index_goes_first() -> None:
     equal = np.full((3, 2), 0.5)
     right, wrong = (Pairs(into=np.array([0, 0, 0]), merged=np.array(merged)) for merged in ([0, 1], [1, 2]))
