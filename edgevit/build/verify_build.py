@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgevit.backends import Runner, Source, desk
+from edgevit.backends.hollow import hollow
 from edgevit.backends.reference import reference, reference_with_margins
 from edgevit.build.accuracy import verify_accuracy
 from edgevit.build.case import GOLDEN_PART, LEAST_PART, Case, claim, head_deviation
@@ -25,7 +26,6 @@ from edgevit.build.elsewhere import qualified
 from edgevit.errors import SkipError
 from edgevit.images.match import chance_warning
 from edgevit.onnx_form.assemble import detached
-from edgevit.onnx_form.hollow import hollow
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.schema.claims import (

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 from edgevit.backends import Runner, onnx_backend, onnx_backends, onnxruntime
+from edgevit.backends.hollow import hollow
 from edgevit.errors import SkipError
 from edgevit.onnx_form.assemble import Gating, assemble
-from edgevit.onnx_form.hollow import hollow
 from edgevit.program.macs import total_macs
 from edgevit.program.program import Program
 from edgevit.util.strict_json import to_data

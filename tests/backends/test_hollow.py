@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from edgevit.backends import onnx_backend, onnx_backends
+from edgevit.backends.hollow import hollow
 from edgevit.errors import SkipError
 from edgevit.onnx_form.assemble import assemble
-from edgevit.onnx_form.hollow import hollow
 from tests.lowered import tiny_plan
 from tests.tiny import tiny_images, tiny_program
 
