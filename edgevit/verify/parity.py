@@ -47,7 +47,7 @@ FLOAT = Tolerance(
 # int8 against the same rounded values in float arithmetic: equal to 1e-6 until an input tips over to the next integer;
 # 24 branches of ViT-Ti make up to 0.76 of that (cosine 0.984). Merged to 0.64 of its MACs, ViT-Ti has 5 to 11 % other
 # pairs, which give away up to 0.11; without the row that its points rank pairs by, 57 % and 0.74. A DeiT-Ti that merges
-# 60 tokens twice has 9 % other pairs; with attention of 7 bits 3 of 960 of them give away more than 0.3, up to 0.5.
+# 60 tokens twice has 9 % other pairs; with attention of 7 bits one of 960 pairs gives away 0.43.
 QUANTIZED = Tolerance(
     max_error=1.5,
     min_cosine=0.95,

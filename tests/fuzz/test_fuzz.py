@@ -19,7 +19,7 @@ from tests.fuzz.campaign import COMPILER, FOUND, NATIVE, Campaign, fault_of, fuz
 from tests.fuzz.seeds import SEEDS, write_seeds
 from tests.fuzz.targets import MOST_BYTES, TARGETS, TooMuchError, held
 
-RUNS = 300  # of each target: two to four minutes of all, imports included
+RUNS = 1000  # of each target: two to six minutes of all, imports included
 MOST_SECONDS = 900
 INPUTS = sorted(path for path in FOUND.glob("*/*") if path.parent.name not in NATIVE)
 
